@@ -1,0 +1,51 @@
+"""A scheduled batch: what one engine step works on.
+
+The word every layer above tracing shares: measuring realises batches, predictors price them, the simulator schedules them.
+Holds no torch and no engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dooly.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One engine step's work, a request an entry, in the order scheduled."""
+
+    num_new_tokens: tuple[int, ...]
+    """Tokens computed in this step, one count a request (at least 1); 1 for a decode."""
+    num_computed_tokens: tuple[int, ...]
+    """Tokens whose keys and values already lie in the cache, one count a request."""
+    num_new_requests: int = 0
+    """How many of the requests the engine sees for the first time in this step."""
+
+    def __post_init__(self) -> None:
+        if not self.num_new_tokens:
+            raise InvalidInputError("Batch: no request; a step needs at least one; give num_new_tokens an entry")
+        if len(self.num_new_tokens) != len(self.num_computed_tokens):
+            raise InvalidInputError(
+                f"Batch: {len(self.num_new_tokens)} num_new_tokens but {len(self.num_computed_tokens)} "
+                "num_computed_tokens; give one of each a request"
+            )
+        if min(self.num_new_tokens) < 1 or min(self.num_computed_tokens) < 0:
+            raise InvalidInputError(
+                "Batch: num_new_tokens must be at least 1 and num_computed_tokens at least 0, "
+                f"got {min(self.num_new_tokens)} and {min(self.num_computed_tokens)}"
+            )
+        if not 0 <= self.num_new_requests <= len(self.num_new_tokens):
+            raise InvalidInputError(
+                f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}"
+            )
+
+    @property
+    def num_reqs(self) -> int:
+        """Number of requests in the batch."""
+        return len(self.num_new_tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in the step, over all requests."""
+        return sum(self.num_new_tokens)

@@ -1,0 +1,46 @@
+"""Every error Dooly raises: one root, one line a message (place, rule, value, next step).
+
+`dbstore` and `passes` stand on their own and have their own roots (`dbstore.StoreError`, `passes.PassError`).
+"""
+
+from __future__ import annotations
+
+
+class DoolyError(Exception):
+    """Root of all errors that Dooly raises on purpose."""
+
+
+class InvalidInputError(DoolyError, ValueError):
+    """An argument, a file or a flag breaks a rule that the message names."""
+
+
+class ModelNotFoundError(InvalidInputError):
+    """MODEL is neither a folder with a config.json nor a listed name."""
+
+
+class UnsupportedModelError(InvalidInputError):
+    """The engine does not know the architecture, or tracing cannot handle it."""
+
+
+class WorkloadError(InvalidInputError):
+    """A workload file or specification is malformed; the message names the line."""
+
+
+class TraceError(DoolyError):
+    """A model could not be captured as a graph."""
+
+
+class EngineError(DoolyError, RuntimeError):
+    """The serving engine failed to start or to run a step."""
+
+
+class MeasurementError(DoolyError, RuntimeError):
+    """A measurement could not be taken."""
+
+
+class MissingOperationError(DoolyError, LookupError):
+    """The store lacks an operation that a step needs; the message names the command that measures it."""
+
+
+class OutOfDomainError(DoolyError, ValueError):
+    """A prediction was asked for outside the measured request dimensions."""
