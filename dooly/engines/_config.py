@@ -1,0 +1,93 @@
+"""Which model and how to serve it: the settings that every engine adapter reads. Holds no torch and no engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dooly.errors import InvalidInputError, ModelNotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model by its configuration file."""
+
+    name: str
+    """Name to show."""
+    folder: Path
+    """Folder with a Hugging Face `config.json`."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The parsed `config.json`."""
+        return json.loads((self.folder / "config.json").read_text())  # type: ignore[no-any-return]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the configuration's content: 32 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class ServingConfig:
+    """How an engine serves a model. Names and defaults are vLLM's own where it has them."""
+
+    dtype: str = "bfloat16"
+    """Element type of weights and activations."""
+    max_model_len: int = 2048
+    """Longest sequence, prompt and output together, in tokens."""
+    max_num_batched_tokens: int = 2048
+    """Most tokens that one step computes."""
+    max_num_seqs: int = 64
+    """Most requests that one step works on."""
+    kv_cache_memory_bytes: int = 1 << 30
+    """Size of the KV cache, in bytes."""
+    tensor_parallel_size: int = 1
+    """Ranks that share each layer."""
+    attention_backend: str | None = None
+    """Attention backend by the engine's name; None lets the engine choose."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in {"bfloat16", "float16", "float32"}:
+            raise InvalidInputError(f"--dtype: {self.dtype!r} is not one of bfloat16, float16, float32")
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value < 1:
+                raise InvalidInputError(f"--{name.replace('_', '-')}: {value} is not at least 1")
+        if self.tensor_parallel_size > 1:
+            raise InvalidInputError(
+                f"--tensor-parallel-size: {self.tensor_parallel_size} is not supported yet; leave it at 1"
+            )
+
+
+def find_model(model: str) -> ModelSource:
+    """Return the model that MODEL names: a folder with a `config.json`, or a name from `listed_models`.
+
+    Raises:
+        ModelNotFoundError: It is neither.
+        InvalidInputError: The `config.json` is not a JSON object that names an architecture.
+    """
+    folder = Path(model)
+    if not folder.is_dir() and model in (listed := {m.name: m for m in listed_models()}):
+        return listed[model]
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"MODEL: {model!r} is neither a folder nor a listed name; see `dooly models`")
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"MODEL: {model} holds no config.json; give a folder with a Hugging Face config.json")
+    source = ModelSource(folder.resolve().name, folder.resolve())
+    try:
+        config = source.config
+    except ValueError as error:
+        raise InvalidInputError(f"{folder / 'config.json'}: not valid JSON ({error}); fetch the file again") from error
+    if not isinstance(config, dict) or not config.get("architectures"):
+        raise InvalidInputError(f"{folder / 'config.json'}: names no architecture; add a list `architectures`")
+    return source
+
+
+def listed_models() -> tuple[ModelSource, ...]:
+    """Return the models whose configurations ship with Dooly, by name."""
+    root = Path(str(resources.files("dooly") / "models"))
+    return tuple(ModelSource(f.name, f) for f in sorted(root.iterdir()) if (f / "config.json").is_file())

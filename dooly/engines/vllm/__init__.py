@@ -1,0 +1,1 @@
+"""The vLLM adapter: tracing a model, running the reduced engine, running the whole engine."""

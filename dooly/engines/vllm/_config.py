@@ -1,0 +1,58 @@
+"""From Dooly's serving settings to vLLM's configuration."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import Any
+
+from dooly.engines._config import ModelSource, ServingConfig
+from dooly.engines.vllm._version import import_vllm
+from dooly.errors import UnsupportedModelError
+
+
+def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: Any) -> Any:  # noqa: ANN401 - vLLM's EngineArgs
+    """Return vLLM's `EngineArgs` for a model with dummy weights, eager mode and synchronous scheduling."""
+    import_vllm()
+    from vllm.engine.arg_utils import EngineArgs
+
+    settings: dict[str, Any] = {
+        "model": str(model.folder),
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "dtype": serving.dtype,
+        "enforce_eager": True,
+        "async_scheduling": False,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "max_model_len": serving.max_model_len,
+        "max_num_batched_tokens": serving.max_num_batched_tokens,
+        "max_num_seqs": serving.max_num_seqs,
+        "kv_cache_memory_bytes": serving.kv_cache_memory_bytes,
+        "gpu_memory_utilization": 0.3,
+        "tensor_parallel_size": serving.tensor_parallel_size,
+    }
+    if serving.attention_backend is not None:
+        settings["attention_backend"] = serving.attention_backend
+    return EngineArgs(**(settings | overrides))
+
+
+def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig
+    """Return vLLM's whole configuration of a model.
+
+    Raises:
+        UnsupportedModelError: vLLM refuses the architecture or the settings; the message carries its reason.
+    """
+    arguments = engine_arguments(model, serving)
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            return arguments.create_engine_config()
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UnsupportedModelError(f"{model.name}: vLLM refuses the configuration: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the telling line of a (pydantic) error message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "Value error," in line] or lines or [type(error).__name__]
+    return telling[0].partition("Value error, ")[2].partition(" [type=")[0] or telling[0]

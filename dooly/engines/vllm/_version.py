@@ -1,0 +1,35 @@
+"""The one place that knows where supported vLLM versions (0.26 to 0.32) differ, and how to import it quietly."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from dooly.errors import EngineError
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""In-process engine, no chatter, no network. A value that the user has set wins."""
+
+
+def import_vllm() -> Any:  # noqa: ANN401 - a module
+    """Import vLLM with in-process execution and quiet logs, and return it.
+
+    Raises:
+        EngineError: vLLM is not installed.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import vllm
+    except ModuleNotFoundError as error:
+        msg = f"engine vllm: {error.name} is not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`"
+        raise EngineError(msg) from error
+    return vllm

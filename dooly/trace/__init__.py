@@ -1,0 +1,25 @@
+"""Tracing: from a module to its operations, through a custom `torch.compile` backend with every size a symbol.
+
+Loads torch only when something is traced; the table of operations (`TracedModel`) needs none.
+"""
+
+from dooly.trace._capture import Capture, dooly_backend, tracing
+from dooly.trace._fold import FoldedLayers, fold_layers
+from dooly.trace._model import TracedDim, TracedModel, TracedOperation, TracedTensor
+from dooly.trace._module import Traced, trace
+from dooly.trace._table import tabulate
+
+__all__ = [
+    "Capture",
+    "FoldedLayers",
+    "Traced",
+    "TracedDim",
+    "TracedModel",
+    "TracedOperation",
+    "TracedTensor",
+    "dooly_backend",
+    "fold_layers",
+    "tabulate",
+    "trace",
+    "tracing",
+]

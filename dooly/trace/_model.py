@@ -1,0 +1,130 @@
+"""A traced model as plain values: what `dooly trace --json` writes, and what predictors read without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dooly.errors import InvalidInputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TracedDim:
+    """One dimension of a tensor."""
+
+    expr: str
+    """Expression over named origins, such as `2*kv_size + q_size` or `num_tokens`."""
+    origin: str
+    """`config`, `request` or `mixed`."""
+    value: int | None
+    """The size where `origin` is `config`, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedTensor:
+    """One tensor that an operation reads or writes."""
+
+    dtype: str
+    """Element type, as `bfloat16`."""
+    shape: tuple[TracedDim, ...]
+    """Its dimensions."""
+    is_parameter: bool
+    """Whether it is a parameter or buffer of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedOperation:
+    """One operation of a model."""
+
+    signature: str
+    """Identity: the same in every model that runs the same operation."""
+    name: str
+    """Last part of the module path, or the engine's name for a step's own work."""
+    module: str
+    """Path of the module that runs it; of repeated layers, the first one's."""
+    module_class: str
+    """Class name of the module."""
+    stage: str
+    """`decoder`, `logits`, `sample`, or `engine` for a step's own work."""
+    stateful: bool
+    """Whether its cost depends on engine state beside its inputs."""
+    count: int
+    """How often one step runs it."""
+    inputs: tuple[TracedTensor, ...]
+    """Tensors read, parameters included."""
+    outputs: tuple[TracedTensor, ...]
+    """Tensors written."""
+    flops: str
+    """Floating-point operations of its matrix products, over named dimensions."""
+    bytes: str
+    """Least memory traffic in bytes, over named dimensions."""
+    request_dims: tuple[str, ...]
+    """Request dimensions in the order that store points list them, each an expression of the batch."""
+    request_flops: str
+    """`flops` with the configuration by value: over `request_dims` only."""
+    request_bytes: str
+    """`bytes` with the configuration by value: over `request_dims` only."""
+    attributes: Mapping[str, Any]
+    """Engine attributes of a stateful operation: head counts, window, cache type."""
+    canonical: Mapping[str, Any]
+    """The canonical graph behind the signature."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedModel:
+    """All operations that one step of a model runs."""
+
+    model: str
+    """Name of the model."""
+    environment: Mapping[str, Any]
+    """What the trace was made with: engine and versions, dtype, parallel layout."""
+    operations: tuple[TracedOperation, ...]
+    """Operations in the order they run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data in the form of `dooly trace --json`."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "environment": dict(self.environment),
+            "operations": [_operation_to_json(op) for op in self.operations],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TracedModel:
+        """Return the traced model that `to_json` wrote.
+
+        Raises:
+            InvalidInputError: The data is of another schema.
+        """
+        if data.get("schema") != SCHEMA:
+            msg = f"trace: schema {data.get('schema')!r} is not {SCHEMA}; trace the model again with this version of dooly"
+            raise InvalidInputError(msg)
+        operations = tuple(_operation_from_json(op) for op in data["operations"])
+        return cls(data["model"], data["environment"], operations)
+
+
+def _operation_to_json(op: TracedOperation) -> dict[str, Any]:
+    data = {name: getattr(op, name) for name in TracedOperation.__slots__}
+    data |= {key: [_tensor_to_json(t) for t in data[key]] for key in ("inputs", "outputs")}
+    return data | {"request_dims": list(op.request_dims), "attributes": dict(op.attributes), "canonical": dict(op.canonical)}
+
+
+def _tensor_to_json(tensor: TracedTensor) -> dict[str, Any]:
+    shape = [
+        {"expr": d.expr, "origin": d.origin} | ({"value": d.value} if d.value is not None else {}) for d in tensor.shape
+    ]
+    return {"dtype": tensor.dtype, "shape": shape, "is_parameter": tensor.is_parameter}
+
+
+def _operation_from_json(data: Mapping[str, Any]) -> TracedOperation:
+    tensors = {key: tuple(_tensor_from_json(t) for t in data[key]) for key in ("inputs", "outputs")}
+    return TracedOperation(**{**data, **tensors, "request_dims": tuple(data["request_dims"])})
+
+
+def _tensor_from_json(data: Mapping[str, Any]) -> TracedTensor:
+    shape = tuple(TracedDim(d["expr"], d["origin"], d.get("value")) for d in data["shape"])
+    return TracedTensor(data["dtype"], shape, data["is_parameter"])

@@ -1,0 +1,116 @@
+"""`dooly.trace`: trace any `nn.Module`, as a decorator on its class or as a wrapper around an instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from dooly.errors import InvalidInputError, TraceError
+from dooly.trace._capture import dooly_backend, tracing
+from dooly.trace._model import TracedModel
+from dooly.trace._table import tabulate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    Module = TypeVar("Module", bound=nn.Module)
+
+RequestDims = Mapping[str, tuple[str | None, ...]]
+
+
+class Traced:
+    """A module that computes what it always did, and knows its operations once it has run.
+
+    Call it as the module itself. `traced` holds the table of operations of the last call that made a new graph.
+    """
+
+    def __init__(self, module: nn.Module, request_dims: RequestDims | None = None) -> None:
+        import torch
+
+        self.module = module
+        self.request_dims = request_dims or {}
+        self._compiled = torch.compile(module, backend=dooly_backend)
+        self._traced: TracedModel | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own signature
+        """Run the module; trace it where its graph is not known yet.
+
+        Raises:
+            TraceError: The module's code breaks into several graphs.
+        """
+        with tracing() as captures:
+            result = self._compiled(*args, **kwargs)
+        if len(captures) > 1:
+            msg = (
+                f"{type(self.module).__name__}: its forward breaks into {len(captures)} graphs; "
+                "see `TORCH_LOGS=graph_breaks` for the line, and move that code out of forward"
+            )
+            raise TraceError(msg)
+        if captures:
+            self._traced = self._tabulate(captures[0].describe(self.request_dims))
+        return result
+
+    def _tabulate(self, graph: Any) -> TracedModel:  # noqa: ANN401 - passes.CapturedGraph
+        import torch
+
+        environment = {"engine": "torch", "engine_version": torch.__version__, "torch_version": torch.__version__}
+        return TracedModel(type(self.module).__name__, environment, tabulate(graph, stage="decoder"))
+
+    @property
+    def traced(self) -> TracedModel:
+        """The operations of the module.
+
+        Raises:
+            TraceError: The module has not run yet.
+        """
+        if self._traced is None:
+            raise TraceError(f"{type(self.module).__name__}: not traced yet; call it once with an example input")
+        return self._traced
+
+
+@overload
+def trace(model: type[Module], *, request_dims: RequestDims | None = None) -> Callable[..., Traced]: ...
+
+
+@overload
+def trace(model: nn.Module, *, request_dims: RequestDims | None = None) -> Traced: ...
+
+
+@overload
+def trace(model: None = None, *, request_dims: RequestDims | None = None) -> Callable[[Any], Any]: ...
+
+
+def trace(model: Any = None, *, request_dims: RequestDims | None = None) -> Any:
+    """Trace an `nn.Module`: label every dimension of every operation by its origin.
+
+    Works on an instance (`dooly.trace(model)`), as a decorator of a class (`@dooly.trace`, whose instances are then traced), and
+    with arguments (`@dooly.trace(request_dims={"x": ("batch", "seq")})`). Tracing happens on the first call.
+
+    Args:
+        model: The module, or its class.
+        request_dims: Names of the request dimensions of each forward argument, by position; None leaves a position unnamed.
+
+    Returns:
+        A `Traced` callable around the module, or a factory of such for a class.
+
+    Raises:
+        InvalidInputError: `model` is neither a module nor a module class.
+    """
+    from functools import partial, wraps
+
+    from torch import nn
+
+    if model is None:
+        return partial(trace, request_dims=request_dims)
+    if isinstance(model, nn.Module):
+        return Traced(model, request_dims)
+    if not (isinstance(model, type) and issubclass(model, nn.Module)):
+        raise InvalidInputError(f"dooly.trace: {model!r} is no torch.nn.Module; give a module or a module class")
+
+    @wraps(model, updated=())
+    def make(*args: object, **kwargs: object) -> Traced:
+        return Traced(model(*args, **kwargs), request_dims)
+
+    return make

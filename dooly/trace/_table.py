@@ -1,0 +1,98 @@
+"""From captured graphs to a table of operations: run the passes, count repeated layers, keep what JSON needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dooly.trace._model import TracedDim, TracedOperation, TracedTensor
+
+if TYPE_CHECKING:
+    import sympy
+
+    from dooly.trace._fold import FoldedLayers
+    from passes.graph import CapturedGraph
+    from passes.operations import TensorSpec
+    from passes.pipeline import AnalysedOperation, Analysis
+
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
+
+
+def tabulate(
+    captured: CapturedGraph,
+    *,
+    stage: str,
+    folded: FoldedLayers | None = None,
+    stateful_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr]] | None = None,
+) -> tuple[TracedOperation, ...]:
+    """Return the operations of a captured graph; those that layers repeat as one row with a count.
+
+    Args:
+        captured: The graph with its symbol sources.
+        stage: Which part of a step it is: `decoder`, `logits` or `sample`.
+        folded: Which layers stand for how many.
+        stateful_cost: FLOPs and bytes of a stateful operation by its engine attributes, over the engine's request dimensions.
+    """
+    from passes.pipeline import analyse
+
+    analysis = analyse(captured)
+    rows: dict[tuple[str, str], TracedOperation] = {}
+    for operation in analysis.operations:
+        row = _row(operation, analysis, stage, folded, stateful_cost)
+        key = (row.signature, _LAYER_NUMBER.sub(".", row.module))
+        rows[key] = replace(rows[key], count=rows[key].count + row.count) if key in rows and folded else row
+    return tuple(rows.values())
+
+
+def _row(
+    analysed: AnalysedOperation,
+    analysis: Analysis,
+    stage: str,
+    folded: FoldedLayers | None,
+    stateful_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr]] | None,
+) -> TracedOperation:
+    from passes.signature import to_json
+
+    operation, values = analysed.operation, analysis.origins.values
+    flops, traffic, request_dims = analysed.cost.flops, analysed.cost.bytes, analysed.request_dims
+    if operation.stateful is not None and stateful_cost is not None:
+        flops, traffic = stateful_cost(operation.stateful)
+        names = {str(s) for s in flops.free_symbols | traffic.free_symbols}
+        request_dims = (*request_dims, *sorted(names - set(request_dims)))
+    module, count = _unfold(operation.module, folded)
+    return TracedOperation(
+        signature=analysed.signature,
+        name=module.rpartition(".")[2] or stage,
+        module=module,
+        module_class=operation.module_class,
+        stage=stage,
+        stateful=operation.stateful is not None,
+        count=count,
+        inputs=tuple(map(_tensor, operation.inputs)),
+        outputs=tuple(map(_tensor, operation.outputs)),
+        flops=str(flops),
+        bytes=str(traffic),
+        request_dims=request_dims,
+        request_flops=str(flops.subs(values)),
+        request_bytes=str(traffic.subs(values)),
+        attributes=operation.stateful or {},
+        canonical=to_json(analysed.canonical),
+    )
+
+
+def _tensor(spec: TensorSpec) -> TracedTensor:
+    shape = tuple(TracedDim(str(d.expr), str(d.origin), d.value) for d in spec.shape)
+    return TracedTensor(spec.dtype, shape, spec.is_parameter)
+
+
+def _unfold(module: str, folded: FoldedLayers | None) -> tuple[str, int]:
+    """Return a module's path in the whole model and how many modules it stands for."""
+    count = 1
+    for place, number in (folded.counts if folded else {}).items():
+        if module == place or module.startswith(f"{place}."):
+            count *= number
+            assert folded is not None
+            module = folded.originals[place] + module[len(place) :]
+    return module, count

@@ -1,0 +1,32 @@
+"""Compiler passes over captured FX graphs: one pass a file, no I/O, no engine, no store."""
+
+from passes._errors import PassError
+from passes.canonical import canonicalize
+from passes.costs import Cost, estimate_cost
+from passes.graph import CapturedGraph, SymbolSource
+from passes.operations import Operation, TensorSpec, split_operations
+from passes.origins import Dim, Origin, Origins, name_origins
+from passes.pipeline import AnalysedOperation, Analysis, analyse
+from passes.signature import SCHEME, same_operation, sign
+
+__all__ = [
+    "SCHEME",
+    "AnalysedOperation",
+    "Analysis",
+    "CapturedGraph",
+    "Cost",
+    "Dim",
+    "Operation",
+    "Origin",
+    "Origins",
+    "PassError",
+    "SymbolSource",
+    "TensorSpec",
+    "analyse",
+    "canonicalize",
+    "estimate_cost",
+    "name_origins",
+    "same_operation",
+    "sign",
+    "split_operations",
+]

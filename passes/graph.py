@@ -1,0 +1,85 @@
+"""What the passes read: one captured FX graph, with where its symbols come from.
+
+Contract: nothing here runs code, touches an engine or writes to the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import sympy
+
+if TYPE_CHECKING:
+    from torch.fx import Graph, Node
+
+Scalar: TypeAlias = "bool | int | float | str | None"
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolSource:
+    """Where a symbol of the graph was read, and the value it has in the traced model."""
+
+    text: str
+    """Dynamo's name of the source, such as `L['self']._modules['mlp'].size` or `L['x'].size()[0]`."""
+    value: int
+    """The integer that the traced model had there."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedGraph:
+    """One forward pass, captured with every size as a symbol.
+
+    The graph is an ATen-level inference graph from AOTAutograd; each node's `meta["val"]` holds its fake value.
+    """
+
+    graph: Graph
+    """The captured graph. Passes read it and leave it as it is."""
+    sources: Mapping[sympy.Symbol, SymbolSource]
+    """The source of each symbol."""
+    equalities: tuple[tuple[sympy.Expr, sympy.Expr], ...]
+    """Pairs that tracing proved equal: guards and replacements of the shape environment."""
+    module_argument: str
+    """The local variable that holds the traced module itself, mostly `self`."""
+    request_dims: Mapping[str, tuple[str | None, ...]]
+    """Names of the request dimensions of each forward argument, by position; None leaves a position to the default."""
+    placeholders: Mapping[str, str]
+    """The source text of each tensor placeholder, by node name."""
+    stateful: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    """Attributes of the engine's stateful modules, by module path."""
+
+
+def shape_of(node: Any) -> tuple[sympy.Expr, ...] | None:
+    """Return the symbolic shape of a node's tensor value, or None where the value is no tensor."""
+    value = node.meta.get("val")
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return None
+    return tuple(as_expr(size) for size in value.shape)
+
+
+def dtype_of(node: Node) -> str:
+    """Return the dtype of a node's tensor value, as `bfloat16`."""
+    return str(node.meta["val"].dtype).removeprefix("torch.")
+
+
+def as_expr(size: object) -> sympy.Expr:
+    """Return a size (an int or a symbolic int of torch) as a sympy expression."""
+    if isinstance(size, int):
+        return sympy.Integer(size)
+    expr: sympy.Expr = size.node.expr  # type: ignore[attr-defined]
+    return expr
+
+
+def module_calls(node: Node, module_argument: str) -> list[tuple[str, str, str]]:
+    """Return (call key, path, class name) of each module call around a node, outermost first; the first is the traced module.
+
+    The key tells two calls of one module apart. A path starts below the traced module: `model.layers.0.mlp`.
+    """
+    calls = [("", "", "")]
+    for key, (text, cls) in (node.meta.get("nn_module_stack") or {}).items():
+        path = text.removeprefix(f"L['{module_argument}']").removeprefix(".")
+        path = path.replace("_modules['", "").replace("']", "").replace("._modules", "")
+        name = cls if isinstance(cls, str) else cls.__qualname__
+        calls.append((key, path, name.rsplit(".", 1)[-1]))
+    return calls

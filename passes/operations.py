@@ -1,0 +1,192 @@
+"""Split a captured graph into operations: what one leaf-module call, or one piece of a module's own code, executes.
+
+Views at an operation's border cost nothing and belong to no operation: functionalisation regenerates them wherever a value is
+used, so they say nothing about the module that they appear in. A group of views alone is no operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import networkx as nx
+
+from passes.graph import CapturedGraph, Scalar, dtype_of, module_calls, shape_of
+from passes.origins import Dim, Origins
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+_VIEWS = frozenset(
+    "alias as_strided chunk detach diagonal expand getitem narrow permute reshape select slice split split_with_sizes squeeze "
+    "t transpose unbind unflatten unsqueeze view _unsafe_view".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor at an operation's border."""
+
+    dtype: str
+    """Element type, as `bfloat16`."""
+    shape: tuple[Dim, ...]
+    """Dimensions with their origins."""
+    is_parameter: bool
+    """Whether it is a parameter or buffer of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A part of the captured graph that is measured and predicted as one."""
+
+    module: str
+    """Path of the module that runs it, below the traced module."""
+    module_class: str
+    """Class name of that module."""
+    nodes: tuple[Node, ...]
+    """Its nodes that compute, in graph order."""
+    operands: tuple[Node, ...]
+    """The nodes whose values come in, parameters included, in the order first used."""
+    results: tuple[Node, ...]
+    """Those of its nodes whose values are used outside."""
+    inputs: tuple[TensorSpec, ...]
+    """The operands' types."""
+    outputs: tuple[TensorSpec, ...]
+    """The results' types."""
+    stateful: Mapping[str, Scalar] | None
+    """The engine's attributes of a stateful operation; None for a stateless one."""
+
+
+def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operation, ...]:
+    """Return the operations of a captured graph, in the order they run."""
+    found = [
+        _operation(path, name, nodes, captured, origins)
+        for path, name, group in _groups(captured)
+        if (nodes := _without_border_views(group, captured))
+    ]
+    order = {node: i for i, node in enumerate(captured.graph.nodes)}
+    return tuple(sorted(found, key=lambda op: order[op.nodes[0]]))
+
+
+def operator_name(node: Node) -> str:
+    """Return an operator's name without namespace and overload: `mm`, `rotary_embedding`; wrappers are seen through."""
+    target = node.args[0] if str(node.target).startswith("auto_functionalized") else node.target
+    return str(getattr(target, "__name__", target)).split(".")[0]
+
+
+def is_view(node: Node) -> bool:
+    """Tell whether a node only re-describes its operand's memory."""
+    return operator_name(node) in _VIEWS and not _picks_result(node)
+
+
+def source_of(node: Node) -> Node:
+    """Return the node that a result picker (`getitem` of a multi-output operator) takes its value from, else the node."""
+    return node.args[0] if _picks_result(node) else node  # type: ignore[return-value]
+
+
+def _picks_result(node: Node) -> bool:
+    return operator_name(node) == "getitem" and operator_name(node.args[0]) not in _VIEWS  # type: ignore[arg-type]
+
+
+def _is_tensor_code(node: Node) -> bool:
+    """Tell nodes that hold or compute tensors from arithmetic on sizes."""
+    if node.op != "call_function":
+        return False
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return value is None or any(hasattr(v, "dtype") and hasattr(v, "shape") for v in values)
+
+
+def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
+    """Return (module path, class, nodes): a leaf call as one group, a container's own code by connected piece."""
+    calls: dict[tuple[str, str, str], list[Node]] = {}
+    for node in captured.graph.nodes:
+        if _is_tensor_code(node):
+            owner = _owner(source_of(node), captured)
+            calls.setdefault(owner, []).append(node)
+    containers = {
+        ".".join(path.split(".")[:depth]) for _, path, _ in calls for depth in range(path.count(".") + 1) if path
+    }
+    groups = []
+    for (_, path, name), nodes in calls.items():
+        if (path in containers or not path) and path not in captured.stateful:
+            groups += [(path, name, piece) for piece in _connected(nodes)]
+        else:
+            groups.append((path, name, nodes))
+    return groups
+
+
+def _owner(node: Node, captured: CapturedGraph) -> tuple[str, str, str]:
+    """Return the call that a node belongs to: the outermost stateful module around it, else its innermost module."""
+    calls = module_calls(node, captured.module_argument)
+    return next((call for call in calls if call[1] in captured.stateful), calls[-1])
+
+
+def _connected(nodes: list[Node]) -> list[list[Node]]:
+    """Return a container's computing nodes by connected piece; its views only pass values on."""
+    computing = [n for n in nodes if not is_view(n)]
+    pieces = nx.Graph()
+    pieces.add_nodes_from(computing)
+    pieces.add_edges_from((n, source) for n in computing for source in map(_behind_views, n.all_input_nodes) if source in pieces)
+    order = {n: i for i, n in enumerate(computing)}
+    return [sorted(piece, key=order.__getitem__) for piece in nx.connected_components(pieces)]
+
+
+def _behind_views(node: Node) -> Node:
+    while node.op == "call_function" and is_view(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _without_border_views(group: list[Node], captured: CapturedGraph) -> tuple[Node, ...]:
+    """Return a group's nodes less the views that only feed the group from outside or only hand its results on.
+
+    Views of parameters stay: a transposed weight is part of the operation."""
+    members = set(group)
+    for node in group:
+        if is_view(node) and node.args[0] not in members and _is_activation(node.args[0], captured):  # type: ignore[arg-type]
+            members.discard(node)
+    for node in reversed(group):
+        if node in members and is_view(node) and not any(user in members for user in node.users):
+            members.discard(node)
+    kept = [n for n in group if n in members]
+    return tuple(kept) if any(not is_view(n) and operator_name(n) != "empty" for n in kept) else ()
+
+
+def _is_activation(node: Node, captured: CapturedGraph) -> bool:
+    text = captured.placeholders.get(node.name)
+    return text is None or not text.startswith(f"L['{captured.module_argument}']")
+
+
+def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: CapturedGraph, origins: Origins) -> Operation:
+    members = set(nodes)
+    operands = dict.fromkeys(
+        source for node in nodes for source in node.all_input_nodes if source not in members and shape_of(source) is not None
+    )
+    results = [
+        node
+        for node in nodes
+        if shape_of(node) is not None and not members.issuperset(node.users) and operator_name(node) != "empty"
+    ]
+
+    def spec(node: Node) -> TensorSpec:
+        shape = shape_of(node)
+        assert shape is not None
+        return TensorSpec(dtype_of(node), tuple(origins.dim(d) for d in shape), not _is_activation_operand(node, captured))
+
+    return Operation(
+        path,
+        name,
+        nodes,
+        tuple(operands),
+        tuple(results),
+        tuple(map(spec, operands)),
+        tuple(map(spec, results)),
+        captured.stateful.get(path),
+    )
+
+
+def _is_activation_operand(node: Node, captured: CapturedGraph) -> bool:
+    base = _behind_views(node)
+    return base.op != "placeholder" or _is_activation(base, captured)

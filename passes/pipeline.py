@@ -1,0 +1,52 @@
+"""The passes in order: origins, operations, costs, canonical form, signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+
+from passes.canonical import canonicalize, request_order
+from passes.costs import Cost, estimate_cost
+from passes.graph import CapturedGraph
+from passes.operations import Operation, split_operations
+from passes.origins import Origins, name_origins
+from passes.signature import sign
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysedOperation:
+    """An operation with all that the passes found out about it."""
+
+    operation: Operation
+    """The operation itself."""
+    cost: Cost
+    """Its closed-form cost over named symbols."""
+    canonical: nx.DiGraph[int]
+    """Its canonical graph."""
+    signature: str
+    """The canonical graph's hash."""
+    request_dims: tuple[str, ...]
+    """Names of its request dimensions, in canonical order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What the passes say about one captured graph."""
+
+    origins: Origins
+    """Where each symbol comes from."""
+    operations: tuple[AnalysedOperation, ...]
+    """The operations, in the order they run."""
+
+
+def analyse(captured: CapturedGraph) -> Analysis:
+    """Run all passes over a captured graph."""
+    origins = name_origins(captured)
+    return Analysis(origins, tuple(_analyse(op, origins) for op in split_operations(captured, origins)))
+
+
+def _analyse(operation: Operation, origins: Origins) -> AnalysedOperation:
+    canonical = canonicalize(operation, origins)
+    cost = estimate_cost(operation, origins)
+    return AnalysedOperation(operation, cost, canonical, sign(canonical), request_order(canonical))
