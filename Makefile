@@ -1,0 +1,58 @@
+# Every target sets up what it needs from nothing: Python 3.11 or newer and make are enough.
+# Extra wheel sources (a CPU build of torch, a mirror) are pip's own settings: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+TORCH    := torch==2.13.0
+MODEL    ?= smollm2-135m
+DB       ?= .quickstart/db
+WORKLOAD ?= poisson:rate=2,requests=40,prompt=64-256,output=16-64,seed=0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-fast lint format types docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the CPU engine and all development tools
+
+# torch goes first, so that the engine's installation takes the CPU build that is already there.
+$(STAMP): pyproject.toml scripts/drop_broken_packages.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; pass PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
+	$(BIN)/python scripts/drop_broken_packages.py torchvision torchaudio torchcodec
+	touch $@
+
+quickstart: $(STAMP) ## trace a model, measure its operations, simulate it and run the real engine beside it
+	$(BIN)/dooly trace $(MODEL)
+	$(BIN)/dooly profile $(MODEL) --db $(DB)
+	$(BIN)/dooly validate $(MODEL) --db $(DB) --workload '$(WORKLOAD)'
+
+test: $(STAMP) ## run all tests that need no GPU
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-fast: $(STAMP) ## run the tests that need neither a GPU nor the engine
+	$(BIN)/python -m pytest -m 'not gpu and not engine'
+
+lint: $(STAMP) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## apply the format and the safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## check types
+	$(BIN)/mypy
+
+docs: $(STAMP) ## build the site into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove what the other targets made, but for .venv
+	rm -rf .quickstart build dist site catboost_info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,152 @@
+"""Imports point one way, and the simulator and the predictors run without torch or an engine."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("dooly", "passes", "dbstore")
+ORDER = (
+    "dooly.errors",
+    "dooly.batch",
+    "dooly.latency",
+    "dooly.models",
+    "dooly.trace",
+    "dooly.engines",
+    "dooly.measure",
+    "dooly.predict",
+    "dooly.simulate",
+    "dooly.validate",
+    "dooly.cli",
+)
+"""The rooms of `dooly`; each imports from those before it only. `dooly` itself re-exports, so nothing inside imports from it."""
+FORBIDDEN = {
+    "passes": ("dooly", "dbstore", "vllm", "zarr"),
+    "dbstore": ("dooly", "passes", "torch", "vllm"),
+    "dooly.predict": ("torch", "vllm"),
+    "dooly.simulate": ("torch", "vllm"),
+}
+
+
+def _imports(path: Path, package: str) -> Iterator[tuple[int, str]]:
+    """Yield line and full name of each import in `path`, a module in `package`; those in functions and for typing count."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def _room(name: str) -> str:
+    """Return the room a dotted name lies in: `dooly.trace` for `dooly.trace._capture.x`, otherwise the top-level package."""
+    head, *rest = name.split(".")
+    return f"{head}.{rest[0]}" if head == "dooly" and rest else head
+
+
+def _complaint(importer: str, imported: str) -> str | None:
+    """Return the rule that an import from one room into another breaks, if any."""
+    top = imported.partition(".")[0]
+    if importer in (imported, "dooly"):
+        return None
+    if top in FORBIDDEN.get(importer, ()):
+        return f"{importer} must not import {imported}"
+    if top != "dooly":
+        return None
+    if importer not in ORDER or imported not in ORDER:
+        return f"{importer if importer not in ORDER else imported} has no place in ORDER"
+    if ORDER.index(imported) > ORDER.index(importer):
+        return f"{importer} comes before {imported}"
+    return None
+
+
+def violations(root: Path) -> list[str]:
+    """Return a line, `file:line: rule`, for each import under `root` that breaks the layering."""
+    found = []
+    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
+        relative = path.relative_to(root)
+        package = ".".join(relative.parent.parts)
+        importer = _room(package if path.name == "__init__.py" else f"{package}.{path.stem}")
+        for line, name in _imports(path, package):
+            if complaint := _complaint(importer, _room(name)):
+                found.append(f"{relative}:{line}: {complaint}")
+    return found
+
+
+def _write(root: Path, files: dict[str, str]) -> Path:
+    for name, source in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    return root
+
+
+def test_imports_point_one_way() -> None:
+    """No module of the three packages breaks the layering."""
+    assert all(list((ROOT / package).rglob("*.py")) for package in PACKAGES)
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "rule"),
+    [
+        ("passes/costs.py", "import dbstore", "passes must not import dbstore"),
+        ("passes/costs.py", "from dooly.errors import DoolyError", "passes must not import dooly.errors"),
+        ("dbstore/_store.py", "def read():\n    import torch.fx", "dbstore must not import torch"),
+        ("dooly/predict/_fit.py", "from dooly.simulate import Workload", "dooly.predict comes before dooly.simulate"),
+        ("dooly/predict/__init__.py", "from ..cli import main", "dooly.predict comes before dooly.cli"),
+        ("dooly/simulate/_clock.py", "def now():\n    import vllm", "dooly.simulate must not import vllm"),
+        ("dooly/trace/_fold.py", "from dooly import engines", "dooly.trace comes before dooly.engines"),
+        (
+            "dooly/trace/_fold.py",
+            "from typing import Any\nif Any:\n    from dooly import cli",
+            "dooly.trace comes before dooly.cli",
+        ),
+        ("dooly/measure/_a.py", "import dooly", "dooly has no place in ORDER"),
+        ("dooly/extras/_a.py", "from dooly.errors import DoolyError", "dooly.extras has no place in ORDER"),
+    ],
+)
+def test_a_wrong_import_is_named(tmp_path: Path, name: str, source: str, rule: str) -> None:
+    """An import against the order is reported with its file, line and rule, wherever in the file it stands."""
+    line = source.count("\n") + 1
+    assert violations(_write(tmp_path, {name: source})) == [f"{name}:{line}: {rule}"]
+
+
+def test_right_imports_pass(tmp_path: Path) -> None:
+    """Imports down the order, inside a room and from other distributions are allowed."""
+    files = {
+        "dooly/__init__.py": "from dooly.cli import main",
+        "dooly/cli/__init__.py": "import dbstore\nfrom dooly.simulate import Workload\nfrom ._app import app",
+        "dooly/engines/_config.py": "import vllm\nfrom dooly.trace._capture import Capture\nfrom dooly import errors",
+        "passes/graph.py": "import torch.fx\nfrom passes._errors import PassError",
+    }
+    assert violations(_write(tmp_path, files)) == []
+
+
+def _loaded(statement: str, path: str = "") -> set[str]:
+    """Return which of torch and vllm a fresh interpreter holds after `statement`; `path` goes first in its search path."""
+    code = (
+        f"import sys; sys.path[:0] = [{path!r}, {str(ROOT)!r}]; {statement}; print(*({{'torch', 'vllm'}} & sys.modules.keys()))"
+    )
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_predictors_and_simulator_load_neither_torch_nor_an_engine() -> None:
+    """`dooly`, `dooly.predict` and `dooly.simulate` import without torch and vLLM."""
+    assert _loaded("import dooly, dooly.predict, dooly.simulate") == set()
+
+
+def test_a_loaded_torch_is_noticed(tmp_path: Path) -> None:
+    """The probe reports torch when something imported it."""
+    _write(tmp_path, {"torch.py": ""})
+    assert _loaded("import torch", str(tmp_path)) == {"torch"}
