@@ -1,0 +1,90 @@
+"""The environment of a measurement: all that changes latency and is not in the signature."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+from dbstore._errors import InvalidRecordError
+from dbstore._json import JSON, canonical_json, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_CHOICES = {"device_kind": ("cpu", "cuda"), "execution_mode": ("eager", "compiled", "cudagraph")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """All that changes latency beside the operation; every field is required.
+
+    Raises:
+        InvalidRecordError: a text is empty, a count is below 1, or a choice is unknown.
+    """
+
+    device: str
+    """Device name as its driver reports it, e.g. `NVIDIA H200`."""
+    device_kind: str
+    """`cpu` or `cuda`."""
+    driver: str
+    """Driver version; on a CPU the kernel release."""
+    torch_version: str
+    """Version of torch."""
+    engine: str
+    """Serving engine, e.g. `vllm`."""
+    engine_version: str
+    """Version of the engine."""
+    attention_backend: str
+    """Attention backend as the engine names it."""
+    dtype: str
+    """Element type of activations, e.g. `bfloat16`."""
+    kv_cache_dtype: str
+    """Element type of the KV cache, e.g. `auto`."""
+    block_size: int
+    """Tokens in one KV-cache block."""
+    execution_mode: str
+    """`eager`, `compiled` or `cudagraph`."""
+    quantization: str | None
+    """Quantisation method; None where weights are not quantised."""
+    num_threads: int | None
+    """Threads that compute; None where the device decides."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            problem = _problem(field.name, str(field.type), getattr(self, field.name))
+            if problem is not None:
+                raise InvalidRecordError(f"Environment.{field.name}: {problem}, got {getattr(self, field.name)!r}")
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits that name this environment in a store."""
+        return digest(canonical_json(self.to_json()))
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the fields as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, JSON]) -> Environment:
+        """Return the environment that `to_json` wrote.
+
+        Raises:
+            InvalidRecordError: a field is missing, unknown or invalid.
+        """
+        names = {field.name for field in fields(cls)}
+        for what, wrong in (("lacks", names - set(document)), ("has unknown", set(document) - names)):
+            if wrong:
+                raise InvalidRecordError(f"Environment: document {what} {', '.join(sorted(wrong))}; give exactly its fields")
+        return cls(**document)
+
+
+def _problem(name: str, annotation: str, value: object) -> str | None:
+    if value is None:
+        return None if annotation.endswith("None") else "must be given"
+    if annotation.startswith("int"):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        return None if is_count else "must be an integer of at least 1"
+    if not isinstance(value, str) or not value or value != value.strip():
+        return "must be text, not empty and without blanks around it"
+    choices = _CHOICES.get(name)
+    return None if choices is None or value in choices else f"must be one of {', '.join(choices)}"

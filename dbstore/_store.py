@@ -1,0 +1,225 @@
+"""The store handle: opening, and reading, writing, compacting and merging records and documents."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
+
+from dbstore import _sweeps
+from dbstore._environment import Environment
+from dbstore._errors import InvalidRecordError, RecordNotFoundError, SchemaVersionError, StoreError, StoreNotFoundError
+from dbstore._files import GROUP, Files, open_files
+from dbstore._json import JSON, JsonObject
+from dbstore._reading import key_path, read_entries, read_keys, read_sweeps
+from dbstore._record import Record, checked_name
+from dbstore._survey import Problem, StoreInfo, survey, verify
+from dbstore._sweeps import KINDS, SCHEMA_VERSION, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+class Store:
+    """A latency store: immutable records keyed by (signature, environment), and documents.
+
+    Any number of processes may read and write one store without a lock: a group appears whole, under a name made from its
+    content, and is never changed. A writer that is killed loses at most the record in flight, and leaves nothing that readers
+    or `verify` see; the next writer to open the store sweeps its temporary away.
+
+    At a URL nothing can be renamed atomically, so a group's own `zarr.json` is written last instead. Readers still see whole
+    groups only, and writers need no lock; but a killed writer may leave a chunk, which takes space until someone removes what
+    `verify` lists.
+    """
+
+    __slots__ = ("_environments", "_files", "_writable")
+
+    def __init__(self, files: Files, *, writable: bool) -> None:
+        """Use `Store.open`."""
+        self._files = files
+        self._writable = writable
+        self._environments: set[str] = set()
+
+    @classmethod
+    def open(cls, path_or_url: str | os.PathLike[str], mode: Literal["r", "a"] = "r") -> Store:
+        """Open the store at a local path or an fsspec URL; mode "a" may write and creates what is missing.
+
+        Raises:
+            StoreNotFoundError: mode is "r" and there is no store.
+            SchemaVersionError: the store has another layout than this version reads.
+            StoreError: the place holds something else than a latency store.
+        """
+        if mode not in ("r", "a"):
+            raise StoreError(f"Store.open: mode must be 'r' or 'a', got {mode!r}")
+        files = open_files(os.fspath(path_or_url))
+        place = files.locate("")
+        root = files.read([GROUP])
+        if GROUP not in root and mode == "r":
+            raise StoreNotFoundError(f"{place}: holds no latency store; make one with `dooly profile MODEL --db {path_or_url}`")
+        if GROUP not in root:
+            if next(files.walk(), None) is not None:
+                raise StoreError(f"{place}: is not empty and holds no latency store; give a new or empty folder")
+            files.create(_sweeps.encode_group("", {"dbstore": {"schema_version": SCHEMA_VERSION}})[GROUP])
+            root = files.read([GROUP])
+        _check_schema(root[GROUP], place)
+        if mode == "a":
+            files.sweep()
+        return cls(files, writable=mode == "a")
+
+    def keys(self) -> Iterator[tuple[str, str]]:
+        """Yield every (signature, environment digest) that has records, sorted."""
+        return read_keys(self._files)
+
+    def read(self, signature: str, environment: str) -> tuple[Record, ...]:
+        """Return the records of one key, each once, ordered by the canonical text of their points.
+
+        Raises:
+            RecordNotFoundError: there are none.
+            DamagedRecordError: a file is missing, fails its checksum or was altered; the message names it.
+        """
+        return _sweeps.sort_records(chain.from_iterable(self._read_sweeps((signature, environment)).values()))
+
+    def points(self, signature: str, environment: str) -> tuple[JsonObject, ...]:
+        """Return the distinct points that have a record, feasible or not, ordered by text; reads no samples."""
+        points = {JsonObject(entry["point"]) for entry in read_entries(self._files, (signature, environment)).values()}
+        return tuple(sorted(points, key=lambda point: point.text))
+
+    def has(self, signature: str, environment: str, point: Mapping[str, JSON]) -> bool:
+        """Tell whether `point` has a record, feasible or not."""
+        return JsonObject(point) in self.points(signature, environment)
+
+    def write(self, *records: Record) -> None:
+        """Add records; those of one key that are given together are stored as one group.
+
+        Raises:
+            StoreError: the store is read only, or lacks the document of a record's environment.
+        """
+        self._check_writable()
+        keys: dict[tuple[str, str], list[Record]] = {}
+        for record in records:
+            self._check_environment(record)
+            keys.setdefault(record.key, []).append(record)
+        for key, group in keys.items():
+            self._place_sweep(key, _sweeps.sort_records(group))
+
+    def compact(self, signature: str, environment: str) -> None:
+        """Fold all record groups of one key into one, so that reading it takes one chunk.
+
+        The merged group is in place before the folded ones go, and readers drop what they see twice; so this may be killed at any
+        moment, or run beside readers, writers and other compactions.
+
+        Raises:
+            RecordNotFoundError: the key has no records.
+            DamagedRecordError: a record is damaged; nothing is folded.
+        """
+        self._check_writable()
+        sweeps = self._read_sweeps((signature, environment))
+        if len(sweeps) == 1:
+            return
+        merged = self._place_sweep((signature, environment), _sweeps.sort_records(chain.from_iterable(sweeps.values())))
+        for name in sweeps.keys() - {merged}:
+            self._files.remove(f"{key_path((signature, environment))}/{name}")
+
+    def write_document(self, kind: Kind, digest: str, document: Mapping[str, JSON]) -> None:
+        """Add a document under a digest that the caller made; writing the same again does nothing.
+
+        Raises:
+            InvalidRecordError: the document is not JSON, or is no `Environment` of this digest where kind is "environments".
+            StoreError: the store is read only, or holds another document under this digest.
+        """
+        self._check_writable()
+        path = _document_path(kind, digest)
+        frozen = JsonObject(document)
+        if kind == "environments" and Environment.from_json(document).digest != digest:
+            raise InvalidRecordError(f"{path}: the environment's digest is {Environment.from_json(document).digest}; use that")
+        self._files.place(path, _sweeps.encode_document(path, frozen))
+        if frozen != self.read_document(kind, digest):
+            raise StoreError(f"{self._files.locate(path)}: holds another document; documents never change, use another digest")
+
+    def read_document(self, kind: Kind, digest: str) -> dict[str, JSON]:
+        """Return a document.
+
+        Raises:
+            RecordNotFoundError: there is none.
+            DamagedRecordError: it was altered.
+        """
+        path = _document_path(kind, digest)
+        found = self._files.read([f"{path}/{GROUP}"])
+        if not found:
+            raise RecordNotFoundError(f"{self._files.locate(path)}: not in the store; documents('{kind}') lists what is")
+        return _sweeps.decode_document(found[f"{path}/{GROUP}"], self._files.locate(path))
+
+    def documents(self, kind: Kind) -> tuple[str, ...]:
+        """Return the sorted digests of the documents of one kind."""
+        return self._files.children(_checked_kind(kind))
+
+    def merge(self, other: Store) -> int:
+        """Copy the documents and records that this store lacks from `other`; return the number of records copied."""
+        self._check_writable()
+        for kind in KINDS:
+            for digest in other.documents(kind):
+                self.write_document(kind, digest, other.read_document(kind, digest))
+        num_copied = 0
+        for key in read_keys(other._files):
+            lacking = read_entries(other._files, key).keys() - read_entries(self._files, key).keys()
+            if lacking:
+                self.write(*(record for record in other.read(*key) if record.digest in lacking))
+            num_copied += len(lacking)
+        return num_copied
+
+    def verify(self) -> tuple[Problem, ...]:
+        """Check every group, digest, checksum and stray file; return what is wrong, nothing if all is well."""
+        return verify(self._files)
+
+    def info(self) -> StoreInfo:
+        """Return counts, size, environments and measuring time."""
+        return survey(self._files)
+
+    def _read_sweeps(self, key: tuple[str, str]) -> dict[str, tuple[Record, ...]]:
+        sweeps = read_sweeps(self._files, key)
+        if not sweeps:
+            place = self._files.locate(key_path(key))
+            raise RecordNotFoundError(f"{place}: no records of this key; measure it with `dooly profile MODEL --db PATH`")
+        return sweeps
+
+    def _place_sweep(self, key: tuple[str, str], records: Sequence[Record]) -> str:
+        name = _sweeps.sweep_name([record.digest for record in records])
+        path = f"{key_path(key)}/{name}"
+        self._files.place(path, _sweeps.encode_sweep(path, records))
+        return name
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise StoreError(f"{self._files.locate('')}: is open for reading; open it with mode='a' to write")
+
+    def _check_environment(self, record: Record) -> None:
+        if record.environment not in self._environments:
+            self._environments.update(self._files.children("environments"))
+        if record.environment not in self._environments:
+            raise StoreError(
+                f"{self._files.locate('')}: lacks environment {record.environment} of a record; "
+                "first write_document('environments', environment.digest, environment.to_json())"
+            )
+
+
+def _checked_kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise InvalidRecordError(f"document kind: must be one of {', '.join(KINDS)}, got {kind!r}")
+    return kind
+
+
+def _document_path(kind: str, digest: str) -> str:
+    return f"{_checked_kind(kind)}/{checked_name(digest, 'document digest')}"
+
+
+def _check_schema(content: bytes, place: str) -> None:
+    try:
+        found = json.loads(content)["attributes"]["dbstore"]["schema_version"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{place}/{GROUP}: is not the root of a latency store ({error!r}); give the path of one") from error
+    if found != SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{place}: has store schema version {found}, this version reads {SCHEMA_VERSION}; "
+            "install a dooly that reads it, or profile into a new --db PATH"
+        )

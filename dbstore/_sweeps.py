@@ -1,0 +1,174 @@
+"""How records and documents lie in Zarr v3 groups. Zarr encodes and decodes; this module knows no disk.
+
+    (root)                                        attribute `dbstore` holds the schema version
+    records/<signature>/<environment>/<digest>    a group of one or many records; attributes `records` and `offsets`
+        samples_ns                                int64 array: all samples, record `i` from `offsets[i]` to `offsets[i + 1]`
+    <kind>/<digest>                               a group whose attribute `document` is a JSON object
+
+A record group is named by the digest of its records' digests, so equal content has one name. The attribute `digest` of a group is
+that of its other attributes.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from dbstore._errors import DamagedRecordError, InvalidRecordError
+from dbstore._files import GROUP
+from dbstore._json import JSON, JsonObject, canonical_json, digest
+from dbstore._record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from zarr.core.buffer import Buffer
+
+SCHEMA_VERSION = 1
+"""Version of the layout that this code writes and reads."""
+RECORDS = "records"
+Kind = Literal["environments", "operations", "traces"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_ARRAY = "samples_ns"
+SWEEP_FILES = (GROUP, f"{_ARRAY}/{GROUP}", f"{_ARRAY}/c/0")
+"""The files of a record group; the array is one chunk, and an empty array has none."""
+
+
+def sort_records(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Return the distinct records ordered by point, then by digest."""
+    return tuple(sorted(set(records), key=lambda record: (canonical_json(record.point), record.digest)))
+
+
+def sweep_name(digests: Sequence[str]) -> str:
+    """Return the name of the group that holds the records of these digests."""
+    return digest("\n".join(sorted(digests)))
+
+
+def encode_group(path: str, attributes: Mapping[str, JSON], samples_ns: npt.NDArray[np.int64] | None = None) -> dict[str, bytes]:
+    """Return the files of the group `path` and of its parents, as Zarr writes them."""
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
+
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(files), path=path, zarr_format=3, attributes=dict(attributes))
+    if samples_ns is not None:
+        group.create_array(
+            _ARRAY,
+            data=samples_ns,
+            chunks=(max(1, samples_ns.size),),
+            compressors=(ZstdCodec(), Crc32cCodec()),
+            # A chunk of zeros that is left out could not be told from one that was lost.
+            config={"write_empty_chunks": True},
+        )
+    return {name: content.to_bytes() for name, content in files.items()}
+
+
+def encode_sweep(path: str, records: Sequence[Record]) -> dict[str, bytes]:
+    """Return the files of the group `path` that holds `records`."""
+    offsets = np.cumsum([0, *(record.samples_ns.size for record in records)])
+    entries = [
+        {
+            "digest": record.digest,
+            "point": json.loads(canonical_json(record.point)),
+            "attributes": json.loads(canonical_json(record.attributes)),
+            "infeasible": record.infeasible,
+        }
+        for record in records
+    ]
+    samples_ns = np.concatenate([record.samples_ns for record in records])
+    return encode_group(path, _sealed({"offsets": offsets.tolist(), "records": entries}), samples_ns)
+
+
+def encode_document(path: str, document: JsonObject) -> dict[str, bytes]:
+    """Return the files of the group `path` that holds `document`."""
+    return encode_group(path, _sealed({"document": json.loads(document.text)}))
+
+
+def decode_document(content: bytes, place: str) -> dict[str, JSON]:
+    """Return the document in the group file found at `place`.
+
+    Raises:
+        DamagedRecordError: it was altered.
+    """
+    return dict(_unsealed(content, place)["document"])
+
+
+def decode_entries(name: str, content: bytes, place: str) -> list[dict[str, JSON]]:
+    """Return what a record group's file says of each record: digest, point, attributes, infeasible, start and stop.
+
+    Raises:
+        DamagedRecordError: it was altered.
+    """
+    attributes = _unsealed(content, place)
+    entries = attributes["records"]
+    if sweep_name([entry["digest"] for entry in entries]) != name:
+        raise DamagedRecordError(f"{place}/{GROUP}: its records do not match the group's name; {_next_step(place)}")
+    return [
+        {**entry, "start": start, "stop": stop}
+        for entry, (start, stop) in zip(entries, pairwise(attributes["offsets"]), strict=True)
+    ]
+
+
+def decode_sweep(key: tuple[str, str], name: str, files: Mapping[str, bytes], place: str) -> tuple[Record, ...]:
+    """Return the records of one group, every digest and checksum verified.
+
+    Raises:
+        DamagedRecordError: a file is missing, fails its checksum or was altered.
+    """
+    entries = decode_entries(name, files[GROUP], place)
+    samples_ns = _decode_samples(files, place)
+    records = []
+    for entry in entries:
+        samples = samples_ns[entry["start"] : entry["stop"]]
+        try:
+            record = Record(*key, entry["point"], samples, entry["attributes"], entry["infeasible"])
+        except InvalidRecordError as error:
+            raise DamagedRecordError(f"{place}: holds an invalid record ({error}); {_next_step(place)}") from error
+        if record.digest != entry["digest"]:
+            raise DamagedRecordError(f"{place}: record {entry['digest']} differs from its digest; {_next_step(place)}")
+        records.append(record)
+    return tuple(records)
+
+
+def _sealed(attributes: dict[str, JSON]) -> dict[str, JSON]:
+    return {**attributes, "digest": digest(canonical_json(attributes))}
+
+
+def _unsealed(content: bytes, place: str) -> dict[str, JSON]:
+    try:
+        attributes = json.loads(content)["attributes"]
+        found = attributes.pop("digest")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedRecordError(f"{place}/{GROUP}: is no group file of a store ({error!r}); {_next_step(place)}") from error
+    if found != digest(canonical_json(attributes)):
+        raise DamagedRecordError(f"{place}/{GROUP}: differs from its digest; {_next_step(place)}")
+    return dict(attributes)
+
+
+def _decode_samples(files: Mapping[str, bytes], place: str) -> npt.NDArray[np.int64]:
+    import zarr
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
+
+    buffer = default_buffer_prototype().buffer
+    chunk = f"{place}/{SWEEP_FILES[2]}"
+    try:
+        store = MemoryStore({name: buffer.from_bytes(content) for name, content in files.items()}, read_only=True)
+        array = zarr.open_array(store, path=_ARRAY, mode="r", zarr_format=3)
+    except Exception as error:
+        raise DamagedRecordError(f"{place}/{SWEEP_FILES[1]}: is no Zarr array file ({error}); {_next_step(place)}") from error
+    if array.size and SWEEP_FILES[2] not in files:
+        raise DamagedRecordError(f"{chunk}: chunk is missing; {_next_step(place)}")
+    try:
+        return np.asarray(array[:], dtype=np.int64)
+    except Exception as error:
+        raise DamagedRecordError(f"{chunk}: chunk is damaged ({error}); {_next_step(place)}") from error
+
+
+def _next_step(place: str) -> str:
+    return f"remove {place} and run `dooly profile` again"

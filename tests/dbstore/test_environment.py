@@ -1,0 +1,65 @@
+"""Environments: checked fields, exact documents, stable digests."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from dbstore import Environment, InvalidRecordError, StoreError
+
+
+def test_document_round_trip(environment: Environment) -> None:
+    """An environment comes back equal from its document."""
+    assert Environment.from_json(environment.to_json()) == environment
+
+
+def test_digest_is_stable(environment: Environment) -> None:
+    """The digest is pinned: a change of it would orphan every stored record."""
+    assert environment.digest == "863c73d184c9c54ef0be54f3005b70f3"
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Environment)])
+def test_every_field_changes_the_digest(environment: Environment, name: str) -> None:
+    """Two environments that differ in one field have two digests."""
+    others: dict[str, Any] = {"device_kind": "cuda", "execution_mode": "cudagraph", "block_size": 16, "num_threads": None}
+    assert replace(environment, **{name: others.get(name, "other")}).digest != environment.digest
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Environment)])
+def test_missing_field_is_named(environment: Environment, name: str) -> None:
+    """A document that lacks a field is refused by that field's name."""
+    document = environment.to_json()
+    del document[name]
+    with pytest.raises(StoreError, match=f"lacks {name};"):
+        Environment.from_json(document)
+
+
+def test_unknown_field_is_named(environment: Environment) -> None:
+    """A document with a field of a later version is refused by that field's name."""
+    with pytest.raises(InvalidRecordError, match="unknown colour"):
+        Environment.from_json(environment.to_json() | {"colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("device", ""),
+        ("driver", " 6.8"),
+        ("engine", None),
+        ("dtype", 16),
+        ("device_kind", "tpu"),
+        ("execution_mode", "lazy"),
+        ("block_size", 0),
+        ("block_size", None),
+        ("block_size", True),
+        ("num_threads", -1),
+        ("num_threads", "2"),
+        ("quantization", ""),
+    ],
+)
+def test_invalid_field_is_named(environment: Environment, name: str, value: object) -> None:
+    """An invalid value is refused by its field's name, and shown."""
+    with pytest.raises(InvalidRecordError, match=rf"Environment\.{name}: must .*, got {value!r}"):
+        replace(environment, **{name: value})  # type: ignore[arg-type]

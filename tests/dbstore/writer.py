@@ -1,0 +1,85 @@
+"""A process that writes to a store, to be killed by test_local.py.
+
+writer.py stream STORE FIRST LAST      write the points that are missing, print each, compact now and then
+writer.py die ACTION TEMPLATE FOLDER   run ACTION on copies of a store, copy N killed at its Nth file operation; print how many
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import zarr.codecs
+import zarr.storage  # noqa: F401  (loaded before the forks, and so not counted)
+
+from dbstore import Record, Store
+
+FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir"}
+SIGNATURE = "a0"
+
+
+def record(environment: str, num_tokens: int) -> Record:
+    """Return the record of one point."""
+    return Record(SIGNATURE, environment, {"num_tokens": num_tokens}, np.arange(1, 50) * num_tokens)
+
+
+def stream(path: str, first: int, last: int) -> None:
+    """Write what is missing of the points from `first` to `last`, and compact after every tenth."""
+    store = Store.open(path, "a")
+    (environment,) = store.documents("environments")
+    for num_tokens in range(first, last):
+        if not store.has(SIGNATURE, environment, {"num_tokens": num_tokens}):
+            store.write(record(environment, num_tokens))
+            print(num_tokens, flush=True)  # noqa: T201  (read by the test)
+        if num_tokens % 10 == 0:
+            store.compact(SIGNATURE, environment)
+
+
+def act(action: str, path: Path) -> None:
+    """Create a store, write one record, or compact, as `action` says."""
+    store = Store.open(path, "a")
+    if action == "create":
+        return
+    (environment,) = store.documents("environments")
+    if action == "write":
+        store.write(record(environment, 100))
+    else:
+        store.compact(SIGNATURE, environment)
+
+
+def kill_at(number: int) -> None:
+    """Have this process killed at its file operation of that number."""
+    counter = itertools.count(1)
+
+    def count(event: str, _: object) -> None:
+        if event in FILE_OPERATIONS and next(counter) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+def die(action: str, template: Path, folder: Path) -> int:
+    """Return the number of copies, the last of which was not killed."""
+    for number in itertools.count(1):
+        shutil.copytree(template, folder / str(number))
+        pid = os.fork()
+        if pid == 0:
+            kill_at(number)
+            act(action, folder / str(number))
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSIGNALED(status):
+            return number if status == 0 else sys.exit("the action failed")
+    raise AssertionError
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "stream":
+        stream(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        print(die(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])))  # noqa: T201  (read by the test)
