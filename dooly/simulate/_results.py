@@ -1,0 +1,202 @@
+"""What happened to each request, in a simulation or in the real engine, and how far two such runs lie apart.
+
+TTFT is first token less arrival, E2E finish less arrival, TPOT finish less first token per output token after the first; requests
+of one output token have no TPOT.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import astuple, dataclass, fields
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dooly.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+_PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """One request's life. Times are seconds from the run's start."""
+
+    request_id: int
+    """The workload's."""
+    arrival_s: float
+    """When it was sent."""
+    num_prompt_tokens: int
+    """At least 1."""
+    num_output_tokens: int
+    """Tokens generated, at least 1."""
+    scheduled_s: float
+    """Start of the first step that computed some of its tokens."""
+    first_token_s: float
+    """End of the step that generated its first token."""
+    finish_s: float
+    """End of the step that generated its last token."""
+
+    def __post_init__(self) -> None:
+        if not self.arrival_s <= self.scheduled_s <= self.first_token_s <= self.finish_s:
+            raise InvalidInputError(
+                f"request {self.request_id}: arrival_s, scheduled_s, first_token_s, finish_s must not decrease, "
+                f"got {self.arrival_s}, {self.scheduled_s}, {self.first_token_s}, {self.finish_s}"
+            )
+        if self.num_prompt_tokens < 1 or self.num_output_tokens < 1:
+            raise InvalidInputError(
+                f"request {self.request_id}: num_prompt_tokens and num_output_tokens must be at least 1, "
+                f"got {self.num_prompt_tokens} and {self.num_output_tokens}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """A served workload, simulated or real."""
+
+    rows: tuple[RequestTimes, ...]
+    """At least one, with distinct `request_id`."""
+    num_steps: int
+    """Engine steps taken."""
+    num_preemptions: int
+    """How often a running request was evicted to start over."""
+    wall_s: float
+    """Seconds that producing this result took: the simulator's own running time, or the real run's."""
+
+    def __post_init__(self) -> None:
+        if len({row.request_id for row in self.rows}) != len(self.rows) or not self.rows:
+            raise InvalidInputError(
+                f"SimulationResult: needs one row or more, each of another request_id, got {len(self.rows)} rows"
+            )
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first arrival to the last finish."""
+        return max(row.finish_s for row in self.rows) - min(row.arrival_s for row in self.rows)
+
+    def ttft_s(self) -> npt.NDArray[np.float64]:
+        """Return the times to first token, one a row."""
+        return np.array([row.first_token_s - row.arrival_s for row in self.rows])
+
+    def tpot_s(self) -> npt.NDArray[np.float64]:
+        """Return the times per output token after the first, one a row with at least two output tokens."""
+        return np.array(
+            [(r.finish_s - r.first_token_s) / (r.num_output_tokens - 1) for r in self.rows if r.num_output_tokens > 1]
+        )
+
+    def e2e_s(self) -> npt.NDArray[np.float64]:
+        """Return the request latencies, one a row."""
+        return np.array([row.finish_s - row.arrival_s for row in self.rows])
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `simulate --json` prints.
+
+        Statistics without data (TPOT if all requests ask for one token, throughput over no time) are None.
+        """
+        duration_s = self.duration_s
+        num_output_tokens = sum(row.num_output_tokens for row in self.rows)
+        return {
+            "schema": 1,
+            "requests": len(self.rows),
+            "duration_s": duration_s,
+            "ttft_s": _statistics(self.ttft_s()),
+            "tpot_s": _statistics(self.tpot_s()),
+            "e2e_s": _statistics(self.e2e_s()),
+            "throughput": {
+                "output_tokens_per_s": num_output_tokens / duration_s if duration_s else None,
+                "requests_per_s": len(self.rows) / duration_s if duration_s else None,
+            },
+            "wall_s": self.wall_s,
+        }
+
+    def write_csv(self, path: Path) -> None:
+        """Write one row a request under the names of `RequestTimes`; `read_workload` reads it back as a workload."""
+        with path.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerow(field.name for field in fields(RequestTimes))
+            writer.writerows(astuple(row) for row in self.rows)
+
+
+def _statistics(values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    names = ("mean", *(f"p{p}" for p in _PERCENTILES))
+    if not values.size:
+        return dict.fromkeys(names)
+    return dict(zip(names, (float(values.mean()), *np.percentile(values, _PERCENTILES).tolist()), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class MetricError:
+    """How far one metric is off. Fractions, not percentages."""
+
+    mape: float
+    """Mean over the requests of |simulated - real| / real."""
+    mean_error: float
+    """(mean simulated - mean real) / mean real; negative where the simulation is too fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """A simulation's error against the real engine on the same workload."""
+
+    ttft: MetricError
+    """Over all requests."""
+    tpot: MetricError | None
+    """Over the requests of at least two output tokens; None if there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseReport:
+    """How well the real engine reproduces its own times. Fractions."""
+
+    ttft: float
+    """MAPE between runs."""
+    tpot: float | None
+    """MAPE between runs; None if no request asks for two output tokens."""
+
+
+def compare(real: SimulationResult, simulated: SimulationResult) -> ErrorReport:
+    """Return the simulation's error; requests are matched by `request_id`.
+
+    Raises:
+        InvalidInputError: The results are not of the same requests, or a real time is zero, so that no relative error exists.
+    """
+    real_rows = sorted(real.rows, key=lambda row: row.request_id)
+    simulated_rows = sorted(simulated.rows, key=lambda row: row.request_id)
+    if [_identity(row) for row in real_rows] != [_identity(row) for row in simulated_rows]:
+        raise InvalidInputError("compare: the results hold different requests; run both on the same workload")
+    real, simulated = _reordered(real, real_rows), _reordered(simulated, simulated_rows)
+    tpot = _metric_error("TPOT", real.tpot_s(), simulated.tpot_s()) if real.tpot_s().size else None
+    return ErrorReport(_metric_error("TTFT", real.ttft_s(), simulated.ttft_s()), tpot)
+
+
+def _identity(row: RequestTimes) -> tuple[int, int, int]:
+    return row.request_id, row.num_prompt_tokens, row.num_output_tokens
+
+
+def _reordered(result: SimulationResult, rows: Sequence[RequestTimes]) -> SimulationResult:
+    return SimulationResult(tuple(rows), result.num_steps, result.num_preemptions, result.wall_s)
+
+
+def _metric_error(name: str, real: npt.NDArray[np.float64], simulated: npt.NDArray[np.float64]) -> MetricError:
+    if real.min() <= 0:
+        raise InvalidInputError(f"compare: a real {name} is 0 s, so its relative error is undefined; leave such requests out")
+    return MetricError(float(np.mean(np.abs(simulated - real) / real)), float(simulated.mean() / real.mean() - 1))
+
+
+def noise(results: Sequence[SimulationResult]) -> NoiseReport:
+    """Return the MAPE between repeated runs of the real engine: the mean over pairs, each run being the reference once.
+
+    Raises:
+        InvalidInputError: There are fewer than two runs, or they are not of the same requests.
+    """
+    if len(results) < 2:  # noqa: PLR2004 -- a pair
+        raise InvalidInputError(f"noise: needs at least two runs of the same workload, got {len(results)}; repeat the run")
+    reports = [compare(reference, other) for reference, other in permutations(results, 2)]
+    tpots = [report.tpot.mape for report in reports if report.tpot]
+    return NoiseReport(float(np.mean([report.ttft.mape for report in reports])), float(np.mean(tpots)) if tpots else None)

@@ -1,0 +1,57 @@
+"""The engine settings that decide a schedule, checked as the engine checks them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dooly.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """The engine settings that decide a schedule, under vLLM's names and with its defaults."""
+
+    max_model_len: int
+    """Longest sequence, prompt and output together."""
+    num_kv_blocks: int
+    """Blocks in the KV cache as the engine reports them, its null block included."""
+    max_num_seqs: int = 128
+    """Most requests running at once."""
+    max_num_batched_tokens: int = 2048
+    """Most tokens computed in one step."""
+    block_size: int = 16
+    """Tokens in a KV block."""
+    enable_chunked_prefill: bool = True
+    """Whether a prompt may be computed over several steps to fit the budget."""
+    long_prefill_token_threshold: int = 0
+    """Most prompt tokens one request may compute in a step while there are others; 0 sets no such limit."""
+    scheduler_reserve_full_isl: bool = True
+    """Whether a request is admitted only if its whole prompt fits in the free blocks, not just the first chunk."""
+    watermark: float = 0.0
+    """Fraction of the KV blocks kept free when admitting a request beside running ones, from 0 to below 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"SchedulerConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.num_kv_blocks < 2:  # noqa: PLR2004 -- the null block and one to use
+            raise InvalidInputError(
+                f"SchedulerConfig: num_kv_blocks must be at least 2 (one is the null block), got {self.num_kv_blocks}"
+            )
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise InvalidInputError(
+                f"SchedulerConfig: max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
+                f"max_num_seqs {self.max_num_seqs}; raise the first or lower the second"
+            )
+        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+            raise InvalidInputError(
+                f"SchedulerConfig: without chunked prefill max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
+                f"max_model_len {self.max_model_len}; raise it or enable chunked prefill"
+            )
+        if not 0 <= self.long_prefill_token_threshold <= self.max_model_len:
+            raise InvalidInputError(
+                f"SchedulerConfig: long_prefill_token_threshold must lie in 0..{self.max_model_len} (max_model_len), "
+                f"got {self.long_prefill_token_threshold}"
+            )
+        if not 0 <= self.watermark < 1:
+            raise InvalidInputError(f"SchedulerConfig: watermark must lie in [0, 1), got {self.watermark}")

@@ -1,0 +1,138 @@
+"""Requests and when they arrive: the simulator's input, and generators of synthetic ones.
+
+Arrivals are integer nanoseconds from the workload's start. Generated workloads depend on their arguments and seed only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dooly.errors import WorkloadError
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: when it arrives, how long its prompt is and how many tokens it asks for."""
+
+    request_id: int
+    """Unique within a workload."""
+    arrival_ns: int
+    """Nanoseconds from the workload's start, at least 0."""
+    num_prompt_tokens: int
+    """At least 1."""
+    num_output_tokens: int
+    """Tokens generated, no more and no fewer; at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.arrival_ns < 0:
+            raise WorkloadError(f"request {self.request_id}: arrival_ns must be at least 0, got {self.arrival_ns}")
+        if self.num_prompt_tokens < 1 or self.num_output_tokens < 1:
+            raise WorkloadError(
+                f"request {self.request_id}: num_prompt_tokens and num_output_tokens must be at least 1, "
+                f"got {self.num_prompt_tokens} and {self.num_output_tokens}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests sorted by arrival; those of one instant are served in this order."""
+
+    requests: tuple[Request, ...]
+    """At least one, sorted by `arrival_ns`, with distinct `request_id`."""
+    description: str
+    """Where the requests come from, for reports."""
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise WorkloadError(f"{self.description}: no request; a workload needs at least one")
+        seen: set[int] = set()
+        previous_ns = 0
+        for request in self.requests:
+            if request.arrival_ns < previous_ns:
+                raise WorkloadError(
+                    f"{self.description}: request {request.request_id} arrives before the one ahead of it; sort by arrival_ns"
+                )
+            if request.request_id in seen:
+                raise WorkloadError(f"{self.description}: request_id {request.request_id} occurs twice; make it unique")
+            previous_ns = request.arrival_ns
+            seen.add(request.request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRange:
+    """Token counts drawn uniformly from `low` to `high`, both included."""
+
+    low: int
+    """Smallest count, at least 1."""
+    high: int
+    """Largest count, at least `low`."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise WorkloadError(f"length range {self.low}-{self.high}: must be 1 <= low <= high")
+
+
+def draw_arrivals_ns(num_requests: int, rate: float, cv: float, rng: np.random.Generator) -> list[int]:
+    """Draw arrival times with gamma-distributed gaps; the first request arrives at 0.
+
+    Args:
+        num_requests: How many.
+        rate: Mean requests per second; infinite sends everything at once.
+        cv: Coefficient of variation of the gaps; 1 makes a Poisson process, more makes bursts.
+        rng: Source of randomness.
+
+    Returns:
+        Nanoseconds, ascending.
+
+    Raises:
+        WorkloadError: `rate` or `cv` is not positive.
+    """
+    if not rate > 0:
+        raise WorkloadError(f"rate must be a positive number of requests per second or inf, got {rate}")
+    if not 0 < cv < math.inf:
+        raise WorkloadError(f"cv must be a positive finite number, got {cv}")
+    if math.isinf(rate):
+        return [0] * num_requests
+    gaps_s = rng.gamma(shape=cv**-2, scale=cv**2 / rate, size=num_requests)
+    gaps_s[0] = 0.0
+    arrivals: list[int] = np.rint(np.cumsum(gaps_s) * NS_PER_S).astype(np.int64).tolist()
+    return arrivals
+
+
+def generate_workload(  # noqa: PLR0913 -- the axes of a synthetic workload
+    num_requests: int, rate: float, prompt: LengthRange, output: LengthRange, *, seed: int = 0, cv: float = 1.0
+) -> Workload:
+    """Generate requests of random lengths that arrive at random.
+
+    Lengths are drawn before arrivals, so one seed gives the same requests at every rate.
+
+    Args:
+        num_requests: How many, at least 1.
+        rate: Mean requests per second; infinite sends everything at once.
+        prompt: Prompt tokens.
+        output: Generated tokens.
+        seed: Of NumPy's default generator.
+        cv: Coefficient of variation of the gaps between arrivals; 1 makes a Poisson process.
+
+    Raises:
+        WorkloadError: A number is out of range.
+    """
+    if num_requests < 1:
+        raise WorkloadError(f"requests must be at least 1, got {num_requests}")
+    if seed < 0:
+        raise WorkloadError(f"seed must be at least 0, got {seed}")
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(prompt.low, prompt.high, size=num_requests, endpoint=True).tolist()
+    outputs = rng.integers(output.low, output.high, size=num_requests, endpoint=True).tolist()
+    arrivals = draw_arrivals_ns(num_requests, rate, cv, rng)
+    rows = zip(arrivals, prompts, outputs, strict=True)
+    requests = tuple(Request(index, *row) for index, row in enumerate(rows))
+    description = (
+        f"{num_requests} requests at {rate:g}/s (cv {cv:g}), prompt {prompt.low}-{prompt.high}, output {output.low}-{output.high}"
+    )
+    return Workload(requests, f"{description}, seed {seed}")
