@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -53,11 +54,13 @@ class Case(NamedTuple):
 
 def random_case(seed: int) -> Case:
     """Draw a case: bursts and trickles, short and long prompts, tight and ample caches, all settings mixed."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 -- test data
     block_size = rng.choice([8, 16, 32])
     max_num_seqs = rng.choice([1, 3, 8, 32])
     is_chunked = rng.random() < 0.75
-    max_num_batched_tokens = max(max_num_seqs, rng.choice([16, 48, 128, 700])) if is_chunked else MAX_MODEL_LEN + rng.choice([0, 100])
+    max_num_batched_tokens = (
+        max(max_num_seqs, rng.choice([16, 48, 128, 700])) if is_chunked else MAX_MODEL_LEN + rng.choice([0, 100])
+    )
     longest_prompt = rng.choice([4, 60, 400]) if is_chunked else 400
     gaps = rng.choice([[0], [0, 1], [0, 0, 1, 3, 30]])
     longest_output = rng.choice([1, 20, 100])
@@ -158,7 +161,7 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
 
     (model / "config.json").write_text(json.dumps(MODEL_CONFIG))
 
-    def make(config: SchedulerConfig) -> Any:
+    def make(config: SchedulerConfig) -> Any:  # noqa: ANN401 -- vLLM may be absent
         engine_config = EngineArgs(
             model=str(model),
             skip_tokenizer_init=True,
@@ -186,7 +189,7 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
     return make
 
 
-def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:
+def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
     """Run vLLM's scheduler, answering each step with the tokens that a model would have sampled."""
     from vllm import SamplingParams
     from vllm.v1.outputs import ModelRunnerOutput
@@ -234,7 +237,7 @@ def test_cases_cover_every_rule() -> None:
         case = random_case(seed)
         scheduler = Scheduler(case.requests, case.config)
         has_chunk = has_run = False
-        for _ in arrivals(case, scheduler.add, lambda s=scheduler: s.has_unfinished):
+        for _ in arrivals(case, scheduler.add, partial(getattr, scheduler, "has_unfinished")):
             step = scheduler.schedule()
             has_run |= step.max_num_steps > 1
             prompts = [case.requests[position].num_prompt_tokens for position in step.requests.tolist()]
