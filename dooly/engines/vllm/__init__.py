@@ -1,1 +1,6 @@
-"""The vLLM adapter: tracing a model, running the reduced engine, running the whole engine."""
+"""The vLLM adapter: trace a model, run the engine reduced to a few layers or whole."""
+
+from dooly.engines.vllm._engine import VllmEngine
+from dooly.engines.vllm._model import stateful_attributes, trace_vllm_model
+
+__all__ = ["VllmEngine", "stateful_attributes", "trace_vllm_model"]

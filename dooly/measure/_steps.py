@@ -1,0 +1,109 @@
+"""Realise a batch on a running engine, and time its steps with the modules in them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dooly.batch import Batch
+from dooly.errors import MeasurementError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dooly.engines.vllm import VllmEngine
+
+_SPARE_TOKENS = 60
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """What steps over one batch took, in nanoseconds, a step an entry."""
+
+    step_ns: list[int] = field(default_factory=list)
+    """Queueing the new requests and running the step."""
+    parts_ns: list[dict[str, list[int]]] = field(default_factory=list)
+    """Time inside each group of modules, a call an entry, by the group's name."""
+
+
+class BatchRunner:
+    """Keeps an engine at one batch: decodes run on, new requests are queued anew before every step."""
+
+    def __init__(self, engine: VllmEngine, batch: Batch) -> None:
+        self._engine = engine
+        self._batch = batch
+        self._decodes: list[str] = []
+        self._fresh: list[str] = []
+
+    @contextmanager
+    def running(self) -> Iterator[BatchRunner]:
+        """Hold the batch's decodes in the engine for the length of the scope."""
+        pairs = list(zip(self._batch.num_new_tokens, self._batch.num_computed_tokens, strict=True))
+        number = self._batch.num_reqs - self._batch.num_new_requests
+        try:
+            for _, computed in pairs[:number]:
+                prompt = self._engine.prompt(computed)
+                # One token short of the wanted context: the first step, untimed, computes it and makes the request a decode.
+                self._decodes.append(self._engine.add(prompt, _SPARE_TOKENS, max(computed - 1, 0)))
+            if self._decodes:
+                self._engine.step()
+            yield self
+        finally:
+            self._engine.abort(self._decodes + self._fresh)
+
+    def step(self) -> int:
+        """Queue the new requests, run one step, and return both together, in nanoseconds.
+
+        Raises:
+            MeasurementError: The engine scheduled another batch.
+        """
+        self._engine.abort(self._fresh)
+        pairs = list(zip(self._batch.num_new_tokens, self._batch.num_computed_tokens, strict=True))
+        fresh = [(self._engine.prompt(n + c), c) for n, c in pairs[self._batch.num_reqs - self._batch.num_new_requests :]]
+        begin = time.perf_counter_ns()
+        self._fresh = [self._engine.add(prompt, 2, computed) for prompt, computed in fresh]
+        outputs = self._engine.step()
+        elapsed = time.perf_counter_ns() - begin
+        if len(outputs) != self._batch.num_reqs:
+            msg = f"batch of {self._batch.num_reqs} requests: the engine ran {len(outputs)}; its limits are below the grid's"
+            raise MeasurementError(msg)
+        return elapsed
+
+
+def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], budget_ns: int) -> StepTimes:
+    """Time steps over a batch, and groups of modules inside them.
+
+    Args:
+        runner: The batch, running.
+        groups: The modules to time, by a name for those that count together; none may lie inside another.
+        budget_ns: Time to spend at most.
+    """
+    times = StepTimes()
+    current: dict[str, list[int]] = {}
+    begun: list[int] = []
+    handles = []
+    for path, modules in groups.items():
+        def finish(*_arguments: object, path: str = path) -> None:
+            current.setdefault(path, []).append(time.perf_counter_ns() - begun.pop())
+
+        for module in modules:
+            handles.append(module.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter_ns())))
+            handles.append(module.register_forward_hook(finish))
+    try:
+        spent = 0
+        while len(times.step_ns) < MIN_STEPS or (spent < budget_ns and len(times.step_ns) < MAX_STEPS):
+            current.clear()
+            elapsed = runner.step()
+            spent += elapsed
+            times.step_ns.append(elapsed)
+            times.parts_ns.append({path: list(values) for path, values in current.items()})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return times
+
+
+MIN_STEPS, MAX_STEPS = 4, 12

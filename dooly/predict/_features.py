@@ -1,0 +1,129 @@
+"""From scheduled batches to the numbers that latency depends on, many batches at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dooly.batch import Batch
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchArrays:
+    """Batches as arrays, a batch a row. Batches of fewer requests are filled with requests of no tokens."""
+
+    new: Ints
+    """Tokens to compute of each request, shape (num_batches, num_reqs); 0 marks a place without a request."""
+    computed: Ints
+    """Tokens in the KV cache of each request, shape (num_batches, num_reqs)."""
+    num_new_requests: Ints
+    """Requests that the engine sees for the first time, shape (num_batches,)."""
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> BatchArrays:
+        """Return batches as arrays."""
+        width = max(b.num_reqs for b in batches)
+        new = np.zeros((len(batches), width), dtype=np.int64)
+        computed = np.zeros_like(new)
+        for row, batch in enumerate(batches):
+            new[row, : batch.num_reqs] = batch.num_new_tokens
+            computed[row, : batch.num_reqs] = batch.num_computed_tokens
+        return cls(new, computed, np.array([b.num_new_requests for b in batches], dtype=np.int64))
+
+    @classmethod
+    def decode_run(cls, num_computed_tokens: Ints, num_steps: int) -> BatchArrays:
+        """Return `num_steps` consecutive decode steps over the same requests, each context one longer than the step before."""
+        computed = num_computed_tokens[None, :] + np.arange(num_steps)[:, None]
+        return cls(np.ones_like(computed), computed, np.zeros(num_steps, dtype=np.int64))
+
+    @property
+    def num_tokens(self) -> Ints:
+        """Tokens computed in each step, shape (num_batches,)."""
+        return self.new.sum(axis=1)
+
+    @property
+    def num_reqs(self) -> Ints:
+        """Requests in each step, shape (num_batches,)."""
+        return (self.new > 0).sum(axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWork:
+    """What attention does in each batch, shape (num_batches,) each, prefills and decodes apart."""
+
+    decode_kv_tokens: Floats
+    """Cached positions that decodes read."""
+    prefill_pairs: Floats
+    """Query-key pairs of prefills."""
+    prefill_kv_tokens: Floats
+    """Positions that prefills read."""
+    prefill_tokens: Floats
+    """Queries of prefills."""
+    num_decodes: Floats
+    """Requests with one query."""
+    num_prefills: Floats
+    """Requests with several queries."""
+    longest: Floats
+    """Positions that the longest request reads."""
+
+    @classmethod
+    def of(cls, batches: BatchArrays, window: int | None) -> AttentionWork:
+        """Return the attention work of batches; with a sliding window a query sees the last `window` positions only."""
+        new, total = batches.new, batches.new + batches.computed
+        limit = window if window is not None and window > 0 else np.iinfo(np.int64).max
+        read = np.minimum(total, limit - 1 + new)
+        pairs = _pairs(total, limit) - _pairs(batches.computed, limit)
+        decode, prefill = new == 1, new > 1
+        return cls(
+            decode_kv_tokens=_sum(read, decode),
+            prefill_pairs=_sum(pairs, prefill),
+            prefill_kv_tokens=_sum(read, prefill),
+            prefill_tokens=_sum(new, prefill),
+            num_decodes=_sum(decode, decode),
+            num_prefills=_sum(prefill, prefill),
+            longest=np.where(new > 0, read, 0).max(axis=1).astype(np.float64),
+        )
+
+    @property
+    def query_key_pairs(self) -> Floats:
+        """Query-key pairs of all requests."""
+        return self.decode_kv_tokens + self.prefill_pairs
+
+    @property
+    def kv_tokens(self) -> Floats:
+        """Distinct positions read, over all requests."""
+        return self.decode_kv_tokens + self.prefill_kv_tokens
+
+    def columns(self) -> Floats:
+        """Return the terms that attention's time is a sum of, shape (num_batches, 6)."""
+        return np.stack(
+            [
+                self.decode_kv_tokens,
+                self.prefill_pairs,
+                self.prefill_kv_tokens,
+                self.prefill_tokens,
+                self.num_decodes,
+                self.num_prefills,
+            ],
+            axis=1,
+        )
+
+
+def _pairs(length: Ints, limit: int) -> Ints:
+    """Return the query-key pairs of the first `length` positions under causal attention with a window of `limit`."""
+    inside = np.minimum(length, limit)
+    return inside * (inside + 1) // 2 + np.maximum(length - limit, 0) * inside
+
+
+def _sum(values: npt.NDArray[np.generic], mask: npt.NDArray[np.bool_]) -> Floats:
+    return np.where(mask, values, 0).sum(axis=1).astype(np.float64)

@@ -1,0 +1,107 @@
+"""The latency regressor of one operation: a physical base, and CatBoost for what the base misses.
+
+The base is a non-negative sum of closed-form terms (a fixed cost, FLOPs, bytes: a roofline whose ceilings are fitted), found by
+non-negative least squares on relative errors (Lawson and Hanson, 1974). CatBoost learns the logarithm of the ratio to it
+(Prokhorenkova et al., NeurIPS 2018), which is near 0 everywhere; so beyond the measured range the physics extrapolates and the trees
+do no harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+_FOLDS = 5
+_MIN_POINTS = 8
+_TREES: dict[str, Any] = {
+    "iterations": 150,
+    "depth": 4,
+    "learning_rate": 0.08,
+    "l2_leaf_reg": 1.0,
+    "min_data_in_leaf": 1,
+    "random_seed": 0,
+    "thread_count": 1,
+    "verbose": False,
+    "allow_writing_files": False,
+    "boosting_type": "Plain",
+    "bootstrap_type": "No",
+    "random_strength": 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Regressor:
+    """Predicts one operation's latency from the terms of its base and the features of its trees."""
+
+    weights: Floats
+    """Nanoseconds a unit of each base term, shape (num_terms,), none negative."""
+    trees: Any
+    """The CatBoost model of the logarithm of the ratio to the base; None where the points are too few."""
+    relative_error: float
+    """Median relative error on held-out points."""
+    num_points: int
+    """Measured points behind the fit."""
+
+    def predict_ns(self, terms: Floats, features: Floats) -> Floats:
+        """Return latencies in nanoseconds, shape (num_batches,).
+
+        Args:
+            terms: Base terms, shape (num_batches, num_terms).
+            features: Tree features, shape (num_batches, num_features).
+        """
+        base: Floats = terms @ self.weights
+        if self.trees is None:
+            return base
+        return base * np.exp(self.trees.predict(np.log1p(features)))  # type: ignore[no-any-return]
+
+
+def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regressor:
+    """Fit an operation's regressor to its measured medians, and judge it by cross-validation.
+
+    Args:
+        terms: Base terms at each point, shape (num_points, num_terms).
+        features: Tree features at each point, shape (num_points, num_features).
+        latency_ns: Median latency at each point, shape (num_points,).
+    """
+    weights, trees = _fit(terms, features, latency_ns)
+    regressor = Regressor(weights, trees, 0.0, len(latency_ns))
+    return Regressor(weights, trees, _held_out_error(regressor, terms, features, latency_ns), len(latency_ns))
+
+
+def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, Any]:
+    from scipy.optimize import nnls
+
+    scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)
+    solution, _ = nnls(terms / scale / latency_ns[:, None], np.ones(len(latency_ns)))
+    weights = solution / scale
+    base = terms @ weights
+    if len(latency_ns) < _MIN_POINTS or np.any(base <= 0):
+        return weights, None
+    from catboost import CatBoostRegressor
+
+    trees = CatBoostRegressor(**_TREES)
+    trees.fit(np.log1p(features), np.log(latency_ns / base))
+    return weights, trees
+
+
+def _held_out_error(whole: Regressor, terms: Floats, features: Floats, latency_ns: Floats) -> float:
+    """Return the median relative error over points that a fit without them predicts."""
+    count = len(latency_ns)
+    if count < 2 * _FOLDS:
+        return float(np.median(np.abs(whole.predict_ns(terms, features) / latency_ns - 1)))
+    order = np.random.default_rng(0).permutation(count)
+    errors = np.empty(count)
+    for fold in range(_FOLDS):
+        held = order[fold::_FOLDS]
+        rest = np.setdiff1d(order, held)
+        weights, trees = _fit(terms[rest], features[rest], latency_ns[rest])
+        predicted = Regressor(weights, trees, 0.0, len(rest)).predict_ns(terms[held], features[held])
+        errors[held] = np.abs(predicted / latency_ns[held] - 1)
+    return float(np.median(errors))
