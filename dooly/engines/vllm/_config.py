@@ -52,7 +52,8 @@ def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: A
 
 
 def first_line(error: BaseException) -> str:
-    """Return the telling line of a (pydantic) error message."""
+    """Return the telling line of a (pydantic) error message, without vLLM's list of some hundred architectures."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Value error," in line] or lines or [type(error).__name__]
-    return telling[0].partition("Value error, ")[2].partition(" [type=")[0] or telling[0]
+    line = telling[0].partition("Value error, ")[2].partition(" [type=")[0] or telling[0]
+    return line.partition(" Supported architectures:")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ def import_vllm() -> Any:  # noqa: ANN401 - a module
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # vLLM applies its level late: what its modules log while they load would still reach stderr.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
