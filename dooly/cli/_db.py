@@ -1,0 +1,115 @@
+"""`dooly db`: look into, check, merge and export latency stores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dooly.cli._options import writable
+from dooly.cli._output import new_table, progress_bar, show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dbstore import Record
+
+db = typer.Typer(name="db", help="Look into, check, merge and export latency stores.")
+
+Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Latency stores: folders or fsspec URLs.")]
+
+
+@db.command()
+def info(paths: Paths) -> None:
+    """Show what stores hold."""
+    from dbstore import Store
+
+    for path in paths:
+        found = Store.open(path).info()
+        table = new_table("store", found.place)
+        for name in ("schema_version", "num_operations", "num_records", "num_infeasible", "num_samples"):
+            table.add_row(name.removeprefix("num_").replace("_", " "), f"{getattr(found, name):,}")
+        table.add_row("size", f"{found.size_bytes / 2**20:.1f} MiB")
+        table.add_row("measured for", f"{found.measuring_s:.1f} s")
+        for environment in found.environments:
+            values = environment.to_json().items()
+            table.add_row(f"environment {environment.digest[:8]}", ", ".join(f"{k} {v}" for k, v in values if v is not None))
+        show(table)
+
+
+@db.command()
+def verify(paths: Paths) -> None:
+    """Check every record, checksum and file of stores; exit with 1 if anything is wrong."""
+    from dbstore import Store
+
+    num_problems = 0
+    for path in paths:
+        with progress_bar(f"{path}: checking"):
+            problems = Store.open(path).verify()
+        for problem in problems:
+            typer.echo(problem.message)
+        num_problems += len(problems)
+        typer.echo(f"{path}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
+    if num_problems:
+        raise typer.Exit(1)
+
+
+@db.command()
+def merge(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Store to copy into; made where there is none.")],
+    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Stores to copy from.")],
+) -> None:
+    """Copy what the first store lacks from the others."""
+    from dbstore import Store
+
+    opened = [(source, Store.open(source)) for source in sources]
+    into = Store.open(target, "a")
+    for path, source in opened:
+        with progress_bar(f"{path}: merging"):
+            num_copied = into.merge(source)
+        typer.echo(f"{path}: {num_copied:,} records copied to {target}")
+
+
+@db.command()
+def export(
+    paths: Paths,
+    *,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", callback=writable, help="CSV, or JSON if it ends in .json; - is CSV on stdout.")
+    ] = Path("-"),
+) -> None:
+    """Write a table of records: one row a measured point."""
+    from dbstore import Store
+
+    stores = [Store.open(path) for path in paths]
+    rows = [_row(record) for store in stores for key in store.keys() for record in store.read(*key)]  # noqa: SIM118 - no mapping
+    text = json.dumps(rows, indent=2) + "\n" if output.suffix == ".json" else "".join(_csv_lines(rows))
+    if output == Path("-"):
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8", newline="")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    from dbstore import canonical_json
+
+    return {
+        "signature": record.signature,
+        "environment": record.environment,
+        "point": json.loads(canonical_json(record.point)),
+        "median_ns": None if record.infeasible is not None else record.median_ns,
+        "num_samples": int(record.samples_ns.size),
+        "infeasible": record.infeasible,
+    }
+
+
+def _csv_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "signature,environment,point,median_ns,num_samples,infeasible\n"
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow((row | {"point": json.dumps(row["point"])}).values())
+        yield line.getvalue()

@@ -1,0 +1,91 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from dooly.engines import ServingConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HELP = {
+    "dtype": "Element type of weights and activations.",
+    "max_model_len": "Longest sequence, prompt and output together, in tokens.",
+    "max_num_batched_tokens": "Most tokens that one step computes.",
+    "max_num_seqs": "Most requests that one step works on.",
+    "kv_cache_memory_bytes": "Size of the KV cache, in bytes.",
+    "tensor_parallel_size": "Ranks that share each layer.",
+    "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
+}
+
+
+class EngineName(StrEnum):
+    """Whose execution of a model is traced."""
+
+    VLLM = "vllm"
+    TORCH = "torch"
+
+
+def writable(path: Path | None) -> Path | None:
+    """Refuse an output file that cannot be made, before the work that fills it."""
+    if path is not None and path != Path("-") and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"{path} is a folder or lies in none; give a file in a folder that exists")
+    return path
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a config.json, or a name that `dooly models` lists.")]
+Database = Annotated[str, typer.Option("--db", metavar="PATH", help="Latency store: a folder or an fsspec URL.")]
+WorkloadText = Annotated[
+    str,
+    typer.Option(
+        "--workload",
+        metavar="SPEC|FILE",
+        help="As poisson:rate=2,requests=100,prompt=512,output=64-256,seed=0, or a workload file.",
+    ),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=writable, help="Write JSON; - writes it to stdout, and no table."),
+]
+CsvFile = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", callback=writable, help="Write the times, one row a request.")
+]
+HtmlFile = Annotated[Path | None, typer.Option("--html", metavar="FILE", callback=writable, help="Write a report with charts.")]
+
+
+def engine_flags(*only: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command that takes `serving: ServingConfig`: give it a flag for each setting, under vLLM's name.
+
+    Args:
+        only: The settings to offer; all if none is named.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        flags = [_flag(field.name, field.default) for field in fields(ServingConfig) if not only or field.name in only]
+
+        @wraps(command)
+        def run(**values: Any) -> None:  # noqa: ANN401 - each command has its own
+            serving = ServingConfig(**{flag.name: values.pop(flag.name) for flag in flags})
+            command(**values, serving=serving)
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "serving"]
+        run.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
+        return run
+
+    return decorate
+
+
+def _flag(name: str, default: object) -> inspect.Parameter:
+    option = typer.Option(default, help=_HELP[name], rich_help_panel="Engine")
+    annotation = get_type_hints(ServingConfig)[name]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)

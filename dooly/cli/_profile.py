@@ -1,0 +1,73 @@
+"""`dooly profile`: measure the operations that a store lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dooly.cli._options import Database, engine_flags
+from dooly.cli._output import new_table, progress_bar, show
+from dooly.engines import ServingConfig, find_model
+
+if TYPE_CHECKING:
+    from dbstore import Store
+    from dooly.measure import ProfileResult
+
+_MANY_UNSTEADY = 0.2
+"""Fraction of the points measured from which on their spread is worth a warning."""
+
+
+@engine_flags()
+def profile(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
+    *,
+    db: Database,
+    budget_seconds: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="Stop measuring after so long, all models together.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what is missing.")] = False,
+    serving: ServingConfig,
+) -> None:
+    """Measure models' operations into a store; what it holds already is not measured again."""
+    sources = [find_model(model) for model in models]
+    store = _open(db, dry_run=dry_run)
+    from dooly.measure import profile as profile_model
+
+    results: list[ProfileResult] = []
+    for source in sources:
+        spent_s = sum(result.measuring_s for result in results)
+        budget_s = None if budget_seconds is None else max(0.0, budget_seconds - spent_s)
+        with progress_bar(source.name) as progress:
+            result = profile_model(source, store, serving, budget_s=budget_s, dry_run=dry_run, progress=progress)
+        results.append(result)
+        _warn_if_unsteady(result)
+    _show(results)
+
+
+def _open(db: str, *, dry_run: bool) -> Store:
+    """Open the store; a dry run makes none where there is none, and plans against an empty one."""
+    from dbstore import Store, StoreNotFoundError
+
+    try:
+        return Store.open(db, "r" if dry_run else "a")
+    except StoreNotFoundError:
+        return Store.open("memory://dooly-dry-run", "a")
+
+
+def _warn_if_unsteady(result: ProfileResult) -> None:
+    if result.num_unsteady > _MANY_UNSTEADY * result.num_measured:
+        typer.echo(
+            f"dooly: warning: {result.model}: {result.num_unsteady} of {result.num_measured} points are unsteady, as when "
+            "another process competes for the cores; stop it and profile into a new --db PATH",
+            err=True,
+        )
+
+
+def _show(results: list[ProfileResult]) -> None:
+    numbers = ("operations", "points", "measured now", "left", "unsteady", "seconds")
+    table = new_table("model", *numbers, numbers=numbers)
+    for r in results:
+        counts = (r.num_operations, r.num_points, r.num_measured, r.num_left, r.num_unsteady)
+        table.add_row(r.model, *map(str, counts), f"{r.measuring_s:.1f}")
+    show(table)

@@ -1,0 +1,66 @@
+"""`dooly simulate`: serve a workload in virtual time, on measured latencies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dooly.cli._options import CsvFile, Database, HtmlFile, JsonFile, Model, WorkloadText, engine_flags
+from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.engines import ServingConfig, find_model
+
+if TYPE_CHECKING:
+    from dooly.simulate import SimulationResult
+
+
+@engine_flags()
+def simulate(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    *,
+    db: Database,
+    workload: WorkloadText,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
+    html_file: HtmlFile = None,
+    serving: ServingConfig,
+) -> None:
+    """Simulate how the engine serves a workload; needs no engine."""
+    from dbstore import Store
+    from dooly.predict import load_latency_model
+    from dooly.simulate import SchedulerConfig, parse_workload
+    from dooly.simulate import simulate as serve
+
+    source = find_model(model)
+    requests = parse_workload(workload)
+    with progress_bar(f"{source.name}: simulating"):
+        latency = load_latency_model(Store.open(db), source, serving)
+        config = SchedulerConfig(
+            max_model_len=serving.max_model_len,
+            num_kv_blocks=latency.num_kv_blocks(serving),
+            max_num_seqs=serving.max_num_seqs,
+            max_num_batched_tokens=serving.max_num_batched_tokens,
+            block_size=latency.block_size,
+        )
+        result = serve(requests, latency, config)
+    if csv_file is not None:
+        result.write_csv(csv_file)
+    if html_file is not None:
+        from dooly.cli._report import write_report
+
+        write_report(result, f"{source.name}: {workload}", html_file)
+    if write_json(result.summary(), json_file):
+        _show(result)
+
+
+def _show(result: SimulationResult) -> None:
+    summary = result.summary()
+    statistics = tuple(summary["ttft_s"])
+    table = new_table("ms", *statistics, numbers=statistics)
+    for metric in ("ttft", "tpot", "e2e"):
+        values = summary[f"{metric}_s"].values()
+        table.add_row(metric.upper(), *("-" if value is None else f"{1e3 * value:.1f}" for value in values))
+    rates = [f"{value:.2f} {name.replace('_per_', '/')}" for name, value in summary["throughput"].items() if value is not None]
+    table.caption = (
+        f"{summary['requests']} requests in {summary['duration_s']:.2f} s ({', '.join(rates)}), {result.num_steps} steps, "
+        f"{result.num_preemptions} preemptions; simulated in {result.wall_s:.2f} s"
+    )
+    show(table)
