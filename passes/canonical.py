@@ -1,6 +1,6 @@
 """Bring an operation into a canonical graph: what it computes, free of names, layer numbers, addresses and node order.
 
-Nodes carry operator, element type and dimensions; edges carry operand position. Configured dimensions enter by value. Each request
+Nodes carry operator, element type and dimensions; edges carry operand position. Configured dimensions enter by value. A request
 dimension is a node of its own without a name, tied to the tensors whose shape it enters, so that `num_tokens` in one model and
 `num_reqs` in another are the same thing to a linear layer.
 """
@@ -8,7 +8,6 @@ dimension is a node of its own without a name, tied to the tensors whose shape i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -16,11 +15,14 @@ import sympy
 
 from passes.graph import as_expr, dtype_of, shape_of
 from passes.operations import Operation, operator_name, source_of
-from passes.origins import Origins
 from passes.signature import silent_hashing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.fx import Node
+
+    from passes.origins import Origins
 
 _SHAPE_DECIDES = frozenset({"view", "_unsafe_view", "reshape", "expand", "empty"})
 """Operators whose size arguments say no more than the shape of their result."""
@@ -63,11 +65,9 @@ def request_order(graph: nx.DiGraph[int]) -> tuple[str, ...]:
     return tuple(name for _, name in sorted(dims))
 
 
-def _add(
-    graph: nx.DiGraph[int], kind: str, node: Node, origins: Origins, requests: dict[sympy.Basic, int]
-) -> int:
+def _add(graph: nx.DiGraph[int], kind: str, node: Node, origins: Origins, requests: dict[sympy.Basic, int]) -> int:
     """Add a node for a tensor or operator, and tie it to the request dimensions in its shape."""
-    place = graph.number_of_nodes()
+    place: int = graph.number_of_nodes()
     graph.add_node(place, label=kind)
     shape = shape_of(node)
     if shape is None:
@@ -101,7 +101,7 @@ def _operands(node: Node) -> Iterator[tuple[str, Node]]:
     from torch.fx import Node as FxNode
 
     for name, value in _arguments(node):
-        if isinstance(value, FxNode) and shape_of(value) is not None:
+        if isinstance(value, FxNode):
             yield name, value
 
 
@@ -115,7 +115,7 @@ def _literals(node: Node, origins: Origins) -> str:
     for name, value in _arguments(node):
         if isinstance(value, torch.fx.Node):
             number = value.meta.get("val")
-            if isinstance(number, (int, torch.SymInt)):
+            if isinstance(number, (int, float, torch.SymInt, torch.SymFloat)):
                 size = origins.concrete(as_expr(number))
                 found[name] = "request" if size.free_symbols else str(size)
         elif isinstance(value, (bool, int, float, str, torch.dtype)):

@@ -1,13 +1,13 @@
 """Closed forms of what an operation costs: floating-point operations and the least memory traffic, as sympy expressions.
 
-FLOPs follow PyTorch's own flop counter (`torch.utils.flop_counter`): matrix products count, element-wise work does not. Bytes are
-the least any implementation moves: every operand read once, every result written once; a table looked up by index counts the rows
-taken. The cost of a stateful operation depends on the engine's state and is given by the engine's adapter.
+FLOPs count as PyTorch's own flop counter does (`torch.utils.flop_counter`; its formulas refuse symbolic sizes): matrix products,
+attention and convolutions count, element-wise work does not, and causal masking saves nothing. Bytes are the least that any
+implementation moves: every operand read once, every result written once; a table looked up by index counts the rows taken. The
+cost of a stateful operation depends on the engine's state and is given by the engine's adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING
 import sympy
 
 from passes.graph import shape_of
-from passes.operations import Operation, TensorSpec
-from passes.origins import Origins
+from passes.operations import operator_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.fx import Node
 
-_SIZES: Mapping[str, int] = {
-    "bool": 1, "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1, "bfloat16": 2, "float16": 2, "int16": 2,
-    "float32": 4, "int32": 4, "float64": 8, "int64": 8, "complex64": 8,
-}  # fmt: skip
+    from passes.operations import Operation, TensorSpec
+    from passes.origins import Origins
+
+_LEFT_FACTOR: Mapping[str, int] = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "_scaled_mm": 0, "_int_mm": 0}
+"""Position of the left factor among the arguments of each matrix product."""
+_INDEX_TYPES = frozenset({"int32", "int64"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Cost:
     """What one run of an operation costs, over named symbols."""
 
     flops: sympy.Expr
-    """Floating-point operations of the matrix products."""
+    """Floating-point operations of the matrix products, attention and convolutions."""
     bytes: sympy.Expr
     """Least memory traffic, in bytes."""
 
@@ -40,7 +43,8 @@ class Cost:
 def estimate_cost(operation: Operation, origins: Origins) -> Cost:
     """Return the closed-form cost of a stateless operation."""
     flops = sum((_flops(node, origins) for node in operation.nodes), sympy.Integer(0))
-    rows = sum((_numel(t) for t in operation.inputs if t.dtype.startswith("int")), sympy.Integer(0))
+    indices = [t for t in operation.inputs if t.dtype in _INDEX_TYPES and not t.is_parameter]
+    rows = sum(map(_numel, indices), sympy.Integer(0))
     traffic = sum((_read_bytes(t, rows) for t in operation.inputs), sympy.Integer(0))
     written = sum((size_bytes(t) for t in operation.outputs), sympy.Integer(0))
     return Cost(sympy.expand(flops), sympy.expand(traffic + written))
@@ -59,19 +63,28 @@ def _numel(tensor: TensorSpec) -> sympy.Expr:
 
 def size_bytes(tensor: TensorSpec) -> sympy.Expr:
     """Return the size of a tensor in bytes."""
-    return prod((d.expr for d in tensor.shape), start=sympy.Integer(_SIZES[tensor.dtype]))
+    import torch
+
+    return sympy.expand(_numel(tensor) * getattr(torch, tensor.dtype).itemsize)
 
 
 def _flops(node: Node, origins: Origins) -> sympy.Expr:
-    from torch.utils.flop_counter import flop_registry
+    """Return twice the multiply-adds of a matrix product, attention or convolution; 0 for any other operator."""
+    name = operator_name(node)
+    shapes = [_named_shape(a, origins) for a in node.args]
+    if name in _LEFT_FACTOR:
+        return 2 * prod(_named_shape(node, origins)) * shapes[_LEFT_FACTOR[name]][-1]
+    if name.startswith("_scaled_dot_product"):
+        query, key, value = shapes[:3]
+        return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if name == "convolution":
+        taps = prod(shapes[1]) / shapes[1][0]
+        is_transposed = node.args[6]
+        return 2 * taps * prod(shapes[0] if is_transposed else _named_shape(node, origins))
+    return sympy.Integer(0)
 
-    formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
-    if formula is None:
-        return sympy.Integer(0)
-    arguments = [_shape_or_value(a, origins) for a in node.args]
-    return sympy.sympify(formula(*arguments, **node.kwargs, out_val=None))
 
-
-def _shape_or_value(argument: object, origins: Origins) -> object:
+def _named_shape(argument: object, origins: Origins) -> tuple[sympy.Expr, ...]:
+    """Return a tensor's shape over named symbols; of several results, the first one's; empty for what is no tensor."""
     shape = shape_of(argument) if hasattr(argument, "meta") else None
-    return tuple(map(origins.rename, shape)) if shape is not None else argument
+    return tuple(map(origins.rename, shape or ()))

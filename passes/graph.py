@@ -5,13 +5,14 @@ Contract: nothing here runs code, touches an engine or writes to the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sympy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.fx import Graph, Node
 
 Scalar: TypeAlias = "bool | int | float | str | None"
@@ -50,7 +51,7 @@ class CapturedGraph:
     """Attributes of the engine's stateful modules, by module path."""
 
 
-def shape_of(node: Any) -> tuple[sympy.Expr, ...] | None:
+def shape_of(node: Any) -> tuple[sympy.Expr, ...] | None:  # noqa: ANN401 - a node, whose meta torch leaves untyped
     """Return the symbolic shape of a node's tensor value, or None where the value is no tensor."""
     value = node.meta.get("val")
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
@@ -64,9 +65,9 @@ def dtype_of(node: Node) -> str:
 
 
 def as_expr(size: object) -> sympy.Expr:
-    """Return a size (an int or a symbolic int of torch) as a sympy expression."""
-    if isinstance(size, int):
-        return sympy.Integer(size)
+    """Return a size (a number, or a symbolic number of torch) as a sympy expression."""
+    if isinstance(size, (int, float)):
+        return sympy.sympify(size)
     expr: sympy.Expr = size.node.expr  # type: ignore[attr-defined]
     return expr
 

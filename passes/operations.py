@@ -6,22 +6,24 @@ used, so they say nothing about the module that they appear in. A group of views
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import networkx as nx
 
 from passes.graph import CapturedGraph, Scalar, dtype_of, module_calls, shape_of
-from passes.origins import Dim, Origins
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch.fx import Node
 
-_VIEWS = frozenset(
-    "alias as_strided chunk detach diagonal expand getitem narrow permute reshape select slice split split_with_sizes squeeze "
-    "t transpose unbind unflatten unsqueeze view _unsafe_view".split()
-)
+    from passes.origins import Dim, Origins
+
+_VIEWS = frozenset({
+    "alias", "as_strided", "chunk", "detach", "diagonal", "expand", "getitem", "narrow", "permute", "reshape", "select", "slice",
+    "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "_unsafe_view",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operati
     found = [
         _operation(path, name, nodes, captured, origins)
         for path, name, group in _groups(captured)
-        if (nodes := _without_border_views(group, captured))
+        if (nodes := _without_border_views(_with_inner_views(group), captured))
     ]
     order = {node: i for i, node in enumerate(captured.graph.nodes)}
     return tuple(sorted(found, key=lambda op: order[op.nodes[0]]))
@@ -98,6 +100,11 @@ def _is_tensor_code(node: Node) -> bool:
     return value is None or any(hasattr(v, "dtype") and hasattr(v, "shape") for v in values)
 
 
+def _takes_values(node: Node) -> bool:
+    """Tell nodes that read a tensor's values from those that ask for its size."""
+    return node.op == "output" or _is_tensor_code(node)
+
+
 def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
     """Return (module path, class, nodes): a leaf call as one group, a container's own code by connected piece."""
     calls: dict[tuple[str, str, str], list[Node]] = {}
@@ -105,13 +112,11 @@ def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
         if _is_tensor_code(node):
             owner = _owner(source_of(node), captured)
             calls.setdefault(owner, []).append(node)
-    containers = {
-        ".".join(path.split(".")[:depth]) for _, path, _ in calls for depth in range(path.count(".") + 1) if path
-    }
+    containers = {".".join(path.split(".")[:depth]) for _, path, _ in calls for depth in range(path.count(".") + 1) if path}
     groups = []
     for (_, path, name), nodes in calls.items():
-        if (path in containers or not path) and path not in captured.stateful:
-            groups += [(path, name, piece) for piece in _connected(nodes)]
+        if path in containers and path not in captured.stateful:
+            groups += [(path, name, piece) for piece in _connected(nodes, captured)]
         else:
             groups.append((path, name, nodes))
     return groups
@@ -123,26 +128,61 @@ def _owner(node: Node, captured: CapturedGraph) -> tuple[str, str, str]:
     return next((call for call in calls if call[1] in captured.stateful), calls[-1])
 
 
-def _connected(nodes: list[Node]) -> list[list[Node]]:
-    """Return a container's computing nodes by connected piece; its views only pass values on."""
+def _connected(nodes: list[Node], captured: CapturedGraph) -> list[list[Node]]:
+    """Return a container's computing nodes by connected piece; views connect them, but sharing an outer value does not.
+
+    A piece runs as one: what needs the result of a leaf that needs the piece is another piece.
+    """
     computing = [n for n in nodes if not is_view(n)]
+    turns = _turns(frozenset(computing), captured)
     pieces = nx.Graph()
     pieces.add_nodes_from(computing)
-    pieces.add_edges_from((n, source) for n in computing for source in map(_behind_views, n.all_input_nodes) if source in pieces)
-    order = {n: i for i, n in enumerate(computing)}
-    return [sorted(piece, key=order.__getitem__) for piece in nx.connected_components(pieces)]
+    for node in computing:
+        sources = map(_behind_views, node.all_input_nodes)
+        pieces.add_edges_from((node, source) for source in sources if source in pieces and turns[source] == turns[node])
+    return [sorted(piece) for piece in nx.connected_components(pieces)]
+
+
+def _turns(members: frozenset[Node], captured: CapturedGraph) -> dict[Node, int]:
+    """Return how often the way to a node left `members` and came back; only for nodes that depend on one of them."""
+    turns: dict[Node, int] = {}
+    for node in captured.graph.nodes:
+        behind = [(source, turns[source]) for source in map(_behind_views, node.all_input_nodes) if source in turns]
+        if node in members:
+            turns[node] = max((turn + (source not in members) for source, turn in behind), default=0)
+        elif behind:
+            turns[node] = max(turn for _, turn in behind)
+    return turns
+
+
+def _views_behind(node: Node) -> Iterator[Node]:
+    """Yield the views that a value passed through last, latest first."""
+    while node.op == "call_function" and is_view(node):
+        yield node
+        node = node.args[0]  # type: ignore[assignment]
 
 
 def _behind_views(node: Node) -> Node:
-    while node.op == "call_function" and is_view(node):
-        node = node.args[0]  # type: ignore[assignment]
-    return node
+    *_, last = (None, *_views_behind(node))
+    return node if last is None else last.args[0]  # type: ignore[return-value]
+
+
+def _with_inner_views(group: list[Node]) -> list[Node]:
+    """Return a group with the views that lie between two of its nodes, in graph order: they say which result goes where."""
+    members = set(group)
+    for node in group:
+        for source in node.all_input_nodes:
+            passed = list(_views_behind(source))
+            if passed and passed[-1].args[0] in members:
+                members.update(passed)
+    return sorted(members)
 
 
 def _without_border_views(group: list[Node], captured: CapturedGraph) -> tuple[Node, ...]:
     """Return a group's nodes less the views that only feed the group from outside or only hand its results on.
 
-    Views of parameters stay: a transposed weight is part of the operation."""
+    Views of parameters stay: a transposed weight is part of the operation.
+    """
     members = set(group)
     for node in group:
         if is_view(node) and node.args[0] not in members and _is_activation(node.args[0], captured):  # type: ignore[arg-type]
@@ -167,7 +207,9 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
     results = [
         node
         for node in nodes
-        if shape_of(node) is not None and not members.issuperset(node.users) and operator_name(node) != "empty"
+        if shape_of(node) is not None
+        and operator_name(node) != "empty"
+        and not members.issuperset(filter(_takes_values, node.users))
     ]
 
     def spec(node: Node) -> TensorSpec:

@@ -11,14 +11,19 @@ Method: union of symbols over PyTorch's shape guards, then elimination of parame
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import sympy
 
 from passes._errors import PassError
-from passes.graph import CapturedGraph, SymbolSource
+from passes.graph import shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from passes.graph import CapturedGraph, SymbolSource
 
 _SIZE = re.compile(r"^(?P<tensor>.*)\.size\(\)\[(?P<axis>\d+)\]$")
 _ITEM = re.compile(r"(?:\._modules|\._parameters|\._buffers)?\['([^']+)'\]")
@@ -87,7 +92,12 @@ class Origins:
 
 
 def name_origins(captured: CapturedGraph) -> Origins:
-    """Name the symbols of a captured graph."""
+    """Name the symbols of a captured graph.
+
+    Raises:
+        PassError: A dimension that `request_dims` names came out as a constant.
+    """
+    _check_request_dims(captured)
     sources = captured.sources
     parent = _unite(sources, captured.equalities)
     literal = _literals(captured.equalities, parent)
@@ -114,6 +124,21 @@ def name_origins(captured: CapturedGraph) -> Origins:
     solved, quotients = _eliminate(captured.equalities, named, values, sized - attributes)
     named = {s: sympy.expand(e.xreplace(solved).xreplace(solved)) for s, e in named.items()}
     return Origins(named, values, frozenset(requests), quotients)
+
+
+def _check_request_dims(captured: CapturedGraph) -> None:
+    for node in captured.graph.nodes:
+        text = captured.placeholders.get(node.name)
+        if text is None:
+            continue
+        argument = _argument(text)
+        for axis, (name, size) in enumerate(zip(captured.request_dims.get(argument, ()), shape_of(node) or (), strict=False)):
+            if name is not None and size.is_Integer:
+                msg = (
+                    f"origins: dimension {axis} of {argument} is named {name!r} but came out as the constant {size}; "
+                    "trace with a size of at least 2 (torch takes 0 and 1 for constants), or give it no name"
+                )
+                raise PassError(msg)
 
 
 def _unite(
@@ -162,9 +187,9 @@ def _labels(
         wanted[root] = sorted(names, key=lambda n: (".size(" in n, n.count("."), len(n), n))
     labels: dict[sympy.Symbol, str] = {}
     for root, names in wanted.items():
-        configured = any(is_config[m] for m in groups[root])
-        short = _shorten(names[0]) if configured else names[0]
-        labels[root] = names[0] if configured and short in labels.values() else short
+        of_module = any(is_config[m] for m in groups[root])
+        short = _shorten(names[0]) if of_module else names[0]
+        labels[root] = names[0] if of_module and short in labels.values() else short
     return labels
 
 
@@ -188,11 +213,16 @@ def _request_name(text: str, captured: CapturedGraph) -> str:
     """Return the name of a request dimension: as told by `request_dims`, else `argument.size(axis)`."""
     size = _SIZE.match(text)
     body = size["tensor"] if size else text
-    spelled = _ITEM.sub(r".\1", body.replace("L[", "[", 1)).lstrip(".")
+    spelled = _argument(body)
     axis = int(size["axis"]) if size else 0
     told = captured.request_dims.get(spelled, ())
     name = told[axis] if axis < len(told) else None
     return name or (f"{spelled}.size({axis})" if size else spelled)
+
+
+def _argument(text: str) -> str:
+    """Return the source of a forward argument as it is written in Python: `x`, `sampling.temperature`."""
+    return _ITEM.sub(r".\1", text.replace("L[", "[", 1)).lstrip(".")
 
 
 def _root_argument(text: str) -> str | None:
@@ -236,13 +266,17 @@ def _is_division(expr: sympy.Expr) -> bool:
 
 
 def _exact_divisions(expr: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> sympy.Expr:
-    """Replace floor divisions of configured sizes that leave no rest by plain fractions."""
+    """Replace floor divisions of configured sizes that leave no rest by plain fractions.
+
+    A division rounded up, as `chunk` writes it, is `(size + n - 1) // n`: its rest is the constant, where `n` divides the size.
+    """
 
     def exact(node: sympy.Expr) -> sympy.Expr:
         top, bottom = node.args
-        if (top.free_symbols | bottom.free_symbols) <= set(values) and top.subs(values) % bottom.subs(values) == 0:
-            return top / bottom
-        return node
+        if not (top.free_symbols | bottom.free_symbols) <= set(values):
+            return node
+        rest = top.subs(values) % bottom.subs(values)
+        return (top - rest) / bottom if rest in (0, top.as_coeff_Add()[0]) else node
 
     return expr.replace(_is_division, exact)
 

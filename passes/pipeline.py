@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from passes.canonical import canonicalize, request_order
 from passes.costs import Cost, estimate_cost
-from passes.graph import CapturedGraph
 from passes.operations import Operation, split_operations
 from passes.origins import Origins, name_origins
 from passes.signature import sign
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from passes.graph import CapturedGraph
 
 
 @dataclass(frozen=True, slots=True)

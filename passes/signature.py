@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 SCHEME = 1
 """Version of the canonical form and of the hash. Signatures of different schemes never compare equal."""
