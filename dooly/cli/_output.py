@@ -55,8 +55,8 @@ def write_json(data: dict[str, Any], path: Path | None) -> bool:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr, if that is a terminal, until the scope ends; yield what takes (done, total)."""
+def progress_bar(description: str) -> Iterator[Callable[..., None]]:
+    """Show a bar on stderr, if that is a terminal, until the scope ends; yield what takes (done, total, what=description)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -64,4 +64,8 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def update(done: int, total: int, what: str = description) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        yield update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,8 +39,10 @@ def profile(
     for source in sources:
         spent_s = sum(result.measuring_s for result in results)
         budget_s = None if budget_seconds is None else max(0.0, budget_seconds - spent_s)
-        with progress_bar(source.name) as progress:
-            result = profile_model(source, store, serving, budget_s=budget_s, dry_run=dry_run, progress=progress)
+        with progress_bar(f"{source.name}: tracing, starting the engine") as update:
+            result = profile_model(
+                source, store, serving, budget_s=budget_s, dry_run=dry_run, progress=partial(update, what=source.name)
+            )
         results.append(result)
         _warn_if_unsteady(result)
     _show(results)

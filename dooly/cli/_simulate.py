@@ -26,20 +26,14 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """Simulate how the engine serves a workload; needs no engine."""
     from dbstore import Store
     from dooly.predict import load_latency_model
-    from dooly.simulate import SchedulerConfig, parse_workload
+    from dooly.simulate import parse_workload, scheduler_config
     from dooly.simulate import simulate as serve
 
     source = find_model(model)
     requests = parse_workload(workload)
     with progress_bar(f"{source.name}: simulating"):
         latency = load_latency_model(Store.open(db), source, serving)
-        config = SchedulerConfig(
-            max_model_len=serving.max_model_len,
-            num_kv_blocks=latency.num_kv_blocks(serving),
-            max_num_seqs=serving.max_num_seqs,
-            max_num_batched_tokens=serving.max_num_batched_tokens,
-            block_size=latency.block_size,
-        )
+        config = scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size)
         result = serve(requests, latency, config)
     if csv_file is not None:
         result.write_csv(csv_file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
-    from dooly.validate import Validation
+    from dooly.validate import MetricReport, Validation
 
 
 @engine_flags()
@@ -32,7 +32,11 @@ def validate(  # noqa: PLR0913 - one argument an option
     source = find_model(model)
     requests = parse_workload(workload)
     store = Store.open(db)
-    with progress_bar(f"{source.name}: validating") as progress:
+    with progress_bar(f"{source.name}: simulating, starting the engine") as update:
+
+        def progress(what: str, done: int, total: int) -> None:
+            update(done, total, f"{source.name}: {what}")
+
         validation = run_both(source, store, requests, serving, repeat=repeat, progress=progress)
     if write_json(validation.to_json(), json_file):
         _show(validation)
@@ -43,7 +47,7 @@ def _show(validation: Validation) -> None:
     columns = ("real mean", "simulated mean", "real p90", "simulated p90", "error of mean", "MAPE", "noise")
     table = new_table("ms", *columns, numbers=columns)
     for metric in ("ttft", "tpot"):
-        error: Any = getattr(validation, metric)
+        error: MetricReport | None = getattr(validation, metric)
         key = f"{metric}_s"
         times = [summary[key][statistic] for statistic in ("mean", "p90") for summary in (real, simulated)]
         fractions = (

@@ -42,7 +42,7 @@ def _prefills(serving: ServingConfig) -> Iterator[Batch]:
 def _decodes(serving: ServingConfig) -> Iterator[Batch]:
     counts = [c for c in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256) if c < serving.max_num_seqs]
     for count in (*counts, serving.max_num_seqs):
-        for context in (*_CONTEXTS, serving.max_model_len - _SPARE):
+        for context in (*_CONTEXTS, serving.max_model_len - _SPARE - 1):
             yield Batch((1,) * count, (context,) * count)
     for count in (4, 16, 64):
         yield Batch((1,) * count, tuple(16 + (i * 997) % (serving.max_model_len // 2) for i in range(count)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from math import prod
 
 from dbstore import JsonObject
 from dooly.batch import Batch
@@ -18,6 +19,7 @@ LAYER = "layer"
 """Name of the operation that is a whole layer."""
 STEP = "step"
 """Name of the operation that is a step less its modules."""
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -54,6 +56,14 @@ def point_of(operation: TracedOperation, batch: Batch) -> JsonObject:
         new = {"num_new_requests": batch.num_new_requests} if operation.stage == "engine" else {}
         return JsonObject({"batch": [list(pair) for pair in requests], **new})
     return JsonObject({"dims": [request_dim(name, batch) for name in operation.request_dims]})
+
+
+def parameter_bytes(operation: TracedOperation) -> int:
+    """Return the size of the parameters that an operation reads as a whole, in bytes; tables looked up by index do not count."""
+    if any(t.dtype.startswith("int") for t in operation.inputs):
+        return 0
+    sizes = (prod((d.value or 1 for d in t.shape), start=_ITEM_BYTES.get(t.dtype, 1)) for t in operation.inputs if t.is_parameter)
+    return sum(sizes)
 
 
 def request_dim(name: str, batch: Batch) -> int:

@@ -6,7 +6,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ import numpy as np
 from dbstore import Environment, JsonObject, Record, Store
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig
-from dooly.measure._cache import CacheSweep, last_level_cache_bytes
+from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._grid import measurement_batches
-from dooly.measure._plan import STEP, layer_of, point_of
+from dooly.measure._plan import STEP, layer_of, parameter_bytes, point_of
 from dooly.measure._replay import Replay
 from dooly.measure._steps import BatchRunner, time_steps
 from dooly.measure._timer import timer_for
@@ -87,12 +87,11 @@ class Profiler:
         self._environment = environment.digest
         self._timer = timer_for(environment.device_kind)
         self._cache_bytes = last_level_cache_bytes()
-        self._sweep = CacheSweep(self._cache_bytes)
 
     def measure(self, task: Task) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
         begin = time.perf_counter()
-        replayed = {op.signature: op for op in task.missing if op.stage != "engine"}
+        replayed = {op.signature for op in task.missing if op.stage != "engine"}
         own = [op for op in task.missing if op.stage == "engine"]
         samples: dict[str, list[int]] = {}
         with BatchRunner(self._engine, task.batch).running() as runner:
@@ -112,15 +111,22 @@ class Profiler:
             if self._store.points(operation.signature, self._environment):
                 self._store.compact(operation.signature, self._environment)
 
-    def _replay(self, runner: BatchRunner, operations: Mapping[str, TracedOperation]) -> dict[str, list[int]]:
-        # Keyed by module: layers may share one, such as the rotary embedding.
-        targets = {self._module(path): op.signature for op in operations.values() for path in self._modules(op)}
-        moved = sum(map(_parameter_bytes, targets))
-        sweep = self._sweep if moved < 2 * self._cache_bytes else None
-        replay = Replay(self._timer, targets, _REPLAY_BUDGET_NS, sweep)
+    def _replay(self, runner: BatchRunner, operations: set[str]) -> dict[str, list[int]]:
+        rows = [op for op in self._operations if op.signature in operations]
+        timed = self._targets(rows)
+        moved = sum(parameter_bytes(op) * len(self._modules(op)) for op in rows)
+        # Too few weights to rotate over: the other operations run too, untimed, and keep the cache as a step keeps it.
+        companions = self._operations if moved < 2 * self._cache_bytes else ()
+        targets: dict[nn.Module, str | None] = dict.fromkeys(self._targets(companions)) | timed
+        replay = Replay(self._timer, targets, _REPLAY_BUDGET_NS)
         with replay.attached(self._engine.network):
             runner.step()
         return replay.samples_ns
+
+    def _targets(self, operations: Iterable[TracedOperation]) -> dict[nn.Module, str]:
+        """Return the modules that run operations, with their signatures; a module that layers share comes once."""
+        traced = [op for op in operations if op.stage != "engine"]
+        return {self._module(path): op.signature for op in traced for path in self._modules(op)}
 
     def _own_times(self, runner: BatchRunner, own: list[TracedOperation]) -> dict[str, list[int]]:
         """Time whole layers, and whole steps less the layers and modules in them."""
@@ -191,7 +197,3 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{name or platform.machine()} x{os.cpu_count()}"
-
-
-def _parameter_bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())

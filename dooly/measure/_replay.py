@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.measure._cache import CacheSweep
 from dooly.measure._timer import Timer
 
 if TYPE_CHECKING:
@@ -30,15 +30,13 @@ class Replay:
 
     timer: Timer
     """How calls are timed."""
-    targets: Mapping[nn.Module, str]
-    """Signature of each module to time."""
+    targets: Mapping[nn.Module, str | None]
+    """Signature of each module to time; None for one that runs untimed, to move its weights through the cache as a step does."""
     budget_ns: int
     """Time to spend at most on one group of modules that are replayed together."""
-    sweep: CacheSweep | None
-    """Evicts the cache before each call; None where rotation over the layers does."""
     samples_ns: dict[str, list[int]] = field(default_factory=dict)
     """What was measured, by signature."""
-    _calls: list[tuple[str, Callable[[], object], tuple[Any, ...]]] = field(default_factory=list)
+    _calls: list[tuple[str | None, Callable[[], object]]] = field(default_factory=list)
     _in_forward: bool = False
 
     @contextmanager
@@ -54,9 +52,10 @@ class Replay:
             for handle in handles:
                 handle.remove()
 
-    def _capture(self, signature: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = partial(module.forward, *args, **kwargs)
-        self._calls.append((signature, call, (*args, *kwargs.values())))
+    def _capture(
+        self, signature: str | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._calls.append((signature, partial(module.forward, *args, **kwargs)))
 
     def _enter(self, *_arguments: object) -> None:
         self._in_forward = True
@@ -71,23 +70,22 @@ class Replay:
 
     def _run(self) -> None:
         calls, self._calls = self._calls, []
-        if calls:
+        if any(signature is not None for signature, _ in calls):
             self._rounds(calls)
 
-    def _rounds(self, calls: Sequence[tuple[str, Callable[[], object], tuple[Any, ...]]]) -> None:
-        spent = 0
-        found: dict[str, list[int]] = {signature: [] for signature, _, _ in calls}
+    def _rounds(self, calls: Sequence[tuple[str | None, Callable[[], object]]]) -> None:
+        begin = time.perf_counter_ns()
+        found: dict[str, list[int]] = {signature: [] for signature, _ in calls if signature is not None}
         for round_ in range(MAX_ROUNDS):
-            for signature, call, activations in calls:
-                if self.sweep is not None:
-                    self.sweep.evict(activations)
-                found[signature].append(elapsed := self.timer.time_ns(call))
-                spent += elapsed
-            if round_ + 1 >= MIN_ROUNDS and (spent > self.budget_ns or all(map(_is_tight, found.values()))):
+            for signature, call in calls:
+                elapsed = self.timer.time_ns(call)
+                if round_ > 0 and signature is not None:
+                    found[signature].append(elapsed)
+            enough = all(map(_is_tight, found.values())) or time.perf_counter_ns() - begin > self.budget_ns
+            if round_ + 1 >= MIN_ROUNDS and enough:
                 break
         for signature, samples in found.items():
-            first_round = len(samples) // (round_ + 1)
-            self.samples_ns.setdefault(signature, []).extend(samples[first_round:])
+            self.samples_ns.setdefault(signature, []).extend(samples)
 
 
 def _is_tight(samples: Sequence[int]) -> bool:

@@ -17,7 +17,7 @@ from dbstore import Environment, JsonObject, Store
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import EngineError
 from dooly.measure._cache import last_level_cache_bytes
-from dooly.measure._plan import engine_operations, layer_of
+from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
 from dooly.measure._profile import Profiler, Task, cpu_name, describe_environment, plan_tasks, shuffled
 from dooly.trace import TracedModel, TracedOperation
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dooly.engines.vllm import VllmEngine
-
-_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,23 +184,15 @@ def _num_layers(traced: TracedModel) -> int:
     layers: dict[str, int] = {}
     total = 0
     for operation in traced.operations:
-        size = sum(_tensor_bytes(t) for t in operation.inputs if t.is_parameter)
         for module, _count in operation.placements:
             if (layer := layer_of(module)) is not None:
-                layers[layer] = layers.get(layer, 0) + size
+                layers[layer] = layers.get(layer, 0) + parameter_bytes(operation)
     for operation in traced.operations:
         if operation.name == "layer":
             total += operation.count
     shown = max(int(path.rpartition(".")[2]) for path in layers) + 1
     cold = ceil(2 * last_level_cache_bytes() / min(layers.values()))
     return min(total, max(shown, cold))
-
-
-def _tensor_bytes(tensor: Any) -> int:  # noqa: ANN401 - TracedTensor
-    size = _ITEM_BYTES.get(tensor.dtype, 1)
-    for dim in tensor.shape:
-        size *= dim.value or 1
-    return size
 
 
 def _kinds(engine: VllmEngine) -> dict[str, list[str]]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
 
+_UNLIMITED = 1 << 40
+"""A window longer than any context."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchArrays:
@@ -80,7 +83,7 @@ class AttentionWork:
     def of(cls, batches: BatchArrays, window: int | None) -> AttentionWork:
         """Return the attention work of batches; with a sliding window a query sees the last `window` positions only."""
         new, total = batches.new, batches.new + batches.computed
-        limit = window if window is not None and window > 0 else np.iinfo(np.int64).max
+        limit = window if window is not None and window > 0 else _UNLIMITED
         read = np.minimum(total, limit - 1 + new)
         pairs = _pairs(total, limit) - _pairs(batches.computed, limit)
         decode, prefill = new == 1, new > 1

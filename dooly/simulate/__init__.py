@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dooly.simulate._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
 from dooly.simulate._scheduler_config import SchedulerConfig
+from dooly.simulate._serving import scheduler_config
 from dooly.simulate._simulator import simulate
 from dooly.simulate._workload import LengthRange, Request, Workload, generate_workload
 from dooly.simulate._workload_files import read_workload
@@ -27,5 +28,6 @@ __all__ = [
     "noise",
     "parse_workload",
     "read_workload",
+    "scheduler_config",
     "simulate",
 ]

@@ -12,7 +12,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from dooly.batch import Batch
 from dooly.engines._config import ModelSource, ServingConfig
 from dooly.engines.vllm._config import engine_arguments, first_line
 from dooly.engines.vllm._version import import_vllm
@@ -52,8 +51,14 @@ class VllmEngine:
         except (ValueError, RuntimeError, AssertionError) as error:
             raise EngineError(f"{model.name}: the vLLM engine did not start: {first_line(error)}") from error
         self._core = self._engine.engine_core.engine_core
+        self._schedule = self.scheduler.schedule
+        self.scheduler.schedule = self._record_schedule
+        self._scheduled: tuple[str, ...] = ()
+        self._names: dict[str, str] = {}
+        self.num_preemptions = 0
         self._ids = itertools.count()
         self._random = random.Random(0)
+        self._warm_up(min(serving.max_num_batched_tokens, serving.max_model_len - 1))
 
     @property
     def scheduler(self) -> Any:  # noqa: ANN401 - vLLM's Scheduler
@@ -92,7 +97,7 @@ class VllmEngine:
         return self._random.choices(range(3, _VOCABULARY), k=num_tokens)
 
     def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0) -> str:
-        """Queue a request, and return the engine's id of it.
+        """Queue a request, and return its name.
 
         Args:
             prompt: Prompt tokens.
@@ -104,13 +109,18 @@ class VllmEngine:
         sampling = SamplingParams(max_tokens=num_output_tokens, ignore_eos=True, detokenize=False)
         name = f"dooly-{next(self._ids)}"
         internal = self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, sampling) or name
+        self._names[internal] = name
         if num_computed_tokens:
             self.scheduler.requests[internal].num_computed_tokens = num_computed_tokens
-        return internal
+        return name
 
     def step(self) -> list[Any]:
-        """Run one engine step, and return the engine's outputs."""
+        """Run one engine step, and return the engine's outputs: `request_id` is the name that `add` gave."""
         return self._engine.step()  # type: ignore[no-any-return]
+
+    def scheduled(self) -> tuple[str, ...]:
+        """Return the names of the requests that the last step worked on."""
+        return self._scheduled
 
     def has_unfinished_requests(self) -> bool:
         """Tell whether any request is queued or running."""
@@ -118,18 +128,25 @@ class VllmEngine:
 
     def abort(self, requests: Sequence[str]) -> None:
         """Drop requests and free their KV blocks."""
-        self._engine.abort_request(list(requests), internal=True)
+        self._engine.abort_request(list(requests))
 
-    def last_batch(self, output: Any) -> Batch:  # noqa: ANN401 - vLLM's SchedulerOutput
-        """Return what a scheduler output has scheduled."""
-        computed = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
-        cached = output.scheduled_cached_reqs
-        computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        return Batch(
-            tuple(output.num_scheduled_tokens.values()),
-            tuple(computed[r] for r in output.num_scheduled_tokens),
-            len(output.scheduled_new_reqs),
-        )
+    def _warm_up(self, num_tokens: int) -> None:
+        """Run the largest prefill twice, as a server's first long prompts do.
+
+        The C allocator keeps memory for reuse only up to sizes that it has seen freed: without this, steps of an engine that has
+        served short prompts alone give back and fault in their activations in every layer, and take a third longer.
+        """
+        for _ in range(2):
+            self.add(self.prompt(num_tokens), 1)
+            while self.has_unfinished_requests():
+                self.step()
+
+    def _record_schedule(self, *args: object, **kwargs: object) -> Any:  # noqa: ANN401 - vLLM's SchedulerOutput
+        """Schedule as the engine does, and note which requests take part."""
+        output = self._schedule(*args, **kwargs)
+        self._scheduled = tuple(self._names[internal] for internal in output.num_scheduled_tokens)
+        self.num_preemptions += len(output.preempted_req_ids or ())
+        return output
 
     def close(self) -> None:
         """Shut the engine down and free its memory."""

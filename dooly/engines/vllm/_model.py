@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +191,8 @@ def _random_sampling() -> Any:  # noqa: ANN401 - vLLM's SamplingMetadata
 def _compiled(module: nn.Module) -> Any:  # noqa: ANN401 - a compiled callable
     import torch
 
-    return torch.compile(module, backend=dooly_backend, fullgraph=True)
+    # A backend of its own: torch hands equal models the graph that it compiled first, and would capture nothing here.
+    return torch.compile(module, backend=partial(dooly_backend), fullgraph=True)
 
 
 def _only(captures: list[Capture]) -> Capture:

@@ -1,0 +1,74 @@
+"""Predicted against measured engine-step time, over batches that no profile measured.
+
+    python benchmarks/step_accuracy.py smollm2-135m --db PATH
+
+Runs the whole model in the real engine, realises prefill, decode and mixed batches whose sizes lie between the points of the
+profiling grid, and prints each batch's measured median beside the prediction, then the median error as JSON. Run nothing beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from statistics import median
+
+from dbstore import Store
+from dooly.batch import Batch
+from dooly.engines import ServingConfig, find_model
+from dooly.engines.vllm import VllmEngine
+from dooly.measure import BatchRunner
+from dooly.predict import load_latency_model
+
+
+def batches(serving: ServingConfig) -> list[Batch]:
+    """Return at least 30 batches of sizes that the profiling grid does not hold."""
+    rng = random.Random(1)
+    longest = serving.max_model_len - 128
+    found = [Batch((n,), (0,), 1) for n in (20, 55, 110, 150, 300, 430, 640, 900, 1200)]
+    found += [Batch((n,), (c,), 1) for n, c in ((80, 300), (200, 600), (400, 900))]
+    found += [Batch((90, 40), (0, 0), 2), Batch((120, 120, 120), (0, 0, 0), 3)]
+    for count in (1, 3, 5, 7, 10, 12, 14, 20, 28, 40, 56):
+        found.append(Batch((1,) * count, tuple(rng.randint(20, longest // 2) for _ in range(count))))
+    for count, prefill in ((2, 60), (3, 300), (6, 40), (6, 200), (10, 500), (12, 100), (20, 150), (24, 700), (40, 64)):
+        contexts = tuple(rng.randint(20, longest // 2) for _ in range(count))
+        found.append(Batch((1,) * count + (prefill,), (*contexts, 0), 1))
+    return [b for b in found if b.num_reqs <= serving.max_num_seqs and b.num_tokens <= serving.max_num_batched_tokens]
+
+
+def main() -> None:
+    """Measure, predict, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--db", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=15, help="timed steps a batch")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    serving = ServingConfig()
+    model = find_model(args.model)
+    latency = load_latency_model(Store.open(args.db), model, serving)
+    engine = VllmEngine(model, serving)
+    rows = []
+    for batch in batches(serving):
+        with BatchRunner(engine, batch).running() as runner:
+            runner.step()
+            measured = [runner.step() for _ in range(args.steps)]
+        # Decodes grow by a token a step: predict the batch in the middle of what was timed.
+        grown = tuple(c + (args.steps // 2 + 1 if n == 1 else 0) for n, c in zip(batch.num_new_tokens, batch.num_computed_tokens))
+        predicted = latency.step_ns(Batch(batch.num_new_tokens, grown, batch.num_new_requests))
+        row = {"num_tokens": batch.num_tokens, "num_reqs": batch.num_reqs, "num_new_requests": batch.num_new_requests,
+               "measured_ms": median(measured) / 1e6, "predicted_ms": predicted / 1e6, "error": predicted / median(measured) - 1}
+        rows.append(row)
+        print("  ".join(f"{k} {v:8.2f}" if isinstance(v, float) else f"{k} {v:5d}" for k, v in row.items()), flush=True)
+    engine.close()
+    errors = sorted(abs(r["error"]) for r in rows)
+    summary = {"schema": 1, "model": model.name, "device": latency.environment.device, "batches": len(rows),
+               "median_error": median(errors), "p90_error": errors[int(0.9 * len(errors))], "max_error": errors[-1]}
+    print(json.dumps(summary))
+    if args.json:
+        args.json.write_text(json.dumps(summary | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

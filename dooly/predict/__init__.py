@@ -1,0 +1,7 @@
+"""Prediction: latency models fitted to a store's records. Loads neither torch nor an engine."""
+
+from dooly.predict._features import BatchArrays
+from dooly.predict._fit import fit_latency_model, load_latency_model
+from dooly.predict._latency_model import LatencyModel, StepLatency
+
+__all__ = ["BatchArrays", "LatencyModel", "StepLatency", "fit_latency_model", "load_latency_model"]

@@ -1,0 +1,165 @@
+"""Fit a latency model to the records of a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dbstore import Environment, RecordNotFoundError
+from dooly.batch import Batch
+from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import InvalidInputError, MissingOperationError
+from dooly.measure import LAYER, STEP, layer_of
+from dooly.predict._features import BatchArrays
+from dooly.predict._latency_model import (
+    Domain,
+    FittedLayer,
+    FittedOperation,
+    LatencyModel,
+    layer_features,
+    layer_terms,
+    step_features,
+    step_terms,
+)
+from dooly.predict._operation import OperationWork
+from dooly.predict._regressor import Regressor, fit_regressor
+from dooly.trace import TracedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dbstore import Record, Store
+    from dooly.trace import TracedOperation
+
+    Floats = npt.NDArray[np.float64]
+
+
+def load_latency_model(store: Store, model: ModelSource, serving: ServingConfig | None = None) -> LatencyModel:
+    """Fit the latency model of a model to what a store holds about it.
+
+    Args:
+        store: An open store.
+        model: The model, by its configuration.
+        serving: The engine settings that the model was profiled with.
+
+    Raises:
+        MissingOperationError: The store lacks the model, or an operation of it; the message names the command that measures it.
+        InvalidInputError: The store holds the model in several environments.
+    """
+    traced, environment = _traced(store, model, serving or ServingConfig())
+    return fit_latency_model(store, traced, environment)
+
+
+def fit_latency_model(store: Store, traced: TracedModel, environment: Environment) -> LatencyModel:
+    """Fit the latency model of a traced model in one environment.
+
+    Raises:
+        MissingOperationError: The store lacks an operation of the model.
+    """
+    fitted: dict[str, FittedOperation] = {}
+    records = {op.signature: _records(store, op, environment, traced.model) for op in traced.operations}
+    for operation in traced.operations:
+        if operation.stage != "engine" and operation.signature not in fitted:
+            work = OperationWork(operation)
+            batches, latency_ns = _points(work, records[operation.signature])
+            regressor = fit_regressor(work.terms(batches), work.features(batches), latency_ns)
+            fitted[operation.signature] = FittedOperation(operation, work, regressor)
+    rows = [op for op in traced.operations if op.stage != "engine"]
+    outside = tuple(
+        FittedOperation(op, fitted[op.signature].work, fitted[op.signature].regressor)
+        for op in rows
+        if any(layer_of(module) is None for module, _ in op.placements)
+    )
+    layers = tuple(_layer(op, rows, fitted, records[op.signature]) for op in traced.operations if op.name == LAYER)
+    (step,) = (op for op in traced.operations if op.name == STEP)
+    batches, latency_ns = _batches(records[step.signature])
+    return LatencyModel(
+        traced,
+        environment,
+        outside,
+        layers,
+        fit_regressor(step_terms(batches), step_features(batches), latency_ns),
+        _domain(batches),
+    )
+
+
+def _layer(
+    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, FittedOperation], records: Sequence[Record]
+) -> FittedLayer:
+    members = tuple(
+        FittedOperation(op, fitted[op.signature].work, fitted[op.signature].regressor)
+        for op in rows
+        for module, _ in op.placements
+        if layer_of(module) == layer.module
+    )
+    batches, latency_ns = _batches(records)
+    inner = np.zeros(len(latency_ns))
+    for member in members:
+        inner += member.regressor.predict_ns(member.work.terms(batches), member.work.features(batches))
+    regressor: Regressor = fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns)
+    return FittedLayer(layer, members, regressor)
+
+
+def _points(work: OperationWork, records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
+    """Return the measured points of an operation as batches that have them, with their medians."""
+    if work.is_attention:
+        return _batches(records)
+    sizes = np.array([record.point["dims"][0] for record in records], dtype=np.int64)  # type: ignore[call-overload,index]
+    latency_ns = np.array([record.median_ns for record in records])
+    if work.operation.request_dims == ("num_tokens",):
+        return BatchArrays(sizes[:, None], np.zeros_like(sizes)[:, None], np.zeros_like(sizes)), latency_ns
+    filled = (sizes[:, None] > np.arange(sizes.max())[None, :]).astype(np.int64)
+    return BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes)), latency_ns
+
+
+def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
+    found = []
+    for record in records:
+        point: Any = record.point
+        new, computed = zip(*point["batch"], strict=True)
+        found.append(Batch(new, computed, point.get("num_new_requests", 0)))
+    return BatchArrays.of(found), np.array([record.median_ns for record in records])
+
+
+def _domain(batches: BatchArrays) -> Domain:
+    longest = int((batches.new + batches.computed).max())
+    return Domain(int(batches.num_tokens.max()) + 1, int(batches.num_reqs.max()), longest + _SPARE)
+
+
+_SPARE = 64
+"""Tokens that decodes grew by while they were measured."""
+
+
+def _records(store: Store, operation: TracedOperation, environment: Environment, model: str) -> tuple[Record, ...]:
+    """Return the feasible records of an operation."""
+    try:
+        records = store.read(operation.signature, environment.digest)
+    except RecordNotFoundError as error:
+        raise MissingOperationError(
+            f"operation {operation.module or operation.name} ({operation.signature}): not measured on {environment.device} with "
+            f"{environment.attention_backend}; run `dooly profile {model} --db PATH`"
+        ) from error
+    return tuple(r for r in records if r.infeasible is None)
+
+
+def _traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[TracedModel, Environment]:
+    """Return the one trace of a model in a store that fits the serving settings, with its environment."""
+    found = []
+    for digest in store.documents("traces"):
+        document: Any = store.read_document("traces", digest)
+        environment = Environment.from_json(store.read_document("environments", document["environment"]))
+        fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
+        if document["config"] == model.digest and fits:
+            found.append((TracedModel.from_json(document["traced"]), environment))
+    if not found:
+        raise MissingOperationError(
+            f"{model.name}: the store holds no profile of this model with --dtype {serving.dtype}; "
+            f"run `dooly profile {model.name} --db PATH`"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{e.device} {e.attention_backend} {e.engine_version}" for _, e in found)
+        raise InvalidInputError(f"{model.name}: profiled in several environments ({names}); choose one with --attention-backend")
+    return found[0]

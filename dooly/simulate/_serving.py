@@ -1,0 +1,21 @@
+"""From an engine's serving settings to the simulator's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dooly.simulate._scheduler_config import SchedulerConfig
+
+if TYPE_CHECKING:
+    from dooly.engines import ServingConfig
+
+
+def scheduler_config(serving: ServingConfig, num_kv_blocks: int, block_size: int) -> SchedulerConfig:
+    """Return the simulator's scheduler settings for an engine's serving settings."""
+    return SchedulerConfig(
+        max_model_len=serving.max_model_len,
+        num_kv_blocks=num_kv_blocks,
+        max_num_seqs=serving.max_num_seqs,
+        max_num_batched_tokens=serving.max_num_batched_tokens,
+        block_size=block_size,
+    )

@@ -1,0 +1,140 @@
+"""Judge a simulation by the real engine on the same workload, beside the engine's own run-to-run noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import InvalidInputError
+from dooly.predict import load_latency_model
+from dooly.simulate import (
+    MetricError,
+    Request,
+    SimulationResult,
+    Workload,
+    compare,
+    noise,
+    scheduler_config,
+    simulate,
+)
+from dooly.validate._real import RealRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbstore import Store
+
+_WARM_UP_REQUESTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MetricReport:
+    """How far the simulation is off in one metric. All are fractions."""
+
+    mape: float
+    """Mean over requests and real runs of |simulated - real| / real."""
+    mean_error: float
+    """Error of the simulated mean against the mean of the real runs' means; negative where the simulation is too fast."""
+    noise: float | None
+    """MAPE between the real runs; None where there was only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A workload, served by the real engine and simulated."""
+
+    real: tuple[SimulationResult, ...]
+    """The real engine's runs."""
+    simulated: SimulationResult
+    """The simulation."""
+    ttft: MetricReport
+    """Error in time to first token."""
+    tpot: MetricReport | None
+    """Error in time per output token after the first; None where no request has two output tokens."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data in the form of `dooly validate --json`; `real` is the first run."""
+        return {
+            "schema": 1,
+            "ttft": _report_to_json(self.ttft),
+            "tpot": _report_to_json(self.tpot),
+            "real": self.real[0].summary(),
+            "real_runs": [run.summary() for run in self.real],
+            "simulated": self.simulated.summary(),
+        }
+
+
+def validate(
+    model: ModelSource,
+    store: Store,
+    workload: Workload,
+    serving: ServingConfig | None = None,
+    *,
+    repeat: int = 2,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Validation:
+    """Simulate a workload, run it on the real engine, and compare.
+
+    Args:
+        model: A model that the store has a profile of.
+        store: The store with its profile.
+        workload: The requests.
+        serving: The engine settings, for both sides.
+        repeat: Runs of the real engine; their differences are its noise.
+        progress: Called with (requests finished, requests in all) during the real runs.
+
+    Raises:
+        MissingOperationError: The store lacks the model or an operation of it.
+        EngineError: The engine does not start.
+        InvalidInputError: `repeat` is below 1.
+    """
+    from dooly.engines.vllm import VllmEngine
+
+    if repeat < 1:
+        raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")
+    serving = serving or ServingConfig()
+    latency = load_latency_model(store, model, serving)
+    simulated = simulate(workload, latency, scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size))
+    engine = VllmEngine(model, serving)
+    try:
+        RealRun(engine, _warm_up(workload)).run()
+        real: list[SimulationResult] = []
+        for _ in range(repeat):
+            finished = sum(len(run.rows) for run in real)
+            total = repeat * len(workload.requests)
+            real.append(RealRun(engine, workload, lambda done, before=finished: progress(before + done, total)).run())
+    finally:
+        engine.close()
+    errors = [compare(run, simulated) for run in real]
+    noises = noise(real) if repeat > 1 else None
+    tpots = [e.tpot for e in errors if e.tpot is not None]
+    return Validation(
+        tuple(real),
+        simulated,
+        _report([e.ttft for e in errors], noises.ttft if noises else None),
+        _report(tpots, noises.tpot if noises else None) if tpots else None,
+    )
+
+
+def _warm_up(workload: Workload) -> Workload:
+    """Return the first requests of a workload, all sent at once, with at most a few output tokens."""
+    requests = tuple(
+        Request(r.request_id, 0, r.num_prompt_tokens, min(r.num_output_tokens, 8))
+        for r in workload.requests[:_WARM_UP_REQUESTS]
+    )
+    return Workload(requests, "warm-up")
+
+
+def _report(errors: list[MetricError], noise_: float | None) -> MetricReport:
+    """Return the mean of the errors against each real run."""
+    # 1 + mean_error is simulated mean / real mean; the real runs' means are averaged, not their ratios.
+    real_means = [1 / (1 + e.mean_error) for e in errors]
+    mean_error = len(real_means) / sum(real_means) - 1
+    return MetricReport(sum(e.mape for e in errors) / len(errors), mean_error, noise_)
+
+
+def _report_to_json(report: MetricReport | None) -> dict[str, float | None]:
+    if report is None:
+        return {"mape": None, "mean_error": None, "noise": None}
+    return {"mape": report.mape, "mean_error": report.mean_error, "noise": report.noise}
