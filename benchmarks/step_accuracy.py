@@ -42,32 +42,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--db", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=15, help="timed steps a batch")
+    parser.add_argument("--passes", type=int, default=3, help="passes over all batches, each in another order")
+    parser.add_argument("--steps", type=int, default=7, help="timed steps of a batch in one pass")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     serving = ServingConfig()
     model = find_model(args.model)
     latency = load_latency_model(Store.open(args.db), model, serving)
-    engine = VllmEngine(model, serving)
+    tried = batches(serving)
+    measured = measure(VllmEngine(model, serving), tried, args.passes, args.steps)
     rows = []
-    for batch in batches(serving):
-        with BatchRunner(engine, batch).running() as runner:
-            runner.step()
-            measured = [runner.step() for _ in range(args.steps)]
+    for batch, passes in zip(tried, measured, strict=True):
         # Decodes grow by a token a step: predict the batch in the middle of what was timed.
-        grown = tuple(c + (args.steps // 2 + 1 if n == 1 else 0) for n, c in zip(batch.num_new_tokens, batch.num_computed_tokens))
+        pairs = zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True)
+        grown = tuple(computed + (args.steps // 2 + 1 if new == 1 else 0) for new, computed in pairs)
         predicted = latency.step_ns(Batch(batch.num_new_tokens, grown, batch.num_new_requests))
-        row = {"num_tokens": batch.num_tokens, "num_reqs": batch.num_reqs, "num_new_requests": batch.num_new_requests,
-               "measured_ms": median(measured) / 1e6, "predicted_ms": predicted / 1e6, "error": predicted / median(measured) - 1}
-        rows.append(row)
-        print("  ".join(f"{k} {v:8.2f}" if isinstance(v, float) else f"{k} {v:5d}" for k, v in row.items()), flush=True)
-    engine.close()
-    errors = sorted(abs(r["error"]) for r in rows)
-    summary = {"schema": 1, "model": model.name, "device": latency.environment.device, "batches": len(rows),
-               "median_error": median(errors), "p90_error": errors[int(0.9 * len(errors))], "max_error": errors[-1]}
+        real = median(passes)
+        noise = median(abs(p / real - 1) for p in passes)
+        rows.append(
+            {
+                "num_tokens": batch.num_tokens,
+                "num_reqs": batch.num_reqs,
+                "num_new_requests": batch.num_new_requests,
+                "measured_ms": real / 1e6,
+                "predicted_ms": predicted / 1e6,
+                "error": predicted / real - 1,
+                "noise": noise,
+            }
+        )
+        print("  ".join(f"{k} {v:7.2f}" if isinstance(v, float) else f"{k} {v:4d}" for k, v in rows[-1].items()))
+    errors = sorted(abs(row["error"]) for row in rows)
+    summary = {
+        "schema": 1,
+        "model": model.name,
+        "device": latency.environment.device,
+        "batches": len(rows),
+        "median_error": median(errors),
+        "p90_error": errors[int(0.9 * len(errors))],
+        "max_error": errors[-1],
+        "median_noise": median(row["noise"] for row in rows),
+    }
     print(json.dumps(summary))
     if args.json:
         args.json.write_text(json.dumps(summary | {"rows": rows}, indent=1) + "\n")
+
+
+def measure(engine: VllmEngine, tried: list[Batch], passes: int, steps: int) -> list[list[float]]:
+    """Return the median step time of each batch in each pass, in nanoseconds; passes keep slow drift out of the comparison."""
+    found: list[list[float]] = [[] for _ in tried]
+    for number in range(passes):
+        order = list(range(len(tried)))
+        random.Random(number).shuffle(order)
+        for place in order:
+            with BatchRunner(engine, tried[place]).running() as runner:
+                runner.step()
+                found[place].append(median(runner.step() for _ in range(steps)))
+    engine.close()
+    return found
 
 
 if __name__ == "__main__":

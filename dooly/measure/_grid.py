@@ -12,7 +12,11 @@ from dooly.batch import Batch
 from dooly.engines import ServingConfig
 
 _CONTEXTS = (16, 256, 1024, 3072, 8192)
-_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+_TOKENS = (
+    *(8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024),
+    *(1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192),
+)
+_REQUESTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 
 
 def measurement_batches(serving: ServingConfig) -> tuple[Batch, ...]:
@@ -29,7 +33,7 @@ def _batches(serving: ServingConfig) -> Iterator[Batch]:
 
 def _prefills(serving: ServingConfig) -> Iterator[Batch]:
     longest = min(serving.max_num_batched_tokens, serving.max_model_len - 1)
-    for num_tokens in (*(t for t in _TOKENS if 8 <= t < longest), longest):
+    for num_tokens in (*(t for t in _TOKENS if t < longest), longest):
         yield Batch((num_tokens,), (0,), 1)
     for num_tokens in (32, 128, 512, 1024):
         for context in (256, 1024, serving.max_model_len - num_tokens - 1):
@@ -40,8 +44,7 @@ def _prefills(serving: ServingConfig) -> Iterator[Batch]:
 
 
 def _decodes(serving: ServingConfig) -> Iterator[Batch]:
-    counts = [c for c in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256) if c < serving.max_num_seqs]
-    for count in (*counts, serving.max_num_seqs):
+    for count in (*(c for c in _REQUESTS if c < serving.max_num_seqs), serving.max_num_seqs):
         for context in (*_CONTEXTS, serving.max_model_len - _SPARE - 1):
             yield Batch((1,) * count, (context,) * count)
     for count in (4, 16, 64):

@@ -22,9 +22,9 @@ _FOLDS = 5
 _MIN_POINTS = 8
 _TREES: dict[str, Any] = {
     "iterations": 150,
-    "depth": 4,
+    "depth": 3,
     "learning_rate": 0.08,
-    "l2_leaf_reg": 1.0,
+    "l2_leaf_reg": 3.0,
     "min_data_in_leaf": 1,
     "random_seed": 0,
     "thread_count": 1,
