@@ -1,24 +1,23 @@
 """Operation latencies for LLM-serving simulators: trace a model once, measure what is missing, predict the rest.
 
-These names are Dooly's whole interface for most users. Importing them loads neither torch, nor an engine, nor CatBoost.
+These names are all that most users need. Importing them loads neither torch, nor an engine, nor CatBoost.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# `trace`, `simulate` and `validate` are functions named like their packages: bound here, the names stay the functions.
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import DoolyError
-
-# Two functions are named like the packages they come from. Bound here, after those packages, the names stay the functions.
+from dooly.measure import profile
+from dooly.predict import LatencyModel, load_latency_model
 from dooly.simulate import Workload, parse_workload, simulate
 from dooly.trace import TracedModel, trace
+from dooly.validate import validate
 
 if TYPE_CHECKING:
-    from dooly.measure import profile
-    from dooly.predict import LatencyModel, load_latency_model
-
     __version__: str
 
 __all__ = [
@@ -35,22 +34,14 @@ __all__ = [
     "profile",
     "simulate",
     "trace",
+    "validate",
 ]
 
-_LAZY = {"profile": "dooly.measure", "LatencyModel": "dooly.predict", "load_latency_model": "dooly.predict"}
 
-
-def __getattr__(name: str) -> object:
-    """Return a public name whose module loads more than a glance at `dooly` should cost, or the version."""
-    from importlib import import_module, metadata
+def __getattr__(name: str) -> str:
+    """Return the version, which takes a look at the installed distribution, when it is asked for."""
+    from importlib import metadata
 
     if name == "__version__":
         return metadata.version("dooly-llm")
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'dooly' has no attribute {name!r}; dir(dooly) lists what it has")
-
-
-def __dir__() -> list[str]:
-    """Return the public names."""
-    return __all__
+    raise AttributeError(f"module 'dooly' has no attribute {name!r}; see dooly.__all__")

@@ -27,6 +27,7 @@ ORDER = (
     "dooly.simulate",
     "dooly.validate",
     "dooly.cli",
+    "dooly.__main__",
 )
 """The rooms of `dooly`; each imports from those before it only. `dooly` itself re-exports, so nothing inside imports from it."""
 FORBIDDEN = {

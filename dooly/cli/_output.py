@@ -29,14 +29,16 @@ def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def show(table: Table) -> None:
-    """Print a table on stdout."""
+def show(table: Table, summary: str | None = None) -> None:
+    """Print a table on stdout, and a line below it."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
     console.print(table)
+    if summary is not None:
+        console.print(f" {summary}", markup=False, soft_wrap=True)
 
 
 def write_json(data: dict[str, Any], path: Path | None) -> bool:

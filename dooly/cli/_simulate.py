@@ -52,9 +52,13 @@ def _show(result: SimulationResult) -> None:
     for metric in ("ttft", "tpot", "e2e"):
         values = summary[f"{metric}_s"].values()
         table.add_row(metric.upper(), *("-" if value is None else f"{1e3 * value:.1f}" for value in values))
-    rates = [f"{value:.2f} {name.replace('_per_', '/')}" for name, value in summary["throughput"].items() if value is not None]
-    table.caption = (
+    rates = [
+        f"{value:.2f} {name.replace('_per_', '/').replace('_', ' ')}"
+        for name, value in summary["throughput"].items()
+        if value is not None
+    ]
+    line = (
         f"{summary['requests']} requests in {summary['duration_s']:.2f} s ({', '.join(rates)}), {result.num_steps} steps, "
         f"{result.num_preemptions} preemptions; simulated in {result.wall_s:.2f} s"
     )
-    show(table)
+    show(table, line)

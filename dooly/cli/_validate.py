@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from statistics import mean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,32 +35,32 @@ def validate(  # noqa: PLR0913 - one argument an option
     requests = parse_workload(workload)
     store = Store.open(db)
     with progress_bar(f"{source.name}: simulating, starting the engine") as update:
-
-        def progress(what: str, done: int, total: int) -> None:
-            update(done, total, f"{source.name}: {what}")
-
+        progress = partial(update, what=f"{source.name}: real engine")
         validation = run_both(source, store, requests, serving, repeat=repeat, progress=progress)
     if write_json(validation.to_json(), json_file):
         _show(validation)
 
 
 def _show(validation: Validation) -> None:
-    real, simulated = validation.real[0].summary(), validation.simulated.summary()
+    real, simulated = [run.summary() for run in validation.real], validation.simulated.summary()
     columns = ("real mean", "simulated mean", "real p90", "simulated p90", "error of mean", "MAPE", "noise")
     table = new_table("ms", *columns, numbers=columns)
-    for metric in ("ttft", "tpot"):
-        error: MetricReport | None = getattr(validation, metric)
+    reports: dict[str, MetricReport | None] = {"ttft": validation.ttft, "tpot": validation.tpot}
+    for metric, report in reports.items():
+        if report is None:
+            table.add_row(metric.upper(), *("-" for _ in columns))
+            continue
         key = f"{metric}_s"
-        times = [summary[key][statistic] for statistic in ("mean", "p90") for summary in (real, simulated)]
-        fractions = (
-            ("-", "-", "-") if error is None else (_percent(error.mean_error, "+"), _percent(error.mape), _percent(error.noise))
-        )
-        table.add_row(metric.upper(), *("-" if t is None else f"{1e3 * t:.1f}" for t in times), *fractions)
-    table.caption = (
-        f"{real['requests']} requests, {len(validation.real)} real runs of {real['wall_s']:.1f} s, "
-        f"simulated in {simulated['wall_s']:.2f} s; noise is the MAPE between the real runs"
+        times = []
+        for statistic in ("mean", "p90"):
+            times += [mean(run[key][statistic] for run in real), simulated[key][statistic]]
+        fractions = (_percent(report.mean_error, "+"), _percent(report.mape), _percent(report.noise))
+        table.add_row(metric.upper(), *(f"{1e3 * time:.1f}" for time in times), *fractions)
+    line = (
+        f"{simulated['requests']} requests; real: mean of {len(real)} runs of {mean(run['wall_s'] for run in real):.1f} s, "
+        f"which differ by the noise; simulated in {simulated['wall_s']:.2f} s"
     )
-    show(table)
+    show(table, line)
 
 
 def _percent(fraction: float | None, sign: str = "") -> str:

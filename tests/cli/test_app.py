@@ -1,0 +1,115 @@
+"""The boundary: exit codes, errors of one line, interruption, and what gets loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+DOOLY = (sys.executable, "-m", "dooly")
+
+
+def test_help_is_no_error(dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """`--help` lists every command on stdout and exits with 0."""
+    code, out, err = dooly("--help")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in ("models", "trace", "profile", "simulate", "validate", "db"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["Missing command", "dooly --help"]),
+        (["trail"], ["'trail'", "dooly --help"]),
+        (["db", "look"], ["'look'", "dooly db --help"]),
+        (["trace"], ["'MODEL'", "dooly trace --help"]),
+        (["trace", "smollm2-135m", "--no-such-option"], ["--no-such-option", "dooly trace --help"]),
+        (["trace", "no-such-model"], ["'no-such-model'", "dooly models"]),
+        (["trace", "smollm2-135m", "--engine", "torch"], ["--engine", "torch"]),
+        (["trace", "smollm2-135m", "--dtype", "int4"], ["--dtype", "'int4'", "bfloat16"]),
+        (["trace", "smollm2-135m", "--json", "/no/such/folder/t.json"], ["--json", "/no/such/folder/t.json"]),
+        (["profile", "smollm2-135m"], ["--db"]),
+        (["profile", "smollm2-135m", "--db", "x", "--budget-seconds", "-1"], ["--budget-seconds"]),
+        (["simulate", "smollm2-135m", "--db", "x", "--workload", "y", "--max-num-seqs", "0"], ["--max-num-seqs", "0"]),
+        (["db", "info", "no-such-store"], ["no-such-store", "dooly profile"]),
+    ],
+)
+def test_wrong_usage_and_input(arguments: list[str], parts: list[str], dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Wrong usage or input exits with 2, and one line on stderr names the value and what to do."""
+    code, out, err = dooly(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("dooly: ")
+    assert all(part in err for part in parts)
+
+
+def test_a_folder_without_config(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A folder without a config.json is named, with exit code 2."""
+    code, _, err = dooly("trace", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert str(tmp_path) in err
+    assert "config.json" in err
+
+
+def test_an_unexpected_error_is_one_line(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """An error that nobody foresaw, here a full disk, exits with 1 in one line that leads to --debug."""
+    code, _, err = dooly("db", "export", db, "--output", "/dev/full")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "No space left on device" in err
+    assert "--debug" in err
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "trace", "no-such-model"), ("trace", "no-such-model", "--debug")])
+def test_debug_shows_the_traceback(arguments: tuple[str, ...], dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """`--debug`, before or after the command, shows the traceback and keeps the exit code."""
+    code, _, err = dooly(*arguments)
+    assert code == 2
+    assert err.startswith("Traceback")
+    assert "ModelNotFoundError" in err
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path) -> None:
+    """Ctrl-C ends in one line that holds the command to repeat."""
+    workload = tmp_path / "requests.csv"
+    os.mkfifo(workload)
+    command = ("simulate", "smollm2-135m", "--db", "some where", "--workload", str(workload))
+    process = subprocess.Popen([*DOOLY, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with workload.open("w"):  # opens once the command reads it
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (130, 1)
+    assert f"dooly simulate smollm2-135m --db 'some where' --workload {workload}" in err
+
+
+def test_a_reader_that_leaves_early_is_no_error(db: Path) -> None:
+    """A closed pipe, as behind `head`, ends the command without a word."""
+    for command in (("models",), ("db", "export", str(db))):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([*DOOLY, *command], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unloaded"),
+    [
+        (["--help"], {"torch", "vllm", "catboost", "zarr", "sympy", "plotly"}),
+        (["simulate", "smollm2-135m", "--db", "/no/such/store", "--workload", "poisson:rate=2"], {"torch", "vllm"}),
+    ],
+)
+def test_commands_load_what_they_need_only(arguments: list[str], unloaded: set[str]) -> None:
+    """`--help` loads nothing heavy, and `simulate` neither torch nor an engine."""
+    code = f"import sys; from dooly.cli import main; main({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert "dooly.cli" in loaded
+    assert loaded & unloaded == set()

@@ -1,0 +1,102 @@
+"""`dooly db`: info, verify, merge and export, on sound and on broken stores."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import TYPE_CHECKING
+
+from dbstore import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def damage(db: Path) -> Path:
+    """Flip one bit in a chunk of samples; return the chunk's path."""
+    chunk = next(path for path in sorted(db.rglob("c/0")) if path.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    return chunk
+
+
+def test_info_counts(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Info shows operations, records, infeasible points, samples, measuring time and environments."""
+    code, out, err = dooly("db", "info", db)
+    rows = {line.rsplit(maxsplit=1)[0].strip(): line.split()[-1] for line in out.splitlines() if len(line.split()) > 1}
+    assert (code, err) == (0, "")
+    assert [rows[name] for name in ("operations", "records", "infeasible", "samples")] == ["2", "3", "1", "6"]
+    assert "3.0 s" in out
+    assert "AMD EPYC 9554" in out
+
+
+def test_a_newer_schema_is_refused(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A store of a schema version to come exits with 1; the line names both versions."""
+    root = db / "zarr.json"
+    document = json.loads(root.read_text())
+    document["attributes"]["dbstore"]["schema_version"] = 99
+    root.write_text(json.dumps(document))
+    code, out, err = dooly("db", "info", db)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "schema version 99" in err
+    assert str(db) in err
+
+
+def test_verify_passes_a_sound_store(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A sound store has no problems, and the exit code is 0."""
+    assert dooly("db", "verify", db) == (0, f"{db}: no problems\n", "")
+
+
+def test_verify_names_a_damaged_chunk(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A damaged chunk is one line that names it, and the exit code is 1."""
+    chunk = damage(db)
+    code, out, err = dooly("db", "verify", db)
+    problem, total = out.splitlines()
+    assert (code, total, err) == (1, f"{db}: 1 problem", "")
+    assert str(chunk.parents[1].relative_to(db)) in problem
+
+
+def test_reading_a_damaged_chunk_is_one_line(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A command that reads a damaged chunk exits with 1 and names it in one line."""
+    chunk = damage(db)
+    code, out, err = dooly("db", "export", db)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert str(chunk.parents[1].relative_to(db)) in err
+
+
+def test_merge_copies_what_is_missing(db: Path, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """The first path gets the others' records; a second merge copies none."""
+    target = tmp_path / "merged"
+    assert dooly("db", "merge", target, db) == (0, f"{db}: 3 records copied to {target}\n", "")
+    assert dooly("db", "merge", target, db) == (0, f"{db}: 0 records copied to {target}\n", "")
+    assert set(Store.open(target).keys()) == set(Store.open(db).keys())
+
+
+def test_merge_from_nowhere_makes_no_store(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A source that does not exist exits with 2, before the target is made."""
+    code, _, err = dooly("db", "merge", tmp_path / "target", tmp_path / "nowhere")
+    assert (code, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "target").exists()
+
+
+def test_export_writes_a_row_a_point(db: Path, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """CSV and JSON hold the same rows: the median of each point, or why there is none."""
+    assert dooly("db", "export", db, "--output", tmp_path / "records.csv") == (0, "", "")
+    assert dooly("db", "export", db, "--output", tmp_path / "records.json") == (0, "", "")
+    rows = json.loads((tmp_path / "records.json").read_text())
+    found = [(r["signature"], r["point"]["num_tokens"], r["median_ns"], r["num_samples"], r["infeasible"]) for r in rows]
+    assert sorted(found) == [("a0", 1, 200, 3, None), ("a0", 16, 3200, 3, None), ("b0", 1, None, 0, "out of memory")]
+    with (tmp_path / "records.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [json.loads(row["point"]) for row in table] == [row["point"] for row in rows]
+    assert [row["median_ns"] for row in table] == ["" if r["median_ns"] is None else str(r["median_ns"]) for r in rows]
+
+
+def test_export_to_stdout_is_csv(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Without --output the rows go to stdout, and nothing else does."""
+    code, out, _ = dooly("db", "export", db)
+    assert code == 0
+    assert out.splitlines()[0] == "signature,environment,point,median_ns,num_samples,infeasible"
+    assert len(out.splitlines()) == 4

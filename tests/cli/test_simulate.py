@@ -1,0 +1,46 @@
+"""`dooly simulate`: bad workloads and stores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+POISSON = "poisson:rate=2,requests=4,prompt=64,output=16"
+
+
+def test_a_bad_row_is_named_by_its_line(db: Path, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A workload file with a bad row exits with 2; the line holds file and line number."""
+    workload = tmp_path / "requests.csv"
+    workload.write_text("request_id,arrival_s,num_prompt_tokens,num_output_tokens\n0,0.0,10,2\n1,0.5,ten,2\n")
+    code, out, err = dooly("simulate", "smollm2-135m", "--db", db, "--workload", workload)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{workload}:3" in err
+    assert "'ten'" in err
+
+
+@pytest.mark.parametrize("workload", ["no-such-file.csv", "poisson:rate=2", "poisson:rate=x,requests=4,prompt=64,output=16"])
+def test_a_bad_specification_is_named(workload: str, db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A workload that is neither a file nor a valid specification exits with 2 and is quoted."""
+    code, out, err = dooly("simulate", "smollm2-135m", "--db", db, "--workload", workload)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert workload in err
+
+
+def test_a_missing_store_is_not_made(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A store that does not exist exits with 2, names the command that makes one, and is not created."""
+    code, out, err = dooly("simulate", "smollm2-135m", "--db", tmp_path / "db", "--workload", POISSON)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "dooly profile" in err
+    assert not (tmp_path / "db").exists()
+
+
+def test_an_unprofiled_model_is_told_the_command(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A store without the model's operations exits with 1 and names the command that measures them."""
+    code, out, err = dooly("simulate", "smollm2-135m", "--db", db, "--workload", POISSON)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "dooly profile" in err

@@ -1,0 +1,64 @@
+"""`dooly trace`, on vLLM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 256,
+    "max_position_embeddings": 4096,
+}
+
+
+def trace(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `dooly trace` in a process of its own: nothing that an engine prints at any level goes unseen."""
+    command = [sys.executable, "-m", "dooly", "trace", str(folder), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    """Write the configuration of a tiny model into a folder."""
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    return folder
+
+
+@pytest.mark.engine
+def test_json_in_the_documented_form_and_a_table(tmp_path: Path) -> None:
+    """`--json FILE` holds the schema's keys; the table has a row for each operation; stderr stays empty."""
+    done = trace(write_config(tmp_path), "--json", str(tmp_path / "trace.json"))
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads((tmp_path / "trace.json").read_text())
+    assert (document["schema"], document["model"]) == (1, tmp_path.name)
+    keys = {"signature", "name", "module", "stage", "stateful", "count", "inputs", "flops", "bytes"}
+    for operation in document["operations"]:
+        assert operation.keys() >= keys
+        (row,) = (line for line in done.stdout.splitlines() if f" {operation['module']} " in line)
+        assert f" {operation['count']} " in row
+        assert operation["signature"][:8] in row
+    dims = [dim for op in document["operations"] for tensor in op["inputs"] for dim in tensor["shape"]]
+    assert {dim["origin"] for dim in dims} <= {"config", "request", "mixed"}
+    assert all(("value" in dim) == (dim["origin"] == "config") for dim in dims)
+    assert "num_tokens × num_heads × head_size" in done.stdout  # noqa: RUF001 - as dimensions are written
+
+
+@pytest.mark.engine
+def test_an_unknown_architecture_is_one_line(tmp_path: Path) -> None:
+    """An architecture that vLLM does not know exits with 2 and is named in one short line."""
+    done = trace(write_config(tmp_path, architectures=["NoSuchForCausalLM"]))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "NoSuchForCausalLM" in done.stderr
+    assert len(done.stderr) < 300
