@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +31,13 @@ class BatchArrays:
     """Tokens in the KV cache of each request, shape (num_batches, num_reqs)."""
     num_new_requests: Ints
     """Requests that the engine sees for the first time, shape (num_batches,)."""
+    _work: dict[int | None, AttentionWork] = field(default_factory=dict, repr=False, compare=False)
+
+    def attention(self, window: int | None) -> AttentionWork:
+        """Return the attention work of the batches under a sliding window, or without one; computed once."""
+        if window not in self._work:
+            self._work[window] = AttentionWork.of(self, window)
+        return self._work[window]
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> BatchArrays:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dooly.batch import Batch
 from dooly.errors import OutOfDomainError
-from dooly.predict._features import AttentionWork, BatchArrays
+from dooly.predict._features import BatchArrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,7 +98,7 @@ class LatencyModel:
         self._outside = outside
         self._layers = layers
         self._step = step
-        self._tables: dict[int, Floats] = {}
+        self._tables: dict[str, Floats] = {}
 
     @property
     def block_size(self) -> int:
@@ -181,17 +181,24 @@ class LatencyModel:
         total = self._step.predict_ns(step_terms(batches), step_features(batches))
         for fitted in self._outside:
             total += self._by_table(fitted, batches)
+        attention: dict[str, Floats] = {}
         for layer in self._layers:
             inner = np.zeros(len(batches.new))
             for fitted in layer.members:
-                inner += _predict(fitted, batches) if fitted.work.is_attention else self._by_table(fitted, batches)
+                signature = fitted.operation.signature
+                if not fitted.work.is_attention:
+                    inner += self._by_table(fitted, batches)
+                    continue
+                if signature not in attention:
+                    attention[signature] = _predict(fitted, batches)
+                inner += attention[signature]
             whole = layer.regressor.predict_ns(layer_terms(inner, batches), layer_features(batches))
             total += layer.operation.count * whole
         return np.maximum(np.rint(total), 1).astype(np.int64)
 
     def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
         """Predict an operation of one request dimension from a table over all its values, made at the first use."""
-        table = self._tables.get(id(fitted))
+        table = self._tables.get(fitted.operation.signature)
         per_token = fitted.operation.request_dims == ("num_tokens",)
         if table is None:
             sizes = np.arange(1, (self.domain.num_tokens if per_token else self.domain.num_reqs) + 1)
@@ -199,7 +206,7 @@ class LatencyModel:
             if not per_token:
                 filled = (sizes[:, None] >= sizes[None, :]).astype(np.int64)
                 rows = BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes))
-            table = self._tables[id(fitted)] = _predict(fitted, rows)
+            table = self._tables[fitted.operation.signature] = _predict(fitted, rows)
         index = (batches.num_tokens if per_token else batches.num_reqs) - 1
         return np.asarray(table[index])
 
@@ -226,7 +233,7 @@ def layer_terms(inner: Floats, batches: BatchArrays) -> Floats:
 
 def layer_features(batches: BatchArrays) -> Floats:
     """Return the tree features of a whole layer."""
-    work = AttentionWork.of(batches, None)
+    work = batches.attention(None)
     return np.column_stack([batches.num_tokens, batches.num_reqs, work.decode_kv_tokens, work.prefill_pairs])
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.predict._features import AttentionWork, BatchArrays
+from dooly.predict._features import BatchArrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class OperationWork:
     def terms(self, batches: BatchArrays) -> Floats:
         """Return what the latency is a sum of, shape (num_batches, num_terms): a constant, then FLOPs and bytes."""
         if self.is_attention:
-            columns = AttentionWork.of(batches, self.window).columns()
+            columns = batches.attention(self.window).columns()
             return np.column_stack([np.ones(len(columns)), columns])
         dims = self._dims(batches)
         flops, traffic = self._forms
@@ -50,7 +50,7 @@ class OperationWork:
     def features(self, batches: BatchArrays) -> Floats:
         """Return what the trees see, shape (num_batches, num_features)."""
         if self.is_attention:
-            work = AttentionWork.of(batches, self.window)
+            work = batches.attention(self.window)
             flops, traffic = self._forms
             values = {"num_tokens": batches.num_tokens, "query_key_pairs": work.query_key_pairs, "kv_tokens": work.kv_tokens}
             dims = [np.asarray(values[name], dtype=np.float64) for name in self.operation.request_dims]

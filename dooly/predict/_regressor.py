@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dooly.predict._trees import ObliviousTrees
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -42,8 +44,8 @@ class Regressor:
 
     weights: Floats
     """Nanoseconds a unit of each base term, shape (num_terms,), none negative."""
-    trees: Any
-    """The CatBoost model of the logarithm of the ratio to the base; None where the points are too few."""
+    trees: ObliviousTrees | None
+    """CatBoost's model of the logarithm of the ratio to the base; None where the points are too few."""
     relative_error: float
     """Median relative error on held-out points."""
     num_points: int
@@ -59,7 +61,8 @@ class Regressor:
         base: Floats = terms @ self.weights
         if self.trees is None:
             return base
-        return base * np.exp(self.trees.predict(np.log1p(features)))  # type: ignore[no-any-return]
+        predicted: Floats = base * np.exp(self.trees.predict(np.log1p(features)))
+        return predicted
 
 
 def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regressor:
@@ -75,7 +78,7 @@ def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regres
     return Regressor(weights, trees, _held_out_error(regressor, terms, features, latency_ns), len(latency_ns))
 
 
-def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, Any]:
+def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, ObliviousTrees | None]:
     from scipy.optimize import nnls
 
     scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)
@@ -86,9 +89,9 @@ def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, A
         return weights, None
     from catboost import CatBoostRegressor
 
-    trees = CatBoostRegressor(**_TREES)
-    trees.fit(np.log1p(features), np.log(latency_ns / base))
-    return weights, trees
+    model = CatBoostRegressor(**_TREES)
+    model.fit(np.log1p(features), np.log(latency_ns / base))
+    return weights, ObliviousTrees.of(model)
 
 
 def _held_out_error(whole: Regressor, terms: Floats, features: Floats, latency_ns: Floats) -> float:

@@ -1,0 +1,66 @@
+"""CatBoost's trees as arrays: evaluating a few rows this way takes microseconds, where a call into CatBoost takes a tenth of a
+millisecond, and the simulator prices one batch at a time.
+
+CatBoost trains oblivious trees: every node of a level asks the same question, so a row's answers, read as bits, are its leaf's number
+(Prokhorenkova et al., NeurIPS 2018).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ObliviousTrees:
+    """A trained ensemble of oblivious trees of one depth."""
+
+    feature: Ints
+    """Feature that each level asks about, shape (num_trees, depth)."""
+    border: Floats
+    """Value that the feature must exceed for a one, shape (num_trees, depth)."""
+    leaf: Floats
+    """Value of each leaf, shape (num_trees, 2**depth)."""
+    scale: float
+    """Factor on the sum of the leaves."""
+    bias: float
+    """Added to the scaled sum."""
+
+    @classmethod
+    def of(cls, model: Any) -> ObliviousTrees:  # noqa: ANN401 - a CatBoostRegressor
+        """Return the trees of a trained CatBoost model; shallow trees are filled up with questions that no value exceeds."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trees.json"
+            model.save_model(str(file), format="json")
+            data = json.loads(file.read_text())
+        trees = data["oblivious_trees"]
+        depth = max((len(t["splits"] or ()) for t in trees), default=0)
+        feature = np.zeros((len(trees), depth), dtype=np.int64)
+        border = np.full((len(trees), depth), np.inf)
+        leaf = np.zeros((len(trees), 1 << depth))
+        for row, tree in enumerate(trees):
+            for level, split in enumerate(tree["splits"] or ()):
+                feature[row, level] = split["float_feature_index"]
+                border[row, level] = split["border"]
+            leaf[row, : len(tree["leaf_values"])] = tree["leaf_values"]
+        scale, (bias, *_) = data["scale_and_bias"]
+        return cls(feature, border, leaf, float(scale), float(bias))
+
+    def predict(self, features: Floats) -> Floats:
+        """Return the ensemble's values, shape (num_rows,), for features of shape (num_rows, num_features)."""
+        # CatBoost compares in single precision.
+        bits = features.astype(np.float32)[:, self.feature] > self.border.astype(np.float32)
+        leaves = bits @ (1 << np.arange(self.feature.shape[1]))
+        values: Floats = self.leaf[np.arange(len(self.leaf)), leaves].sum(axis=1)
+        return self.scale * values + self.bias
