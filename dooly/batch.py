@@ -36,9 +36,7 @@ class Batch:
                 f"got {min(self.num_new_tokens)} and {min(self.num_computed_tokens)}"
             )
         if not 0 <= self.num_new_requests <= len(self.num_new_tokens):
-            raise InvalidInputError(
-                f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}"
-            )
+            raise InvalidInputError(f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}")
 
     @property
     def num_reqs(self) -> int:

@@ -58,9 +58,7 @@ class ServingConfig:
             if isinstance(value, int) and value < 1:
                 raise InvalidInputError(f"--{name.replace('_', '-')}: {value} is not at least 1")
         if self.tensor_parallel_size > 1:
-            raise InvalidInputError(
-                f"--tensor-parallel-size: {self.tensor_parallel_size} is not supported yet; leave it at 1"
-            )
+            raise InvalidInputError(f"--tensor-parallel-size: {self.tensor_parallel_size} is not supported yet; leave it at 1")
 
 
 def find_model(model: str) -> ModelSource:

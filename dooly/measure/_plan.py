@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 from math import prod
+from typing import TYPE_CHECKING
 
 from dbstore import JsonObject
-from dooly.batch import Batch
 from dooly.trace import TracedModel, TracedOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dooly.batch import Batch
 
 LAYER = "layer"
 """Name of the operation that is a whole layer."""

@@ -6,7 +6,6 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -14,8 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dbstore import Environment, JsonObject, Record, Store
-from dooly.batch import Batch
-from dooly.engines import ModelSource, ServingConfig
 from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._grid import measurement_batches
 from dooly.measure._plan import STEP, layer_of, parameter_bytes, point_of
@@ -24,8 +21,12 @@ from dooly.measure._steps import BatchRunner, time_steps
 from dooly.measure._timer import timer_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from torch import nn
 
+    from dooly.batch import Batch
+    from dooly.engines import ServingConfig
     from dooly.engines.vllm import VllmEngine
     from dooly.trace import TracedOperation
 
@@ -163,7 +164,7 @@ class Profiler:
 def shuffled(tasks: tuple[Task, ...]) -> list[Task]:
     """Return the tasks in an order in which slow drift of the machine does not become shape."""
     order = list(tasks)
-    random.Random(0).shuffle(order)
+    random.Random(0).shuffle(order)  # noqa: S311 - an order of work
     return order
 
 

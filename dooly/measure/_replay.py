@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.measure._timer import Timer
-
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     from torch import nn
 
+    from dooly.measure._timer import Timer
+
 MIN_ROUNDS, MAX_ROUNDS = 4, 40
+_MIN_SAMPLES = 8
 _TIGHT = 0.02
 
 
@@ -24,14 +26,14 @@ _TIGHT = 0.02
 class Replay:
     """Times the modules that a step calls, one after the other, in the order in which the step called them.
 
-    Attach it to the modules of a running model, run one step, and read `samples_ns`: decoder modules are replayed when the model's
-    forward ends, while its forward context still stands; the others right after their own call.
+    Attach it to the modules of a running model, run one step, and read `samples_ns`: decoder modules are replayed when the
+    model's forward ends, while its forward context still stands; the others right after their own call.
     """
 
     timer: Timer
     """How calls are timed."""
     targets: Mapping[nn.Module, str | None]
-    """Signature of each module to time; None for one that runs untimed, to move its weights through the cache as a step does."""
+    """Signature of each module to time; None for one that runs untimed, to move its weights through the cache."""
     budget_ns: int
     """Time to spend at most on one group of modules that are replayed together."""
     samples_ns: dict[str, list[int]] = field(default_factory=dict)
@@ -52,9 +54,7 @@ class Replay:
             for handle in handles:
                 handle.remove()
 
-    def _capture(
-        self, signature: str | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _capture(self, signature: str | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls.append((signature, partial(module.forward, *args, **kwargs)))
 
     def _enter(self, *_arguments: object) -> None:
@@ -91,7 +91,7 @@ class Replay:
 def _is_tight(samples: Sequence[int]) -> bool:
     """Tell whether the 95 % confidence interval of the median (by order statistics) is within 2 % of it."""
     count = len(samples)
-    if count < 8:
+    if count < _MIN_SAMPLES:
         return False
     ordered = np.sort(np.asarray(samples))
     half = 0.98 * np.sqrt(count)

@@ -6,14 +6,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from dbstore import Environment, JsonObject, Store
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import EngineError
 from dooly.measure._cache import last_level_cache_bytes
@@ -22,8 +20,9 @@ from dooly.measure._profile import Profiler, Task, cpu_name, describe_environmen
 from dooly.trace import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from dbstore import Environment, JsonObject, Store
     from dooly.engines.vllm import VllmEngine
 
 
@@ -47,7 +46,7 @@ class ProfileResult:
     """Wall-clock seconds spent measuring."""
 
 
-def profile(
+def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     model: ModelSource,
     store: Store,
     serving: ServingConfig | None = None,
@@ -58,8 +57,8 @@ def profile(
 ) -> ProfileResult:
     """Measure the operations of a model that a store lacks.
 
-    Every point is written as soon as it is measured, so a killed run loses the point in flight only, and a second run measures what
-    is left.
+    Every point is written as soon as it is measured, so a killed run loses the point in flight only, and a second run measures
+    what is left.
 
     Args:
         model: The model to profile.
@@ -112,7 +111,7 @@ def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tup
     return TracedModel.from_json(document["traced"]), document["environment"]
 
 
-def _measure(
+def _measure(  # noqa: PLR0913, PLR0917 - `profile` in two halves
     profiler: Profiler,
     traced: TracedModel,
     serving: ServingConfig,
@@ -134,7 +133,7 @@ def _measure(
     return _result(traced, serving, tasks, measured, unsteady, time.perf_counter() - begin)
 
 
-def _result(
+def _result(  # noqa: PLR0913, PLR0917 - one argument a number in the result
     traced: TracedModel, serving: ServingConfig, tasks: tuple[Task, ...], measured: int, unsteady: int, seconds: float
 ) -> ProfileResult:
     everything = plan_tasks(traced.operations, serving, lambda _signature, _point: False)
@@ -230,7 +229,7 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if len(versions) < 2:
+    if set(versions) <= {"torch"}:
         raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
     text = json.dumps([model.digest, settings, versions, cpu_name(), os.cpu_count()], sort_keys=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dooly.batch import Batch
 from dooly.errors import MeasurementError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import nn
 
+    from dooly.batch import Batch
     from dooly.engines.vllm import VllmEngine
 
 _SPARE_TOKENS = 60
@@ -86,6 +87,7 @@ def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], budge
     begun: list[int] = []
     handles = []
     for path, modules in groups.items():
+
         def finish(*_arguments: object, path: str = path) -> None:
             current.setdefault(path, []).append(time.perf_counter_ns() - begun.pop())
 

@@ -59,12 +59,12 @@ class BatchArrays:
     @property
     def num_tokens(self) -> Ints:
         """Tokens computed in each step, shape (num_batches,)."""
-        return self.new.sum(axis=1)
+        return np.asarray(self.new.sum(axis=1))
 
     @property
     def num_reqs(self) -> Ints:
         """Requests in each step, shape (num_batches,)."""
-        return (self.new > 0).sum(axis=1)
+        return np.asarray((self.new > 0).sum(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,8 @@ class AttentionWork:
 def _pairs(length: Ints, limit: int) -> Ints:
     """Return the query-key pairs of the first `length` positions under causal attention with a window of `limit`."""
     inside = np.minimum(length, limit)
-    return inside * (inside + 1) // 2 + np.maximum(length - limit, 0) * inside
+    return np.asarray(inside * (inside + 1) // 2 + np.maximum(length - limit, 0) * inside)
 
 
 def _sum(values: npt.NDArray[np.generic], mask: npt.NDArray[np.bool_]) -> Floats:
-    return np.where(mask, values, 0).sum(axis=1).astype(np.float64)
+    return np.asarray(np.where(mask, values, 0).sum(axis=1), dtype=np.float64)

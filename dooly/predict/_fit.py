@@ -71,7 +71,9 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
     outside = tuple(
         FittedOperation(op, fitted[op.signature].work, fitted[op.signature].regressor)
         for op in rows
-        if any(layer_of(module) is None for module, _ in op.placements)
+        for module, count in op.placements
+        if layer_of(module) is None
+        for _ in range(count)
     )
     layers = tuple(_layer(op, rows, fitted, records[op.signature]) for op in traced.operations if op.name == LAYER)
     (step,) = (op for op in traced.operations if op.name == STEP)
@@ -107,7 +109,8 @@ def _points(work: OperationWork, records: Sequence[Record]) -> tuple[BatchArrays
     """Return the measured points of an operation as batches that have them, with their medians."""
     if work.is_attention:
         return _batches(records)
-    sizes = np.array([record.point["dims"][0] for record in records], dtype=np.int64)  # type: ignore[call-overload,index]
+    points: list[Any] = [record.point for record in records]
+    sizes = np.array([point["dims"][0] for point in points], dtype=np.int64)
     latency_ns = np.array([record.median_ns for record in records])
     if work.operation.request_dims == ("num_tokens",):
         return BatchArrays(sizes[:, None], np.zeros_like(sizes)[:, None], np.zeros_like(sizes)), latency_ns

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.batch import Batch
 from dooly.errors import OutOfDomainError
 from dooly.predict._features import BatchArrays
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dbstore import Environment
+    from dooly.batch import Batch
     from dooly.engines import ServingConfig
     from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
@@ -83,7 +83,7 @@ class LatencyModel:
     Meets `dooly.latency.LatencyBackend`, so that any simulator can price its batches with it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - made by `load_latency_model` only
         self,
         traced: TracedModel,
         environment: Environment,
@@ -111,8 +111,9 @@ class LatencyModel:
         for operation in self.traced.operations:
             if "num_kv_heads" in operation.attributes:
                 a = operation.attributes
-                size = a["num_kv_heads"] * (a["head_size"] + a["head_size_v"]) * cache_item_bytes(a["kv_cache_dtype"], serving.dtype)
-                block_bytes += operation.count * size * self.block_size
+                item_bytes = cache_item_bytes(a["kv_cache_dtype"], serving.dtype)
+                token_bytes = a["num_kv_heads"] * (a["head_size"] + a["head_size_v"]) * item_bytes
+                block_bytes += operation.count * token_bytes * self.block_size
         return serving.kv_cache_memory_bytes // block_bytes
 
     def step(self, batch: Batch, *, extrapolate: bool = False) -> StepLatency:
@@ -133,7 +134,7 @@ class LatencyModel:
         variance = 0.0
         for fitted in self._outside:
             nanoseconds = _predict(fitted, arrays)[0]
-            parts[fitted.operation.module] = nanoseconds
+            parts[fitted.operation.module] = parts.get(fitted.operation.module, 0.0) + nanoseconds
             variance += (fitted.regressor.relative_error * nanoseconds) ** 2
         for layer in self._layers:
             inner = 0.0
@@ -194,7 +195,7 @@ class LatencyModel:
                 inner += attention[signature]
             whole = layer.regressor.predict_ns(layer_terms(inner, batches), layer_features(batches))
             total += layer.operation.count * whole
-        return np.maximum(np.rint(total), 1).astype(np.int64)
+        return np.asarray(np.maximum(np.rint(total), 1), dtype=np.int64)
 
     def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
         """Predict an operation of one request dimension from a table over all its values, made at the first use."""
@@ -220,9 +221,9 @@ class LatencyModel:
     def _beyond(self, batches: BatchArrays) -> str:
         longest = int((batches.new + batches.computed).max())
         return (
-            f"step: {batches.num_tokens.max()} tokens, {batches.num_reqs.max()} requests, context {longest} exceed what was measured "
-            f"({self.domain.num_tokens}, {self.domain.num_reqs}, {self.domain.context}); profile {self.traced.model} with larger "
-            "--max-num-batched-tokens, --max-num-seqs or --max-model-len"
+            f"step: {batches.num_tokens.max()} tokens, {batches.num_reqs.max()} requests, context {longest} exceed what was "
+            f"measured ({self.domain.num_tokens}, {self.domain.num_reqs}, {self.domain.context}); "
+            f"profile {self.traced.model} with larger --max-num-batched-tokens, --max-num-seqs or --max-model-len"
         )
 
 

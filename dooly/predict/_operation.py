@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.predict._features import BatchArrays
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
 
+    from dooly.predict._features import BatchArrays
     from dooly.trace import TracedOperation
 
     Floats = npt.NDArray[np.float64]

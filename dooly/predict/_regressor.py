@@ -2,8 +2,8 @@
 
 The base is a non-negative sum of closed-form terms (a fixed cost, FLOPs, bytes: a roofline whose ceilings are fitted), found by
 non-negative least squares on relative errors (Lawson and Hanson, 1974). CatBoost learns the logarithm of the ratio to it
-(Prokhorenkova et al., NeurIPS 2018), which is near 0 everywhere; so beyond the measured range the physics extrapolates and the trees
-do no harm.
+(Prokhorenkova et al., NeurIPS 2018), which is near 0 everywhere; so beyond the measured range the physics extrapolates and the
+trees do no harm.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""CatBoost's trees as arrays: evaluating a few rows this way takes microseconds, where a call into CatBoost takes a tenth of a
-millisecond, and the simulator prices one batch at a time.
+"""CatBoost's trees as arrays, which prices the one batch that the simulator asks for in microseconds.
 
-CatBoost trains oblivious trees: every node of a level asks the same question, so a row's answers, read as bits, are its leaf's number
-(Prokhorenkova et al., NeurIPS 2018).
+A call into CatBoost takes a tenth of a millisecond. CatBoost trains oblivious trees: every node of a level asks the same
+question, so a row's answers, read as bits, are its leaf's number (Prokhorenkova et al., NeurIPS 2018).
 """
 
 from __future__ import annotations

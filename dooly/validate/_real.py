@@ -19,9 +19,7 @@ _IDLE_S = 0.0002
 class RealRun:
     """One pass of a workload through a running engine: send what has arrived, run a step, note the tokens."""
 
-    def __init__(
-        self, engine: VllmEngine, workload: Workload, progress: Callable[[int], None] = lambda _done: None
-    ) -> None:
+    def __init__(self, engine: VllmEngine, workload: Workload, progress: Callable[[int], None] = lambda _done: None) -> None:
         self._engine = engine
         self._requests = workload.requests
         self._prompts = [engine.prompt(r.num_prompt_tokens) for r in workload.requests]

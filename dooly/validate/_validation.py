@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ModelSource, ServingConfig
@@ -65,7 +66,7 @@ class Validation:
         }
 
 
-def validate(
+def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     model: ModelSource,
     store: Store,
     workload: Workload,
@@ -100,10 +101,10 @@ def validate(
     try:
         RealRun(engine, _warm_up(workload)).run()
         real: list[SimulationResult] = []
-        for _ in range(repeat):
-            finished = sum(len(run.rows) for run in real)
-            total = repeat * len(workload.requests)
-            real.append(RealRun(engine, workload, lambda done, before=finished: progress(before + done, total)).run())
+        number = len(workload.requests)
+        for before in range(0, repeat * number, number):
+            report = partial(_add_up, progress, before, repeat * number)
+            real.append(RealRun(engine, workload, report).run())
     finally:
         engine.close()
     errors = [compare(run, simulated) for run in real]
@@ -117,11 +118,14 @@ def validate(
     )
 
 
+def _add_up(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
 def _warm_up(workload: Workload) -> Workload:
     """Return the first requests of a workload, all sent at once, with at most a few output tokens."""
     requests = tuple(
-        Request(r.request_id, 0, r.num_prompt_tokens, min(r.num_output_tokens, 8))
-        for r in workload.requests[:_WARM_UP_REQUESTS]
+        Request(r.request_id, 0, r.num_prompt_tokens, min(r.num_output_tokens, 8)) for r in workload.requests[:_WARM_UP_REQUESTS]
     )
     return Workload(requests, "warm-up")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dooly.engines._config import ModelSource, ServingConfig
 from dooly.engines.vllm._version import import_vllm
 from dooly.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from dooly.engines._config import ModelSource, ServingConfig
 
 
 def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: Any) -> Any:  # noqa: ANN401 - vLLM's EngineArgs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
@@ -12,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines._attention import attention_cost
-from dooly.engines._config import ModelSource, ServingConfig
 from dooly.engines.vllm._config import engine_config, first_line
 from dooly.engines.vllm._version import fresh_module_caches, import_vllm
 from dooly.errors import TraceError, UnsupportedModelError
 from dooly.trace import Capture, TracedModel, TracedOperation, dooly_backend, fold_layers, tabulate, tracing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import nn
+
+    from dooly.engines._config import ModelSource, ServingConfig
 
 _NUM_TOKENS = 23
 _NUM_REQS = 5
@@ -141,7 +143,8 @@ def _head(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # no
             self.sampler.topk_topp_sampler.forward = self.sampler.topk_topp_sampler.forward_native
 
         def forward(self, hidden_states: torch.Tensor, sampling: object) -> torch.Tensor:
-            sampled: torch.Tensor = self.sampler(self.network.compute_logits(hidden_states), sampling).sampled_token_ids
+            logits = self.network.compute_logits(hidden_states)  # type: ignore[operator]
+            sampled: torch.Tensor = self.sampler(logits, sampling).sampled_token_ids
             return sampled
 
     hidden_size = config.model_config.get_hidden_size()

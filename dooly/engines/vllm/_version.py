@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dooly.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -49,7 +51,7 @@ def fresh_module_caches() -> Iterator[None]:
     """
     from vllm.model_executor.layers import rotary_embedding
 
-    shared = rotary_embedding._ROPE_DICT
+    shared = rotary_embedding._ROPE_DICT  # noqa: SLF001 - has no public name
     kept = dict(shared)
     shared.clear()
     try:
