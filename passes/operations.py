@@ -209,7 +209,7 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         for node in nodes
         if shape_of(node) is not None
         and operator_name(node) != "empty"
-        and not members.issuperset(filter(_takes_values, node.users))
+        and any(_takes_values(user) for user in node.users if user not in members)
     ]
 
     def spec(node: Node) -> TensorSpec:

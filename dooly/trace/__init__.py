@@ -4,7 +4,7 @@ Loads torch only when something is traced; the table of operations (`TracedModel
 """
 
 from dooly.trace._capture import Capture, dooly_backend, tracing
-from dooly.trace._fold import FoldedLayers, fold_layers
+from dooly.trace._fold import FoldedLayers, fold_layers, layer_kinds
 from dooly.trace._model import TracedDim, TracedModel, TracedOperation, TracedTensor
 from dooly.trace._module import Traced, trace
 from dooly.trace._table import tabulate
@@ -19,6 +19,7 @@ __all__ = [
     "TracedTensor",
     "dooly_backend",
     "fold_layers",
+    "layer_kinds",
     "tabulate",
     "trace",
     "tracing",

@@ -1,13 +1,12 @@
 """The `dooly` backend of `torch.compile`: captures ATen graphs with symbolic sizes, through AOTAutograd.
 
-Registered under torch's `torch_dynamo_backends` entry point. The compiled module computes the same result as the eager one; on the
-meta device there is nothing to compute, and the graph's fake outputs are returned instead.
+Registered under torch's `torch_dynamo_backends` entry point. The compiled module computes the same result as the eager one; on
+the meta device there is nothing to compute, and the graph's fake outputs are returned instead.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,15 @@ from dooly.errors import TraceError
 from dooly.trace._settings import symbolic_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     import torch
 
     from passes.graph import CapturedGraph
 
 _listeners: list[list[Capture]] = []
 _OF_MODULE = re.compile(r"^L\['(\w+)'\]\._(?:modules|parameters|buffers)\b")
+_LOCAL = re.compile(r"^L\['(\w+)'\]")
 
 
 class Capture:
@@ -53,7 +55,10 @@ class Capture:
         from passes.graph import CapturedGraph
 
         texts = [*self.placeholders.values(), *(s.text for s in self.sources.values())]
-        module = next((m[1] for t in texts if (m := _OF_MODULE.match(t))), "self")
+        stacks = [node.meta.get("nn_module_stack") or {} for node in self.graph.nodes]
+        calls = [path for stack in stacks for path, _ in stack.values()]
+        found = [*map(_OF_MODULE.match, texts), *map(_LOCAL.match, calls)]
+        module = next((m[1] for m in found if m), "self")
         return CapturedGraph(
             self.graph, self.sources, self.equalities, module, request_dims or {}, self.placeholders, stateful or {}
         )
@@ -63,19 +68,16 @@ class Capture:
 def tracing() -> Iterator[list[Capture]]:
     """Collect the graphs that the `dooly` backend captures within the scope, with every size a symbol.
 
-    Dynamo's settings, the default device and dtype and the random state are afterwards what they were before.
+    Dynamo's settings and the gradient mode are afterwards what they were before. A module equal to one compiled before with the
+    same backend runs that one's code and captures nothing: compile each with a backend of its own, `partial(dooly_backend)`.
     """
-    import torch
-
     captures: list[Capture] = []
     _listeners.append(captures)
-    state = torch.get_rng_state()
     try:
         with symbolic_sizes():
             yield captures
     finally:
         _listeners.remove(captures)
-        torch.set_rng_state(state)
 
 
 def dooly_backend(graph_module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -7,14 +7,18 @@ merely counts the layer, and a name that contains that number, tell nothing and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from torch import nn
+
+    StateOf = Callable[[nn.Module], Mapping[str, object] | None]
+    """Tells the attributes of a module that live outside `nn.Module`, such as an attention window; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,45 +32,54 @@ class FoldedLayers:
 
 
 @contextmanager
-def fold_layers(
-    model: nn.Module, state_of: Callable[[nn.Module], Mapping[str, object] | None] | None = None
-) -> Iterator[FoldedLayers]:
+def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[FoldedLayers]:
     """Keep one layer of each kind in every `nn.ModuleList` of the model, for the length of the scope.
 
     Args:
         model: The model; its module lists are swapped in place and put back.
-        state_of: Attributes of a module that live outside `nn.Module`, such as an attention window.
+        state_of: What a module keeps outside `nn.Module`.
     """
     from torch import nn
 
     counts: dict[str, int] = {}
     originals: dict[str, str] = {}
     swapped: list[tuple[nn.Module, str, nn.Module]] = []
-    lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
     try:
-        for path, layers in lists:
-            kinds = _kinds(layers, state_of)
-            if len(kinds) == len(layers):
-                continue
-            kinds.sort()
+        for path, kinds in layer_kinds(model, state_of).items():
             owner_path, _, name = path.rpartition(".")
             owner = model.get_submodule(owner_path)
+            layers = model.get_submodule(path)
+            assert isinstance(layers, nn.ModuleList)
             swapped.append((owner, name, layers))
-            owner._modules[name] = nn.ModuleList([layers[members[0]] for members in kinds])
+            setattr(owner, name, nn.ModuleList([layers[members[0]] for members in kinds]))
             for place, members in enumerate(kinds):
                 counts[f"{path}.{place}"] = len(members)
                 originals[f"{path}.{place}"] = f"{path}.{members[0]}"
         yield FoldedLayers(counts, originals)
     finally:
         for owner, name, layers in swapped:
-            owner._modules[name] = layers
+            setattr(owner, name, layers)
 
 
-def _kinds(layers: nn.ModuleList, state_of: Callable[[nn.Module], Mapping[str, object] | None] | None) -> list[list[int]]:
-    """Return the indices of the layers of each kind, kinds in order of their first layer.
+def layer_kinds(model: nn.Module, state_of: StateOf | None = None) -> dict[str, list[list[int]]]:
+    """Return the kinds of layers in each outermost `nn.ModuleList` that repeats any, as lists of layer numbers.
 
     The very first layer stands alone: models treat it differently (it has no residual to add yet).
     """
+    from torch import nn
+
+    found: dict[str, list[list[int]]] = {}
+    for path, layers in model.named_modules():
+        nested = any(path.startswith(f"{outer}.") for outer in found)
+        if isinstance(layers, nn.ModuleList) and len(layers) > 1 and not nested:
+            kinds = _kinds(layers, state_of)
+            if len(kinds) < len(layers):
+                found[path] = kinds
+    return found
+
+
+def _kinds(layers: nn.ModuleList, state_of: StateOf | None) -> list[list[int]]:
+    """Return the numbers of the layers of each kind, kinds in order of their first layer."""
     described = [dict(_describe(layer, "", index, state_of)) for index, layer in enumerate(layers)]
     counters = {
         key
@@ -80,12 +93,10 @@ def _kinds(layers: nn.ModuleList, state_of: Callable[[nn.Module], Mapping[str, o
         key = tuple(sorted((k, repr(v)) for k, v in facts.items() if k not in counters))
         kinds.setdefault(key, []).append(index)
     first, *others = kinds.values()
-    return [first[:1], *([first[1:]] if first[1:] else []), *others]
+    return sorted([first[:1], *([first[1:]] if first[1:] else []), *others])
 
 
-def _describe(
-    module: nn.Module, path: str, index: int, state_of: Callable[[nn.Module], Mapping[str, object] | None] | None
-) -> Iterator[tuple[str, Any]]:
+def _describe(module: nn.Module, path: str, index: int, state_of: StateOf | None) -> Iterator[tuple[str, Any]]:
     """Yield each fact of a layer's structure with its place in the layer."""
     yield f"{path}:class", type(module)
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -98,4 +109,5 @@ def _describe(
 
 
 def _without_index(text: str, index: int) -> str:
-    return re.sub(rf"(?<!\d){index}(?!\d)", "#", text)
+    """Return a name with the layer's number taken out where it stands alone: `layers.4.attn`, but not `fp8_e4m3`."""
+    return re.sub(rf"(?<![0-9A-Za-z]){index}(?![0-9A-Za-z])", "#", text)

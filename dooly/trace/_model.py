@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SCHEMA = 1
 
@@ -53,6 +55,8 @@ class TracedOperation:
     """Whether its cost depends on engine state beside its inputs."""
     count: int
     """How often one step runs it."""
+    placements: tuple[tuple[str, int], ...]
+    """The traced modules that run it, each with how many like it one step runs; the counts add up to `count`."""
     inputs: tuple[TracedTensor, ...]
     """Tensors read, parameters included."""
     outputs: tuple[TracedTensor, ...]
@@ -110,19 +114,24 @@ class TracedModel:
 def _operation_to_json(op: TracedOperation) -> dict[str, Any]:
     data = {name: getattr(op, name) for name in TracedOperation.__slots__}
     data |= {key: [_tensor_to_json(t) for t in data[key]] for key in ("inputs", "outputs")}
-    return data | {"request_dims": list(op.request_dims), "attributes": dict(op.attributes), "canonical": dict(op.canonical)}
+    placements = [{"module": module, "count": count} for module, count in op.placements]
+    return data | {
+        "placements": placements,
+        "request_dims": list(op.request_dims),
+        "attributes": dict(op.attributes),
+        "canonical": dict(op.canonical),
+    }
 
 
 def _tensor_to_json(tensor: TracedTensor) -> dict[str, Any]:
-    shape = [
-        {"expr": d.expr, "origin": d.origin} | ({"value": d.value} if d.value is not None else {}) for d in tensor.shape
-    ]
+    shape = [{"expr": d.expr, "origin": d.origin} | ({"value": d.value} if d.value is not None else {}) for d in tensor.shape]
     return {"dtype": tensor.dtype, "shape": shape, "is_parameter": tensor.is_parameter}
 
 
 def _operation_from_json(data: Mapping[str, Any]) -> TracedOperation:
     tensors = {key: tuple(_tensor_from_json(t) for t in data[key]) for key in ("inputs", "outputs")}
-    return TracedOperation(**{**data, **tensors, "request_dims": tuple(data["request_dims"])})
+    placements = tuple((p["module"], p["count"]) for p in data["placements"])
+    return TracedOperation(**{**data, **tensors, "placements": placements, "request_dims": tuple(data["request_dims"])})
 
 
 def _tensor_from_json(data: Mapping[str, Any]) -> TracedTensor:

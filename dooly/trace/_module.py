@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial, wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from dooly.errors import InvalidInputError, TraceError
@@ -15,15 +17,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dooly.trace._capture import Capture
+
     Module = TypeVar("Module", bound=nn.Module)
 
 RequestDims = Mapping[str, tuple[str | None, ...]]
 
 
 class Traced:
-    """A module that computes what it always did, and knows its operations once it has run.
+    """A module that computes what it always did, without gradients, and knows its operations once it has run.
 
-    Call it as the module itself. `traced` holds the table of operations of the last call that made a new graph.
+    Call it as the module itself. `traced` holds the operations of the most general graph that its calls made.
     """
 
     def __init__(self, module: nn.Module, request_dims: RequestDims | None = None) -> None:
@@ -31,32 +35,44 @@ class Traced:
 
         self.module = module
         self.request_dims = request_dims or {}
-        self._compiled = torch.compile(module, backend=dooly_backend)
+        # A backend of its own: torch hands equal modules the graph that it compiled first, and would capture nothing here.
+        # Apart from other compilations, where torch can (2.13 does): else many traces use up the user's recompile limit.
+        apart: dict[str, Any] = (
+            {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+        )
+        self._compiled = torch.compile(module, backend=partial(dooly_backend), fullgraph=True, **apart)
+        self._capture: Capture | None = None
         self._traced: TracedModel | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own signature
         """Run the module; trace it where its graph is not known yet.
 
         Raises:
-            TraceError: The module's code breaks into several graphs.
+            TraceError: The module's code cannot be captured in one graph.
         """
-        with tracing() as captures:
-            result = self._compiled(*args, **kwargs)
-        if len(captures) > 1:
+        import torch
+
+        try:
+            with tracing() as captures:
+                result = self._compiled(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
             msg = (
-                f"{type(self.module).__name__}: its forward breaks into {len(captures)} graphs; "
+                f"{type(self.module).__name__}: torch.compile cannot capture its forward in one graph: {reason}; "
                 "see `TORCH_LOGS=graph_breaks` for the line, and move that code out of forward"
             )
-            raise TraceError(msg)
-        if captures:
-            self._traced = self._tabulate(captures[0].describe(self.request_dims))
+            raise TraceError(msg) from error
+        for capture in captures:
+            if self._capture is None or len(capture.sources) > len(self._capture.sources):
+                self._capture, self._traced = capture, None
         return result
 
-    def _tabulate(self, graph: Any) -> TracedModel:  # noqa: ANN401 - passes.CapturedGraph
+    def _tabulate(self, capture: Capture) -> TracedModel:
         import torch
 
         environment = {"engine": "torch", "engine_version": torch.__version__, "torch_version": torch.__version__}
-        return TracedModel(type(self.module).__name__, environment, tabulate(graph, stage="decoder"))
+        operations = tabulate(capture.describe(self.request_dims), stage="decoder")
+        return TracedModel(type(self.module).__name__, environment, operations)
 
     @property
     def traced(self) -> TracedModel:
@@ -64,9 +80,12 @@ class Traced:
 
         Raises:
             TraceError: The module has not run yet.
+            PassError: A named request dimension was a constant in every call.
         """
-        if self._traced is None:
+        if self._capture is None:
             raise TraceError(f"{type(self.module).__name__}: not traced yet; call it once with an example input")
+        if self._traced is None:
+            self._traced = self._tabulate(self._capture)
         return self._traced
 
 
@@ -98,8 +117,6 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None) -> Any:
     Raises:
         InvalidInputError: `model` is neither a module nor a module class.
     """
-    from functools import partial, wraps
-
     from torch import nn
 
     if model is None:

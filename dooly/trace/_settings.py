@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @contextmanager
@@ -11,7 +15,7 @@ def symbolic_sizes() -> Iterator[None]:
     """Make Dynamo give each parameter size and each integer attribute its own symbol, for the length of the scope.
 
     Two sizes that happen to be equal keep separate symbols (no duck shapes); only what the model's own operators require to be
-    equal is unified. Compiled code of earlier scopes is dropped on entry and exit, so no graph leaks into the user's own compiles.
+    equal is unified. Floating-point attributes, such as a norm's epsilon, enter by value. A class may be traced often.
     """
     import torch
 
@@ -21,7 +25,11 @@ def symbolic_sizes() -> Iterator[None]:
         force_nn_module_property_static_shapes=False,
         allow_unspec_int_on_nn_module=True,
         specialize_int=False,
+        specialize_float=True,
+        recompile_limit=sys.maxsize,
+        accumulated_recompile_limit=sys.maxsize,
         suppress_errors=False,
     )
-    with dynamo, torch.fx.experimental._config.patch(use_duck_shape=False), torch.no_grad():
+    shapes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # noqa: SLF001 - has no public name
+    with dynamo, shapes, torch.no_grad():
         yield

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dooly.trace._model import TracedDim, TracedOperation, TracedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import sympy
 
     from dooly.trace._fold import FoldedLayers
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from passes.operations import TensorSpec
     from passes.pipeline import AnalysedOperation, Analysis
 
-_LAYER_NUMBER = re.compile(r"\.\d+\.")
+_LAYER_NUMBER = re.compile(r"(^|\.)\d+(?=\.)")
 
 
 def tabulate(
@@ -41,8 +42,11 @@ def tabulate(
     rows: dict[tuple[str, str], TracedOperation] = {}
     for operation in analysis.operations:
         row = _row(operation, analysis, stage, folded, stateful_cost)
-        key = (row.signature, _LAYER_NUMBER.sub(".", row.module))
-        rows[key] = replace(rows[key], count=rows[key].count + row.count) if key in rows and folded else row
+        key = (row.signature, _LAYER_NUMBER.sub("", row.module))
+        first = rows.get(key)
+        if first is not None:
+            row = replace(first, count=first.count + row.count, placements=first.placements + row.placements)
+        rows[key] = row
     return tuple(rows.values())
 
 
@@ -70,6 +74,7 @@ def _row(
         stage=stage,
         stateful=operation.stateful is not None,
         count=count,
+        placements=((module, count),),
         inputs=tuple(map(_tensor, operation.inputs)),
         outputs=tuple(map(_tensor, operation.outputs)),
         flops=str(flops),

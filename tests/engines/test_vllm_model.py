@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import sympy
+
+from dooly.engines import ModelSource, ServingConfig, find_model
+from dooly.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dooly.trace import TracedModel, TracedOperation
+
+pytest.importorskip("vllm", reason="vLLM is not installed; install the cpu or the cuda extra")
+pytestmark = pytest.mark.engine
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "vocab_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""A model whose hidden, query, intermediate and vocabulary sizes are all equal."""
+
+
+@pytest.fixture(scope="module")
+def smollm() -> TracedModel:
+    """Return the table of a listed model of 30 layers."""
+    from dooly.engines.vllm import trace_vllm_model
+
+    return trace_vllm_model(find_model("smollm2-135m"), ServingConfig())
+
+
+@pytest.fixture(scope="module")
+def trace_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TracedModel]:
+    """Return a function that traces the model of equal sizes with some of its configuration changed."""
+    from dooly.engines.vllm import trace_vllm_model
+
+    def run(**changes: object) -> TracedModel:
+        folder: Path = tmp_path_factory.mktemp("model")
+        (folder / "config.json").write_text(json.dumps(LLAMA | changes))
+        return trace_vllm_model(ModelSource("equal-sizes", folder), ServingConfig())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def equal_sizes(trace_config: Callable[..., TracedModel]) -> dict[str, TracedOperation]:
+    """Return the operations of the model of equal sizes, by name."""
+    return {op.name: op for op in trace_config().operations}
+
+
+def test_layers_are_counted(smollm: TracedModel) -> None:
+    """Each layer operation counts 30 times, over the places that run it; what stands outside the layers counts once."""
+    counts = {op.module: op.count for op in smollm.operations}
+    layer = "model.layers.0."
+    inside = ["self_attn.qkv_proj", "self_attn.rotary_emb", "self_attn.attn", "self_attn.o_proj", "post_attention_layernorm"]
+    inside += ["mlp.gate_up_proj", "mlp.act_fn", "mlp.down_proj"]
+    outside = ["model.embed_tokens", "model.norm", "logits_processor", "sampler"]
+    # The first layer's norm has no residual to add, so it is another operation than that of the 29 others.
+    norms = {f"{layer}input_layernorm": 1, "model.layers.1.input_layernorm": 29}
+    assert counts == {layer + name: 30 for name in inside} | dict.fromkeys(outside, 1) | norms
+    assert all(sum(count for _, count in op.placements) == op.count for op in smollm.operations)
+
+
+def test_every_dimension_has_an_origin(smollm: TracedModel) -> None:
+    """Each dimension is config with a value, or request or mixed without."""
+    dims = [d for op in smollm.operations for tensor in (*op.inputs, *op.outputs) for d in tensor.shape]
+    assert {d.origin for d in dims} == {"config", "request"}
+    assert all((d.value is not None) == (d.origin == "config") for d in dims)
+    assert {d.expr for d in dims if d.origin == "request"} == {"num_tokens", "num_reqs"}
+
+
+def test_stages_are_told_apart(smollm: TracedModel) -> None:
+    """Logits and sampling follow the decoder and depend on requests, not on tokens; attention and sampling have state."""
+    stages = {op.name: (op.stage, op.request_dims) for op in smollm.operations}
+    assert stages["logits_processor"] == ("logits", ("num_reqs",))
+    assert stages["sampler"] == ("sample", ("num_reqs",))
+    assert {stage for stage, _ in stages.values()} == {"decoder", "logits", "sample"}
+    assert {op.name for op in smollm.operations if op.stateful} == {"attn", "sampler"}
+
+
+def test_flops_are_two_a_weight(smollm: TracedModel) -> None:
+    """One token through the linear layers and the vocabulary projection costs two operations a weight, within 2 %."""
+    config = find_model("smollm2-135m").config
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    kv_size = config["num_key_value_heads"] * (hidden // config["num_attention_heads"])
+    weights = layers * (2 * hidden * hidden + 2 * hidden * kv_size + 3 * hidden * inner) + config["vocab_size"] * hidden
+    one = {"num_tokens": 1, "num_reqs": 1}
+    stateless = [op for op in smollm.operations if not op.stateful]
+    flops = sum(op.count * int(sympy.sympify(op.request_flops).subs(one)) for op in stateless)
+    assert flops == pytest.approx(2 * weights, rel=0.02)
+
+
+def test_attention_costs_by_what_it_attends_to(smollm: TracedModel) -> None:
+    """Attention's cost is over tokens, cached positions and query-key pairs, with the head counts as attributes."""
+    (attention,) = (op for op in smollm.operations if op.name == "attn")
+    assert attention.request_dims == ("num_tokens", "kv_tokens", "query_key_pairs")
+    assert (attention.attributes["num_heads"], attention.attributes["num_kv_heads"], attention.attributes["head_size"]) == (
+        9,
+        3,
+        64,
+    )
+    assert sympy.sympify(attention.request_flops) == 4 * 9 * 64 * sympy.Symbol("query_key_pairs")
+
+
+def test_equal_sizes_keep_their_origins(equal_sizes: dict[str, TracedOperation]) -> None:
+    """Hidden, query, intermediate and vocabulary sizes, all 512, carry four origins."""
+    hidden, query = equal_sizes["o_proj"].inputs[0].shape
+    intermediate = equal_sizes["down_proj"].inputs[0].shape[1]
+    vocabulary = equal_sizes["logits_processor"].inputs[0].shape[0]
+    assert [d.value for d in (hidden, query, intermediate, vocabulary)] == [512] * 4
+    assert len({d.expr for d in (hidden, query, intermediate, vocabulary)}) == 4
+
+
+def test_a_merged_width_is_an_expression(equal_sizes: dict[str, TracedOperation]) -> None:
+    """The merged projection's width is written over query and key sizes, its input is the hidden size."""
+    width, hidden = equal_sizes["qkv_proj"].inputs[0].shape
+    assert (width.expr, width.value) == ("2*kv_size + q_size", 1024)
+    assert hidden.expr == equal_sizes["o_proj"].outputs[0].shape[1].expr
+
+
+def test_a_model_can_be_traced_again(trace_config: Callable[..., TracedModel], equal_sizes: dict[str, TracedOperation]) -> None:
+    """A second trace of the same model in one process gives the same operations."""
+    assert {op.name: op for op in trace_config().operations} == equal_sizes
+
+
+def test_models_share_operations(trace_config: Callable[..., TracedModel], equal_sizes: dict[str, TracedOperation]) -> None:
+    """A model with another feed-forward shares all operations but those of the feed-forward."""
+    wider = {op.name: op for op in trace_config(intermediate_size=768, num_hidden_layers=6).operations}
+    differing = {name for name, op in wider.items() if op.signature != equal_sizes[name].signature}
+    assert differing == {"gate_up_proj", "act_fn", "down_proj"}
+    assert wider["qkv_proj"].count == 6
+
+
+def test_an_unknown_architecture_is_refused(trace_config: Callable[..., TracedModel]) -> None:
+    """An architecture that vLLM does not know is an error of one line with its name."""
+    with pytest.raises(UnsupportedModelError, match=r"^equal-sizes: vLLM [^\n]*NoSuchForCausalLM[^\n]*$"):
+        trace_config(architectures=["NoSuchForCausalLM"])

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from passes import analyse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from passes import CapturedGraph
+
+    Capture = Callable[..., CapturedGraph]
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention with grouped heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.groups = 4, 2
+        self.qkv = nn.Linear(24, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, heads, tokens, head size)."""
+        q, k, v = self.qkv(x).split([32, 16, 16], dim=-1)
+        q = q.view(*x.shape[:2], self.heads, 8).transpose(1, 2)
+        k, v = (t.view(*x.shape[:2], self.groups, 8).transpose(1, 2).repeat_interleave(2, dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Products(nn.Module):
+    """Batched and added products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(1, 7, 6))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return (batch, 7, 6)."""
+        return torch.baddbmm(self.bias, x, y) + torch.bmm(x, y)
+
+
+class Upsample(nn.Module):
+    """A transposed convolution behind a plain one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv1d(4, 6, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose1d(6, 4, 4, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, 4, length)."""
+        return self.up(self.down(x))
+
+
+def _counted(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        module(*inputs)
+    return counter.get_total_flops()
+
+
+def _value(captured: CapturedGraph, kind: str) -> list[int]:
+    """Return the costs of the operations with every symbol by the value that it had in the traced call."""
+    analysis = analyse(captured)
+    values = dict(analysis.origins.values)
+    for symbol, source in captured.sources.items():
+        for named in analysis.origins.names[symbol].free_symbols & analysis.origins.requests:
+            values[named] = source.value
+    return [int(getattr(op.cost, kind).subs(values)) for op in analysis.operations]
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4, bias=False)), (torch.ones(3, 5, 8),)),
+        (Attention(), (torch.ones(3, 5, 24),)),
+        (Products(), (torch.ones(3, 7, 5), torch.ones(3, 5, 6))),
+        (Upsample(), (torch.ones(3, 4, 10),)),
+    ],
+    ids=["linear", "attention", "batched", "convolution"],
+)
+def test_flops_equal_what_torch_counts(capture: Capture, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """The closed form at the traced sizes is the number that PyTorch's own counter gives for a run."""
+    flops = sum(_value(capture(module, *inputs), "flops"))
+    assert flops == _counted(module, inputs) > 0
+
+
+def test_flops_are_a_closed_form(capture: Capture) -> None:
+    """A linear layer costs two operations a weight and token, over named sizes."""
+    (operation,) = analyse(capture(nn.Linear(8, 12, bias=False), torch.ones(5, 8))).operations
+    assert str(operation.cost.flops) == "2*args[0].size(0)*weight.size(0)*weight.size(1)"
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float64, 8)], ids=str)
+def test_bytes_read_and_write_each_tensor_once(capture: Capture, dtype: torch.dtype, size: int) -> None:
+    """A linear layer moves its weight, its input and its result once, in their element type."""
+    layer = nn.Linear(8, 12, bias=False, dtype=dtype)
+    assert _value(capture(layer, torch.ones(5, 8, dtype=dtype)), "bytes") == [size * (8 * 12 + 5 * 8 + 5 * 12)]
+
+
+def test_a_lookup_reads_the_rows_taken(capture: Capture) -> None:
+    """An embedding moves one row a token beside indices and result, whatever the table's height."""
+    assert _value(capture(nn.Embedding(1000, 8), torch.ones(5, dtype=torch.int64)), "bytes") == [5 * 8 + 2 * 5 * 8 * 4]
+
+
+def test_integer_weights_are_no_indices(capture: Capture) -> None:
+    """An eight-bit weight is read whole, and indexes nothing."""
+
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8, 12, dtype=torch.int8), requires_grad=False)
+            self.scale = nn.Parameter(torch.ones(12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.weight * self.scale)
+
+    assert _value(capture(Quantised(), torch.ones(5, 8)), "bytes") == [8 * 12 + 12 * 4 + 5 * 8 * 4 + 5 * 12 * 4]

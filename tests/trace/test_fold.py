@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dooly.trace import fold_layers, layer_kinds
+
+
+class Layer(nn.Module):
+    """A layer that knows its number, its name and a window."""
+
+    def __init__(self, index: int, *, window: int | None = None, width: int = 8, cache: str = "fp8_e4m3") -> None:
+        super().__init__()
+        self.layer_idx, self.window, self.cache = index, window, cache
+        self.prefix = f"model.layers.{index}.attn"
+        self.proj = nn.Linear(8, width)
+        self.state = nn.Identity()
+        self.state.slopes = [index]
+
+
+class Model(nn.Module):
+    """Some layers in a list."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Module()
+        self.body.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(8)
+
+
+def test_equal_layers_fold_into_one_behind_the_first() -> None:
+    """The first layer stands alone, the rest are one kind; number, name and the 4 in `fp8_e4m3` tell nothing."""
+    assert layer_kinds(Model(*(Layer(i) for i in range(6)))) == {"body.layers": [[0], [1, 2, 3, 4, 5]]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "described"),
+    [(Layer(2, window=4), "an attribute"), (Layer(2, width=12), "a size"), (Layer(2, cache="bf16"), "a name")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_differs_is_another_kind(changed: Layer, described: str) -> None:
+    """An attribute, a parameter's size or a name that differs makes another kind."""
+    layers = [changed if i == 2 else Layer(i) for i in range(5)]
+    assert layer_kinds(Model(*layers)) == {"body.layers": [[0], [1, 3, 4], [2]]}, described
+
+
+def test_an_element_type_and_a_class_are_other_kinds() -> None:
+    """Layers of another element type or class are other kinds."""
+
+    class Other(Layer):
+        pass
+
+    layers = [Layer(0), Layer(1), Layer(2).to(torch.bfloat16), Other(3), Layer(4), Other(5)]
+    assert layer_kinds(Model(*layers)) == {"body.layers": [[0], [1, 4], [2], [3, 5]]}
+
+
+def test_alternating_kinds_keep_their_order() -> None:
+    """Kinds come in the order of their first layer, so that a folded model runs them as the whole one does."""
+    layers = [Layer(i, window=4 if i % 2 else None) for i in range(6)]
+    assert layer_kinds(Model(*layers)) == {"body.layers": [[0], [1, 3, 5], [2, 4]]}
+
+
+def test_state_outside_the_module_counts() -> None:
+    """What only the engine knows of a module, such as its window, tells kinds apart."""
+    model = Model(*(Layer(i) for i in range(4)))
+
+    def state_of(module: nn.Module) -> dict[str, object] | None:
+        return {"window": model.body.layers[3] is not module} if isinstance(module, Layer) else None
+
+    assert layer_kinds(model, state_of) == {"body.layers": [[0], [1, 2], [3]]}
+
+
+def test_layers_that_all_differ_are_left_alone() -> None:
+    """A list of different modules is no repetition."""
+    assert layer_kinds(Model(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8))) == {}
+
+
+def test_a_folded_model_has_each_kind_once() -> None:
+    """Within the scope the list holds one layer of each kind; counts and original places add up; afterwards all is back."""
+    layers = [Layer(i, window=4 if i % 2 else None) for i in range(6)]
+    model = Model(*layers)
+    before = model.body.layers
+    names = [name for name, _ in model.named_modules()]
+    with fold_layers(model) as folded:
+        assert list(model.body.layers) == layers[:3]
+        assert folded.counts == {"body.layers.0": 1, "body.layers.1": 3, "body.layers.2": 2}
+        assert folded.originals == {f"body.layers.{i}": f"body.layers.{i}" for i in range(3)}
+    assert model.body.layers is before
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_layers_are_put_back_after_an_error() -> None:
+    """An error within the scope leaves the model as it was."""
+    model = Model(*(Layer(i) for i in range(4)))
+    before = model.body.layers
+    scope = fold_layers(model)
+    scope.__enter__()
+    assert len(model.body.layers) == 2
+    with pytest.raises(RuntimeError, match="stop"):
+        scope.gen.throw(RuntimeError("stop"))
+    assert model.body.layers is before
+    assert len(before) == 4
