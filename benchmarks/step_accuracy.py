@@ -2,8 +2,8 @@
 
     python benchmarks/step_accuracy.py smollm2-135m --db PATH
 
-Runs the whole model in the real engine, realises prefill, decode and mixed batches whose sizes lie between the points of the
-profiling grid, and prints each batch's measured median beside the prediction, then the median error as JSON. Run nothing beside it.
+Runs the whole model in the real engine, realises prefill, decode and mixed batches whose sizes lie between the points of
+the profiling grid, and prints each batch's measured median beside the prediction, then the median error as JSON. Run nothing beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dooly.predict import load_latency_model
 
 def batches(serving: ServingConfig) -> list[Batch]:
     """Return at least 30 batches of sizes that the profiling grid does not hold."""
-    rng = random.Random(1)
+    rng = random.Random(1)  # noqa: S311 - sizes of batches
     longest = serving.max_model_len - 128
     found = [Batch((n,), (0,), 1) for n in (20, 55, 110, 150, 300, 430, 640, 900, 1200)]
     found += [Batch((n,), (c,), 1) for n, c in ((80, 300), (200, 600), (400, 900))]
@@ -92,7 +92,7 @@ def measure(engine: VllmEngine, tried: list[Batch], passes: int, steps: int) -> 
     found: list[list[float]] = [[] for _ in tried]
     for number in range(passes):
         order = list(range(len(tried)))
-        random.Random(number).shuffle(order)
+        random.Random(number).shuffle(order)  # noqa: S311 - an order of work
         for place in order:
             with BatchRunner(engine, tried[place]).running() as runner:
                 runner.step()

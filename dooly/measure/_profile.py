@@ -14,6 +14,7 @@ import numpy as np
 
 from dbstore import Environment, JsonObject, Record, Store
 from dooly.measure._cache import last_level_cache_bytes
+from dooly.measure._contention import CONTENDED_CORES, Contention
 from dooly.measure._grid import measurement_batches
 from dooly.measure._plan import STEP, layer_of, parameter_bytes, point_of
 from dooly.measure._replay import Replay
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from dooly.engines.vllm import VllmEngine
     from dooly.trace import TracedOperation
 
-_REPLAY_BUDGET_NS = 600_000_000
-_STEP_BUDGET_NS = 500_000_000
+PASSES = 3
+"""How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
+_REPLAY_BUDGET_NS = 250_000_000
+_STEP_BUDGET_NS = 200_000_000
 _UNSTEADY = 0.25
 
 
@@ -39,6 +42,8 @@ _UNSTEADY = 0.25
 class Task:
     """One batch and the operations that lack a record at it."""
 
+    number: int
+    """The pass that it belongs to, from 0."""
     batch: Batch
     """The batch to run."""
     missing: tuple[TracedOperation, ...]
@@ -46,27 +51,27 @@ class Task:
 
 
 def plan_tasks(
-    operations: tuple[TracedOperation, ...], serving: ServingConfig, done: Callable[[str, JsonObject], bool]
+    operations: tuple[TracedOperation, ...], serving: ServingConfig, count: Callable[[str, JsonObject], int]
 ) -> tuple[Task, ...]:
-    """Return the batches to run, each with the operations that no earlier batch and no record covers.
+    """Return the batches to run, pass by pass, each with the operations that no earlier batch and no record covers.
 
     Args:
         operations: The operations that one step runs.
         serving: The engine's limits, which bound the batches.
-        done: Whether the store has a record of (signature, point).
+        count: How many records the store has of (signature, point).
     """
-    planned: set[tuple[str, JsonObject]] = set()
     tasks = []
-    for batch in measurement_batches(serving):
-        missing = []
-        for operation in operations:
-            point = point_of(operation, batch)
-            key = (operation.signature, point)
-            if key not in planned and not done(*key):
-                planned.add(key)
-                missing.append(operation)
-        if missing:
-            tasks.append(Task(batch, tuple({op.signature: op for op in missing}.values())))
+    for number in range(PASSES):
+        planned: set[tuple[str, JsonObject]] = set()
+        for batch in measurement_batches(serving):
+            missing = []
+            for operation in operations:
+                key = (operation.signature, point_of(operation, batch))
+                if key not in planned and count(*key) <= number:
+                    planned.add(key)
+                    missing.append(operation)
+            if missing:
+                tasks.append(Task(number, batch, tuple(missing)))
     return tuple(tasks)
 
 
@@ -91,7 +96,7 @@ class Profiler:
 
     def measure(self, task: Task) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
-        begin = time.perf_counter()
+        begin, contention = time.perf_counter(), Contention()
         replayed = {op.signature for op in task.missing if op.stage != "engine"}
         own = [op for op in task.missing if op.stage == "engine"]
         samples: dict[str, list[int]] = {}
@@ -102,7 +107,8 @@ class Profiler:
             if own:
                 samples |= self._own_times(runner, own)
         wall_s = (time.perf_counter() - begin) / len(samples)
-        records = tuple(self._record(op, task.batch, samples[op.signature], wall_s) for op in task.missing)
+        others_cores = contention.others_cores()
+        records = tuple(self._record(op, task, samples[op.signature], wall_s, others_cores) for op in task.missing)
         self._store.write(*records)
         return records
 
@@ -153,19 +159,24 @@ class Profiler:
         sampler: nn.Module = self._engine.runner.sampler
         return sampler if path == "sampler" else self._engine.network.get_submodule(path)
 
-    def _record(self, operation: TracedOperation, batch: Batch, values: list[int], wall_s: float) -> Record:
+    def _record(self, operation: TracedOperation, task: Task, values: list[int], wall_s: float, others_cores: float) -> Record:
         spread = float(np.subtract(*np.percentile(values, [75, 25])) / max(1.0, median(values)))
-        attributes = {"timer": self._timer.name, "wall_s": wall_s, "spread": spread, "unsteady": spread > _UNSTEADY}
-        return Record(
-            operation.signature, self._environment, point_of(operation, batch), np.asarray(values, dtype=np.int64), attributes
-        )
+        attributes = {
+            "timer": self._timer.name,
+            "pass": task.number,
+            "wall_s": wall_s,
+            "spread": spread,
+            "others_cores": others_cores,
+            "unsteady": spread > _UNSTEADY or others_cores > CONTENDED_CORES,
+        }
+        samples_ns = np.asarray(values, dtype=np.int64)
+        return Record(operation.signature, self._environment, point_of(operation, task.batch), samples_ns, attributes)
 
 
 def shuffled(tasks: tuple[Task, ...]) -> list[Task]:
-    """Return the tasks in an order in which slow drift of the machine does not become shape."""
-    order = list(tasks)
-    random.Random(0).shuffle(order)  # noqa: S311 - an order of work
-    return order
+    """Return the tasks pass by pass, in an order within each in which slow drift of the machine does not become shape."""
+    rng = random.Random(0)  # noqa: S311 - an order of work
+    return sorted(tasks, key=lambda task: (task.number, rng.random()))
 
 
 def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environment:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dooly.measure._timer import Timer
 
-MIN_ROUNDS, MAX_ROUNDS = 4, 40
+MIN_ROUNDS, MAX_ROUNDS = 3, 30
 _MIN_SAMPLES = 8
 _TIGHT = 0.02
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -35,11 +36,11 @@ class ProfileResult:
     num_operations: int
     """Operations that one step of the model runs, each counted once."""
     num_points: int
-    """Points that the model needs in all."""
+    """Points that the model needs in all; a point is measured in several passes, and counts once for each."""
     num_measured: int
     """Points measured now."""
     num_unsteady: int
-    """Points measured now whose samples spread widely, as when another process competes for the cores."""
+    """Points measured now whose samples spread widely, or while other processes competed for the cores."""
     num_left: int
     """Points left unmeasured because the budget ended."""
     measuring_s: float
@@ -136,7 +137,7 @@ def _measure(  # noqa: PLR0913, PLR0917 - `profile` in two halves
 def _result(  # noqa: PLR0913, PLR0917 - one argument a number in the result
     traced: TracedModel, serving: ServingConfig, tasks: tuple[Task, ...], measured: int, unsteady: int, seconds: float
 ) -> ProfileResult:
-    everything = plan_tasks(traced.operations, serving, lambda _signature, _point: False)
+    everything = plan_tasks(traced.operations, serving, lambda _signature, _point: 0)
     return ProfileResult(
         traced.model,
         len({op.signature for op in traced.operations}),
@@ -150,16 +151,24 @@ def _result(  # noqa: PLR0913, PLR0917 - one argument a number in the result
 
 def _missing(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None) -> tuple[Task, ...]:
     """Return the tasks that the store lacks in an environment; all where the environment is new."""
-    known: dict[str, set[Any]] = {}
+    known: dict[str, Counter[JsonObject]] = {}
 
-    def done(signature: str, point: JsonObject) -> bool:
+    def count(signature: str, point: JsonObject) -> int:
         if environment is None:
-            return False
+            return 0
         if signature not in known:
-            known[signature] = set(store.points(signature, environment))
-        return point in known[signature]
+            known[signature] = _record_counts(store, signature, environment)
+        return known[signature][point]
 
-    return plan_tasks(traced.operations, serving, done)
+    return plan_tasks(traced.operations, serving, count)
+
+
+def _record_counts(store: Store, signature: str, environment: str) -> Counter[JsonObject]:
+    """Return how many records an operation has at each point."""
+    if not store.points(signature, environment):
+        return Counter()
+    points: list[Any] = [record.point for record in store.read(signature, environment)]
+    return Counter(points)
 
 
 @contextmanager

@@ -108,4 +108,4 @@ def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], budge
     return times
 
 
-MIN_STEPS, MAX_STEPS = 4, 12
+MIN_STEPS, MAX_STEPS = 2, 8

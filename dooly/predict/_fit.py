@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,9 +110,8 @@ def _points(work: OperationWork, records: Sequence[Record]) -> tuple[BatchArrays
     """Return the measured points of an operation as batches that have them, with their medians."""
     if work.is_attention:
         return _batches(records)
-    points: list[Any] = [record.point for record in records]
+    points, latency_ns = _medians(records)
     sizes = np.array([point["dims"][0] for point in points], dtype=np.int64)
-    latency_ns = np.array([record.median_ns for record in records])
     if work.operation.request_dims == ("num_tokens",):
         return BatchArrays(sizes[:, None], np.zeros_like(sizes)[:, None], np.zeros_like(sizes)), latency_ns
     filled = (sizes[:, None] > np.arange(sizes.max())[None, :]).astype(np.int64)
@@ -119,12 +119,24 @@ def _points(work: OperationWork, records: Sequence[Record]) -> tuple[BatchArrays
 
 
 def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
+    points, latency_ns = _medians(records)
     found = []
-    for record in records:
-        point: Any = record.point
+    for point in points:
         new, computed = zip(*point["batch"], strict=True)
         found.append(Batch(new, computed, point.get("num_new_requests", 0)))
-    return BatchArrays.of(found), np.array([record.median_ns for record in records])
+    return BatchArrays.of(found), latency_ns
+
+
+def _medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
+    """Return the points of records, each once, with the median over its passes; steady passes count where there are any."""
+    passes: dict[Any, list[Record]] = {}
+    for record in records:
+        passes.setdefault(record.point, []).append(record)
+    medians = []
+    for found in passes.values():
+        steady = [r for r in found if not r.attributes.get("unsteady")] or found
+        medians.append(median(r.median_ns for r in steady))
+    return list(passes), np.array(medians)
 
 
 def _domain(batches: BatchArrays) -> Domain:
