@@ -1,15 +1,20 @@
 """Which batches to measure: decodes, chunked prefills over a context, several prefills, unequal contexts, mixed batches.
 
-Every batch gives a point to each operation: its number of tokens to the linear layers, its number of requests to logits and sampling,
-the whole batch to attention and to the step's own work. The grid is dense where latency bends and geometric elsewhere.
+Every batch gives a point to each operation: its number of tokens to the linear layers, its number of requests to logits and
+sampling, the whole batch to attention and to the step's own work. The grid is dense where latency bends and geometric elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from math import ceil
+from typing import TYPE_CHECKING
 
 from dooly.batch import Batch
-from dooly.engines import ServingConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dooly.engines import ServingConfig
 
 _CONTEXTS = (16, 256, 1024, 3072, 8192)
 _TOKENS = (
@@ -32,26 +37,33 @@ def _batches(serving: ServingConfig) -> Iterator[Batch]:
 
 
 def _prefills(serving: ServingConfig) -> Iterator[Batch]:
-    longest = min(serving.max_num_batched_tokens, serving.max_model_len - 1)
+    longest = max(1, min(serving.max_num_batched_tokens, serving.max_model_len - 1))
     for num_tokens in (*(t for t in _TOKENS if t < longest), longest):
         yield Batch((num_tokens,), (0,), 1)
     for num_tokens in (32, 128, 512, 1024):
         for context in (256, 1024, serving.max_model_len - num_tokens - 1):
-            yield Batch((num_tokens,), (context,), 1)
+            yield Batch((num_tokens,), (max(0, context),), 1)
     for count, num_tokens in ((2, 64), (4, 64), (4, 256), (8, 128), (16, 32)):
         yield Batch((num_tokens,) * count, (0,) * count, count)
     yield Batch((200, 50, 120), (0, 300, 700), 3)
+    # A budget beyond one sequence is filled by several.
+    most = min(serving.max_num_batched_tokens, longest * serving.max_num_seqs)
+    for num_tokens in (*(t for t in _TOKENS if longest < t < most), most):
+        count = ceil(num_tokens / longest)
+        yield Batch(tuple((num_tokens + i) // count for i in range(count)), (0,) * count, count)
 
 
 def _decodes(serving: ServingConfig) -> Iterator[Batch]:
     for count in (*(c for c in _REQUESTS if c < serving.max_num_seqs), serving.max_num_seqs):
         for context in (*_CONTEXTS, serving.max_model_len - _SPARE - 1):
-            yield Batch((1,) * count, (context,) * count)
+            yield Batch((1,) * count, (max(1, context),) * count)
     for count in (4, 16, 64):
-        yield Batch((1,) * count, tuple(16 + (i * 997) % (serving.max_model_len // 2) for i in range(count)))
+        yield Batch((1,) * count, tuple(16 + (i * 997) % max(1, serving.max_model_len // 2) for i in range(count)))
 
 
 def _mixed(serving: ServingConfig) -> Iterator[Batch]:
+    most = max(1, serving.max_num_seqs - 1)
+    rest = max(1, min(serving.max_num_batched_tokens - most, serving.max_model_len // 2))
     for num_decodes, context, prefill, prefix in (
         (1, 256, 32, 0),
         (4, 512, 128, 0),
@@ -61,6 +73,7 @@ def _mixed(serving: ServingConfig) -> Iterator[Batch]:
         (16, 1024, 1024, 0),
         (32, 256, 512, 0),
         (48, 512, 128, 0),
+        (most, max(1, serving.max_model_len // 4), rest, 0),
     ):
         yield Batch((1,) * num_decodes + (prefill,), (context,) * num_decodes + (prefix,), 1)
     yield Batch((1,) * 8 + (100, 60), (200,) * 8 + (0, 0), 2)

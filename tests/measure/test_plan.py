@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dbstore import JsonObject
+from dooly.batch import Batch
+from dooly.engines import ServingConfig
+from dooly.measure import LAYER, STEP, layer_of
+from dooly.measure._plan import engine_operations, parameter_bytes, point_of
+from dooly.measure._profile import plan_tasks, shuffled
+from dooly.trace import TracedDim, TracedModel, TracedOperation, TracedTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Make = Callable[..., TracedOperation]
+
+SERVING = ServingConfig(max_model_len=512, max_num_batched_tokens=256, max_num_seqs=8)
+
+
+def _points(operations: tuple[TracedOperation, ...], known: set[tuple[str, JsonObject]]) -> set[tuple[str, JsonObject]]:
+    """Return what a plan would measure, and check that it measures nothing twice."""
+    tasks = plan_tasks(operations, SERVING, lambda signature, point: (signature, point) in known)
+    points = [(op.signature, point_of(op, task.batch)) for task in tasks for op in task.missing]
+    assert len(set(points)) == len(points)
+    assert not set(points) & known
+    return set(points)
+
+
+def test_operations_of_one_signature_share_their_points(operation: Make) -> None:
+    """The same operation in two modules is measured once."""
+    both = (operation("a", "layers.0.q"), operation("a", "layers.0.k"))
+    assert _points(both, set()) == _points(both[:1], set())
+
+
+def test_a_plan_over_a_full_store_is_empty(operation: Make) -> None:
+    """What is measured is not planned again, and a store with one point less gives a plan of that point."""
+    operations = (operation("a", "layers.0.q"), operation("r", "sampler", stage="sample", request_dims=("num_reqs",)))
+    everything = _points(operations, set())
+    assert len(everything) > 20
+    assert _points(operations, everything) == set()
+    lost = ("a", JsonObject({"dims": [64]}))
+    assert _points(operations, everything - {lost}) == {lost}
+
+
+def test_a_model_that_shares_operations_plans_the_rest(operation: Make) -> None:
+    """Beside a model with operations a and b, one with b and c needs the points of c only."""
+    a, b, c = (operation(name, f"layers.0.{name}") for name in "abc")
+    known = _points((a, b), set())
+    rest = _points((b, c), known)
+    assert {signature for signature, _ in rest} == {"c"}
+    assert rest == _points((c,), set())
+
+
+def test_a_task_lists_an_operation_once(operation: Make) -> None:
+    """A batch that gives two placements one point has one operation to measure."""
+    tasks = plan_tasks((operation("a", "q"), operation("a", "k")), SERVING, lambda _signature, _point: False)
+    assert all(len(task.missing) == 1 for task in tasks)
+
+
+def test_the_order_of_work_is_mixed_and_the_same_each_time(operation: Make) -> None:
+    """Tasks run in a shuffled order that does not change from run to run."""
+    tasks = plan_tasks((operation("a", "q"),), SERVING, lambda _signature, _point: False)
+    order = shuffled(tasks)
+    assert order == shuffled(tasks) != list(tasks)
+    assert sorted(order, key=tasks.index) == list(tasks)
+
+
+BATCH = Batch((1, 1, 30), (40, 20, 0), 1)
+
+
+def test_a_point_holds_what_the_latency_depends_on(operation: Make) -> None:
+    """Linear layers see the tokens, sampling the requests, attention each request, the step the new requests as well."""
+    attention = operation("t", "layers.0.attn", stateful=True, request_dims=("num_tokens", "query_key_pairs", "kv_tokens"))
+    step = operation("s", "", stage="engine", stateful=True)
+    requests = [[1, 20], [1, 40], [30, 0]]
+    assert point_of(operation("a", "q"), BATCH) == JsonObject({"dims": [32]})
+    assert point_of(operation("r", "sampler", request_dims=("num_reqs",)), BATCH) == JsonObject({"dims": [3]})
+    assert point_of(attention, BATCH) == JsonObject({"batch": requests})
+    assert point_of(step, BATCH) == JsonObject({"batch": requests, "num_new_requests": 1})
+
+
+def test_the_order_of_requests_does_not_make_a_point(operation: Make) -> None:
+    """Attention over the same requests in another order is the same point."""
+    attention = operation("t", "layers.0.attn", stateful=True)
+    assert point_of(attention, Batch((1, 2), (5, 6))) == point_of(attention, Batch((2, 1), (6, 5)))
+
+
+@pytest.mark.parametrize(
+    ("module", "layer"),
+    [
+        ("model.layers.0.mlp.gate_up_proj", "model.layers.0"),
+        ("model.layers.11.input_layernorm", "model.layers.11"),
+        ("model.norm", None),
+        ("lm_head", None),
+        ("", None),
+    ],
+)
+def test_layers_are_told_by_their_number(module: str, layer: str | None) -> None:
+    """A module belongs to the numbered layer on its path, if any."""
+    assert layer_of(module) == layer
+
+
+def test_each_kind_of_layer_and_the_step_are_operations(operation: Make) -> None:
+    """Layers count as often as their modules; what identifies them is what they run, not where."""
+    modules = (
+        operation("e", "model.embed_tokens"),
+        operation("q", "model.layers.0.q", count=5),
+        operation("w", "model.layers.0.attn", count=5),
+        operation("f", "model.layers.5.attn", count=1),
+    )
+    found = engine_operations(TracedModel("m", {}, modules), ())
+    assert [(op.name, op.module, op.count, op.stage) for op in found] == [
+        (LAYER, "model.layers.0", 5, "engine"),
+        (LAYER, "model.layers.5", 1, "engine"),
+        (STEP, "", 1, "engine"),
+    ]
+    renamed = tuple(operation(op.signature, op.module.replace("model.", "net."), count=op.count) for op in modules)
+    assert [op.signature for op in engine_operations(TracedModel("n", {}, renamed), ())] == [op.signature for op in found]
+    other = engine_operations(TracedModel("m", {}, (*modules, operation("k", "model.layers.0.k", count=5))), ())
+    assert [ours.signature == theirs.signature for ours, theirs in zip(found, other, strict=True)] == [False, True, True]
+
+
+def test_the_steps_identity_covers_code_outside_modules(operation: Make) -> None:
+    """What no module runs is measured with the step, so another such code is another step operation."""
+    traced = TracedModel("m", {}, (operation("q", "model.layers.0.q"),))
+    layer, step = engine_operations(traced, ())
+    layer_of_other, other = engine_operations(traced, (operation("x", ""),))
+    assert layer_of_other.signature == layer.signature
+    assert other.signature != step.signature
+
+
+def _tensor(dtype: str, *sizes: int, is_parameter: bool) -> TracedTensor:
+    return TracedTensor(dtype, tuple(TracedDim(str(n), "config", n) for n in sizes), is_parameter)
+
+
+def test_parameters_are_counted_in_bytes(operation: Make) -> None:
+    """Weights count in their type's bytes, activations and tables looked up by index do not."""
+    weight, bias = (_tensor("bfloat16", *sizes, is_parameter=True) for sizes in ((8, 4), (8,)))
+    activation = TracedTensor("bfloat16", (TracedDim("num_tokens", "request", None), *weight.shape[1:]), is_parameter=False)
+    index = TracedTensor("int64", activation.shape[:1], is_parameter=False)
+    assert parameter_bytes(operation("a", "q", inputs=(activation, weight, bias))) == 2 * (32 + 8)
+    assert parameter_bytes(operation("e", "embed", inputs=(index, weight))) == 0
