@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _FOLDS = 5
 _MIN_POINTS = 8
+_EXACT = 1e-6
 _TREES: dict[str, Any] = {
     "iterations": 150,
     "depth": 3,
@@ -87,10 +88,13 @@ def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, O
     base = terms @ weights
     if len(latency_ns) < _MIN_POINTS or np.any(base <= 0):
         return weights, None
+    log_ratio = np.log(latency_ns / base)
+    if np.ptp(log_ratio) < _EXACT:  # the base says it all, and CatBoost refuses targets that are equal
+        return weights, None
     from catboost import CatBoostRegressor
 
     model = CatBoostRegressor(**_TREES)
-    model.fit(np.log1p(features), np.log(latency_ns / base))
+    model.fit(np.log1p(features), log_ratio)
     return weights, ObliviousTrees.of(model)
 
 

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dooly.batch import Batch
+from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
+from dooly.predict import BatchArrays, LatencyModel, load_latency_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbstore import Environment, Store
+
+ROOT = Path(__file__).parents[2]
+HELD_OUT = (
+    Batch((1,) * 5, (100,) * 5),
+    Batch((1,) * 7, (33, 90, 200, 14, 60, 301, 5)),
+    Batch((75,), (0,), 1),
+    Batch((90,), (170,), 1),
+    Batch((40, 30), (0, 0), 2),
+    Batch((1, 1, 70), (150, 90, 0), 1),
+)
+"""Batches that the grid does not hold."""
+
+
+@pytest.fixture(scope="module")
+def latency(store: Store, model: ModelSource, serving: ServingConfig) -> LatencyModel:
+    """The latency model of the small model."""
+    return load_latency_model(store, model, serving)
+
+
+@pytest.mark.parametrize("batch", HELD_OUT, ids=str)
+def test_a_step_follows_the_laws(latency: LatencyModel, law_ns: Callable[[Batch], float], batch: Batch) -> None:
+    """Steps that were not measured are predicted within a few percent of what their operations take by law."""
+    step = latency.step(batch)
+    assert step.seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.05)
+    assert 0 < step.uncertainty_s < 0.1 * step.seconds
+    assert not step.extrapolated
+
+
+@pytest.mark.parametrize("batch", HELD_OUT, ids=str)
+def test_the_breakdown_adds_up(latency: LatencyModel, batch: Batch) -> None:
+    """Each operation has its seconds, over all its runs; together they are the step."""
+    step = latency.step(batch)
+    layers = {f"model.layers.*.{name}" for name in ("up", "attn", "down")}
+    assert set(step.breakdown_s) == layers | {"model.embed", "head", "sampler", "layer", "step"}
+    assert sum(step.breakdown_s.values()) == pytest.approx(step.seconds, rel=1e-12)
+    up_ns = 3 * (20_000 + 300 * batch.num_tokens)
+    assert step.breakdown_s["model.layers.*.up"] == pytest.approx(up_ns / 1e9, rel=0.05)
+    assert round(step.seconds * 1e9) == pytest.approx(latency.step_ns(batch), abs=1)
+
+
+requests = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 400)), min_size=1, max_size=8)
+
+
+@given(st.lists(requests, min_size=1, max_size=5), st.integers(0, 1))
+def test_steps_agree_alone_and_together(latency: LatencyModel, many: list[list[tuple[int, int]]], fresh: int) -> None:
+    """`steps_ns` gives each batch what `step_ns` gives it."""
+    batches = [Batch(*zip(*pairs, strict=True), fresh) for pairs in many]  # type: ignore[arg-type]
+    together = latency.steps_ns(BatchArrays.of(batches))
+    assert together.tolist() == [latency.step_ns(batch) for batch in batches]
+    assert together.dtype == np.int64
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 20))
+def test_a_decode_run_agrees_with_its_steps(latency: LatencyModel, contexts: list[int], num_steps: int) -> None:
+    """`decode_run_ns` gives each step what `step_ns` gives its batch."""
+    steps = [Batch((1,) * len(contexts), tuple(c + i for c in contexts)) for i in range(num_steps)]
+    run = latency.decode_run_ns(np.array(contexts), num_steps)
+    assert run.tolist() == [latency.step_ns(batch) for batch in steps]
+
+
+def test_two_models_of_one_store_agree(store: Store, model: ModelSource, serving: ServingConfig, latency: LatencyModel) -> None:
+    """Fitting again changes nothing."""
+    again = load_latency_model(store, model, serving)
+    assert [again.step(batch) for batch in HELD_OUT] == [latency.step(batch) for batch in HELD_OUT]
+
+
+@pytest.mark.parametrize("name", ["attention", "head", "layer", "step"])
+def test_a_missing_operation_is_named(
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    serving: ServingConfig,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """The error names the operation that the store lacks and the command that measures it, in one line."""
+    store = make_store(tmp_path / "db", environment, without=name)
+    with pytest.raises(MissingOperationError, match="not measured on made up with CPU_ATTN") as caught:
+        load_latency_model(store, model, serving)
+    paths = {"attention": "model.layers.0.attn", "layer": "model.layers.0"}
+    assert f"operation {paths.get(name, name)} (" in str(caught.value)
+    assert "run `dooly profile made-up --db PATH`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_was_not_profiled_is_named(store: Store, serving: ServingConfig, tmp_path: Path) -> None:
+    """Another configuration is another model, and so is another element type."""
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
+    with pytest.raises(MissingOperationError, match="other: the store holds no profile .* run `dooly profile other"):
+        load_latency_model(store, ModelSource("other", tmp_path), serving)
+
+
+def test_another_element_type_was_not_profiled(store: Store, model: ModelSource, serving: ServingConfig) -> None:
+    """Records in bfloat16 do not price steps in float32."""
+    with pytest.raises(MissingOperationError, match="no profile of this model with --dtype float32"):
+        load_latency_model(store, model, replace(serving, dtype="float32"))
+
+
+def test_several_environments_are_refused(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """A store of two environments does not tell which is meant; naming the attention backend does."""
+    other = replace(environment, attention_backend="OTHER_ATTN")
+    store = make_store(tmp_path / "db", environment, other)
+    with pytest.raises(
+        InvalidInputError, match="several environments .*CPU_ATTN.*; choose one with --attention-backend"
+    ) as caught:
+        load_latency_model(store, model, serving)
+    assert "\n" not in str(caught.value)
+    assert "OTHER_ATTN" in str(caught.value)
+    chosen = load_latency_model(store, model, replace(serving, attention_backend="OTHER_ATTN"))
+    assert chosen.environment == other
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [Batch((400,), (0,), 1), Batch((1,) * 20, (50,) * 20), Batch((1,), (5_000,))],
+    ids=["tokens", "requests", "context"],
+)
+def test_outside_what_was_measured(latency: LatencyModel, batch: Batch) -> None:
+    """A batch beyond the measured tokens, requests or context is refused with what to do, or flagged where asked."""
+    for predict in (latency.step, latency.step_ns):
+        with pytest.raises(OutOfDomainError, match="exceed what was measured .* profile made-up with larger") as caught:
+            predict(batch)
+        assert "\n" not in str(caught.value)
+    step = latency.step(batch, extrapolate=True)
+    assert step.extrapolated
+    assert np.isfinite(step.seconds)
+    assert step.seconds > latency.step(Batch((1,), (16,))).seconds
+
+
+def test_an_extrapolation_follows_the_laws(latency: LatencyModel, law_ns: Callable[[Batch], float]) -> None:
+    """At four times the measured tokens the prediction is still near: it extrapolates by work done."""
+    batch = Batch((256,) * 4, (0,) * 4, 4)
+    assert latency.step(batch, extrapolate=True).seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.15)
+
+
+def test_a_run_that_leaves_the_domain_is_refused(latency: LatencyModel) -> None:
+    """A decode run whose last steps are too long is refused as a whole."""
+    with pytest.raises(OutOfDomainError):
+        latency.decode_run_ns(np.array([latency.domain.context - 5]), 10)
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), [("bfloat16", 2), ("float32", 4)])
+def test_kv_blocks_by_hand(latency: LatencyModel, serving: ServingConfig, dtype: str, item_bytes: int) -> None:
+    """A block holds 16 tokens' keys and values of 2 heads of 32 in 3 layers; the cache holds so many as fit whole."""
+    block_bytes = 16 * 2 * (32 + 32) * 3 * item_bytes
+    assert latency.block_size == 16
+    for number in (1, 7, 1000):
+        exact = replace(serving, dtype=dtype, kv_cache_memory_bytes=number * block_bytes)
+        assert latency.num_kv_blocks(exact) == number
+        assert latency.num_kv_blocks(replace(exact, kv_cache_memory_bytes=(number + 1) * block_bytes - 1)) == number
+
+
+def test_predicting_loads_neither_torch_nor_an_engine(store: Store, model: ModelSource) -> None:
+    """A latency model is loaded and used without torch and vLLM."""
+    place = store.info().place
+    code = (
+        "import sys; from pathlib import Path; import dooly; from dbstore import Store; from dooly.engines import ModelSource;"
+        f"latency = dooly.load_latency_model(Store.open({place!r}), ModelSource('made-up', Path({str(model.folder)!r})));"
+        "print(latency.step_ns(dooly.Batch((1,), (50,))) > 0, *({'torch', 'vllm'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.predict._regressor import fit_regressor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+MEASURED = np.unique(np.geomspace(1, 2048, 36).round())
+HELD_OUT = np.array([5.0, 23.0, 77.0, 181.0, 450.0, 900.0, 1500.0])
+FLOPS = 2.0 * 1024 * 1024
+"""A token's floating-point operations in a 1024 x 1024 matrix product."""
+
+
+def _terms(num_tokens: Floats) -> Floats:
+    """Return a constant, FLOPs and bytes of the matrix product."""
+    return np.column_stack([np.ones(len(num_tokens)), FLOPS * num_tokens, 2 * 1024 * 1024 + 4096 * num_tokens])
+
+
+def _roofline_ns(num_tokens: Floats) -> Floats:
+    """Return a launch of 3 us, then the longer of reading at 20 B/ns and computing at 400 FLOP/ns."""
+    _, flops, traffic = _terms(num_tokens).T
+    latency_ns: Floats = 3000 + np.maximum(traffic / 20, flops / 400)
+    return latency_ns
+
+
+def test_a_roofline_is_recovered_between_the_points() -> None:
+    """Held-out latencies of a roofline, bend included, are predicted within a few percent."""
+    regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], _roofline_ns(MEASURED))
+    predicted = regressor.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None])
+    errors = np.abs(predicted / _roofline_ns(HELD_OUT) - 1)
+    assert errors.max() < 0.05
+    assert np.median(errors) < 0.02
+    assert regressor.relative_error < 0.05
+
+
+def test_a_sum_of_terms_is_exact_at_any_distance() -> None:
+    """Where latency is a sum of its terms, the base alone is right, also at a hundred times the range."""
+    weights = np.array([5000.0, 1e-3, 2e-2])
+    regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], _terms(MEASURED) @ weights)
+    far = np.array([204_800.0])
+    np.testing.assert_allclose(regressor.predict_ns(_terms(far), far[:, None]), _terms(far) @ weights, rtol=0.01)
+
+
+def test_beyond_the_range_latency_is_finite_and_grows() -> None:
+    """Extrapolation follows the physical base: no flat ends, no jumps down."""
+    regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], _roofline_ns(MEASURED))
+    beyond = np.geomspace(2048, 2048 * 1000, 50)
+    predicted = regressor.predict_ns(_terms(beyond), beyond[:, None])
+    assert np.isfinite(predicted).all()
+    assert (np.diff(predicted) > 0).all()
+    assert predicted[-1] > 500 * predicted[0]
+
+
+def test_two_fits_are_one() -> None:
+    """The same points give the same predictions to the last bit."""
+    noisy = _roofline_ns(MEASURED) * np.random.default_rng(1).normal(1, 0.05, len(MEASURED))
+    first, second = (fit_regressor(_terms(MEASURED), MEASURED[:, None], noisy) for _ in range(2))
+    np.testing.assert_array_equal(
+        first.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None]), second.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None])
+    )
+    assert first.relative_error == second.relative_error > 0
+
+
+def test_no_term_costs_less_than_nothing() -> None:
+    """Weights stay at 0 or above, where least squares alone would go below."""
+    regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], np.full(len(MEASURED), 1e4) / np.sqrt(MEASURED))
+    assert (regressor.weights >= 0).all()
+
+
+def test_few_points_are_fitted_by_the_base_alone() -> None:
+    """Below eight points no trees are trained, and the error is that of the fit."""
+    few = MEASURED[:5]
+    regressor = fit_regressor(_terms(few), few[:, None], _roofline_ns(few))
+    assert regressor.trees is None
+    assert regressor.num_points == 5
+    np.testing.assert_allclose(regressor.predict_ns(_terms(few), few[:, None]), _roofline_ns(few), rtol=0.01)
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    """A batch has the same latency alone and among others."""
+    regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], _roofline_ns(MEASURED))
+    together = regressor.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None])
+    alone = [regressor.predict_ns(_terms(HELD_OUT[[i]]), HELD_OUT[[i], None])[0] for i in range(len(HELD_OUT))]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
