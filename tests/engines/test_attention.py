@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dooly.engines._attention import attention_cost
+
+if TYPE_CHECKING:
+    import sympy
+
+ATTRIBUTES = {"num_heads": 4, "num_kv_heads": 2, "head_size": 8, "head_size_v": 8, "kv_cache_dtype": "auto"}
+ONE_PREFILL = {"num_tokens": 3, "query_key_pairs": 6, "kv_tokens": 3}
+"""A prompt of three tokens: 1 + 2 + 3 pairs."""
+
+
+def value(form: sympy.Expr) -> int:
+    """Return what a form is for `ONE_PREFILL`."""
+    return int(form.subs({symbol: ONE_PREFILL[symbol.name] for symbol in form.free_symbols}))
+
+
+def coefficient(form: sympy.Expr, name: str) -> sympy.Expr:
+    """Return what a form grows by for one more of the named dimension."""
+    (symbol,) = (s for s in form.free_symbols if s.name == name)
+    return form.expand().coeff(symbol)
+
+
+def test_a_small_prefill_by_hand() -> None:
+    """Two products of 8 a pair and head; three rows of queries, outputs, and keys and values, written and read."""
+    flops, traffic = attention_cost(ATTRIBUTES)
+    assert value(flops) == 4 * 6 * (2 * 8 + 2 * 8)
+    queries_and_outputs = 2 * (3 * 4 * 8) * 2
+    keys_and_values = 2 * (3 * 2 * 8) * 2
+    assert value(traffic) == queries_and_outputs + 2 * keys_and_values
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8_e4m3", "fp8_e5m2"])
+def test_an_eight_bit_cache_halves_the_traffic_of_keys_and_values(kind: str) -> None:
+    """The cached position's bytes follow the cache's type; nothing else changes."""
+    flops, traffic = attention_cost(ATTRIBUTES)
+    flops_8, traffic_8 = attention_cost(ATTRIBUTES | {"kv_cache_dtype": kind})
+    assert flops_8 == flops
+    assert coefficient(traffic, "kv_tokens") == 2 * coefficient(traffic_8, "kv_tokens") > 0
+
+
+def test_heads_of_unequal_width_count_both() -> None:
+    """Keys and values may differ in width, as in latent attention."""
+    flops, _ = attention_cost(ATTRIBUTES | {"head_size": 12, "head_size_v": 4})
+    assert flops == attention_cost(ATTRIBUTES)[0]
+    wider, _ = attention_cost(ATTRIBUTES | {"head_size_v": 16})
+    assert value(wider) == 4 * 6 * (2 * 8 + 2 * 16)

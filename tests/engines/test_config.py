@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dooly.engines import ModelSource, ServingConfig, find_model, listed_models
+from dooly.errors import DoolyError, InvalidInputError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_folder_with_a_configuration_is_a_model(tmp_path: Path) -> None:
+    """MODEL may be a folder; its name is the folder's."""
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    found = find_model(str(tmp_path))
+    assert found == ModelSource(tmp_path.name, tmp_path.resolve())
+    assert found.config == {"architectures": ["LlamaForCausalLM"]}
+
+
+def test_every_listed_model_is_found_by_its_name() -> None:
+    """Names that `dooly models` lists are models with an architecture."""
+    models = listed_models()
+    assert "smollm2-135m" in {m.name for m in models}
+    assert [find_model(m.name) for m in models] == list(models)
+    assert all(m.config["architectures"] for m in models)
+
+
+def test_the_digest_is_of_content(tmp_path: Path) -> None:
+    """Two files that say the same in another order are one model; another value is another."""
+    texts = ('{"a": 1, "b": 2}', '{"b": 2,\n "a": 1}', '{"a": 1, "b": 3}')
+    digests = []
+    for number, text in enumerate(texts):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+        digests.append(ModelSource("m", folder).digest)
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0]) == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "rule"),
+    [
+        (None, ModelNotFoundError, "holds no config.json"),
+        ("{", InvalidInputError, "not valid JSON"),
+        ("[]", InvalidInputError, "names no architecture"),
+        ("{}", InvalidInputError, "names no architecture"),
+        ('{"architectures": []}', InvalidInputError, "names no architecture"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, content: str | None, error: type[DoolyError], rule: str) -> None:
+    """The error names the file, the rule and the next step in one line."""
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(error, match=rule) as caught:
+        find_model(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_points_to_the_list() -> None:
+    """A name that is neither a folder nor listed is refused with the command that lists the names."""
+    with pytest.raises(ModelNotFoundError, match=r"'gpt-9' is neither .*; see `dooly models`"):
+        find_model("gpt-9")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"dtype": "int4"}, "--dtype: 'int4' is not one of bfloat16, float16, float32"),
+        ({"max_model_len": 0}, "--max-model-len: 0 is not at least 1"),
+        ({"max_num_seqs": -3}, "--max-num-seqs: -3 is not at least 1"),
+        ({"kv_cache_memory_bytes": 0}, "--kv-cache-memory-bytes: 0 is not at least 1"),
+        ({"tensor_parallel_size": 2}, "--tensor-parallel-size: 2 is not supported yet"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], rule: str) -> None:
+    """A setting out of range is refused by its flag's name and value."""
+    with pytest.raises(InvalidInputError, match=rule):
+        ServingConfig(**settings)
+
+
+def test_a_configuration_is_read_as_it_is(tmp_path: Path) -> None:
+    """`config` is the file's JSON object, unknown keys included."""
+    config = {"architectures": ["A"], "nested": {"x": [1, None]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ModelSource("m", tmp_path).config == config

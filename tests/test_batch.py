@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from dooly.batch import Batch
+from dooly.errors import InvalidInputError
+
+
+def test_counts_add_up() -> None:
+    """A batch counts its requests and their new tokens."""
+    batch = Batch((1, 7, 3), (20, 0, 5), 2)
+    assert (batch.num_reqs, batch.num_tokens) == (3, 11)
+
+
+@pytest.mark.parametrize(
+    ("new", "computed", "num_new_requests", "rule"),
+    [
+        ((), (), 0, "no request"),
+        ((1, 2), (3,), 0, "2 num_new_tokens but 1 num_computed_tokens"),
+        ((0,), (3,), 0, "num_new_tokens must be at least 1"),
+        ((1,), (-1,), 0, "num_computed_tokens at least 0"),
+        ((1,), (3,), 2, "num_new_requests 2 is outside 0..1"),
+        ((1,), (3,), -1, "num_new_requests -1 is outside 0..1"),
+    ],
+)
+def test_an_impossible_batch_is_refused(
+    new: tuple[int, ...], computed: tuple[int, ...], num_new_requests: int, rule: str
+) -> None:
+    """Each rule that a batch breaks is named in one line."""
+    with pytest.raises(InvalidInputError, match=rule) as caught:
+        Batch(new, computed, num_new_requests)
+    assert "\n" not in str(caught.value)
