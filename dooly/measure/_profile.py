@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 PASSES = 3
 """How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
-_REPLAY_BUDGET_NS = 250_000_000
-_STEP_BUDGET_NS = 200_000_000
+_REPLAY_BUDGET_NS = 150_000_000
+_STEP_BUDGET_NS = 120_000_000
 _UNSTEADY = 0.25
 
 

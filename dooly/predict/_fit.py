@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,15 +128,14 @@ def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
 
 
 def _medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
-    """Return the points of records, each once, with the median over its passes; steady passes count where there are any."""
-    passes: dict[Any, list[Record]] = {}
+    """Return the points of records, each once, with the mean of its passes' medians, the slowest pass left out.
+
+    What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least.
+    """
+    passes: dict[Any, list[float]] = {}
     for record in records:
-        passes.setdefault(record.point, []).append(record)
-    medians = []
-    for found in passes.values():
-        steady = [r for r in found if not r.attributes.get("unsteady")] or found
-        medians.append(median(r.median_ns for r in steady))
-    return list(passes), np.array(medians)
+        passes.setdefault(record.point, []).append(record.median_ns)
+    return list(passes), np.array([mean(sorted(found)[: max(1, len(found) - 1)]) for found in passes.values()])
 
 
 def _domain(batches: BatchArrays) -> Domain:

@@ -24,6 +24,7 @@ _FOLDS = 5
 _MIN_POINTS = 8
 _EXACT = 1e-6
 _TREES: dict[str, Any] = {
+    "loss_function": "MAE",
     "iterations": 150,
     "depth": 3,
     "learning_rate": 0.08,
