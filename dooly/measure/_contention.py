@@ -1,4 +1,4 @@
-"""Detect other processes that compete for the cores: OpenMP threads wait busily, so one of them slows a step several times over."""
+"""Detect processes that compete for the cores: OpenMP threads wait busily, so one competitor slows a step several times over."""
 
 from __future__ import annotations
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines._config import ModelSource, ServingConfig
 from dooly.engines.vllm._config import engine_arguments, first_line
 from dooly.engines.vllm._version import import_vllm
 from dooly.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
-_VOCABULARY = 1000
+    from dooly.engines._config import ModelSource, ServingConfig
+
+_MAX_TOKEN_ID = 1000
+"""Prompts draw their tokens below this, or below the vocabulary's size where that is smaller."""
 
 
 class VllmEngine:
@@ -57,7 +60,8 @@ class VllmEngine:
         self._names: dict[str, str] = {}
         self.num_preemptions = 0
         self._ids = itertools.count()
-        self._random = random.Random(0)
+        self._random = random.Random(0)  # noqa: S311 - prompts
+        self._vocabulary = range(min(_MAX_TOKEN_ID, self._engine.model_config.get_vocab_size()))
         self._warm_up(min(serving.max_num_batched_tokens, serving.max_model_len - 1))
 
     @property
@@ -94,7 +98,7 @@ class VllmEngine:
 
     def prompt(self, num_tokens: int) -> list[int]:
         """Return a random prompt."""
-        return self._random.choices(range(3, _VOCABULARY), k=num_tokens)
+        return self._random.choices(self._vocabulary, k=num_tokens)
 
     def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0) -> str:
         """Queue a request, and return its name.
