@@ -19,7 +19,7 @@ servings = st.builds(
 )
 useful_servings = st.builds(
     ServingConfig,
-    max_model_len=st.integers(128, 40_000),
+    max_model_len=st.integers(192, 40_000),
     max_num_batched_tokens=st.integers(64, 20_000),
     max_num_seqs=st.integers(4, 64),
 )

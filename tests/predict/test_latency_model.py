@@ -87,7 +87,7 @@ def test_two_models_of_one_store_agree(store: Store, model: ModelSource, serving
 
 
 @pytest.mark.parametrize("name", ["attention", "head", "layer", "step"])
-def test_a_missing_operation_is_named(
+def test_a_missing_operation_is_named(  # noqa: PLR0913, PLR0917 - fixtures
     make_store: Callable[..., Store],
     environment: Environment,
     model: ModelSource,
@@ -108,7 +108,7 @@ def test_a_missing_operation_is_named(
 def test_a_model_that_was_not_profiled_is_named(store: Store, serving: ServingConfig, tmp_path: Path) -> None:
     """Another configuration is another model, and so is another element type."""
     (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
-    with pytest.raises(MissingOperationError, match="other: the store holds no profile .* run `dooly profile other"):
+    with pytest.raises(MissingOperationError, match=r"other: the store holds no profile .* run `dooly profile other"):
         load_latency_model(store, ModelSource("other", tmp_path), serving)
 
 
@@ -125,7 +125,7 @@ def test_several_environments_are_refused(
     other = replace(environment, attention_backend="OTHER_ATTN")
     store = make_store(tmp_path / "db", environment, other)
     with pytest.raises(
-        InvalidInputError, match="several environments .*CPU_ATTN.*; choose one with --attention-backend"
+        InvalidInputError, match=r"several environments .*CPU_ATTN.*; choose one with --attention-backend"
     ) as caught:
         load_latency_model(store, model, serving)
     assert "\n" not in str(caught.value)
@@ -142,7 +142,7 @@ def test_several_environments_are_refused(
 def test_outside_what_was_measured(latency: LatencyModel, batch: Batch) -> None:
     """A batch beyond the measured tokens, requests or context is refused with what to do, or flagged where asked."""
     for predict in (latency.step, latency.step_ns):
-        with pytest.raises(OutOfDomainError, match="exceed what was measured .* profile made-up with larger") as caught:
+        with pytest.raises(OutOfDomainError, match=r"exceed what was measured .* profile made-up with larger") as caught:
             predict(batch)
         assert "\n" not in str(caught.value)
     step = latency.step(batch, extrapolate=True)
