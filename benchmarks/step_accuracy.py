@@ -3,7 +3,8 @@
     python benchmarks/step_accuracy.py smollm2-135m --db PATH
 
 Runs the whole model in the real engine, realises prefill, decode and mixed batches whose sizes lie between the points of
-the profiling grid, and prints each batch's measured median beside the prediction, then the median error as JSON. Run nothing beside it.
+the profiling grid, and prints each batch's measured median beside the prediction, then the median error as JSON.
+Run nothing beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dbstore import Store
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.engines.vllm import VllmEngine
-from dooly.measure import BatchRunner
+from dooly.measure import BatchRunner, measurement_batches
 from dooly.predict import load_latency_model
 
 
@@ -26,7 +27,7 @@ def batches(serving: ServingConfig) -> list[Batch]:
     """Return at least 30 batches of sizes that the profiling grid does not hold."""
     rng = random.Random(1)  # noqa: S311 - sizes of batches
     longest = serving.max_model_len - 128
-    found = [Batch((n,), (0,), 1) for n in (20, 55, 110, 150, 300, 430, 640, 900, 1200)]
+    found = [Batch((n,), (0,), 1) for n in (22, 55, 110, 150, 300, 430, 600, 900, 1200)]
     found += [Batch((n,), (c,), 1) for n, c in ((80, 300), (200, 600), (400, 900))]
     found += [Batch((90, 40), (0, 0), 2), Batch((120, 120, 120), (0, 0, 0), 3)]
     for count in (1, 3, 5, 7, 10, 12, 14, 20, 28, 40, 56):
@@ -34,7 +35,9 @@ def batches(serving: ServingConfig) -> list[Batch]:
     for count, prefill in ((2, 60), (3, 300), (6, 40), (6, 200), (10, 500), (12, 100), (20, 150), (24, 700), (40, 64)):
         contexts = tuple(rng.randint(20, longest // 2) for _ in range(count))
         found.append(Batch((1,) * count + (prefill,), (*contexts, 0), 1))
-    return [b for b in found if b.num_reqs <= serving.max_num_seqs and b.num_tokens <= serving.max_num_batched_tokens]
+    measured = {(b.num_new_tokens, b.num_computed_tokens) for b in measurement_batches(serving)}
+    fresh = [b for b in found if (b.num_new_tokens, b.num_computed_tokens) not in measured]
+    return [b for b in fresh if b.num_reqs <= serving.max_num_seqs and b.num_tokens <= serving.max_num_batched_tokens]
 
 
 def main() -> None:

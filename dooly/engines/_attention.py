@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     import sympy
 
-_CACHE_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+_CACHE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
 
 def attention_cost(attributes: Mapping[str, Any]) -> tuple[sympy.Expr, sympy.Expr]:

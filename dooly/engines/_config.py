@@ -34,7 +34,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
-    """How an engine serves a model. Names and defaults are vLLM's own where it has them."""
+    """How an engine serves a model. Names are vLLM's own; the defaults suit a small machine."""
 
     dtype: str = "bfloat16"
     """Element type of weights and activations."""

@@ -15,7 +15,7 @@ from dbstore import JsonObject
 from dooly.trace import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from dooly.batch import Batch
 
@@ -27,13 +27,22 @@ _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
 
 
+Key = tuple[str, tuple[str, ...]]
+"""Signature and request dimensions: one operation may run over tokens in one place and over requests in another."""
+
+
+def key_of(operation: TracedOperation) -> Key:
+    """Return what tells an operation's samples from those of others in a step."""
+    return operation.signature, operation.request_dims
+
+
 def layer_of(module: str) -> str | None:
     """Return the path of the repeated layer that a module belongs to, or None outside of all layers."""
     match = _LAYER_PATH.match(module)
     return match[1] if match else None
 
 
-def engine_operations(traced: TracedModel, own_code: Iterable[TracedOperation]) -> tuple[TracedOperation, ...]:
+def engine_operations(traced: TracedModel, own_code: Sequence[TracedOperation]) -> tuple[TracedOperation, ...]:
     """Return the operations for what layers and steps do of their own.
 
     Args:
@@ -49,6 +58,10 @@ def engine_operations(traced: TracedModel, own_code: Iterable[TracedOperation]) 
             if (layer := layer_of(module)) is not None:
                 layers.setdefault(layer, []).append(operation.signature)
                 counts[layer] = count
+    for operation in own_code:
+        for module, _count in operation.placements:
+            if (layer := layer_of(module)) in layers:
+                layers[layer].append(operation.signature)
     found = [_own(LAYER, path, members, counts[path]) for path, members in layers.items()]
     return (*found, _own(STEP, "", outside, 1))
 

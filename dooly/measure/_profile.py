@@ -16,7 +16,7 @@ from dbstore import Environment, JsonObject, Record, Store
 from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._contention import CONTENDED_CORES, Contention
 from dooly.measure._grid import measurement_batches
-from dooly.measure._plan import STEP, layer_of, parameter_bytes, point_of
+from dooly.measure._plan import STEP, key_of, layer_of, parameter_bytes, point_of
 from dooly.measure._replay import Replay
 from dooly.measure._steps import BatchRunner, time_steps
 from dooly.measure._timer import timer_for
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dooly.batch import Batch
     from dooly.engines import ServingConfig
     from dooly.engines.vllm import VllmEngine
+    from dooly.measure._plan import Key
     from dooly.trace import TracedOperation
 
 PASSES = 3
@@ -97,9 +98,9 @@ class Profiler:
     def measure(self, task: Task) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
         begin, contention = time.perf_counter(), Contention()
-        replayed = {op.signature for op in task.missing if op.stage != "engine"}
+        replayed = {key_of(op) for op in task.missing if op.stage != "engine"}
         own = [op for op in task.missing if op.stage == "engine"]
-        samples: dict[str, list[int]] = {}
+        samples: dict[Key, list[int]] = {}
         with BatchRunner(self._engine, task.batch).running() as runner:
             runner.step()
             if replayed:
@@ -108,7 +109,17 @@ class Profiler:
                 samples |= self._own_times(runner, own)
         wall_s = (time.perf_counter() - begin) / len(samples)
         others_cores = contention.others_cores()
-        records = tuple(self._record(op, task, samples[op.signature], wall_s, others_cores) for op in task.missing)
+        records = tuple(self._record(op, task, samples[key_of(op)], wall_s, others_cores) for op in task.missing)
+        self._store.write(*records)
+        return records
+
+    def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
+        """Record a task as infeasible on this machine, and return the records; the sweep goes on with the next."""
+        nothing = np.empty(0, dtype=np.int64)
+        records = tuple(
+            Record(op.signature, self._environment, point_of(op, task.batch), nothing, {"pass": task.number}, infeasible=reason)
+            for op in task.missing
+        )
         self._store.write(*records)
         return records
 
@@ -118,24 +129,24 @@ class Profiler:
             if self._store.points(operation.signature, self._environment):
                 self._store.compact(operation.signature, self._environment)
 
-    def _replay(self, runner: BatchRunner, operations: set[str]) -> dict[str, list[int]]:
-        rows = [op for op in self._operations if op.signature in operations]
+    def _replay(self, runner: BatchRunner, operations: set[Key]) -> dict[Key, list[int]]:
+        rows = [op for op in self._operations if key_of(op) in operations]
         timed = self._targets(rows)
-        moved = sum(parameter_bytes(op) * len(self._modules(op)) for op in rows)
+        moved = sum(parameter_bytes(op) * len(self._modules(op)) for op in rows if op.stage == "decoder")
         # Too few weights to rotate over: the other operations run too, untimed, and keep the cache as a step keeps it.
         companions = self._operations if moved < 2 * self._cache_bytes else ()
-        targets: dict[nn.Module, str | None] = dict.fromkeys(self._targets(companions)) | timed
+        targets: dict[nn.Module, Key | None] = dict.fromkeys(self._targets(companions)) | timed
         replay = Replay(self._timer, targets, _REPLAY_BUDGET_NS)
         with replay.attached(self._engine.network):
             runner.step()
         return replay.samples_ns
 
-    def _targets(self, operations: Iterable[TracedOperation]) -> dict[nn.Module, str]:
-        """Return the modules that run operations, with their signatures; a module that layers share comes once."""
+    def _targets(self, operations: Iterable[TracedOperation]) -> dict[nn.Module, Key]:
+        """Return the modules that run operations, with the operations' keys; a module that layers share comes once."""
         traced = [op for op in operations if op.stage != "engine"]
-        return {self._module(path): op.signature for op in traced for path in self._modules(op)}
+        return {self._module(path): key_of(op) for op in traced for path in self._modules(op)}
 
-    def _own_times(self, runner: BatchRunner, own: list[TracedOperation]) -> dict[str, list[int]]:
+    def _own_times(self, runner: BatchRunner, own: list[TracedOperation]) -> dict[Key, list[int]]:
         """Time whole layers, and whole steps less the layers and modules in them."""
         outside = {m for op in self._operations if op.stage != "engine" for m, _ in op.placements if layer_of(m) is None}
         groups = {path: [self._module(m) for m in members] for path, members in self._kinds.items()}
@@ -145,7 +156,7 @@ class Profiler:
             for step, parts in zip(times.step_ns, times.parts_ns, strict=True)
         ]
         layers = {path: [ns for parts in times.parts_ns for ns in parts[path]] for path in self._kinds}
-        return {op.signature: rest if op.name == STEP else layers[op.module] for op in own}
+        return {key_of(op): rest if op.name == STEP else layers[op.module] for op in own}
 
     def _modules(self, operation: TracedOperation) -> list[str]:
         """Return the paths of all modules of the reduced engine that run an operation."""
@@ -186,7 +197,7 @@ def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environm
 
     return Environment(
         device=cpu_name(),
-        device_kind="cpu",
+        device_kind=str(vllm.platforms.current_platform.device_type),
         driver=platform.release(),
         torch_version=torch.__version__,
         engine="vllm",

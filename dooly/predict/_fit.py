@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from dbstore import Environment, RecordNotFoundError
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.measure import LAYER, STEP, layer_of
+from dooly.measure import LAYER, STEP, cpu_name, layer_of
 from dooly.predict._features import BatchArrays
 from dooly.predict._latency_model import (
     Domain,
@@ -60,17 +61,17 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
     Raises:
         MissingOperationError: The store lacks an operation of the model.
     """
-    fitted: dict[str, FittedOperation] = {}
+    fitted: dict[str, Regressor] = {}
     records = {op.signature: _records(store, op, environment, traced.model) for op in traced.operations}
     for operation in traced.operations:
         if operation.stage != "engine" and operation.signature not in fitted:
             work = OperationWork(operation)
             batches, latency_ns = _points(work, records[operation.signature])
             regressor = fit_regressor(work.terms(batches), work.features(batches), latency_ns)
-            fitted[operation.signature] = FittedOperation(operation, work, regressor)
+            fitted[operation.signature] = regressor
     rows = [op for op in traced.operations if op.stage != "engine"]
     outside = tuple(
-        FittedOperation(op, fitted[op.signature].work, fitted[op.signature].regressor)
+        FittedOperation(op, OperationWork(op), fitted[op.signature])
         for op in rows
         for module, count in op.placements
         if layer_of(module) is None
@@ -90,10 +91,10 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
 
 
 def _layer(
-    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, FittedOperation], records: Sequence[Record]
+    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, Regressor], records: Sequence[Record]
 ) -> FittedLayer:
     members = tuple(
-        FittedOperation(op, fitted[op.signature].work, fitted[op.signature].regressor)
+        FittedOperation(op, OperationWork(op), fitted[op.signature])
         for op in rows
         for module, _ in op.placements
         if layer_of(module) == layer.module
@@ -156,24 +157,35 @@ def _records(store: Store, operation: TracedOperation, environment: Environment,
             f"operation {operation.module or operation.name} ({operation.signature}): not measured on {environment.device} with "
             f"{environment.attention_backend}; run `dooly profile {model} --db PATH`"
         ) from error
-    return tuple(r for r in records if r.infeasible is None)
+    feasible = tuple(r for r in records if r.infeasible is None)
+    if not feasible:
+        raise MissingOperationError(
+            f"operation {operation.module or operation.name} ({operation.signature}): no point of it could be measured on "
+            f"{environment.device} ({records[0].infeasible}); profile {model} with smaller limits"
+        )
+    return feasible
 
 
 def _traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[TracedModel, Environment]:
-    """Return the one trace of a model in a store that fits the serving settings, with its environment."""
-    found = []
+    """Return the trace of a model that fits the serving settings, with its environment; this machine's if there are several."""
+    found: dict[str, tuple[TracedModel, Environment]] = {}
     for digest in store.documents("traces"):
         document: Any = store.read_document("traces", digest)
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
         fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
         if document["config"] == model.digest and fits:
-            found.append((TracedModel.from_json(document["traced"]), environment))
+            found[environment.digest] = (TracedModel.from_json(document["traced"]), environment)
     if not found:
         raise MissingOperationError(
             f"{model.name}: the store holds no profile of this model with --dtype {serving.dtype}; "
             f"run `dooly profile {model.name} --db PATH`"
         )
-    if len(found) > 1:
-        names = ", ".join(f"{e.device} {e.attention_backend} {e.engine_version}" for _, e in found)
-        raise InvalidInputError(f"{model.name}: profiled in several environments ({names}); choose one with --attention-backend")
-    return found[0]
+    here = [(traced, e) for traced, e in found.values() if (e.device, e.driver) == (cpu_name(), platform.release())]
+    candidates = here or list(found.values())
+    if len(candidates) > 1:
+        names = ", ".join(f"{e.device} {e.attention_backend} {e.engine_version}" for _, e in candidates)
+        raise InvalidInputError(
+            f"{model.name}: profiled in several environments ({names}); choose one with --attention-backend, or keep "
+            "them in stores of their own"
+        )
+    return candidates[0]

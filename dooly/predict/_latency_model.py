@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.errors import OutOfDomainError
+from dooly.errors import OutOfDomainError, UnsupportedModelError
 from dooly.predict._features import BatchArrays
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class StepLatency:
     seconds: float
     """Latency of the step, in seconds."""
     uncertainty_s: float
-    """Standard error in seconds: the operations' held-out errors, taken as independent between operations."""
+    """Typical error in seconds: the operations' median errors on held-out points, taken as independent between operations."""
     breakdown_s: Mapping[str, float]
     """Seconds of each operation over all its runs, by module path; `layer` is what layers take beyond their operations, which may
     be negative, and `step` what the engine does around the model."""
@@ -98,7 +98,7 @@ class LatencyModel:
         self._outside = outside
         self._layers = layers
         self._step = step
-        self._tables: dict[str, Floats] = {}
+        self._tables: dict[tuple[str, tuple[str, ...]], Floats] = {}
 
     @property
     def block_size(self) -> int:
@@ -106,7 +106,17 @@ class LatencyModel:
         return self.environment.block_size
 
     def num_kv_blocks(self, serving: ServingConfig) -> int:
-        """Return how many KV blocks the engine makes of `kv_cache_memory_bytes`, the null block included."""
+        """Return how many KV blocks the engine makes of `kv_cache_memory_bytes`, the null block included.
+
+        Raises:
+            UnsupportedModelError: The model attends over sliding windows.
+        """
+        windows = [op.module for op in self.traced.operations if op.attributes.get("sliding_window") not in {None, -1}]
+        if windows:
+            raise UnsupportedModelError(
+                f"{self.traced.model}: {windows[0]} attends over a sliding window, whose KV cache groups the scheduler does "
+                "not model yet; simulate a model with full attention"
+            )
         block_bytes = 0
         for operation in self.traced.operations:
             if "num_kv_heads" in operation.attributes:
@@ -199,7 +209,8 @@ class LatencyModel:
 
     def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
         """Predict an operation of one request dimension from a table over all its values, made at the first use."""
-        table = self._tables.get(fitted.operation.signature)
+        key = (fitted.operation.signature, fitted.operation.request_dims)
+        table = self._tables.get(key)
         per_token = fitted.operation.request_dims == ("num_tokens",)
         if table is None:
             sizes = np.arange(1, (self.domain.num_tokens if per_token else self.domain.num_reqs) + 1)
@@ -207,7 +218,7 @@ class LatencyModel:
             if not per_token:
                 filled = (sizes[:, None] >= sizes[None, :]).astype(np.int64)
                 rows = BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes))
-            table = self._tables[fitted.operation.signature] = _predict(fitted, rows)
+            table = self._tables[key] = _predict(fitted, rows)
         index = (batches.num_tokens if per_token else batches.num_reqs) - 1
         return np.asarray(table[index])
 

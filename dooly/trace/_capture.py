@@ -100,7 +100,11 @@ def dooly_backend(graph_module: torch.fx.GraphModule, example_inputs: Sequence[A
         return _fake_outputs(lowered) if _is_meta(lowered) else _boxed(lowered)
 
     return aot_module_simplified(  # type: ignore[no-any-return]
-        graph_module, example_inputs, fw_compiler=compile_graph, keep_inference_input_mutations=True
+        graph_module,
+        example_inputs,
+        fw_compiler=compile_graph,
+        bw_compiler=lambda backward, _inputs: _boxed(backward),
+        keep_inference_input_mutations=True,
     )
 
 

@@ -50,6 +50,8 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[F
             owner = model.get_submodule(owner_path)
             layers = model.get_submodule(path)
             assert isinstance(layers, nn.ModuleList)
+            if len(kinds) == len(layers):
+                continue
             swapped.append((owner, name, layers))
             setattr(owner, name, nn.ModuleList([layers[members[0]] for members in kinds]))
             for place, members in enumerate(kinds):
@@ -62,7 +64,7 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[F
 
 
 def layer_kinds(model: nn.Module, state_of: StateOf | None = None) -> dict[str, list[list[int]]]:
-    """Return the kinds of layers in each outermost `nn.ModuleList` that repeats any, as lists of layer numbers.
+    """Return the kinds of layers in each outermost `nn.ModuleList`, as lists of layer numbers.
 
     The very first layer stands alone: models treat it differently (it has no residual to add yet).
     """
@@ -71,10 +73,8 @@ def layer_kinds(model: nn.Module, state_of: StateOf | None = None) -> dict[str, 
     found: dict[str, list[list[int]]] = {}
     for path, layers in model.named_modules():
         nested = any(path.startswith(f"{outer}.") for outer in found)
-        if isinstance(layers, nn.ModuleList) and len(layers) > 1 and not nested:
-            kinds = _kinds(layers, state_of)
-            if len(kinds) < len(layers):
-                found[path] = kinds
+        if isinstance(layers, nn.ModuleList) and len(layers) > 0 and not nested:
+            found[path] = _kinds(layers, state_of)
     return found
 
 
@@ -102,10 +102,19 @@ def _describe(module: nn.Module, path: str, index: int, state_of: StateOf | None
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         yield f"{path}:{name}", (tuple(tensor.shape), str(tensor.dtype))
     for name, value in {**vars(module), **((state_of(module) if state_of else None) or {})}.items():
-        if not name.startswith("_") and isinstance(value, (bool, int, float, str, Enum, type(None))):
+        if not name.startswith("_") and _is_plain(value):
             yield f"{path}.{name}", _without_index(value, index) if type(value) is str else value
     for name, child in module.named_children():
         yield from _describe(child, f"{path}.{name}", index, state_of)
+
+
+def _is_plain(value: object) -> bool:
+    """Tell values that describe a module by themselves: scalars, element types, and tuples of such."""
+    import torch
+
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str, Enum, type(None), torch.dtype))
 
 
 def _without_index(text: str, index: int) -> str:

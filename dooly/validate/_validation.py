@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
+from dooly.measure import describe_environment
 from dooly.predict import load_latency_model
 from dooly.simulate import (
     MetricError,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbstore import Store
+    from dooly.engines.vllm import VllmEngine
+    from dooly.predict import LatencyModel
 
 _WARM_UP_REQUESTS = 8
 
@@ -99,6 +102,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     simulated = simulate(workload, latency, scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size))
     engine = VllmEngine(model, serving)
     try:
+        _check_same_machine(engine, serving, latency)
         RealRun(engine, _warm_up(workload)).run()
         real: list[SimulationResult] = []
         number = len(workload.requests)
@@ -120,6 +124,22 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
 
 def _add_up(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     progress(before + done, total)
+
+
+def _check_same_machine(engine: VllmEngine, serving: ServingConfig, latency: LatencyModel) -> None:
+    """Raise unless the engine runs in the environment that the latencies were measured in, with the KV cache simulated."""
+    here, there = describe_environment(engine, serving), latency.environment
+    differing = [name for name, value in here.to_json().items() if value != there.to_json()[name]]
+    if differing:
+        raise InvalidInputError(
+            f"{latency.traced.model}: measured in another environment (differs in {', '.join(differing)}); "
+            "profile it on this machine"
+        )
+    if engine.num_kv_blocks != latency.num_kv_blocks(serving):
+        raise InvalidInputError(
+            f"--kv-cache-memory-bytes: the engine makes {engine.num_kv_blocks} KV blocks of it, the simulation "
+            f"{latency.num_kv_blocks(serving)}; report the model as a bug"
+        )
 
 
 def _warm_up(workload: Workload) -> Workload:

@@ -72,8 +72,17 @@ def test_state_outside_the_module_counts() -> None:
 
 
 def test_layers_that_all_differ_are_left_alone() -> None:
-    """A list of different modules is no repetition."""
-    assert layer_kinds(Model(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8))) == {}
+    """A list of different modules is no repetition: each is a kind of its own, and nothing is folded."""
+    model = Model(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8))
+    assert layer_kinds(model) == {"body.layers": [[0], [1], [2]]}
+    with fold_layers(model) as folded:
+        assert folded.counts == {}
+
+
+def test_two_equal_layers_are_two_kinds() -> None:
+    """The first layer stands alone, so a model reduced to two layers shows each kind once."""
+    assert layer_kinds(Model(nn.Linear(8, 8), nn.Linear(8, 8))) == {"body.layers": [[0], [1]]}
+    assert layer_kinds(Model(nn.Linear(8, 8))) == {"body.layers": [[0]]}
 
 
 def test_a_folded_model_has_each_kind_once() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._config import engine_arguments, first_line
 from dooly.engines.vllm._version import import_vllm
-from dooly.errors import EngineError
+from dooly.errors import EngineError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,6 +167,10 @@ class VllmEngine:
 def _shortened(model: ModelSource, num_layers: int) -> dict[str, Any]:
     """Return configuration overrides that keep the first layers; per-layer lists are cut to match."""
     config = model.config
-    total = config["num_hidden_layers"]
+    total = config.get("num_hidden_layers")
+    if not isinstance(total, int):
+        raise UnsupportedModelError(
+            f"{model.name}: config.json has no integer `num_hidden_layers`, by which the engine is reduced for measuring; add it"
+        )
     lists = {k: v[:num_layers] for k, v in config.items() if isinstance(v, list) and len(v) == total}
     return {"num_hidden_layers": min(num_layers, total), **lists}

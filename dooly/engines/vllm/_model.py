@@ -66,6 +66,8 @@ def stateful_attributes(module: nn.Module) -> dict[str, bool | int | float | str
     for name in _STATE:
         value = next((getattr(o, name) for o in owners if hasattr(o, name)), None)
         found[name] = value.value if isinstance(value, Enum) else value
+    if found["kv_cache_dtype"] == "auto" and hasattr(module, "kv_cache_torch_dtype"):
+        found["kv_cache_dtype"] = str(module.kv_cache_torch_dtype).removeprefix("torch.")
     return found
 
 
