@@ -15,6 +15,9 @@ from dooly.engines import ServingConfig, find_model
 if TYPE_CHECKING:
     from dooly.validate import MetricReport, Validation
 
+_LOUD = 0.3
+"""Difference between the real runs' times to first token, as a fraction, that the engine itself hardly makes."""
+
 
 @engine_flags()
 def validate(  # noqa: PLR0913 - one argument an option
@@ -37,8 +40,21 @@ def validate(  # noqa: PLR0913 - one argument an option
     with progress_bar(f"{source.name}: simulating, starting the engine") as update:
         progress = partial(update, what=f"{source.name}: real engine")
         validation = run_both(source, store, requests, serving, repeat=repeat, progress=progress)
+    _warn_if_disturbed(validation)
     if write_json(validation.to_json(), json_file):
         _show(validation)
+
+
+def _warn_if_disturbed(validation: Validation) -> None:
+    from dooly.measure import CONTENDED_CORES
+
+    noise = validation.ttft.noise or 0.0
+    if validation.others_cores > CONTENDED_CORES or noise > _LOUD:
+        typer.echo(
+            f"dooly: warning: the real runs were disturbed: other processes kept {validation.others_cores:.2f} cores busy, and "
+            f"the runs differ by {100 * noise:.0f} % in TTFT; leave the machine alone and validate again",
+            err=True,
+        )
 
 
 def _show(validation: Validation) -> None:

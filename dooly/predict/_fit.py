@@ -176,9 +176,10 @@ def _traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[T
         if document["config"] == model.digest and fits:
             found[environment.digest] = (TracedModel.from_json(document["traced"]), environment)
     if not found:
+        backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
+        flags = f"--dtype {serving.dtype}{backend}"
         raise MissingOperationError(
-            f"{model.name}: the store holds no profile of this model with --dtype {serving.dtype}; "
-            f"run `dooly profile {model.name} --db PATH`"
+            f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
         )
     here = [(traced, e) for traced, e in found.values() if (e.device, e.driver) == (cpu_name(), platform.release())]
     candidates = here or list(found.values())

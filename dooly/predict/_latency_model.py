@@ -230,12 +230,14 @@ class LatencyModel:
         )
 
     def _beyond(self, batches: BatchArrays) -> str:
-        longest = int((batches.new + batches.computed).max())
-        return (
-            f"step: {batches.num_tokens.max()} tokens, {batches.num_reqs.max()} requests, context {longest} exceed what was "
-            f"measured ({self.domain.num_tokens}, {self.domain.num_reqs}, {self.domain.context}); "
-            f"profile {self.traced.model} with larger --max-num-batched-tokens, --max-num-seqs or --max-model-len"
-        )
+        asked = {
+            "--max-num-batched-tokens": (int(batches.num_tokens.max()), self.domain.num_tokens, "tokens"),
+            "--max-num-seqs": (int(batches.num_reqs.max()), self.domain.num_reqs, "requests"),
+            "--max-model-len": (int((batches.new + batches.computed).max()), self.domain.context, "tokens in one request"),
+        }
+        beyond = {flag: found for flag, found in asked.items() if found[0] > found[1]}
+        facts = ", ".join(f"{value} {what} where {limit} were measured" for value, limit, what in beyond.values())
+        return f"step: {facts}; profile {self.traced.model} with a larger {' and '.join(beyond)}, or simulate with a smaller"
 
 
 def layer_terms(inner: Floats, batches: BatchArrays) -> Floats:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
-from dooly.measure import describe_environment
+from dooly.measure import Contention, describe_environment
 from dooly.predict import load_latency_model
 from dooly.simulate import (
     MetricError,
@@ -56,6 +56,8 @@ class Validation:
     """Error in time to first token."""
     tpot: MetricReport | None
     """Error in time per output token after the first; None where no request has two output tokens."""
+    others_cores: float
+    """Cores that other processes kept busy during the real runs; beyond a few percent, the real times are not the engine's."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data in the form of `dooly validate --json`; `real` is the first run."""
@@ -66,6 +68,7 @@ class Validation:
             "real": self.real[0].summary(),
             "real_runs": [run.summary() for run in self.real],
             "simulated": self.simulated.summary(),
+            "others_cores": self.others_cores,
         }
 
 
@@ -105,10 +108,12 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
         _check_same_machine(engine, serving, latency)
         RealRun(engine, _warm_up(workload)).run()
         real: list[SimulationResult] = []
+        contention = Contention()
         number = len(workload.requests)
         for before in range(0, repeat * number, number):
             report = partial(_add_up, progress, before, repeat * number)
             real.append(RealRun(engine, workload, report).run())
+        others_cores = contention.others_cores()
     finally:
         engine.close()
     errors = [compare(run, simulated) for run in real]
@@ -119,6 +124,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
         simulated,
         _report([e.ttft for e in errors], noises.ttft if noises else None),
         _report(tpots, noises.tpot if noises else None) if tpots else None,
+        others_cores,
     )
 
 
