@@ -138,7 +138,7 @@ class VllmEngine:
         """Run the largest prefill twice, as a server's first long prompts do.
 
         The C allocator keeps memory for reuse only up to sizes that it has seen freed: without this, steps of an engine that has
-        served short prompts alone give back and fault in their activations in every layer, and take a third longer.
+        served short prompts alone give back and fault in their activations in every layer, and take up to a third longer.
         """
         for _ in range(2):
             self.add(self.prompt(num_tokens), 1)
