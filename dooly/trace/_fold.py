@@ -8,59 +8,63 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
     StateOf = Callable[[nn.Module], Mapping[str, object] | None]
     """Tells the attributes of a module that live outside `nn.Module`, such as an attention window; None where it has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoldedLayers:
-    """A list of layers in which each kind stands once."""
-
-    counts: Mapping[str, int]
-    """How many layers each kept layer stands for, by its path within the folded model."""
-    originals: Mapping[str, str]
-    """The kept layer's path in the unfolded model, by its path within the folded model."""
-
-
 @contextmanager
-def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[FoldedLayers]:
-    """Keep one layer of each kind in every `nn.ModuleList` of the model, for the length of the scope.
+def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[Mapping[str, int]]:
+    """Run one layer of each kind in every `nn.ModuleList` of the model, for the length of the scope.
+
+    The list keeps its length: a layer like an earlier one returns what that one returned in the same forward, instead of running.
 
     Args:
-        model: The model; its module lists are swapped in place and put back.
+        model: The model. Its repeated layers get another `forward` of their own, which is taken away afterwards.
         state_of: What a module keeps outside `nn.Module`.
-    """
-    from torch import nn
 
+    Yields:
+        How many layers each layer that runs stands for, by its path.
+    """
     counts: dict[str, int] = {}
-    originals: dict[str, str] = {}
-    swapped: list[tuple[nn.Module, str, nn.Module]] = []
+    latest: dict[str, Any] = {}
+    hooks: list[RemovableHandle] = []
+    repeated: list[nn.Module] = []
     try:
         for path, kinds in layer_kinds(model, state_of).items():
-            owner_path, _, name = path.rpartition(".")
-            owner = model.get_submodule(owner_path)
-            layers = model.get_submodule(path)
-            assert isinstance(layers, nn.ModuleList)
-            if len(kinds) == len(layers):
-                continue
-            swapped.append((owner, name, layers))
-            setattr(owner, name, nn.ModuleList([layers[members[0]] for members in kinds]))
-            for place, members in enumerate(kinds):
-                counts[f"{path}.{place}"] = len(members)
-                originals[f"{path}.{place}"] = f"{path}.{members[0]}"
-        yield FoldedLayers(counts, originals)
+            for first, *others in kinds:
+                place = f"{path}.{first}"
+                counts[place] = 1 + len(others)
+                if not others:
+                    continue
+                hooks.append(model.get_submodule(place).register_forward_hook(partial(_keep, latest, place)))
+                for index in others:
+                    layer = model.get_submodule(f"{path}.{index}")
+                    layer.forward = partial(_recall, latest, place)
+                    repeated.append(layer)
+        yield counts
     finally:
-        for owner, name, layers in swapped:
-            setattr(owner, name, layers)
+        for hook in hooks:
+            hook.remove()
+        for layer in repeated:
+            del layer.forward
+
+
+def _keep(latest: dict[str, Any], place: str, _layer: nn.Module, _arguments: object, output: object) -> None:
+    latest[place] = output
+
+
+def _recall(latest: dict[str, Any], place: str, *_arguments: object, **_named: object) -> object:
+    return latest[place]
 
 
 def layer_kinds(model: nn.Module, state_of: StateOf | None = None) -> dict[str, list[list[int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from dooly.trace._model import TracedDim, TracedOperation, TracedTensor
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     import sympy
 
-    from dooly.trace._fold import FoldedLayers
     from passes.graph import CapturedGraph
     from passes.operations import TensorSpec
     from passes.pipeline import AnalysedOperation, Analysis
@@ -25,7 +25,7 @@ def tabulate(
     captured: CapturedGraph,
     *,
     stage: str,
-    folded: FoldedLayers | None = None,
+    counts: Mapping[str, int] | None = None,
     stateful_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr]] | None = None,
 ) -> tuple[TracedOperation, ...]:
     """Return the operations of a captured graph; those that layers repeat as one row with a count.
@@ -33,7 +33,7 @@ def tabulate(
     Args:
         captured: The graph with its symbol sources.
         stage: Which part of a step it is: `decoder`, `logits` or `sample`.
-        folded: Which layers stand for how many.
+        counts: How many layers each traced layer stands for, by its path.
         stateful_cost: FLOPs and bytes of a stateful operation by its engine attributes, over the engine's request dimensions.
     """
     from passes.pipeline import analyse
@@ -41,7 +41,7 @@ def tabulate(
     analysis = analyse(captured)
     rows: dict[tuple[str, str], TracedOperation] = {}
     for operation in analysis.operations:
-        row = _row(operation, analysis, stage, folded, stateful_cost)
+        row = _row(operation, analysis, stage, counts or {}, stateful_cost)
         key = (row.signature, _LAYER_NUMBER.sub("", row.module))
         first = rows.get(key)
         if first is not None:
@@ -54,7 +54,7 @@ def _row(
     analysed: AnalysedOperation,
     analysis: Analysis,
     stage: str,
-    folded: FoldedLayers | None,
+    counts: Mapping[str, int],
     stateful_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr]] | None,
 ) -> TracedOperation:
     from passes.signature import to_json
@@ -65,7 +65,8 @@ def _row(
         flops, traffic = stateful_cost(operation.stateful)
         names = {str(s) for s in flops.free_symbols | traffic.free_symbols}
         request_dims = (*request_dims, *sorted(names - set(request_dims)))
-    module, count = _unfold(operation.module, folded)
+    module = operation.module
+    count = prod(n for place, n in counts.items() if module == place or module.startswith(f"{place}."))
     return TracedOperation(
         signature=analysed.signature,
         name=module.rpartition(".")[2] or stage,
@@ -90,14 +91,3 @@ def _row(
 def _tensor(spec: TensorSpec) -> TracedTensor:
     shape = tuple(TracedDim(str(d.expr), str(d.origin), d.value) for d in spec.shape)
     return TracedTensor(spec.dtype, shape, spec.is_parameter)
-
-
-def _unfold(module: str, folded: FoldedLayers | None) -> tuple[str, int]:
-    """Return a module's path in the whole model and how many modules it stands for."""
-    count = 1
-    for place, number in (folded.counts if folded else {}).items():
-        if module == place or module.startswith(f"{place}."):
-            count *= number
-            assert folded is not None
-            module = folded.originals[place] + module[len(place) :]
-    return module, count

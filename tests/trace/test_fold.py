@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dooly.trace import fold_layers, layer_kinds
+from dooly.trace import dooly_backend, fold_layers, layer_kinds, tracing
+from passes import analyse
 
 
 class Layer(nn.Module):
@@ -17,6 +20,15 @@ class Layer(nn.Module):
         self.proj = nn.Linear(8, width)
         self.state = nn.Identity()
         self.state.slopes = [index]
+
+
+class Stacked(Layer):
+    """A layer that runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (tokens, 8)."""
+        y: Tensor = self.proj(x)
+        return y
 
 
 class Model(nn.Module):
@@ -75,8 +87,8 @@ def test_layers_that_all_differ_are_left_alone() -> None:
     """A list of different modules is no repetition: each is a kind of its own, and nothing is folded."""
     model = Model(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8))
     assert layer_kinds(model) == {"body.layers": [[0], [1], [2]]}
-    with fold_layers(model) as folded:
-        assert folded.counts == {}
+    with fold_layers(model) as counts:
+        assert counts == dict.fromkeys(("body.layers.0", "body.layers.1", "body.layers.2"), 1)
 
 
 def test_two_equal_layers_are_two_kinds() -> None:
@@ -85,28 +97,62 @@ def test_two_equal_layers_are_two_kinds() -> None:
     assert layer_kinds(Model(nn.Linear(8, 8))) == {"body.layers": [[0]]}
 
 
-def test_a_folded_model_has_each_kind_once() -> None:
-    """Within the scope the list holds one layer of each kind; counts and original places add up; afterwards all is back."""
-    layers = [Layer(i, window=4 if i % 2 else None) for i in range(6)]
-    model = Model(*layers)
-    before = model.body.layers
-    names = [name for name, _ in model.named_modules()]
-    with fold_layers(model) as folded:
-        assert list(model.body.layers) == layers[:3]
-        assert folded.counts == {"body.layers.0": 1, "body.layers.1": 3, "body.layers.2": 2}
-        assert folded.originals == {f"body.layers.{i}": f"body.layers.{i}" for i in range(3)}
-    assert model.body.layers is before
-    assert [name for name, _ in model.named_modules()] == names
+class Chain(Model):
+    """Layers that run one after the other, by number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (tokens, 8)."""
+        for index in range(len(self.body.layers)):
+            x = self.body.layers[index](x) if self.body.layers[index].window is None else x
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+class Scaled(nn.Module):
+    """A layer that counts its calls."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.num_calls = factor, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (tokens, 8)."""
+        self.num_calls += 1
+        return self.factor * x
+
+
+def test_one_layer_of_each_kind_runs() -> None:
+    """Within the scope a repeated layer returns what its kind returned; counts add up; afterwards all run again."""
+    layers = [Scaled(3.0 if i % 2 else 2.0) for i in range(6)]
+    model = nn.Module()
+    model.layers = nn.ModuleList(layers)
+    x = torch.ones(2, 8)
+    with fold_layers(model) as counts:
+        outputs = [layer(x) for layer in model.layers]
+        assert counts == {"layers.0": 1, "layers.1": 3, "layers.2": 2}
+    assert [float(y.flatten()[0]) for y in outputs] == [2, 3, 2, 3, 2, 3]
+    assert [layer.num_calls for layer in layers] == [1, 1, 1, 0, 0, 0]
+    assert [float(layer(x).sum()) for layer in model.layers] == [32, 48, 32, 48, 32, 48]
+    assert [layer.num_calls for layer in layers] == [2, 2, 2, 1, 1, 1]
+
+
+def test_layers_by_number_stay_in_place() -> None:
+    """A model that takes its layers by number and reads their attributes is captured with each kind once."""
+    model = Chain(*(Stacked(i) for i in range(6)))
+    with fold_layers(model) as counts, tracing() as captures:
+        torch.compile(model, backend=partial(dooly_backend), fullgraph=True)(torch.randn(5, 8))
+    (capture,) = captures
+    modules = {op.operation.module for op in analyse(capture.describe()).operations}
+    assert {m for m in modules if "layers" in m} == {"body.layers.0.proj", "body.layers.1.proj"}
+    assert counts == {"body.layers.0": 1, "body.layers.1": 5}
 
 
 def test_layers_are_put_back_after_an_error() -> None:
     """An error within the scope leaves the model as it was."""
     model = Model(*(Layer(i) for i in range(4)))
-    before = model.body.layers
     scope = fold_layers(model)
     scope.__enter__()
-    assert len(model.body.layers) == 2
+    assert "forward" in vars(model.body.layers[3])
     with pytest.raises(RuntimeError, match="stop"):
         scope.gen.throw(RuntimeError("stop"))
-    assert model.body.layers is before
-    assert len(before) == 4
+    assert not any("forward" in vars(layer) or layer._forward_hooks for layer in model.body.layers)

@@ -120,12 +120,12 @@ def _decoder(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  #
     from vllm.forward_context import set_forward_context
 
     tokens = torch.zeros(_NUM_TOKENS, dtype=torch.int64, device="meta")
-    with fold_layers(network, stateful_attributes) as folded, set_forward_context(None, config):
+    with fold_layers(network, stateful_attributes) as counts, set_forward_context(None, config):
         stateful = {p: s for p, m in network.named_modules() if (s := stateful_attributes(m)) is not None}
         with tracing() as captures:
             _compiled(network)(tokens, tokens, None, None)
         graph = _only(captures).describe(request_dims=_TOKEN_ARGUMENTS, stateful=stateful)
-        return tabulate(graph, stage="decoder", folded=folded, stateful_cost=attention_cost)
+        return tabulate(graph, stage="decoder", counts=counts, stateful_cost=attention_cost)
 
 
 def _head(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # noqa: ANN401 - vLLM's VllmConfig
