@@ -42,6 +42,10 @@ def canonicalize(operation: Operation, origins: Origins) -> nx.DiGraph[int]:
     if operation.stateful is not None:
         state = graph.number_of_nodes()
         graph.add_node(state, label=f"state {json.dumps(dict(sorted(operation.stateful.items())))}")
+        for tensor in operation.held:
+            place = graph.number_of_nodes()
+            graph.add_node(place, label=f"held {tensor.dtype}[{', '.join(str(d.value) for d in tensor.shape)}]")
+            graph.add_edge(place, state, label="held")
     for node in operation.nodes:
         if source_of(node) is not node:
             index[node] = index[source_of(node)]

@@ -2,8 +2,9 @@
 
 FLOPs count as PyTorch's own flop counter does (`torch.utils.flop_counter`; its formulas refuse symbolic sizes): matrix products,
 attention and convolutions count, element-wise work does not, and causal masking saves nothing. Bytes are the least that any
-implementation moves: every operand read once, every result written once; a table looked up by index counts the rows taken. The
-cost of a stateful operation depends on the engine's state and is given by the engine's adapter.
+implementation moves: every operand read once, every result written once; a table looked up by index counts the rows taken. A
+collective has no FLOPs, and its bytes are its payload: the whole tensor that the ranks reduce, gather or pass on. The cost of a
+stateful operation depends on the engine's state and is given by the engine's adapter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import sympy
 
 from passes.graph import shape_of
-from passes.operations import operator_name
+from passes.operations import is_collective, operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,13 +42,21 @@ class Cost:
 
 
 def estimate_cost(operation: Operation, origins: Origins) -> Cost:
-    """Return the closed-form cost of a stateless operation."""
+    """Return the closed-form cost of what the graph shows of an operation."""
+    if is_collective(operation.nodes[0]):
+        return Cost(sympy.Integer(0), _payload(operation))
     flops = sum((_flops(node, origins) for node in operation.nodes), sympy.Integer(0))
     indices = [t for t in operation.inputs if t.dtype in _INDEX_TYPES and not t.is_parameter]
     rows = sum(map(_numel, indices), sympy.Integer(0))
     traffic = sum((_read_bytes(t, rows) for t in operation.inputs), sympy.Integer(0))
     written = sum((size_bytes(t) for t in operation.outputs), sympy.Integer(0))
     return Cost(sympy.expand(flops), sympy.expand(traffic + written))
+
+
+def _payload(operation: Operation) -> sympy.Expr:
+    """Return the size of the whole tensor that a collective works on: a gather's result, any other's operand."""
+    whole = operation.outputs if "gather" in operator_name(operation.nodes[0]) else operation.inputs
+    return sum((size_bytes(t) for t in whole), sympy.Integer(0))
 
 
 def _read_bytes(tensor: TensorSpec, rows: sympy.Expr) -> sympy.Expr:

@@ -5,6 +5,7 @@ Contract: nothing here runs code, touches an engine or writes to the graph.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,6 +30,18 @@ class SymbolSource:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldParameter:
+    """A parameter that a stateful module reads although the graph does not hand it over."""
+
+    name: str
+    """Its path below the traced module."""
+    dtype: str
+    """Element type, as `bfloat16`."""
+    shape: tuple[int, ...]
+    """Its sizes."""
+
+
+@dataclass(frozen=True, slots=True)
 class CapturedGraph:
     """One forward pass, captured with every size as a symbol.
 
@@ -49,6 +62,8 @@ class CapturedGraph:
     """The source text of each tensor placeholder, by node name."""
     stateful: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     """Attributes of the engine's stateful modules, by module path."""
+    held: Mapping[str, tuple[HeldParameter, ...]] = field(default_factory=dict)
+    """Parameters that stateful modules read beside their operands, by module path."""
 
 
 def shape_of(node: Any) -> tuple[sympy.Expr, ...] | None:  # noqa: ANN401 - a node, whose meta torch leaves untyped
@@ -84,3 +99,11 @@ def module_calls(node: Node, module_argument: str) -> list[tuple[str, str, str]]
         name = cls if isinstance(cls, str) else cls.__qualname__
         calls.append((key, path, name.rsplit(".", 1)[-1]))
     return calls
+
+
+def parameter_path(source: str, captured: CapturedGraph) -> str | None:
+    """Return the path of the parameter that a placeholder's source reads: `layers.0.proj.weight`; None for a buffer."""
+    if "_parameters['" not in source:
+        return None
+    path = source.removeprefix(f"L['{captured.module_argument}']")
+    return re.sub(r"\._(?:modules|parameters)", "", path).replace("']['", ".").strip("[']")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
-from passes.graph import CapturedGraph, Scalar, dtype_of, module_calls, shape_of
+from passes.graph import CapturedGraph, HeldParameter, Scalar, dtype_of, module_calls, parameter_path, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +26,12 @@ _VIEWS = frozenset({
 })  # fmt: skip
 
 
+_COLLECTIVES = frozenset({
+    "all_reduce", "all_gather", "all_gather_into_tensor", "all_to_all_single", "broadcast", "gather", "receive", "reduce_scatter",
+    "reduce_scatter_tensor", "send",
+})  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor at an operation's border."""
@@ -36,6 +42,8 @@ class TensorSpec:
     """Dimensions with their origins."""
     is_parameter: bool
     """Whether it is a parameter or buffer of the model."""
+    parameter: str | None = None
+    """Path of the parameter below the traced module; None for a buffer and for any other tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,8 @@ class Operation:
     """The results' types."""
     stateful: Mapping[str, Scalar] | None
     """The engine's attributes of a stateful operation; None for a stateless one."""
+    held: tuple[TensorSpec, ...] = ()
+    """Parameters that a stateful operation reads beside its operands."""
 
 
 def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operation, ...]:
@@ -65,7 +75,7 @@ def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operati
     found = [
         _operation(path, name, nodes, captured, origins)
         for path, name, group in _groups(captured)
-        if (nodes := _without_border_views(_with_inner_views(group), captured))
+        if (nodes := _without_border_views(_with_inner_views(group, captured), captured))
     ]
     order = {node: i for i, node in enumerate(captured.graph.nodes)}
     return tuple(sorted(found, key=lambda op: order[op.nodes[0]]))
@@ -75,6 +85,11 @@ def operator_name(node: Node) -> str:
     """Return an operator's name without namespace and overload: `mm`, `rotary_embedding`; wrappers are seen through."""
     target = node.args[0] if str(node.target).startswith("auto_functionalized") else node.target
     return str(getattr(target, "__name__", target)).split(".")[0]
+
+
+def is_collective(node: Node) -> bool:
+    """Tell operators that exchange tensors between ranks: each is an operation of its own, whatever module calls it."""
+    return operator_name(node) in _COLLECTIVES
 
 
 def is_view(node: Node) -> bool:
@@ -106,16 +121,26 @@ def _takes_values(node: Node) -> bool:
 
 
 def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
-    """Return (module path, class, nodes): a leaf call as one group, a container's own code by connected piece."""
+    """Return (module path, class, nodes): a leaf call as one group, a container's own code by connected piece.
+
+    A collective is a group of its own, which also cuts the call around it into pieces.
+    """
     calls: dict[tuple[str, str, str], list[Node]] = {}
+    collectives: list[tuple[str, str, list[Node]]] = []
+    split: set[tuple[str, str, str]] = set()
     for node in captured.graph.nodes:
         if _is_tensor_code(node):
             owner = _owner(source_of(node), captured)
-            calls.setdefault(owner, []).append(node)
+            if is_collective(node):
+                collectives.append((owner[1], operator_name(node), [node]))
+                split.add(owner)
+            else:
+                calls.setdefault(owner, []).append(node)
     containers = {".".join(path.split(".")[:depth]) for _, path, _ in calls for depth in range(path.count(".") + 1) if path}
-    groups = []
-    for (_, path, name), nodes in calls.items():
-        if path in containers and path not in captured.stateful:
+    groups = collectives
+    for call, nodes in calls.items():
+        _, path, name = call
+        if (path in containers and path not in captured.stateful) or call in split:
             groups += [(path, name, piece) for piece in _connected(nodes, captured)]
         else:
             groups.append((path, name, nodes))
@@ -167,22 +192,22 @@ def _behind_views(node: Node) -> Node:
     return node if last is None else last.args[0]  # type: ignore[return-value]
 
 
-def _with_inner_views(group: list[Node]) -> list[Node]:
-    """Return a group with the views that lie between two of its nodes, in graph order: they say which result goes where."""
+def _with_inner_views(group: list[Node], captured: CapturedGraph) -> list[Node]:
+    """Return a group with the views that lie between two of its nodes, in graph order: they say which result goes where.
+
+    Views of parameters come along as well: a transposed weight is part of the operation.
+    """
     members = set(group)
     for node in group:
         for source in node.all_input_nodes:
             passed = list(_views_behind(source))
-            if passed and passed[-1].args[0] in members:
+            if passed and (passed[-1].args[0] in members or not _is_activation(passed[-1].args[0], captured)):  # type: ignore[arg-type]
                 members.update(passed)
     return sorted(members)
 
 
 def _without_border_views(group: list[Node], captured: CapturedGraph) -> tuple[Node, ...]:
-    """Return a group's nodes less the views that only feed the group from outside or only hand its results on.
-
-    Views of parameters stay: a transposed weight is part of the operation.
-    """
+    """Return a group's nodes less the views that only feed the group from outside or only hand its results on."""
     members = set(group)
     for node in group:
         if is_view(node) and node.args[0] not in members and _is_activation(node.args[0], captured):  # type: ignore[arg-type]
@@ -215,7 +240,9 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
     def spec(node: Node) -> TensorSpec:
         shape = shape_of(node)
         assert shape is not None
-        return TensorSpec(dtype_of(node), tuple(origins.dim(d) for d in shape), not _is_activation_operand(node, captured))
+        is_activation = _is_activation_operand(node, captured)
+        parameter = None if is_activation else parameter_path(captured.placeholders[_behind_views(node).name], captured)
+        return TensorSpec(dtype_of(node), tuple(origins.dim(d) for d in shape), not is_activation, parameter)
 
     return Operation(
         path,
@@ -225,8 +252,14 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         tuple(results),
         tuple(map(spec, operands)),
         tuple(map(spec, results)),
-        captured.stateful.get(path),
+        None if is_collective(nodes[0]) else captured.stateful.get(path),
+        () if is_collective(nodes[0]) else tuple(_held(parameter, origins) for parameter in captured.held.get(path, ())),
     )
+
+
+def _held(parameter: HeldParameter, origins: Origins) -> TensorSpec:
+    dims = (origins.parameter_dim(f"{parameter.name}.size({axis})", size) for axis, size in enumerate(parameter.shape))
+    return TensorSpec(parameter.dtype, tuple(dims), is_parameter=True, parameter=parameter.name)
 
 
 def _is_activation_operand(node: Node, captured: CapturedGraph) -> bool:

@@ -73,6 +73,10 @@ class Origins:
             return Dim(named, Origin.REQUEST if free <= self.requests and not _is_scaled(named) else Origin.MIXED, None)
         return Dim(named, Origin.CONFIG, int(named.subs(self.values)))
 
+    def parameter_dim(self, name: str, size: int) -> Dim:
+        """Return a dimension of a parameter that the graph does not show, by the name `path.size(axis)`."""
+        return Dim(sympy.Symbol(_shorten(name), integer=True, positive=True), Origin.CONFIG, size)
+
     def rename(self, expr: sympy.Expr) -> sympy.Expr:
         """Return an expression of the graph over the named symbols.
 

@@ -23,6 +23,8 @@ _HELP = {
     "max_num_seqs": "Most requests that one step works on.",
     "kv_cache_memory_bytes": "Size of the KV cache, in bytes.",
     "tensor_parallel_size": "Ranks that share each layer.",
+    "pipeline_parallel_size": "Ranks that each run a part of the layers.",
+    "enable_expert_parallel": "Share whole experts over the tensor-parallel ranks, instead of parts of each.",
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
 }
 

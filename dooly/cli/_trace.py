@@ -21,11 +21,12 @@ _STYLES = {"request": "cyan", "mixed": "magenta", "config": ""}
 _SIGNATURE_DIGITS = 8
 
 
-@engine_flags("dtype", "tensor_parallel_size", "attention_backend")
+@engine_flags("dtype", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "attention_backend")
 def trace(
     model: Model,
     *,
     engine: Annotated[EngineName, typer.Option(help="Whose execution of the model to trace.")] = EngineName.VLLM,
+    pipeline_rank: Annotated[int, typer.Option(min=0, help="Which rank of the pipeline to trace.", rich_help_panel="Engine")] = 0,
     json_file: JsonFile = None,
     serving: ServingConfig,
 ) -> None:
@@ -38,7 +39,7 @@ def trace(
     from dooly.engines.vllm import trace_vllm_model
 
     with progress_bar(f"{source.name}: tracing"):
-        traced = trace_vllm_model(source, serving)
+        traced = trace_vllm_model(source, serving, pipeline_rank=pipeline_rank)
     if write_json(traced.to_json(), json_file):
         show(_table(traced))
 

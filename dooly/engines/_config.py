@@ -48,6 +48,10 @@ class ServingConfig:
     """Size of the KV cache, in bytes."""
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""
+    pipeline_parallel_size: int = 1
+    """Ranks that each run a part of the layers."""
+    enable_expert_parallel: bool = False
+    """Whether the tensor-parallel ranks share the experts of a mixture whole, instead of sharing each expert."""
     attention_backend: str | None = None
     """Attention backend by the engine's name; None lets the engine choose."""
 
@@ -55,10 +59,21 @@ class ServingConfig:
         if self.dtype not in {"bfloat16", "float16", "float32"}:
             raise InvalidInputError(f"--dtype: {self.dtype!r} is not one of bfloat16, float16, float32")
         for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise InvalidInputError(f"--{name.replace('_', '-')}: {value} is not at least 1")
-        if self.tensor_parallel_size > 1:
-            raise InvalidInputError(f"--tensor-parallel-size: {self.tensor_parallel_size} is not supported yet; leave it at 1")
+
+    def require_one_rank(self) -> None:
+        """Refuse a parallel layout where several ranks would have to run.
+
+        Raises:
+            InvalidInputError: A step takes more than one rank.
+        """
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if getattr(self, name) > 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise InvalidInputError(
+                    f"{flag}: {getattr(self, name)} ranks can be traced but not measured or simulated yet; use 1"
+                )
 
 
 def find_model(model: str) -> ModelSource:

@@ -68,7 +68,7 @@ def engine_operations(traced: TracedModel, own_code: Sequence[TracedOperation]) 
 
 def point_of(operation: TracedOperation, batch: Batch) -> JsonObject:
     """Return the store point of an operation in a batch: hashable, equal by content."""
-    if operation.stage == "engine" or (operation.stateful and operation.stage == "decoder"):
+    if operation.stage == "engine" or operation.depends_on_context:
         requests = sorted(zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
         new = {"num_new_requests": batch.num_new_requests} if operation.stage == "engine" else {}
         return JsonObject({"batch": [list(pair) for pair in requests], **new})

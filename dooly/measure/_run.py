@@ -21,7 +21,7 @@ from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
 from dooly.measure._profile import Profiler, Task, cpu_name, describe_environment, plan_tasks, shuffled
 from dooly.trace import TracedModel, TracedOperation
 
-_TRACE_VERSION = 1
+_TRACE_VERSION = 2
 """Raise it whenever tracing changes what it finds: stored traces of other versions are made anew."""
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         EngineError: The engine does not start.
     """
     serving = serving or ServingConfig()
+    serving.require_one_rank()
     known = read_traced(store, model, serving)
     traced = known[0] if known else _told_apart(trace_operations(model, serving), store)
     if known:
@@ -204,7 +205,7 @@ def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingCon
     num_layers = _num_layers(traced)
     heads = [op.attributes for op in traced.operations if "num_kv_heads" in op.attributes]
     item = 4 if serving.dtype == "float32" else 2
-    token_bytes = max((h["num_kv_heads"] * (h["head_size"] + h["head_size_v"]) * item for h in heads), default=1)
+    token_bytes = max((h["num_kv_heads"] * (h["head_size"] + (h["head_size_v"] or 0)) * item for h in heads), default=1)
     tokens = serving.max_num_seqs * (serving.max_model_len + 256)
     reduced = replace(serving, kv_cache_memory_bytes=max(tokens * token_bytes * num_layers, 64 << 20))
     engine = VllmEngine(model, reduced, num_layers)

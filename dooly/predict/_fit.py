@@ -49,9 +49,11 @@ def load_latency_model(store: Store, model: ModelSource, serving: ServingConfig 
 
     Raises:
         MissingOperationError: The store lacks the model, or an operation of it; the message names the command that measures it.
-        InvalidInputError: The store holds the model in several environments.
+        InvalidInputError: The store holds the model in several environments, or several ranks are asked for.
     """
-    traced, environment = _traced(store, model, serving or ServingConfig())
+    serving = serving or ServingConfig()
+    serving.require_one_rank()
+    traced, environment = _traced(store, model, serving)
     return fit_latency_model(store, traced, environment)
 
 

@@ -122,7 +122,7 @@ class LatencyModel:
             if "num_kv_heads" in operation.attributes:
                 a = operation.attributes
                 item_bytes = cache_item_bytes(a["kv_cache_dtype"], serving.dtype)
-                token_bytes = a["num_kv_heads"] * (a["head_size"] + a["head_size_v"]) * item_bytes
+                token_bytes = a["num_kv_heads"] * (a["head_size"] + (a["head_size_v"] or 0)) * item_bytes
                 block_bytes += operation.count * token_bytes * self.block_size
         return serving.kv_cache_memory_bytes // block_bytes
 

@@ -29,7 +29,7 @@ class OperationWork:
     @property
     def is_attention(self) -> bool:
         """Whether the work depends on each request's context, beside the counts of tokens and requests."""
-        return self.operation.stateful and self.operation.stage == "decoder"
+        return self.operation.depends_on_context
 
     @property
     def window(self) -> int | None:

@@ -45,22 +45,28 @@ class Capture:
         self,
         request_dims: Mapping[str, tuple[str | None, ...]] | None = None,
         stateful: Mapping[str, Mapping[str, bool | int | float | str | None]] | None = None,
+        held: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> CapturedGraph:
         """Return the graph with what the caller knows of its arguments and stateful modules.
 
         Args:
             request_dims: Names of the request dimensions of each forward argument, by position.
             stateful: Attributes of the engine's stateful modules, by module path.
+            held: Parameters that stateful modules read beside their operands, by module path and the parameter's own path.
         """
-        from passes.graph import CapturedGraph
+        from passes.graph import CapturedGraph, HeldParameter
 
         texts = [*self.placeholders.values(), *(s.text for s in self.sources.values())]
         stacks = [node.meta.get("nn_module_stack") or {} for node in self.graph.nodes]
         calls = [path for stack in stacks for path, _ in stack.values()]
         found = [*map(_OF_MODULE.match, texts), *map(_LOCAL.match, calls)]
         module = next((m[1] for m in found if m), "self")
+        parameters = {
+            path: tuple(HeldParameter(name, str(p.dtype).removeprefix("torch."), tuple(p.shape)) for name, p in tensors.items())
+            for path, tensors in (held or {}).items()
+        }
         return CapturedGraph(
-            self.graph, self.sources, self.equalities, module, request_dims or {}, self.placeholders, stateful or {}
+            self.graph, self.sources, self.equalities, module, request_dims or {}, self.placeholders, stateful or {}, parameters
         )
 
 

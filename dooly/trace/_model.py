@@ -35,6 +35,8 @@ class TracedTensor:
     """Its dimensions."""
     is_parameter: bool
     """Whether it is a parameter or buffer of the model."""
+    parameter: str | None = None
+    """Path of the parameter in the model; None for a buffer and for any other tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class TracedOperation:
     """Engine attributes of a stateful operation: head counts, window, cache type."""
     canonical: Mapping[str, Any]
     """The canonical graph behind the signature."""
+
+    @property
+    def depends_on_context(self) -> bool:
+        """Whether its cost depends on what each request computed before, as that of attention and of recurrent state does."""
+        return self.stateful and self.stage == "decoder" and "num_experts" not in self.attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,8 @@ def _operation_to_json(op: TracedOperation) -> dict[str, Any]:
 
 def _tensor_to_json(tensor: TracedTensor) -> dict[str, Any]:
     shape = [{"expr": d.expr, "origin": d.origin} | ({"value": d.value} if d.value is not None else {}) for d in tensor.shape]
-    return {"dtype": tensor.dtype, "shape": shape, "is_parameter": tensor.is_parameter}
+    named = {"parameter": tensor.parameter} if tensor.parameter is not None else {}
+    return {"dtype": tensor.dtype, "shape": shape, "is_parameter": tensor.is_parameter} | named
 
 
 def _operation_from_json(data: Mapping[str, Any]) -> TracedOperation:
@@ -136,4 +144,4 @@ def _operation_from_json(data: Mapping[str, Any]) -> TracedOperation:
 
 def _tensor_from_json(data: Mapping[str, Any]) -> TracedTensor:
     shape = tuple(TracedDim(d["expr"], d["origin"], d.get("value")) for d in data["shape"])
-    return TracedTensor(data["dtype"], shape, data["is_parameter"])
+    return TracedTensor(data["dtype"], shape, data["is_parameter"], data.get("parameter"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import sympy
 
     from passes.graph import CapturedGraph
-    from passes.operations import TensorSpec
+    from passes.operations import Operation, TensorSpec
     from passes.pipeline import AnalysedOperation, Analysis
 
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+(?=\.)")
@@ -26,7 +26,7 @@ def tabulate(
     *,
     stage: str,
     counts: Mapping[str, int] | None = None,
-    stateful_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr]] | None = None,
+    state_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr] | None] | None = None,
 ) -> tuple[TracedOperation, ...]:
     """Return the operations of a captured graph; those that layers repeat as one row with a count.
 
@@ -34,14 +34,15 @@ def tabulate(
         captured: The graph with its symbol sources.
         stage: Which part of a step it is: `decoder`, `logits` or `sample`.
         counts: How many layers each traced layer stands for, by its path.
-        stateful_cost: FLOPs and bytes of a stateful operation by its engine attributes, over the engine's request dimensions.
+        state_cost: FLOPs and bytes of a stateful operation by its engine attributes, over the engine's request dimensions; where
+            it gives None, what the graph shows counts.
     """
     from passes.pipeline import analyse
 
     analysis = analyse(captured)
     rows: dict[tuple[str, str], TracedOperation] = {}
     for operation in analysis.operations:
-        row = _row(operation, analysis, stage, counts or {}, stateful_cost)
+        row = _row(operation, analysis, stage, counts or {}, state_cost)
         key = (row.signature, _LAYER_NUMBER.sub("", row.module))
         first = rows.get(key)
         if first is not None:
@@ -55,28 +56,29 @@ def _row(
     analysis: Analysis,
     stage: str,
     counts: Mapping[str, int],
-    stateful_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr]] | None,
+    state_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr] | None] | None,
 ) -> TracedOperation:
     from passes.signature import to_json
 
     operation, values = analysed.operation, analysis.origins.values
     flops, traffic, request_dims = analysed.cost.flops, analysed.cost.bytes, analysed.request_dims
-    if operation.stateful is not None and stateful_cost is not None:
-        flops, traffic = stateful_cost(operation.stateful)
+    state = state_cost(operation.stateful) if operation.stateful is not None and state_cost is not None else None
+    if state is not None:
+        flops, traffic = state
         names = {str(s) for s in flops.free_symbols | traffic.free_symbols}
         request_dims = (*request_dims, *sorted(names - set(request_dims)))
     module = operation.module
     count = prod(n for place, n in counts.items() if module == place or module.startswith(f"{place}."))
     return TracedOperation(
         signature=analysed.signature,
-        name=module.rpartition(".")[2] or stage,
+        name=_name(operation, stage),
         module=module,
         module_class=operation.module_class,
         stage=stage,
         stateful=operation.stateful is not None,
         count=count,
         placements=((module, count),),
-        inputs=tuple(map(_tensor, operation.inputs)),
+        inputs=tuple(map(_tensor, (*operation.inputs, *operation.held))),
         outputs=tuple(map(_tensor, operation.outputs)),
         flops=str(flops),
         bytes=str(traffic),
@@ -88,6 +90,14 @@ def _row(
     )
 
 
+def _name(operation: Operation, stage: str) -> str:
+    """Return the last part of an operation's module path; a collective goes by its own name."""
+    from passes.operations import is_collective, operator_name
+
+    first = operation.nodes[0]
+    return operator_name(first) if is_collective(first) else operation.module.rpartition(".")[2] or stage
+
+
 def _tensor(spec: TensorSpec) -> TracedTensor:
     shape = tuple(TracedDim(str(d.expr), str(d.origin), d.value) for d in spec.shape)
-    return TracedTensor(spec.dtype, shape, spec.is_parameter)
+    return TracedTensor(spec.dtype, shape, spec.is_parameter, spec.parameter)

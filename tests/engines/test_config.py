@@ -74,7 +74,7 @@ def test_an_unknown_name_points_to_the_list() -> None:
         ({"max_model_len": 0}, "--max-model-len: 0 is not at least 1"),
         ({"max_num_seqs": -3}, "--max-num-seqs: -3 is not at least 1"),
         ({"kv_cache_memory_bytes": 0}, "--kv-cache-memory-bytes: 0 is not at least 1"),
-        ({"tensor_parallel_size": 2}, "--tensor-parallel-size: 2 is not supported yet"),
+        ({"tensor_parallel_size": 0}, "--tensor-parallel-size: 0 is not at least 1"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], rule: str) -> None:

@@ -38,6 +38,7 @@ def test_json_has_the_promised_form(model: TracedModel) -> None:
                 {"expr": "0.weight.size(1)", "origin": "config", "value": 8},
             ],
             "is_parameter": True,
+            "parameter": "0.weight",
         },
         {"dtype": "int64", "shape": [{"expr": "args[0].size(0)", "origin": "request"}], "is_parameter": False},
     ]

@@ -33,6 +33,8 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
         "kv_cache_memory_bytes": serving.kv_cache_memory_bytes,
         "gpu_memory_utilization": 0.3,
         "tensor_parallel_size": serving.tensor_parallel_size,
+        "pipeline_parallel_size": serving.pipeline_parallel_size,
+        "enable_expert_parallel": serving.enable_expert_parallel,
     }
     if serving.attention_backend is not None:
         settings["attention_backend"] = serving.attention_backend

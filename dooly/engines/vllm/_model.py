@@ -1,47 +1,59 @@
-"""Build a vLLM model at full size on the meta device, and trace what one step of it runs."""
+"""Trace what one step of a vLLM model runs, at full size and without weights: decoder, logits and sampling of one rank."""
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
-from enum import Enum
 from functools import partial
-from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines._attention import attention_cost
+from dooly.engines._state_costs import state_cost
+from dooly.engines.vllm._build import meta_model
 from dooly.engines.vllm._config import engine_config, first_line
-from dooly.engines.vllm._version import fresh_module_caches, import_vllm
-from dooly.errors import TraceError, UnsupportedModelError
+from dooly.engines.vllm._parallel import receive, send
+from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
+from dooly.engines.vllm._version import import_vllm
+from dooly.errors import InvalidInputError, TraceError
 from dooly.trace import Capture, TracedModel, TracedOperation, dooly_backend, fold_layers, tabulate, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import torch
     from torch import nn
 
     from dooly.engines._config import ModelSource, ServingConfig
 
 _NUM_TOKENS = 23
 _NUM_REQS = 5
-_TOKEN_ARGUMENTS: Mapping[str, tuple[str | None, ...]] = {"input_ids": ("num_tokens",), "positions": ("num_tokens",)}
 
 
-def trace_vllm_model(model: ModelSource, serving: ServingConfig) -> TracedModel:
-    """Trace decoder, logits and sampling of a model at full size, without weights.
+def trace_vllm_model(model: ModelSource, serving: ServingConfig, *, pipeline_rank: int = 0) -> TracedModel:
+    """Trace decoder, logits and sampling of a model at full size, without weights, as one rank runs them.
+
+    Args:
+        model: The model.
+        serving: How it is served; the parallel layout needs no other process.
+        pipeline_rank: Which rank of the pipeline to trace. The first takes tokens, the last gives logits.
 
     Raises:
-        UnsupportedModelError: vLLM does not know the architecture.
+        InvalidInputError: The pipeline has no such rank.
+        UnsupportedModelError: vLLM does not know the architecture, or cannot divide it so.
         TraceError: The model's code could not be captured in one graph.
     """
+    if not 0 <= pipeline_rank < serving.pipeline_parallel_size:
+        msg = f"--pipeline-rank: {pipeline_rank} is none of the pipeline's ranks 0 to {serving.pipeline_parallel_size - 1}"
+        raise InvalidInputError(msg)
     vllm = import_vllm()
     import torch
 
     config = engine_config(model, serving)
-    with _meta_model(model, config) as network:
+    with meta_model(model, serving, config, pipeline_rank) as network:
         try:
-            operations = (*_decoder(network, config), *_head(network, config))
+            operations = _decoder(network, config)
+            if pipeline_rank == serving.pipeline_parallel_size - 1:
+                operations += _head(network, config)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise TraceError(f"{model.name}: torch.compile cannot capture the model: {first_line(error)}") from error
     environment = {
@@ -50,69 +62,12 @@ def trace_vllm_model(model: ModelSource, serving: ServingConfig) -> TracedModel:
         "torch_version": torch.__version__,
         "dtype": serving.dtype,
         "tensor_parallel_size": serving.tensor_parallel_size,
+        "pipeline_parallel_size": serving.pipeline_parallel_size,
+        "pipeline_rank": pipeline_rank,
+        "enable_expert_parallel": serving.enable_expert_parallel,
         "platform": str(vllm.platforms.current_platform.device_type),
     }
     return TracedModel(model.name, environment, operations)
-
-
-def stateful_attributes(module: nn.Module) -> dict[str, bool | int | float | str | None] | None:
-    """Return what identifies a stateful module of vLLM (attention with its KV cache), or None for any other module."""
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-    if not isinstance(module, AttentionLayerBase):
-        return None
-    owners = (module, getattr(module, "impl", None))
-    found: dict[str, bool | int | float | str | None] = {"kind": type(module).__name__}
-    for name in _STATE:
-        value = next((getattr(o, name) for o in owners if hasattr(o, name)), None)
-        found[name] = value.value if isinstance(value, Enum) else value
-    if found["kv_cache_dtype"] == "auto" and hasattr(module, "kv_cache_torch_dtype"):
-        found["kv_cache_dtype"] = str(module.kv_cache_torch_dtype).removeprefix("torch.")
-    return found
-
-
-_STATE = (
-    "num_heads", "num_kv_heads", "head_size", "head_size_v", "scale", "sliding_window", "logits_soft_cap", "has_sink",
-    "kv_cache_dtype", "attn_type",
-)  # fmt: skip
-
-
-@contextmanager
-def _meta_model(model: ModelSource, config: Any) -> Iterator[nn.Module]:  # noqa: ANN401 - vLLM's VllmConfig
-    """Build the model on the meta device within vLLM's configuration and parallel state."""
-    import torch
-    from vllm.config import set_current_vllm_config
-    from vllm.distributed import (
-        cleanup_dist_env_and_memory,
-        init_distributed_environment,
-        initialize_model_parallel,
-    )
-    from vllm.model_executor.model_loader.utils import initialize_model
-    from vllm.utils.torch_utils import set_default_torch_dtype
-
-    with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config), fresh_module_caches():
-        init_distributed_environment(1, 0, f"file://{Path(folder) / 'rendezvous'}", 0, "gloo")
-        try:
-            initialize_model_parallel(1, 1)
-            with torch.device("meta"), set_default_torch_dtype(config.model_config.dtype):
-                try:
-                    network = initialize_model(vllm_config=config)
-                except (ValueError, KeyError, AttributeError, AssertionError) as error:
-                    raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
-            _finish_linear_layers(network)
-            yield network
-        finally:
-            cleanup_dist_env_and_memory()
-
-
-def _finish_linear_layers(network: nn.Module) -> None:
-    """Let vLLM choose each linear layer's kernel, which on the CPU happens only after weights were loaded."""
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-    for module in network.modules():
-        if isinstance(module, (LinearBase, VocabParallelEmbedding)) and module.quant_method is not None:
-            module.quant_method.process_weights_after_loading(module)
 
 
 def _decoder(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # noqa: ANN401 - vLLM's VllmConfig
@@ -120,12 +75,53 @@ def _decoder(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  #
     from vllm.forward_context import set_forward_context
 
     tokens = torch.zeros(_NUM_TOKENS, dtype=torch.int64, device="meta")
-    with fold_layers(network, stateful_attributes) as counts, set_forward_context(None, config):
-        stateful = {p: s for p, m in network.named_modules() if (s := stateful_attributes(m)) is not None}
+    received = _received(network, config)
+    arguments = ("input_ids", "positions", *(f"received.{name}" for name in received or ()))
+    with _pipelined(network), fold_layers(network, stateful_attributes) as counts, set_forward_context(None, config):
         with tracing() as captures:
-            _compiled(network)(tokens, tokens, None, None)
-        graph = _only(captures).describe(request_dims=_TOKEN_ARGUMENTS, stateful=stateful)
-        return tabulate(graph, stage="decoder", counts=counts, stateful_cost=attention_cost)
+            _compiled(network)(tokens, tokens, received)
+        return _tabulate(_only(captures), network, dict.fromkeys(arguments, ("num_tokens",)), "decoder", counts)
+
+
+@contextmanager
+def _pipelined(network: Any) -> Iterator[None]:  # noqa: ANN401 - a vLLM model
+    """Make each tensor that the model takes from or hands to another rank of the pipeline an operation, within the scope."""
+    from vllm.sequence import IntermediateTensors
+
+    def forward(
+        self: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, received: dict[str, torch.Tensor] | None
+    ) -> object:
+        taken = None if received is None else IntermediateTensors({name: receive(t) for name, t in received.items()})
+        result = type(self).forward(self, input_ids, positions, taken, None)
+        return {name: send(t) for name, t in result.tensors.items()} if isinstance(result, IntermediateTensors) else result
+
+    network.forward = MethodType(forward, network)
+    try:
+        yield
+    finally:
+        del network.forward
+
+
+def _received(network: Any, config: Any) -> dict[str, torch.Tensor] | None:  # noqa: ANN401 - a vLLM model, and its VllmConfig
+    """Return what the previous rank of the pipeline hands over; None on the first rank."""
+    import torch
+    from vllm.distributed import get_pp_group
+
+    if get_pp_group().is_first_rank:
+        return None
+    tensors = network.make_empty_intermediate_tensors(_NUM_TOKENS, config.model_config.dtype, torch.device("meta")).tensors
+    return dict(tensors)
+
+
+def _tabulate(
+    capture: Capture, root: nn.Module, request_dims: Mapping[str, tuple[str | None, ...]], stage: str, counts: Mapping[str, int]
+) -> tuple[TracedOperation, ...]:
+    """Return a capture's operations, with paths below the engine's model: the captured module, or its child `network`."""
+    names = {id(p): name for name, p in root.named_parameters()}
+    stateful = {path: s for path, m in root.named_modules() if (s := stateful_attributes(m)) is not None}
+    held = {path: {names[id(p)]: p for p in held_parameters(root.get_submodule(path))} for path in stateful}
+    graph = capture.describe(request_dims, stateful, held)
+    return tuple(_in_engine(row) for row in tabulate(graph, stage=stage, counts=counts, state_cost=state_cost))
 
 
 def _head(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # noqa: ANN401 - vLLM's VllmConfig
@@ -151,19 +147,20 @@ def _head(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # no
 
     hidden_size = config.model_config.get_hidden_size()
     hidden_states = torch.zeros(_NUM_REQS, hidden_size, dtype=config.model_config.dtype, device="meta")
+    head = Head()
     with torch.device("meta"), tracing() as captures:
-        _compiled(Head())(hidden_states, _random_sampling())
+        _compiled(head)(hidden_states, _random_sampling())
     request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
-    graph = _only(captures).describe(request_dims, {"sampler": {"kind": "Sampler", "sampling": "random"}})
-    rows = tabulate(graph, stage="logits")
-    return tuple(_in_engine(row) for row in rows)
+    return _tabulate(_only(captures), head, request_dims, "logits", {})
 
 
 def _in_engine(row: TracedOperation) -> TracedOperation:
-    """Return an operation of the head with its module path as the engine's model has it."""
-    path = row.module.removeprefix("network.")
-    stage = "sample" if path == "sampler" else "logits"
-    return replace(row, module=path, placements=((path, row.count),), stage=stage)
+    """Return an operation with module and parameter paths as the engine's model has them."""
+    paths = tuple((path.removeprefix("network.").removeprefix("network"), count) for path, count in row.placements)
+    module = row.module.removeprefix("network.").removeprefix("network")
+    inputs = tuple(replace(t, parameter=t.parameter and t.parameter.removeprefix("network.")) for t in row.inputs)
+    stage = "sample" if module == "sampler" else row.stage
+    return replace(row, module=module, placements=paths, inputs=inputs, stage=stage)
 
 
 def _random_sampling() -> Any:  # noqa: ANN401 - vLLM's SamplingMetadata

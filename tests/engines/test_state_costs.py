@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.engines._attention import attention_cost
+from dooly.engines._state_costs import attention_cost
 
 if TYPE_CHECKING:
     import sympy

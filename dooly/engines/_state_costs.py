@@ -1,0 +1,90 @@
+"""What stateful operations cost, and the request dimensions that they cost by. Holds no torch and no engine.
+
+Request dimensions: `num_tokens` (queries of the step), `query_key_pairs` (keys that each query attends to, summed over queries)
+and `kv_tokens` (distinct cached positions read, summed over requests).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import sympy
+
+    Cost = tuple[sympy.Expr, sympy.Expr]
+    """Floating-point operations, and the least memory traffic in bytes."""
+
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+_DEFAULT_BYTES = 2
+
+
+def state_cost(attributes: Mapping[str, Any]) -> Cost | None:
+    """Return what one run of a stateful operation costs by its engine attributes, or None for a kind without a closed form."""
+    if attributes.get("kv_lora_rank") is not None:
+        return latent_attention_cost(attributes)
+    if "num_experts" in attributes:
+        return experts_cost(attributes)
+    if attributes.get("num_kv_heads") is not None:
+        return attention_cost(attributes)
+    return None
+
+
+def attention_cost(attributes: Mapping[str, Any]) -> Cost:
+    """Return the cost of one attention operation with its KV cache.
+
+    Two products of `head_size` a pair and head, at two FLOPs each (Vaswani et al., 2017).
+    """
+    num_tokens, pairs, kv_tokens = _symbols()
+    heads, kv_heads = attributes["num_heads"], attributes["num_kv_heads"]
+    size, size_v = attributes["head_size"], attributes["head_size_v"]
+    flops = 2 * heads * (size + size_v) * pairs
+    cache = kv_heads * (size + size_v) * item_bytes(attributes["kv_cache_dtype"])
+    return flops, cache * (kv_tokens + num_tokens) + 2 * heads * (size + size_v) * num_tokens
+
+
+def latent_attention_cost(attributes: Mapping[str, Any]) -> Cost:
+    """Return the cost of one multi-head latent attention operation with its compressed KV cache.
+
+    In the absorbed form that decodes run: queries and outputs go through the up-projections, attention runs in the latent space
+    (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
+    """
+    num_tokens, pairs, kv_tokens = _symbols()
+    heads, rank, rope = attributes["num_heads"], attributes["kv_lora_rank"], attributes["qk_rope_head_dim"]
+    up_projection = heads * rank * (attributes["qk_nope_head_dim"] + attributes["v_head_dim"])
+    flops = 2 * heads * (2 * rank + rope) * pairs + 2 * up_projection * num_tokens
+    item = item_bytes(attributes["kv_cache_dtype"])
+    activations = heads * (attributes["qk_nope_head_dim"] + rope + attributes["v_head_dim"]) * num_tokens
+    return flops, item * ((rank + rope) * (kv_tokens + num_tokens) + activations + up_projection)
+
+
+def experts_cost(attributes: Mapping[str, Any]) -> Cost:
+    """Return the cost of one mixture of experts with its shared experts, for a router that spreads tokens evenly.
+
+    Each token goes through `top_k` of `num_experts`, of which this rank holds `num_local_experts`; the step reads each of these
+    at most once.
+    """
+    import sympy
+
+    num_tokens, *_ = _symbols()
+    share = sympy.Rational(attributes["num_local_experts"], attributes["num_experts"])
+    routed = attributes["top_k"] * share * num_tokens
+    expert, shared = attributes["expert_parameters"], attributes["shared_parameters"]
+    flops = 2 * (expert * routed + shared * num_tokens)
+    experts_read = sympy.Min(attributes["num_local_experts"], routed)
+    item = item_bytes(attributes["dtype"])
+    return flops, item * (expert * experts_read + shared + 2 * attributes["hidden_size"] * num_tokens)
+
+
+def item_bytes(dtype: object) -> int:
+    """Return the size of one cached or weight element, in bytes; engines' names for "as the model" count as two."""
+    return _ITEM_BYTES.get(str(dtype), _DEFAULT_BYTES)
+
+
+def _symbols() -> tuple[sympy.Symbol, sympy.Symbol, sympy.Symbol]:
+    import sympy
+
+    found: tuple[sympy.Symbol, ...] = sympy.symbols("num_tokens query_key_pairs kv_tokens", integer=True, positive=True)
+    num_tokens, pairs, kv_tokens = found
+    return num_tokens, pairs, kv_tokens

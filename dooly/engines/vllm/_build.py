@@ -1,0 +1,81 @@
+"""Build one rank's part of a vLLM model at full size on the meta device, ready to be captured in one graph."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dooly.engines.vllm._config import first_line
+from dooly.engines.vllm._parallel import enter_layout
+from dooly.engines.vllm._stateful import is_experts
+from dooly.engines.vllm._version import expert_tables_on_cpu, fresh_module_caches
+from dooly.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from dooly.engines._config import ModelSource, ServingConfig
+
+
+@contextmanager
+def meta_model(
+    model: ModelSource,
+    serving: ServingConfig,
+    config: Any,  # noqa: ANN401 - vLLM's VllmConfig
+    pipeline_rank: int,
+) -> Iterator[nn.Module]:
+    """Build the model on the meta device within vLLM's configuration and parallel state.
+
+    Raises:
+        UnsupportedModelError: vLLM cannot build the model, or not in this parallel layout.
+    """
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import (
+        cleanup_dist_env_and_memory,
+        init_distributed_environment,
+        initialize_model_parallel,
+    )
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config), fresh_module_caches():
+        init_distributed_environment(1, 0, f"file://{Path(folder) / 'rendezvous'}", 0, "gloo")
+        try:
+            initialize_model_parallel(1, 1)
+            enter_layout(serving, pipeline_rank)
+            with torch.device("meta"), set_default_torch_dtype(config.model_config.dtype), expert_tables_on_cpu():
+                try:
+                    network = initialize_model(vllm_config=config)
+                except (ValueError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+                    raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
+            _finish_linear_layers(network)
+            _close_experts(network)
+            yield network
+        finally:
+            cleanup_dist_env_and_memory()
+
+
+def _finish_linear_layers(network: nn.Module) -> None:
+    """Let vLLM choose each linear layer's kernel, which on the CPU happens only after weights were loaded."""
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for module in network.modules():
+        if isinstance(module, (LinearBase, VocabParallelEmbedding)) and module.quant_method is not None:
+            module.quant_method.process_weights_after_loading(module)
+
+
+def _close_experts(network: nn.Module) -> None:
+    """Let a mixture of experts run as one operator: on the CPU vLLM leaves it open to the compiler, which breaks the graph."""
+    import torch
+
+    for module in network.modules():
+        if is_experts(module):
+            runner: Any = module
+            name = "moe_forward" if runner.shared_experts is None else "moe_forward_shared"
+            runner._forward_entry = getattr(torch.ops.vllm, name)  # noqa: SLF001 - has no public name
