@@ -44,8 +44,7 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[M
             for first, *others in kinds:
                 place = f"{path}.{first}"
                 counts[place] = 1 + len(others)
-                if not others:
-                    continue
+                # What is kept is a result of the forward: a layer that only repetitions follow is not taken for unused.
                 hooks.append(model.get_submodule(place).register_forward_hook(partial(_keep, latest, place)))
                 for index in others:
                     layer = model.get_submodule(f"{path}.{index}")

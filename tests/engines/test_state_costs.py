@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.engines._state_costs import attention_cost
+from dooly.engines._state_costs import attention_cost, experts_cost, latent_attention_cost, state_cost
 
 if TYPE_CHECKING:
     import sympy
@@ -49,3 +49,55 @@ def test_heads_of_unequal_width_count_both() -> None:
     assert flops == attention_cost(ATTRIBUTES)[0]
     wider, _ = attention_cost(ATTRIBUTES | {"head_size_v": 16})
     assert value(wider) == 4 * 6 * (2 * 8 + 2 * 16)
+
+
+LATENT = {
+    "num_heads": 4,
+    "num_kv_heads": 1,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 6,
+    "kv_cache_dtype": "bfloat16",
+}
+EXPERTS = {
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "top_k": 2,
+    "hidden_size": 4,
+    "expert_parameters": 30,
+    "shared_parameters": 7,
+    "dtype": "bfloat16",
+}
+
+
+def test_latent_attention_by_hand() -> None:
+    """Queries and outputs go up once a token; a pair costs a product in the latent space and its rotary part, and one back."""
+    flops, traffic = latent_attention_cost(LATENT)
+    assert value(flops) == 3 * 2 * 4 * 16 * (8 + 6) + 6 * 2 * 4 * (16 + 2 + 16)
+    cached, activations, weights = (16 + 2) * (3 + 3), 3 * 4 * (8 + 2 + 6), 4 * 16 * (8 + 6)
+    assert value(traffic) == 2 * (cached + activations + weights)
+
+
+def test_experts_by_hand() -> None:
+    """Three tokens go through two experts each and through the shared ones; six experts are read, and no more than there are."""
+    flops, traffic = experts_cost(EXPERTS)
+    assert value(flops) == 2 * 3 * (2 * 30 + 7)
+    assert value(traffic) == 2 * (6 * 30 + 7 + 2 * 4 * 3)
+    (num_tokens,) = traffic.free_symbols
+    assert traffic.subs(num_tokens, 100) == 2 * (8 * 30 + 7 + 2 * 4 * 100)
+
+
+def test_a_rank_pays_for_its_share_of_experts() -> None:
+    """Half of the experts take half of the routed tokens."""
+    whole, _ = experts_cost(EXPERTS | {"shared_parameters": 0})
+    half, _ = experts_cost(EXPERTS | {"shared_parameters": 0, "num_local_experts": 4})
+    assert whole == 2 * half
+
+
+def test_the_attributes_tell_the_kind() -> None:
+    """Each kind finds its closed form; one without a form has none."""
+    assert state_cost(ATTRIBUTES) == attention_cost(ATTRIBUTES)
+    assert state_cost(LATENT) == latent_attention_cost(LATENT)
+    assert state_cost(EXPERTS) == experts_cost(EXPERTS)
+    assert state_cost({"kind": "MambaMixer2", "state_shapes": "(4, 8)"}) is None

@@ -1,42 +1,22 @@
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
 import sympy
 
-from dooly.engines import ModelSource, ServingConfig, find_model
+from dooly.engines import ServingConfig, find_model
 from dooly.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dooly.trace import TracedModel, TracedOperation
 
+    TraceConfig = Callable[..., TracedModel]
+
 pytest.importorskip("vllm", reason="vLLM is not installed; install the cpu or the cuda extra")
 pytestmark = pytest.mark.engine
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 512,
-    "intermediate_size": 512,
-    "vocab_size": 512,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "num_hidden_layers": 4,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-"""A model whose hidden, query, intermediate and vocabulary sizes are all equal."""
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +28,9 @@ def smollm() -> TracedModel:
 
 
 @pytest.fixture(scope="module")
-def trace_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TracedModel]:
-    """Return a function that traces the model of equal sizes with some of its configuration changed."""
-    from dooly.engines.vllm import trace_vllm_model
-
-    def run(**changes: object) -> TracedModel:
-        folder: Path = tmp_path_factory.mktemp("model")
-        (folder / "config.json").write_text(json.dumps(LLAMA | changes))
-        return trace_vllm_model(ModelSource("equal-sizes", folder), ServingConfig())
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def equal_sizes(trace_config: Callable[..., TracedModel]) -> dict[str, TracedOperation]:
+def equal_sizes(trace_config: TraceConfig) -> dict[str, TracedOperation]:
     """Return the operations of the model of equal sizes, by name."""
-    return {op.name: op for op in trace_config().operations}
+    return {op.name: op for op in trace_config("llama").operations}
 
 
 def test_layers_are_counted(smollm: TracedModel) -> None:
@@ -136,20 +103,20 @@ def test_a_merged_width_is_an_expression(equal_sizes: dict[str, TracedOperation]
     assert hidden.expr == equal_sizes["o_proj"].outputs[0].shape[1].expr
 
 
-def test_a_model_can_be_traced_again(trace_config: Callable[..., TracedModel], equal_sizes: dict[str, TracedOperation]) -> None:
+def test_a_model_can_be_traced_again(trace_config: TraceConfig, equal_sizes: dict[str, TracedOperation]) -> None:
     """A second trace of the same model in one process gives the same operations."""
-    assert {op.name: op for op in trace_config().operations} == equal_sizes
+    assert {op.name: op for op in trace_config("llama").operations} == equal_sizes
 
 
-def test_models_share_operations(trace_config: Callable[..., TracedModel], equal_sizes: dict[str, TracedOperation]) -> None:
+def test_models_share_operations(trace_config: TraceConfig, equal_sizes: dict[str, TracedOperation]) -> None:
     """A model with another feed-forward shares all operations but those of the feed-forward."""
-    wider = {op.name: op for op in trace_config(intermediate_size=768, num_hidden_layers=6).operations}
+    wider = {op.name: op for op in trace_config("llama", {"intermediate_size": 768, "num_hidden_layers": 6}).operations}
     differing = {name for name, op in wider.items() if op.signature != equal_sizes[name].signature}
     assert differing == {"gate_up_proj", "act_fn", "down_proj"}
     assert wider["qkv_proj"].count == 6
 
 
-def test_an_unknown_architecture_is_refused(trace_config: Callable[..., TracedModel]) -> None:
+def test_an_unknown_architecture_is_refused(trace_config: TraceConfig) -> None:
     """An architecture that vLLM does not know is an error of one line with its name."""
-    with pytest.raises(UnsupportedModelError, match=r"^equal-sizes: vLLM [^\n]*NoSuchForCausalLM[^\n]*$"):
-        trace_config(architectures=["NoSuchForCausalLM"])
+    with pytest.raises(UnsupportedModelError, match=r"^made-up: vLLM [^\n]*NoSuchForCausalLM[^\n]*$"):
+        trace_config("llama", {"architectures": ["NoSuchForCausalLM"]})

@@ -147,6 +147,16 @@ def test_layers_by_number_stay_in_place() -> None:
     assert counts == {"body.layers.0": 1, "body.layers.1": 5}
 
 
+def test_a_layer_that_only_repeats_follow_is_captured() -> None:
+    """The third layer feeds a repetition of the second alone, and is captured all the same."""
+    model = Chain(*(Stacked(i, cache="b" if i == 2 else "a") for i in range(4)))
+    with fold_layers(model) as counts, tracing() as captures:
+        torch.compile(model, backend=partial(dooly_backend), fullgraph=True)(torch.randn(5, 8))
+    modules = {op.operation.module for op in analyse(captures[0].describe()).operations}
+    assert {f"body.layers.{i}.proj" for i in range(3)} <= modules
+    assert counts == {"body.layers.0": 1, "body.layers.1": 2, "body.layers.2": 1}
+
+
 def test_layers_are_put_back_after_an_error() -> None:
     """An error within the scope leaves the model as it was."""
     model = Model(*(Layer(i) for i in range(4)))
