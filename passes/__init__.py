@@ -3,6 +3,7 @@
 from passes._errors import PassError
 from passes.canonical import canonicalize
 from passes.costs import Cost, estimate_cost
+from passes.flow import Flow, find_flow
 from passes.graph import CapturedGraph, SymbolSource
 from passes.operations import Operation, TensorSpec, split_operations
 from passes.origins import Dim, Origin, Origins, name_origins
@@ -16,6 +17,7 @@ __all__ = [
     "CapturedGraph",
     "Cost",
     "Dim",
+    "Flow",
     "Operation",
     "Origin",
     "Origins",
@@ -25,6 +27,7 @@ __all__ = [
     "analyse",
     "canonicalize",
     "estimate_cost",
+    "find_flow",
     "name_origins",
     "same_operation",
     "sign",

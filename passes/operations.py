@@ -106,7 +106,7 @@ def _picks_result(node: Node) -> bool:
     return operator_name(node) == "getitem" and operator_name(node.args[0]) not in _VIEWS  # type: ignore[arg-type]
 
 
-def _is_tensor_code(node: Node) -> bool:
+def is_tensor_code(node: Node) -> bool:
     """Tell nodes that hold or compute tensors from arithmetic on sizes."""
     if node.op != "call_function":
         return False
@@ -117,7 +117,7 @@ def _is_tensor_code(node: Node) -> bool:
 
 def _takes_values(node: Node) -> bool:
     """Tell nodes that read a tensor's values from those that ask for its size."""
-    return node.op == "output" or _is_tensor_code(node)
+    return node.op == "output" or is_tensor_code(node)
 
 
 def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
@@ -129,7 +129,7 @@ def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
     collectives: list[tuple[str, str, list[Node]]] = []
     split: set[tuple[str, str, str]] = set()
     for node in captured.graph.nodes:
-        if _is_tensor_code(node):
+        if is_tensor_code(node):
             owner = _owner(source_of(node), captured)
             if is_collective(node):
                 collectives.append((owner[1], operator_name(node), [node]))

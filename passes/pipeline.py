@@ -1,4 +1,4 @@
-"""The passes in order: origins, operations, costs, canonical form, signature."""
+"""The passes in order: origins, operations, data flow, costs, canonical form, signature."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from passes.canonical import canonicalize, request_order
 from passes.costs import Cost, estimate_cost
+from passes.flow import Flow, find_flow
 from passes.operations import Operation, split_operations
 from passes.origins import Origins, name_origins
 from passes.signature import sign
@@ -41,12 +42,15 @@ class Analysis:
     """Where each symbol comes from."""
     operations: tuple[AnalysedOperation, ...]
     """The operations, in the order they run."""
+    flow: Flow
+    """Which of them feeds which."""
 
 
 def analyse(captured: CapturedGraph) -> Analysis:
     """Run all passes over a captured graph."""
     origins = name_origins(captured)
-    return Analysis(origins, tuple(_analyse(op, origins) for op in split_operations(captured, origins)))
+    operations = split_operations(captured, origins)
+    return Analysis(origins, tuple(_analyse(op, origins) for op in operations), find_flow(captured, operations))
 
 
 def _analyse(operation: Operation, origins: Origins) -> AnalysedOperation:
