@@ -5,13 +5,14 @@ Loads torch only when something is traced; the table of operations (`TracedModel
 
 from dooly.trace._capture import Capture, dooly_backend, tracing
 from dooly.trace._fold import fold_layers, layer_kinds
-from dooly.trace._model import TracedDim, TracedModel, TracedOperation, TracedTensor
+from dooly.trace._model import TracedCall, TracedDim, TracedModel, TracedOperation, TracedTensor
 from dooly.trace._module import Traced, trace
 from dooly.trace._table import tabulate
 
 __all__ = [
     "Capture",
     "Traced",
+    "TracedCall",
     "TracedDim",
     "TracedModel",
     "TracedOperation",

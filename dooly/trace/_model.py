@@ -40,6 +40,18 @@ class TracedTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class TracedCall:
+    """One run of an operation in the traced graph: a node of the data flow."""
+
+    name: str
+    """Unique within the model: the traced graph, and the position in the order that it runs, as `decoder.12`."""
+    feeds_from: tuple[str, ...]
+    """Names of the calls whose results it reads, directly or through views."""
+    is_result: bool
+    """Whether its result is what the next stage reads."""
+
+
+@dataclass(frozen=True, slots=True)
 class TracedOperation:
     """One operation of a model."""
 
@@ -77,6 +89,15 @@ class TracedOperation:
     """Engine attributes of a stateful operation: head counts, window, cache type."""
     canonical: Mapping[str, Any]
     """The canonical graph behind the signature."""
+    calls: tuple[TracedCall, ...] = ()
+    """Each placement's place in the data flow, in the order of `placements`; empty in tables of before calls were kept."""
+
+    def __post_init__(self) -> None:
+        if self.calls and len(self.calls) != len(self.placements):
+            raise InvalidInputError(
+                f"operation {self.module or self.name}: {len(self.calls)} calls but {len(self.placements)} placements; "
+                "give one of each, or no calls"
+            )
 
     @property
     def depends_on_context(self) -> bool:
@@ -94,6 +115,22 @@ class TracedModel:
     """What the trace was made with: engine and versions, dtype, parallel layout."""
     operations: tuple[TracedOperation, ...]
     """Operations in the order they run."""
+
+    @property
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """Which call's result goes into which, as pairs of call names in the order that the readers run.
+
+        Stages are traced apart: what reads nothing of its own stage reads the result of the stage before. Layers of one kind are
+        traced once: what follows a later one reads the first. Calls of operations that the table leaves out have no edges.
+        """
+        edges: list[tuple[str, str]] = []
+        results: list[str] = []
+        for stage in dict.fromkeys(op.stage for op in self.operations):
+            calls = [call for op in self.operations if op.stage == stage for call in op.calls]
+            edges += [(name, call.name) for call in calls for name in call.feeds_from or results]
+            results = [call.name for call in calls if call.is_result]
+        known = {call.name for op in self.operations for call in op.calls}
+        return tuple(edge for edge in edges if edge[0] in known)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data in the form of `dooly trace --json`."""
@@ -124,6 +161,7 @@ def _operation_to_json(op: TracedOperation) -> dict[str, Any]:
     placements = [{"module": module, "count": count} for module, count in op.placements]
     return data | {
         "placements": placements,
+        "calls": [{"name": call.name, "feeds_from": list(call.feeds_from), "is_result": call.is_result} for call in op.calls],
         "request_dims": list(op.request_dims),
         "attributes": dict(op.attributes),
         "canonical": dict(op.canonical),
@@ -139,7 +177,9 @@ def _tensor_to_json(tensor: TracedTensor) -> dict[str, Any]:
 def _operation_from_json(data: Mapping[str, Any]) -> TracedOperation:
     tensors = {key: tuple(_tensor_from_json(t) for t in data[key]) for key in ("inputs", "outputs")}
     placements = tuple((p["module"], p["count"]) for p in data["placements"])
-    return TracedOperation(**{**data, **tensors, "placements": placements, "request_dims": tuple(data["request_dims"])})
+    calls = tuple(TracedCall(c["name"], tuple(c["feeds_from"]), c["is_result"]) for c in data.get("calls", ()))
+    changed = {"placements": placements, "calls": calls, "request_dims": tuple(data["request_dims"])}
+    return TracedOperation(**{**data, **tensors, **changed})
 
 
 def _tensor_from_json(data: Mapping[str, Any]) -> TracedTensor:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from dooly.trace._model import TracedDim, TracedOperation, TracedTensor
+from dooly.trace._model import TracedCall, TracedDim, TracedOperation, TracedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import sympy
 
+    from passes.flow import Flow
     from passes.graph import CapturedGraph
     from passes.operations import Operation, TensorSpec
     from passes.pipeline import AnalysedOperation, Analysis
@@ -41,12 +42,14 @@ def tabulate(
 
     analysis = analyse(captured)
     rows: dict[tuple[str, str], TracedOperation] = {}
-    for operation in analysis.operations:
-        row = _row(operation, analysis, stage, counts or {}, state_cost)
+    for place, operation in enumerate(analysis.operations):
+        call = _call(place, analysis.flow, stage)
+        row = replace(_row(operation, analysis, stage, counts or {}, state_cost), calls=(call,))
         key = (row.signature, _LAYER_NUMBER.sub("", row.module))
         first = rows.get(key)
         if first is not None:
-            row = replace(first, count=first.count + row.count, placements=first.placements + row.placements)
+            placements, calls = first.placements + row.placements, first.calls + row.calls
+            row = replace(first, count=first.count + row.count, placements=placements, calls=calls)
         rows[key] = row
     return tuple(rows.values())
 
@@ -96,6 +99,15 @@ def _name(operation: Operation, stage: str) -> str:
 
     first = operation.nodes[0]
     return operator_name(first) if is_collective(first) else operation.module.rpartition(".")[2] or stage
+
+
+def _call(place: int, flow: Flow, stage: str) -> TracedCall:
+    """Return an operation's place in the data flow, operations named by stage and position.
+
+    Of several results the last is the stage's own: folded layers hand theirs to the layers that repeat them.
+    """
+    sources = tuple(f"{stage}.{source}" for source in flow.feeds_from[place])
+    return TracedCall(f"{stage}.{place}", sources, flow.results[-1:] == (place,))
 
 
 def _tensor(spec: TensorSpec) -> TracedTensor:
