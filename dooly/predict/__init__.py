@@ -3,5 +3,6 @@
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
 from dooly.predict._latency_model import LatencyModel, StepLatency
+from dooly.predict._operation import OperationWork
 
-__all__ = ["BatchArrays", "LatencyModel", "StepLatency", "fit_latency_model", "load_latency_model"]
+__all__ = ["BatchArrays", "LatencyModel", "OperationWork", "StepLatency", "fit_latency_model", "load_latency_model"]

@@ -42,22 +42,30 @@ class OperationWork:
         if self.is_attention:
             columns = batches.attention(self.window).columns()
             return np.column_stack([np.ones(len(columns)), columns])
+        return np.column_stack([np.ones(len(batches.new)), *self.cost(batches)])
+
+    def cost(self, batches: BatchArrays) -> tuple[Floats, Floats]:
+        """Return FLOPs and least bytes of one run in each batch, shape (num_batches,) each.
+
+        Raises:
+            KeyError: A request dimension is none that a batch of an engine has, as in modules traced outside of one.
+        """
         dims = self._dims(batches)
         flops, traffic = self._forms
-        return np.column_stack([np.ones(len(batches.new)), flops(*dims), traffic(*dims)])
+        return flops(*dims), traffic(*dims)
 
     def features(self, batches: BatchArrays) -> Floats:
         """Return what the trees see, shape (num_batches, num_features)."""
         if self.is_attention:
             work = batches.attention(self.window)
-            flops, traffic = self._forms
-            values = {"num_tokens": batches.num_tokens, "query_key_pairs": work.query_key_pairs, "kv_tokens": work.kv_tokens}
-            dims = [np.asarray(values[name], dtype=np.float64) for name in self.operation.request_dims]
-            return np.column_stack([work.columns(), work.longest, flops(*dims), traffic(*dims)])
+            return np.column_stack([work.columns(), work.longest, *self.cost(batches)])
         return np.column_stack(self._dims(batches))
 
     def _dims(self, batches: BatchArrays) -> list[Floats]:
-        values = {"num_tokens": batches.num_tokens, "num_reqs": batches.num_reqs}
+        values: dict[str, npt.NDArray[np.generic]] = {"num_tokens": batches.num_tokens, "num_reqs": batches.num_reqs}
+        if self.is_attention:
+            work = batches.attention(self.window)
+            values |= {"query_key_pairs": work.query_key_pairs, "kv_tokens": work.kv_tokens}
         return [values[name].astype(np.float64) for name in self.operation.request_dims]
 
     @cached_property
