@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dooly.cli._options import writable
+from dooly.cli._options import writable_or_stdout
 from dooly.cli._output import new_table, progress_bar, show
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def info(paths: Paths) -> None:
     from dbstore import Store
 
     for path in paths:
-        found = Store.open(path).info()
+        store = Store.open(path)
+        found = store.info()
         table = new_table("store", found.place)
         for name in ("schema_version", "num_operations", "num_records", "num_infeasible", "num_samples"):
             table.add_row(name.removeprefix("num_").replace("_", " "), f"{getattr(found, name):,}")
@@ -38,7 +39,18 @@ def info(paths: Paths) -> None:
         for environment in found.environments:
             values = environment.to_json().items()
             table.add_row(f"environment {environment.digest[:8]}", ", ".join(f"{k} {v}" for k, v in values if v is not None))
+        for digest in store.documents("traces"):
+            table.add_row(*_traced_row(store.read_document("traces", digest)))
         show(table)
+
+
+def _traced_row(document: Any) -> tuple[str, str]:  # noqa: ANN401 - JSON
+    """Return the line of a model whose trace a store holds: name, engine and what its operations were measured in."""
+    traced = document["traced"]
+    made = traced["environment"]
+    engine = " ".join(filter(None, (made["engine"], made["engine_version"], made.get("dtype"))))
+    facts = (engine, f"{len(traced['operations'])} operations", f"environment {document['environment'][:8]}")
+    return f"model {document['model']}", ", ".join(facts)
 
 
 @db.command()
@@ -79,7 +91,8 @@ def export(
     paths: Paths,
     *,
     output: Annotated[
-        Path, typer.Option(metavar="FILE", callback=writable, help="CSV, or JSON if it ends in .json; - is CSV on stdout.")
+        Path,
+        typer.Option(metavar="FILE", callback=writable_or_stdout, help="CSV, or JSON if it ends in .json; - is CSV on stdout."),
     ] = Path("-"),
 ) -> None:
     """Write a table of records: one row a measured point."""

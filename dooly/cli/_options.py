@@ -38,6 +38,13 @@ class EngineName(StrEnum):
 
 def writable(path: Path | None) -> Path | None:
     """Refuse an output file that cannot be made, before the work that fills it."""
+    if path == Path("-"):
+        raise typer.BadParameter("- is no file, and only JSON goes to stdout; give a file, or use --json -")
+    return writable_or_stdout(path)
+
+
+def writable_or_stdout(path: Path | None) -> Path | None:
+    """Refuse an output file that cannot be made; `-` is stdout."""
     if path is not None and path != Path("-") and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise typer.BadParameter(f"{path} is a folder or lies in none; give a file in a folder that exists")
     return path
@@ -53,14 +60,24 @@ WorkloadText = Annotated[
         help="As poisson:rate=2,requests=100,prompt=512,output=64-256,seed=0, or a workload file.",
     ),
 ]
+BatchText = Annotated[
+    str,
+    typer.Option(
+        "--batch",
+        metavar="SPEC",
+        help="Step to show FLOPs and bytes for, as decode=8,context=1024 or prefill=512,context=0,requests=1, joined by +.",
+    ),
+]
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", callback=writable, help="Write JSON; - writes it to stdout, and no table."),
+    typer.Option("--json", metavar="FILE", callback=writable_or_stdout, help="Write JSON; - writes it to stdout, and no table."),
 ]
 CsvFile = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", callback=writable, help="Write the times, one row a request.")
 ]
-HtmlFile = Annotated[Path | None, typer.Option("--html", metavar="FILE", callback=writable, help="Write a report with charts.")]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", callback=writable, help="Write a page with charts that needs no network.")
+]
 
 
 def engine_flags(*only: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

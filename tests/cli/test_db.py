@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from dbstore import Store
+from dooly.trace import TracedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,20 @@ def test_info_counts(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> No
     assert [rows[name] for name in ("operations", "records", "infeasible", "samples")] == ["2", "3", "1", "6"]
     assert "3.0 s" in out
     assert "AMD EPYC 9554" in out
+
+
+def test_info_names_traced_models(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Each model traced into the store has a line: its name, engine, number of operations and environment."""
+    store = Store.open(db, "a")
+    (environment,) = store.documents("environments")
+    made = {"engine": "vllm", "engine_version": "0.32.0", "dtype": "bfloat16"}
+    traced = TracedModel("smollm2-135m", made, ()).to_json()
+    document = {"model": "smollm2-135m", "config": "c0", "environment": environment, "traced": traced}
+    store.write_document("traces", "0" * 32, document)
+    _, out, _ = dooly("db", "info", db)
+    (line,) = (line.split(maxsplit=2) for line in out.splitlines() if line.split()[:1] == ["model"])
+    assert line[1] == "smollm2-135m"
+    assert line[2].rstrip() == f"vllm 0.32.0 bfloat16, 0 operations, environment {environment[:8]}"
 
 
 def test_a_newer_schema_is_refused(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
