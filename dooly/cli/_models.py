@@ -11,6 +11,7 @@ def models() -> None:
 
     table = new_table("name", "architecture", "layers", "hidden size", numbers=("layers", "hidden size"))
     for model in listed_models():
-        config = model.config
-        table.add_row(model.name, config["architectures"][0], str(config["num_hidden_layers"]), str(config["hidden_size"]))
+        config = model.text_config
+        sizes = (str(config.get(name, "-")) for name in ("num_hidden_layers", "hidden_size"))
+        table.add_row(model.name, model.config["architectures"][0], *sizes)
     show(table)

@@ -27,6 +27,13 @@ class ModelSource:
         return json.loads((self.folder / "config.json").read_text())  # type: ignore[no-any-return]
 
     @property
+    def text_config(self) -> dict[str, Any]:
+        """The part of the configuration that describes the text model: all of it, unless the file nests that part."""
+        config = self.config
+        nested: dict[str, Any] = config.get("text_config", {})
+        return config | nested
+
+    @property
     def digest(self) -> str:
         """Digest of the configuration's content: 32 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:32]

@@ -28,6 +28,15 @@ def test_every_listed_model_is_found_by_its_name() -> None:
     assert all(m.config["architectures"] for m in models)
 
 
+def test_a_nested_text_model_is_found(tmp_path: Path) -> None:
+    """Settings of the text model are read from `text_config` where the file has one, else from the whole."""
+    plain, nested = tmp_path / "plain", tmp_path / "nested"
+    for folder, text in ((plain, '{"hidden_size": 8}'), (nested, '{"hidden_size": 1, "text_config": {"hidden_size": 8}}')):
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+    assert [ModelSource("m", folder).text_config["hidden_size"] for folder in (plain, nested)] == [8, 8]
+
+
 def test_the_digest_is_of_content(tmp_path: Path) -> None:
     """Two files that say the same in another order are one model; another value is another."""
     texts = ('{"a": 1, "b": 2}', '{"b": 2,\n "a": 1}', '{"a": 1, "b": 3}')
