@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dooly.trace import TracedModel
+
 ROOT = Path(__file__).parents[2]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,22 +39,29 @@ def write_config(folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.engine
-def test_json_in_the_documented_form_and_a_table(tmp_path: Path) -> None:
-    """`--json FILE` holds the schema's keys; the table has a row for each operation; stderr stays empty."""
-    done = trace(write_config(tmp_path), "--json", str(tmp_path / "trace.json"))
+def test_json_in_the_documented_form_a_table_and_a_page(tmp_path: Path) -> None:
+    """`--json FILE` holds the schema's keys; the table has a row for each operation; stages are joined; stderr stays empty."""
+    files = ("--json", str(tmp_path / "trace.json"), "--html", str(tmp_path / "trace.html"))
+    done = trace(write_config(tmp_path), *files, "--batch", "decode=2,context=64")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads((tmp_path / "trace.json").read_text())
     assert (document["schema"], document["model"]) == (1, tmp_path.name)
     keys = {"signature", "name", "module", "stage", "stateful", "count", "inputs", "flops", "bytes"}
     for operation in document["operations"]:
         assert operation.keys() >= keys
-        (row,) = (line for line in done.stdout.splitlines() if f" {operation['module']} " in line)
-        assert f" {operation['count']} " in row
-        assert operation["signature"][:8] in row
+        rows = [line.split() for line in done.stdout.splitlines() if line.endswith(f" {operation['signature'][:8]}")]
+        (row,) = (row for row in rows if operation["module"].endswith(row[0]) and str(operation["count"]) in row)
+        assert operation["module_class"] in row
     dims = [dim for op in document["operations"] for tensor in op["inputs"] for dim in tensor["shape"]]
     assert {dim["origin"] for dim in dims} <= {"config", "request", "mixed"}
     assert all(("value" in dim) == (dim["origin"] == "config") for dim in dims)
     assert "num_tokens × num_heads × head_size" in done.stdout  # noqa: RUF001 - as dimensions are written
+    edges = TracedModel.from_json(document).edges
+    assert [(source.partition(".")[0], target) for source, target in edges[-2:]] == [
+        ("decoder", "logits.0"),
+        ("logits", "logits.1"),
+    ]
+    assert "--batch decode=2,context=64" in (tmp_path / "trace.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.engine
