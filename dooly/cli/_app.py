@@ -32,9 +32,19 @@ for command in (models, trace, profile, simulate, validate):
 app.add_typer(db)
 
 
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - the form of an option's callback
+    if asked:
+        from importlib import metadata
+
+        typer.echo(f"dooly {metadata.version('dooly-llm')}")
+        raise typer.Exit
+
+
 @app.callback()
 def dooly(
-    *, _debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error; may stand anywhere.")] = False
+    *,
+    _debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error; may stand anywhere.")] = False,
+    _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Predict operation latencies for LLM serving: trace, profile, simulate, validate."""
 

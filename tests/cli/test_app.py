@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,11 @@ def test_help_is_no_error(dooly: Callable[..., tuple[int, str, str]]) -> None:
         (["trace", "smollm2-135m", "--engine", "torch"], ["--engine", "torch"]),
         (["trace", "smollm2-135m", "--dtype", "int4"], ["--dtype", "'int4'", "bfloat16"]),
         (["trace", "smollm2-135m", "--json", "/no/such/folder/t.json"], ["--json", "/no/such/folder/t.json"]),
+        (["trace", "smollm2-135m", "--html", "-"], ["--html", "--json -"]),
+        (["trace", "smollm2-135m", "--batch", "decode"], ["--batch", "'decode'", "prefill=512"]),
         (["profile", "smollm2-135m"], ["--db"]),
+        (["simulate", "smollm2-135m", "--db", "x", "--workload", "y", "--csv", "-"], ["--csv", "--json -"]),
+        (["simulate", "smollm2-135m", "--db", "x", "--workload", "y", "--html", "-"], ["--html", "--json -"]),
         (["profile", "smollm2-135m", "--db", "x", "--budget-seconds", "-1"], ["--budget-seconds"]),
         (["simulate", "smollm2-135m", "--db", "x", "--workload", "y", "--max-num-seqs", "0"], ["--max-num-seqs", "0"]),
         (["db", "info", "no-such-store"], ["no-such-store", "dooly profile"]),
@@ -57,6 +62,11 @@ def test_a_folder_without_config(tmp_path: Path, dooly: Callable[..., tuple[int,
     assert (code, err.count("\n")) == (2, 1)
     assert str(tmp_path) in err
     assert "config.json" in err
+
+
+def test_the_version_is_the_distributions(dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """`--version` prints the installed version and exits with 0."""
+    assert dooly("--version") == (0, f"dooly {metadata.version('dooly-llm')}\n", "")
 
 
 def test_an_unexpected_error_is_one_line(db: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
