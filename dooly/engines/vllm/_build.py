@@ -55,7 +55,8 @@ def meta_model(
                     raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
             _finish_linear_layers(network)
             _close_experts(network)
-            yield network
+            # What vLLM fills in at once, such as the norms of models that Transformers builds, is real until here.
+            yield network.to("meta")
         finally:
             cleanup_dist_env_and_memory()
 
