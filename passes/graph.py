@@ -79,6 +79,15 @@ def dtype_of(node: Node) -> str:
     return str(node.meta["val"].dtype).removeprefix("torch.")
 
 
+def number_of(argument: object) -> sympy.Expr | None:
+    """Return the number that a node stands for, such as a size, as an expression; None for tensors and what is no node."""
+    import torch
+
+    value = getattr(argument, "meta", {}).get("val")
+    is_number = isinstance(value, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+    return as_expr(value) if is_number else None
+
+
 def as_expr(size: object) -> sympy.Expr:
     """Return a size (a number, or a symbolic number of torch) as a sympy expression."""
     if isinstance(size, (int, float)):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
-from passes.graph import CapturedGraph, HeldParameter, Scalar, dtype_of, module_calls, parameter_path, shape_of
+from passes._errors import PassError
+from passes.graph import CapturedGraph, HeldParameter, Scalar, dtype_of, module_calls, number_of, parameter_path, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 
     from passes.origins import Dim, Origins
 
-_VIEWS = frozenset({
-    "alias", "as_strided", "chunk", "detach", "diagonal", "expand", "getitem", "narrow", "permute", "reshape", "select", "slice",
-    "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "_unsafe_view",
-})  # fmt: skip
+_ALLOCATES = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+"""Operators that only set memory aside."""
 
 
 _COLLECTIVES = frozenset({
@@ -71,7 +70,12 @@ class Operation:
 
 
 def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operation, ...]:
-    """Return the operations of a captured graph, in the order they run."""
+    """Return the operations of a captured graph, in the order they run.
+
+    Raises:
+        PassError: An operator runs a graph or kernel that the captured graph does not show, or a size depends on the data.
+    """
+    _refuse_unreadable(captured, origins)
     found = [
         _operation(path, name, nodes, captured, origins)
         for path, name, group in _groups(captured)
@@ -81,20 +85,43 @@ def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operati
     return tuple(sorted(found, key=lambda op: order[op.nodes[0]]))
 
 
+def _refuse_unreadable(captured: CapturedGraph, origins: Origins) -> None:
+    from torch._ops import HigherOrderOperator
+
+    for node in (n for n in captured.graph.nodes if n.op == "call_function"):
+        module = module_calls(node, captured.module_argument)[-1][1] or "the traced module"
+        place = f"operations: {operator_name(node)} in {module}"
+        if isinstance(node.target, HigherOrderOperator) and not str(node.target).startswith("auto_functionalized"):
+            msg = f"{place}: runs code that the captured graph does not show; make that code a torch.library.custom_op"
+            raise PassError(msg)
+        number = number_of(node)
+        sizes = [number] if number is not None else shape_of(node) or ()
+        if any(size.free_symbols - set(origins.names) for size in sizes):
+            msg = f"{place}: its result's size or value depends on the data; make the code around it a torch.library.custom_op"
+            raise PassError(msg)
+
+
 def operator_name(node: Node) -> str:
-    """Return an operator's name without namespace and overload: `mm`, `rotary_embedding`; wrappers are seen through."""
+    """Return an operator's name without overload: `mm`, `vllm.fused_moe`; PyTorch's own go without namespace.
+
+    The wrapper that makes an operator functional is seen through.
+    """
     target = node.args[0] if str(node.target).startswith("auto_functionalized") else node.target
-    return str(getattr(target, "__name__", target)).split(".")[0]
+    name = str(getattr(target, "__name__", target)).split(".")[0]
+    namespace = getattr(target, "namespace", "aten")
+    return name if namespace == "aten" else f"{namespace}.{name}"
 
 
 def is_collective(node: Node) -> bool:
     """Tell operators that exchange tensors between ranks: each is an operation of its own, whatever module calls it."""
-    return operator_name(node) in _COLLECTIVES
+    namespace, _, name = operator_name(node).rpartition(".")
+    return bool(namespace) and name in _COLLECTIVES
 
 
 def is_view(node: Node) -> bool:
     """Tell whether a node only re-describes its operand's memory."""
-    return operator_name(node) in _VIEWS and not _picks_result(node)
+    name = operator_name(node)
+    return (name == "getitem" and not _picks_result(node)) or name == "_unsafe_view" or getattr(node.target, "is_view", False)
 
 
 def source_of(node: Node) -> Node:
@@ -103,7 +130,7 @@ def source_of(node: Node) -> Node:
 
 
 def _picks_result(node: Node) -> bool:
-    return operator_name(node) == "getitem" and operator_name(node.args[0]) not in _VIEWS  # type: ignore[arg-type]
+    return operator_name(node) == "getitem" and not is_view(node.args[0])  # type: ignore[arg-type]
 
 
 def is_tensor_code(node: Node) -> bool:
@@ -216,7 +243,7 @@ def _without_border_views(group: list[Node], captured: CapturedGraph) -> tuple[N
         if node in members and is_view(node) and not any(user in members for user in node.users):
             members.discard(node)
     kept = [n for n in group if n in members]
-    return tuple(kept) if any(not is_view(n) and operator_name(n) != "empty" for n in kept) else ()
+    return tuple(kept) if any(not is_view(n) and operator_name(n) not in _ALLOCATES for n in kept) else ()
 
 
 def _is_activation(node: Node, captured: CapturedGraph) -> bool:
@@ -233,7 +260,7 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         node
         for node in nodes
         if shape_of(node) is not None
-        and operator_name(node) != "empty"
+        and operator_name(node) not in _ALLOCATES
         and any(_takes_values(user) for user in node.users if user not in members)
     ]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from passes.canonical import canonicalize, request_order
+from passes.canonical import canonicalize
 from passes.costs import Cost, estimate_cost
 from passes.flow import Flow, find_flow
 from passes.operations import Operation, split_operations
 from passes.origins import Origins, name_origins
-from passes.signature import sign
+from passes.request_order import request_order
+from passes.signature import resolve
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -29,9 +30,9 @@ class AnalysedOperation:
     canonical: nx.DiGraph[int]
     """Its canonical graph."""
     signature: str
-    """The canonical graph's hash."""
+    """The canonical graph's signature, told apart from those of the graph's other operations."""
     request_dims: tuple[str, ...]
-    """Names of its request dimensions, in canonical order."""
+    """Its request dimensions, each an expression of the batch, in canonical order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,13 @@ def analyse(captured: CapturedGraph) -> Analysis:
     """Run all passes over a captured graph."""
     origins = name_origins(captured)
     operations = split_operations(captured, origins)
-    return Analysis(origins, tuple(_analyse(op, origins) for op in operations), find_flow(captured, operations))
+    known: dict[str, nx.DiGraph[int]] = {}
+    analysed = tuple(_analyse(op, origins, known) for op in operations)
+    return Analysis(origins, analysed, find_flow(captured, operations))
 
 
-def _analyse(operation: Operation, origins: Origins) -> AnalysedOperation:
+def _analyse(operation: Operation, origins: Origins, known: dict[str, nx.DiGraph[int]]) -> AnalysedOperation:
     canonical = canonicalize(operation, origins)
-    cost = estimate_cost(operation, origins)
-    return AnalysedOperation(operation, cost, canonical, sign(canonical), request_order(canonical))
+    signature = resolve(canonical, known.get)
+    known[signature] = canonical
+    return AnalysedOperation(operation, estimate_cost(operation, origins), canonical, signature, request_order(canonical))

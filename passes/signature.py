@@ -1,38 +1,49 @@
 """Give a canonical graph its signature: a hash finds candidates, an exact check decides.
 
-Method: the Weisfeiler-Lehman graph hash (Shervashidze et al., JMLR 2011; networkx) over node and edge labels. It cannot tell some
-graphs apart, so equal hashes are confirmed by graph isomorphism (VF2) before two operations count as one.
+Method: colour refinement (Weisfeiler and Leman, 1968) over node and edge labels until no round tells more nodes apart; the
+signature is a digest of all colours. It cannot tell some graphs apart, so equal signatures are confirmed by graph isomorphism
+(VF2) before two operations count as one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import warnings
-from contextlib import contextmanager
+import json
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
-SCHEME = 1
+SCHEME = 2
 """Version of the canonical form and of the hash. Signatures of different schemes never compare equal."""
-
-
-@contextmanager
-def silent_hashing() -> Iterator[None]:
-    """Keep networkx quiet about its directed hashes of before 3.5, which this scheme never used."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The hashes produced for", UserWarning)
-        yield
 
 
 def sign(graph: nx.DiGraph[int]) -> str:
     """Return the signature of a canonical graph: 32 hexadecimal digits."""
-    with silent_hashing():
-        digest = nx.weisfeiler_lehman_graph_hash(graph, node_attr="label", edge_attr="label", iterations=4, digest_size=16)
-    return hashlib.sha256(f"dooly-operation-{SCHEME}:{digest}".encode()).hexdigest()[:32]
+    return _digest([f"dooly-operation-{SCHEME}", *sorted(refine(graph).values())])
+
+
+def refine(graph: nx.DiGraph[int]) -> dict[int, str]:
+    """Return a colour for each node: equal for nodes that play the same part, and different wherever refinement can tell."""
+    colours = {node: _digest(label) for node, label in graph.nodes(data="label")}
+    known = 0
+    while known < len(kinds := set(colours.values())):
+        known = len(kinds)
+        colours = {node: _digest([colour, *_neighbours(graph, node, colours)]) for node, colour in colours.items()}
+    return colours
+
+
+def _neighbours(graph: nx.DiGraph[int], node: int, colours: Mapping[int, str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return label and colour of each edge that comes in, and of each that goes out, in no order of the graph's."""
+    sources = sorted([label, colours[source]] for source, _, label in graph.in_edges(node, data="label"))
+    targets = sorted([label, colours[target]] for _, target, label in graph.out_edges(node, data="label"))
+    return sources, targets
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
 def same_operation(left: nx.DiGraph[int], right: nx.DiGraph[int]) -> bool:
