@@ -113,13 +113,20 @@ def _told_apart(traced: TracedModel, store: Store) -> TracedModel:
     from passes.signature import from_json, resolve
 
     known = set(store.documents("operations"))
+    placed: dict[str, Any] = {}
 
     def holder(signature: str) -> Any:  # noqa: ANN401 - a networkx graph
-        return from_json(store.read_document("operations", signature)) if signature in known else None
+        if signature in known and signature not in placed:
+            placed[signature] = from_json(store.read_document("operations", signature))
+        return placed.get(signature)
 
-    told = {op.signature: resolve(from_json(op.canonical), holder) for op in traced.operations if op.stage != "engine"}
-    operations = tuple(replace(op, signature=told.get(op.signature, op.signature)) for op in traced.operations)
-    return replace(traced, operations=operations)
+    def tell(operation: TracedOperation) -> TracedOperation:
+        graph = from_json(operation.canonical)
+        signature = resolve(graph, holder)
+        placed[signature] = graph
+        return replace(operation, signature=signature)
+
+    return replace(traced, operations=tuple(op if op.stage == "engine" else tell(op) for op in traced.operations))
 
 
 def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[TracedModel, str] | None:
