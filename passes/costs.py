@@ -1,10 +1,11 @@
 """Closed forms of what an operation costs: floating-point operations and the least memory traffic, as sympy expressions.
 
 FLOPs count as PyTorch's own flop counter does (`torch.utils.flop_counter`; its formulas refuse symbolic sizes): matrix products,
-attention and convolutions count, element-wise work does not, and causal masking saves nothing. Bytes are the least that any
-implementation moves: every operand read once, every result written once; a table looked up by index counts the rows taken. A
-collective has no FLOPs, and its bytes are its payload: the whole tensor that the ranks reduce, gather or pass on. The cost of a
-stateful operation depends on the engine's state and is given by the engine's adapter.
+attention and convolutions count, element-wise work does not, and causal masking saves nothing. Beyond its registry, grouped and
+integer products and the CPU's attention count alike. Bytes are the least that any implementation moves: every operand read once,
+every result written once; a table looked up by index counts the rows taken. A collective has no FLOPs, and its bytes are its payload:
+the whole tensor that the ranks reduce, gather or pass on. The cost of a stateful operation depends on the engine's state and is given
+by the engine's adapter.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _LEFT_FACTOR: Mapping[str, int] = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "_scaled_mm": 0, "_int_mm": 0}
 """Position of the left factor among the arguments of each matrix product."""
+_GROUPED = frozenset({"_grouped_mm", "_scaled_grouped_mm"})
+"""Products of groups of rows, each with a right factor of its own."""
 _INDEX_TYPES = frozenset({"int32", "int64"})
 
 
@@ -83,6 +86,10 @@ def _flops(node: Node, origins: Origins) -> sympy.Expr:
     shapes = [_named_shape(a, origins) for a in node.args]
     if name in _LEFT_FACTOR:
         return 2 * prod(_named_shape(node, origins)) * shapes[_LEFT_FACTOR[name]][-1]
+    if name in _GROUPED:
+        left, right = shapes[:2]
+        groups = left[0] if len(left) == len(right) == 3 else 1  # noqa: PLR2004 - otherwise the groups share out one dimension
+        return 2 * groups * left[-2] * left[-1] * right[-1]
     if name.startswith("_scaled_dot_product"):
         query, key, value = shapes[:3]
         return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

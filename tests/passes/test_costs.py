@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,6 +98,92 @@ def test_flops_are_a_closed_form(capture: Capture) -> None:
     """A linear layer costs two operations a weight and token, over named sizes."""
     (operation,) = analyse(capture(nn.Linear(8, 12, bias=False), torch.ones(5, 8))).operations
     assert str(operation.cost.flops) == "2*args[0].size(0)*weight.size(0)*weight.size(1)"
+
+
+class Leaf(nn.Module):
+    """A function with a weight, as a leaf module."""
+
+    def __init__(self, run: Callable[[Tensor, Tensor], Tensor], *weight: int) -> None:
+        super().__init__()
+        self.run = run
+        self.weight = nn.Parameter(torch.ones(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the function makes of input and weight."""
+        return self.run(x, self.weight)
+
+
+class Parallel(nn.Module):
+    """Leaves side by side over inputs of their own."""
+
+    def __init__(self, leaves: list[nn.Module]) -> None:
+        super().__init__()
+        self.leaves = nn.ModuleList(leaves)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Return each leaf's result."""
+        return [leaf(x) for leaf, x in zip(self.leaves, inputs, strict=True)]
+
+
+def _attend(x: Tensor, weight: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, weight.expand(x.shape[0], *weight.shape), weight.expand(x.shape[0], *weight.shape))
+
+
+SIZE = st.integers(2, 5)
+LEAVES = st.one_of(
+    st.builds(lambda b, s, k, n: (nn.Linear(k, n), (b, s, k)), SIZE, SIZE, SIZE, SIZE),
+    st.builds(
+        lambda n, g, k, t: ((nn.ConvTranspose2d if t else nn.Conv2d)(2 * g, 4 * g, k, groups=g, stride=2), (n, 2 * g, 9, 8)),
+        SIZE, SIZE, SIZE, st.booleans(),
+    ),
+    st.builds(lambda b, m, k, n: (Leaf(torch.matmul, k, n), (b, m, k)), SIZE, SIZE, SIZE, SIZE),
+    st.builds(lambda b, m, k, n: (Leaf(partial(torch.einsum, "bmk,nk->bnm"), n, k), (b, m, k)), SIZE, SIZE, SIZE, SIZE),
+    st.builds(lambda b, m, k, n: (Leaf(lambda x, w: torch.baddbmm(w[:, :1], x, w), b, k, n), (b, m, k)), SIZE, SIZE, SIZE, SIZE),
+    st.builds(lambda b, h, s, d: (Leaf(_attend, h, s + 1, d), (b, h, s, d)), SIZE, SIZE, SIZE, SIZE),
+    st.builds(lambda n, k: (nn.Sequential(nn.LayerNorm(k), nn.SiLU()), (n, k)), SIZE, SIZE),
+)  # fmt: skip
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(leaves=st.lists(LEAVES, min_size=3, max_size=6))
+def test_flops_of_any_leaves_equal_what_torch_counts(capture: Capture, leaves: list[tuple[nn.Module, tuple[int, ...]]]) -> None:
+    """Products, convolutions, attention and element-wise work of any sizes, side by side, count as PyTorch counts them."""
+    module, inputs = Parallel([leaf for leaf, _ in leaves]), [torch.ones(shape) for _, shape in leaves]
+    assert sum(_value(capture(module, inputs), "flops")) == _counted(module, (inputs,))
+
+
+def test_products_that_torch_does_not_count(capture: Capture) -> None:
+    """Rows in groups, each with a weight of its own, and eight-bit integers cost as other products do."""
+
+    class Uncounted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.ones(3, 16, 32, dtype=torch.bfloat16))
+            self.weight = nn.Parameter(torch.ones(16, 8, dtype=torch.int8), requires_grad=False)
+
+        def forward(self, x: Tensor, y: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+            grouped = F.grouped_mm(x, self.experts, offs=ends)
+            batched = F.grouped_mm(x.expand(3, *x.shape), self.experts)
+            return grouped, batched, torch._int_mm(y, self.weight)
+
+    ends = torch.tensor([4, 4, 20], dtype=torch.int32)
+    captured = capture(Uncounted(), torch.ones(20, 16, dtype=torch.bfloat16), torch.ones(24, 16, dtype=torch.int8), ends)
+    assert sum(_value(captured, "flops")) == 2 * 20 * 16 * 32 + 2 * 3 * 20 * 16 * 32 + 2 * 24 * 16 * 8
+
+
+def test_scaled_products_count(capture: Capture) -> None:
+    """A product of eight-bit floating-point numbers costs as any other."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(48, 32).to(torch.float8_e4m3fn), requires_grad=False)
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return torch._scaled_mm(x, self.weight.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
+
+    module, inputs = Scaled(), (torch.ones(16, 32).to(torch.float8_e4m3fn), torch.ones(()))
+    assert sum(_value(capture(module, *inputs), "flops")) == _counted(module, inputs) > 0
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float64, 8)], ids=str)
