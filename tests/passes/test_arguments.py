@@ -56,6 +56,7 @@ def kinds(capture: Callable[..., CapturedGraph]) -> Callable[..., int]:
 
 
 DIFFERENT: dict[str, tuple[Run, ...]] = {
+    "an activation": (torch.relu, torch.tanh, F.silu, F.gelu),
     "a flag": (lambda x: x.sum(0), lambda x: x.sum(0, keepdim=True)),
     "a number": (lambda x: x + 1, lambda x: x + 2, lambda x: x + 2.0, lambda x: x * 1j, lambda x: x * 2j),
     "a list": (
