@@ -33,8 +33,9 @@ quickstart: $(STAMP) ## trace a model, measure its operations, simulate it and r
 	$(BIN)/dooly profile $(MODEL) --db $(DB)
 	$(BIN)/dooly validate $(MODEL) --db $(DB) --workload '$(WORKLOAD)'
 
-test: $(STAMP) ## run all tests that need no GPU
-	$(BIN)/python -m pytest -m 'not gpu'
+test: $(STAMP) ## run all tests that need no GPU; those of the passes must reach every branch of them
+	$(BIN)/python -m pytest tests/passes --cov
+	$(BIN)/python -m pytest -m 'not gpu' --ignore=tests/passes
 
 test-fast: $(STAMP) ## run the tests that need neither a GPU nor the engine
 	$(BIN)/python -m pytest -m 'not gpu and not engine'
