@@ -3,9 +3,9 @@
 FLOPs count as PyTorch's own flop counter does (`torch.utils.flop_counter`; its formulas refuse symbolic sizes): matrix products,
 attention and convolutions count, element-wise work does not, and causal masking saves nothing. Beyond its registry, grouped and
 integer products and the CPU's attention count alike. Bytes are the least that any implementation moves: every operand read once,
-every result written once; a table looked up by index counts the rows taken. A collective has no FLOPs, and its bytes are its payload:
-the whole tensor that the ranks reduce, gather or pass on. The cost of a stateful operation depends on the engine's state and is given
-by the engine's adapter.
+every result written once; a table looked up by index counts the rows taken. A collective has no FLOPs, and its bytes are its
+payload: the whole tensor that the ranks reduce, gather or pass on. The cost of a stateful operation depends on the engine's state
+and is given by the engine's adapter.
 """
 
 from __future__ import annotations

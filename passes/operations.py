@@ -159,7 +159,7 @@ def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
         if is_tensor_code(node):
             owner = _owner(source_of(node), captured)
             if is_collective(node):
-                collectives.append((owner[1], operator_name(node), [node]))
+                collectives.append((owner[1], operator_name(node).rpartition(".")[2], [node]))
                 split.add(owner)
             else:
                 calls.setdefault(owner, []).append(node)

@@ -98,7 +98,7 @@ def _name(operation: Operation, stage: str) -> str:
     from passes.operations import is_collective, operator_name
 
     first = operation.nodes[0]
-    return operator_name(first) if is_collective(first) else operation.module.rpartition(".")[2] or stage
+    return operator_name(first).rpartition(".")[2] if is_collective(first) else operation.module.rpartition(".")[2] or stage
 
 
 def _call(place: int, flow: Flow, stage: str) -> TracedCall:

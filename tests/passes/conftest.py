@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import networkx as nx
+    import torch
     from torch import nn
 
     Capture = Callable[..., CapturedGraph]
@@ -32,11 +33,12 @@ def capture() -> Capture:
         *inputs: object,
         request_dims: Mapping[str, tuple[str | None, ...]] | None = None,
         stateful: Mapping[str, Mapping[str, bool | int | float | str | None]] | None = None,
+        held: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> CapturedGraph:
         with tracing() as captures:
             torch.compile(module, backend=partial(dooly_backend), fullgraph=True)(*inputs)
         (captured,) = captures
-        return captured.describe(request_dims, stateful)
+        return captured.describe(request_dims, stateful, held)
 
     return run
 
