@@ -116,6 +116,13 @@ def test_models_share_operations(trace_config: TraceConfig, equal_sizes: dict[st
     assert wider["qkv_proj"].count == 6
 
 
+def test_attention_outside_the_model_is_refused(trace_config: TraceConfig) -> None:
+    """A model that vLLM takes from Transformers has attention that no module shows, which is an error of one line."""
+    gpt_neox = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu", "layer_norm_eps": 1e-5}
+    with pytest.raises(UnsupportedModelError, match=r"^made-up: [^\n]*outside the model's module calls[^\n]*--engine torch$"):
+        trace_config("llama", gpt_neox)
+
+
 def test_an_unknown_architecture_is_refused(trace_config: TraceConfig) -> None:
     """An architecture that vLLM does not know is an error of one line with its name."""
     with pytest.raises(UnsupportedModelError, match=r"^made-up: vLLM [^\n]*NoSuchForCausalLM[^\n]*$"):

@@ -14,7 +14,7 @@ from dooly.engines.vllm._config import engine_config, first_line
 from dooly.engines.vllm._parallel import receive, send
 from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
 from dooly.engines.vllm._version import import_vllm
-from dooly.errors import InvalidInputError, TraceError
+from dooly.errors import InvalidInputError, TraceError, UnsupportedModelError
 from dooly.trace import Capture, TracedModel, TracedOperation, dooly_backend, fold_layers, tabulate, tracing
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def trace_vllm_model(model: ModelSource, serving: ServingConfig, *, pipeline_ran
 
     Raises:
         InvalidInputError: The pipeline has no such rank.
-        UnsupportedModelError: vLLM does not know the architecture, or cannot divide it so.
+        UnsupportedModelError: vLLM does not know the architecture, cannot divide it so, or runs it through Transformers.
         TraceError: The model's code could not be captured in one graph.
     """
     if not 0 <= pipeline_rank < serving.pipeline_parallel_size:
@@ -52,6 +52,7 @@ def trace_vllm_model(model: ModelSource, serving: ServingConfig, *, pipeline_ran
     with meta_model(model, serving, config, pipeline_rank) as network:
         try:
             operations = _decoder(network, config)
+            _refuse_hidden_state(model, operations, config)
             if pipeline_rank == serving.pipeline_parallel_size - 1:
                 operations += _head(network, config)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -81,6 +82,16 @@ def _decoder(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  #
         with tracing() as captures:
             _compiled(network)(tokens, tokens, received)
         return _tabulate(_only(captures), network, dict.fromkeys(arguments, ("num_tokens",)), "decoder", counts)
+
+
+def _refuse_hidden_state(model: ModelSource, operations: tuple[TracedOperation, ...], config: Any) -> None:  # noqa: ANN401 - VllmConfig
+    """Refuse a model whose attention no module call shows: vLLM runs models that it has no code for so, through Transformers."""
+    layers = config.compilation_config.static_forward_context
+    if layers and not any(op.stateful for op in operations):
+        msg = (
+            f"{model.name}: {next(iter(layers))} runs outside the model's module calls (vLLM takes this model from Transformers)"
+        )
+        raise UnsupportedModelError(f"{msg}; trace it with --engine torch")
 
 
 @contextmanager
