@@ -64,7 +64,7 @@ def _payload(operation: Operation) -> sympy.Expr:
 
 def _read_bytes(tensor: TensorSpec, rows: sympy.Expr) -> sympy.Expr:
     """Return the traffic of one operand; of a parameter that an integer operand indexes, the `rows` taken."""
-    if tensor.is_parameter and rows != 0:
+    if tensor.is_parameter and tensor.shape and rows != 0:
         return sympy.expand(size_bytes(tensor) / tensor.shape[0].expr * rows)
     return size_bytes(tensor)
 
