@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 import time
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from dbstore import Environment, JsonObject, Record, Store
 from dooly.measure._cache import last_level_cache_bytes
-from dooly.measure._contention import CONTENDED_CORES, Contention
+from dooly.measure._contention import Contention
 from dooly.measure._grid import measurement_batches
 from dooly.measure._plan import STEP, key_of, layer_of, parameter_bytes, point_of
 from dooly.measure._replay import Replay
 from dooly.measure._steps import BatchRunner, time_steps
+from dooly.measure._tasks import PASSES, infeasible_record, record_of
 from dooly.measure._timer import timer_for
 
 if TYPE_CHECKING:
@@ -32,11 +29,8 @@ if TYPE_CHECKING:
     from dooly.measure._plan import Key
     from dooly.trace import TracedOperation
 
-PASSES = 3
-"""How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
 _REPLAY_BUDGET_NS = 150_000_000
 _STEP_BUDGET_NS = 120_000_000
-_UNSTEADY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +109,8 @@ class Profiler:
 
     def give_up(self, task: Task, reason: str) -> tuple[Record, ...]:
         """Record a task as infeasible on this machine, and return the records; the sweep goes on with the next."""
-        nothing = np.empty(0, dtype=np.int64)
-        records = tuple(
-            Record(op.signature, self._environment, point_of(op, task.batch), nothing, {"pass": task.number}, infeasible=reason)
-            for op in task.missing
-        )
+        points = [((op.signature, self._environment), point_of(op, task.batch)) for op in task.missing]
+        records = tuple(infeasible_record(key, point, task.number, reason) for key, point in points)
         self._store.write(*records)
         return records
 
@@ -171,23 +162,8 @@ class Profiler:
         return sampler if path == "sampler" else self._engine.network.get_submodule(path)
 
     def _record(self, operation: TracedOperation, task: Task, values: list[int], wall_s: float, others_cores: float) -> Record:
-        spread = float(np.subtract(*np.percentile(values, [75, 25])) / max(1.0, median(values)))
-        attributes = {
-            "timer": self._timer.name,
-            "pass": task.number,
-            "wall_s": wall_s,
-            "spread": spread,
-            "others_cores": others_cores,
-            "unsteady": spread > _UNSTEADY or others_cores > CONTENDED_CORES,
-        }
-        samples_ns = np.asarray(values, dtype=np.int64)
-        return Record(operation.signature, self._environment, point_of(operation, task.batch), samples_ns, attributes)
-
-
-def shuffled(tasks: tuple[Task, ...]) -> list[Task]:
-    """Return the tasks pass by pass, in an order within each in which slow drift of the machine does not become shape."""
-    rng = random.Random(0)  # noqa: S311 - an order of work
-    return sorted(tasks, key=lambda task: (task.number, rng.random()))
+        facts = {"timer": self._timer.name, "pass": task.number, "wall_s": wall_s, "others_cores": others_cores}
+        return record_of((operation.signature, self._environment), point_of(operation, task.batch), values, facts)
 
 
 def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environment:

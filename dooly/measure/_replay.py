@@ -82,14 +82,14 @@ class Replay:
                 elapsed = self.timer.time_ns(call)
                 if round_ > 0 and key is not None:
                     found[key].append(elapsed)
-            enough = all(map(_is_tight, found.values())) or time.perf_counter_ns() - begin > self.budget_ns
+            enough = all(map(is_tight, found.values())) or time.perf_counter_ns() - begin > self.budget_ns
             if round_ + 1 >= MIN_ROUNDS and enough:
                 break
         for key, samples in found.items():
             self.samples_ns.setdefault(key, []).extend(samples)
 
 
-def _is_tight(samples: Sequence[int]) -> bool:
+def is_tight(samples: Sequence[int]) -> bool:
     """Tell whether the 95 % confidence interval of the median (by order statistics) is within 2 % of it."""
     count = len(samples)
     if count < _MIN_SAMPLES:

@@ -10,7 +10,8 @@ from dooly.batch import Batch
 from dooly.engines import ServingConfig
 from dooly.measure import LAYER, STEP, layer_of
 from dooly.measure._plan import engine_operations, parameter_bytes, point_of
-from dooly.measure._profile import PASSES, plan_tasks, shuffled
+from dooly.measure._profile import plan_tasks
+from dooly.measure._tasks import PASSES, shuffled
 from dooly.trace import TracedDim, TracedModel, TracedOperation, TracedTensor
 
 if TYPE_CHECKING:

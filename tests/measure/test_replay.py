@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dooly.measure._replay import MAX_ROUNDS, MIN_ROUNDS, Replay, _is_tight
+from dooly.measure._replay import MAX_ROUNDS, MIN_ROUNDS, Replay, is_tight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +139,6 @@ def test_a_spent_budget_ends_the_rounds(model: Model, log: list[str]) -> None:
     ("samples", "tight"),
     [([100] * 7, False), ([100] * 8, True), ([100, 101] * 10, True), ([100, 200] * 10, False)],
 )
-def test_a_median_is_tight_by_its_interval(samples: list[int], tight: bool) -> None:  # noqa: FBT001 - the expected answer
+def test_a_medianis_tight_by_its_interval(samples: list[int], tight: bool) -> None:  # noqa: FBT001 - the expected answer
     """Eight samples at least, whose median's interval is within 2 %."""
-    assert _is_tight(samples) is tight
+    assert is_tight(samples) is tight

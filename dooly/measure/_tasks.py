@@ -1,0 +1,113 @@
+"""Run measuring tasks pass by pass, and keep what they find as records: what engines and plain modules have in common."""
+
+from __future__ import annotations
+
+import random
+import time
+from statistics import median
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from dbstore import Record
+from dooly.measure._contention import CONTENDED_CORES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dbstore import JsonObject
+
+PASSES = 3
+"""How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
+_UNSTEADY = 0.25
+
+
+class Planned(Protocol):
+    """What running tasks in passes needs to know of one."""
+
+    @property
+    def number(self) -> int:
+        """The pass that it belongs to, from 0."""
+        ...
+
+    @property
+    def missing(self) -> Sequence[object]:
+        """What it measures, a record an entry."""
+        ...
+
+
+AnyTask = TypeVar("AnyTask", bound=Planned)
+_Task_contra = TypeVar("_Task_contra", bound=Planned, contravariant=True)
+
+
+class Measurer(Protocol[_Task_contra]):
+    """Measures tasks and writes their records."""
+
+    def measure(self, task: _Task_contra, /) -> Sequence[Record]:
+        """Measure one task, write its records, and return them."""
+        ...
+
+    def give_up(self, task: _Task_contra, /, reason: str) -> Sequence[Record]:
+        """Record a task as infeasible, and return the records."""
+        ...
+
+    def compact(self) -> None:
+        """Fold what was written, once all tasks are done."""
+        ...
+
+
+def record_of(key: tuple[str, str], point: JsonObject, values: list[int], facts: dict[str, Any]) -> Record:
+    """Return the record of what was measured at a point, with how steady it was.
+
+    Args:
+        key: The operation's signature and the environment's digest.
+        point: The operation's request dimensions.
+        values: Samples, in nanoseconds.
+        facts: Attributes of the record; `others_cores` is among them.
+    """
+    spread = float(np.subtract(*np.percentile(values, [75, 25])) / max(1.0, median(values)))
+    unsteady = spread > _UNSTEADY or facts["others_cores"] > CONTENDED_CORES
+    return Record(*key, point, np.asarray(values, dtype=np.int64), {**facts, "spread": spread, "unsteady": unsteady})
+
+
+def infeasible_record(key: tuple[str, str], point: JsonObject, number: int, reason: str) -> Record:
+    """Return the record of a point that could not be measured in pass `number`."""
+    return Record(*key, point, np.empty(0, dtype=np.int64), {"pass": number}, infeasible=reason)
+
+
+def run_tasks(
+    measurer: Measurer[AnyTask], tasks: Sequence[AnyTask], budget_s: float | None, progress: Callable[[int, int], None]
+) -> tuple[tuple[Record, ...], float]:
+    """Run tasks, in an order in which drift does not become shape, and return the records written and the seconds spent.
+
+    A task that runs out of memory is recorded as infeasible.
+
+    Args:
+        measurer: What measures a task.
+        tasks: The tasks, of all passes.
+        budget_s: Seconds to measure at most; None measures everything.
+        progress: Called with (points done, points planned) after each task.
+    """
+    total = sum(len(task.missing) for task in tasks)
+    records: list[Record] = []
+    begin = time.perf_counter()
+    for task in shuffled(tasks):
+        if budget_s is not None and time.perf_counter() - begin > budget_s:
+            break
+        try:
+            records += measurer.measure(task)
+        except MemoryError as error:
+            records += measurer.give_up(task, f"out of memory: {error}")
+        except RuntimeError as error:  # how torch reports it
+            if "memory" not in str(error):
+                raise
+            records += measurer.give_up(task, f"out of memory: {error}")
+        progress(len(records), total)
+    measurer.compact()
+    return tuple(records), time.perf_counter() - begin
+
+
+def shuffled(tasks: Sequence[AnyTask]) -> list[AnyTask]:
+    """Return the tasks pass by pass, in an order within each in which slow drift of the machine does not become shape."""
+    rng = random.Random(0)  # noqa: S311 - an order of work
+    return sorted(tasks, key=lambda task: (task.number, rng.random()))
