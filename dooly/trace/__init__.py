@@ -5,6 +5,7 @@ Loads torch only when something is traced; the table of operations (`TracedModel
 
 from dooly.trace._capture import Capture, dooly_backend, tracing
 from dooly.trace._fold import fold_layers, layer_kinds
+from dooly.trace._forms import evaluate_form, form_names, rename_form
 from dooly.trace._model import TracedCall, TracedDim, TracedModel, TracedOperation, TracedTensor
 from dooly.trace._module import Traced, trace
 from dooly.trace._table import tabulate
@@ -18,8 +19,11 @@ __all__ = [
     "TracedOperation",
     "TracedTensor",
     "dooly_backend",
+    "evaluate_form",
     "fold_layers",
+    "form_names",
     "layer_kinds",
+    "rename_form",
     "tabulate",
     "trace",
     "tracing",

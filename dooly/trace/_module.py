@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dooly.trace._capture import Capture
+    from passes.graph import CapturedGraph
 
     Module = TypeVar("Module", bound=nn.Module)
 
@@ -43,6 +44,7 @@ class Traced:
         self._compiled = torch.compile(module, backend=partial(dooly_backend), fullgraph=True, **apart)
         self._capture: Capture | None = None
         self._traced: TracedModel | None = None
+        self._example: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the module's own signature
         """Run the module; trace it where its graph is not known yet.
@@ -64,15 +66,31 @@ class Traced:
             raise TraceError(msg) from error
         for capture in captures:
             if self._capture is None or len(capture.sources) > len(self._capture.sources):
-                self._capture, self._traced = capture, None
+                self._capture, self._traced, self._example = capture, None, (args, kwargs)
         return result
 
-    def _tabulate(self, capture: Capture) -> TracedModel:
+    def _tabulate(self) -> TracedModel:
         import torch
 
         environment = {"engine": "torch", "engine_version": torch.__version__, "torch_version": torch.__version__}
-        operations = tabulate(capture.describe(self.request_dims), stage="decoder")
+        operations = tabulate(self.captured, stage="decoder")
         return TracedModel(type(self.module).__name__, environment, operations)
+
+    @property
+    def captured(self) -> CapturedGraph:
+        """The most general graph that the calls made, which measuring runs piece by piece.
+
+        Raises:
+            TraceError: The module has not run yet.
+        """
+        if self._capture is None:
+            raise TraceError(f"{type(self.module).__name__}: not traced yet; call it once with an example input")
+        return self._capture.describe(self.request_dims)
+
+    @property
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments, by position and by name, of the call that made `captured`."""
+        return self._example
 
     @property
     def traced(self) -> TracedModel:
@@ -82,10 +100,8 @@ class Traced:
             TraceError: The module has not run yet.
             PassError: A named request dimension was a constant in every call.
         """
-        if self._capture is None:
-            raise TraceError(f"{type(self.module).__name__}: not traced yet; call it once with an example input")
         if self._traced is None:
-            self._traced = self._tabulate(self._capture)
+            self._traced = self._tabulate()
         return self._traced
 
 
