@@ -2,23 +2,29 @@
 
 from dooly.measure._contention import CONTENDED_CORES, Contention
 from dooly.measure._grid import measurement_batches
-from dooly.measure._plan import LAYER, STEP, layer_of
+from dooly.measure._plan import LAYER, MODULE, STEP, check_names, layer_of, with_whole_module
 from dooly.measure._profile import cpu_name, describe_environment
-from dooly.measure._run import ProfileResult, profile, read_traced, trace_operations
+from dooly.measure._profile_module import profile_module
+from dooly.measure._run import ProfileResult, profile, read_traced, told_apart, trace_operations
 from dooly.measure._steps import BatchRunner
 
 __all__ = [
     "CONTENDED_CORES",
     "LAYER",
+    "MODULE",
     "STEP",
     "BatchRunner",
     "Contention",
     "ProfileResult",
+    "check_names",
     "cpu_name",
     "describe_environment",
     "layer_of",
     "measurement_batches",
     "profile",
+    "profile_module",
     "read_traced",
+    "told_apart",
     "trace_operations",
+    "with_whole_module",
 ]

@@ -1,5 +1,7 @@
 """What a model needs measured: the points of each operation, and what the step does beyond its operations.
 
+A plain module's whole forward is measured as an operation too, for what its own code takes beyond its operations.
+
 Beside the traced operations, two more are measured on the engine: whole layers, of which prediction keeps what they take beyond
 their operations (module calls, views, allocation), and the step's own time (scheduling, input preparation, output handling).
 """
@@ -8,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from dbstore import JsonObject
-from dooly.trace import TracedModel, TracedOperation
+from dooly.errors import InvalidInputError
+from dooly.trace import TracedModel, TracedOperation, evaluate_form, form_names, rename_form
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dooly.batch import Batch
 
@@ -23,6 +27,8 @@ LAYER = "layer"
 """Name of the operation that is a whole layer."""
 STEP = "step"
 """Name of the operation that is a step less its modules."""
+MODULE = "module"
+"""Name of the operation that is the whole forward of a plain module."""
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
 
@@ -64,6 +70,41 @@ def engine_operations(traced: TracedModel, own_code: Sequence[TracedOperation]) 
                 layers[layer].append(operation.signature)
     found = [_own(LAYER, path, members, counts[path]) for path, members in layers.items()]
     return (*found, _own(STEP, "", outside, 1))
+
+
+def with_whole_module(traced: TracedModel) -> TracedModel:
+    """Return the table of a plain module with its whole forward as one operation more, at the end.
+
+    What it runs is its identity: its operations, each with its count and how it depends on the module's request dimensions.
+    """
+    names = tuple(dict.fromkeys(n for op in traced.operations for dim in op.request_dims for n in form_names(dim)))
+    order = {name: f"d{place}" for place, name in enumerate(names)}
+    members = [f"{op.signature}{[rename_form(d, order) for d in op.request_dims]}*{op.count}" for op in traced.operations]
+    whole = _own(MODULE, "", members, 1)
+    return replace(traced, operations=(*traced.operations, replace(whole, request_dims=names)))
+
+
+def check_names(table: TracedModel, given: Iterable[str]) -> None:
+    """Check that the request dimensions of a plain module are given, each and no other.
+
+    Args:
+        table: The module's operations, the whole module at the end.
+        given: Names.
+
+    Raises:
+        InvalidInputError: A name is missing or unknown.
+    """
+    known = table.operations[-1].request_dims
+    names = ", ".join(known) or "none"
+    if unknown := [name for name in given if name not in known]:
+        raise InvalidInputError(f"{table.model}: {unknown[0]!r} is no request dimension of the module; it has {names}")
+    if missing := [name for name in known if name not in set(given)]:
+        raise InvalidInputError(f"{table.model}: request dimension {missing[0]!r} is not given; give each of {names}")
+
+
+def point_at(request_dims: Sequence[str], sizes: Mapping[str, int]) -> JsonObject:
+    """Return the store point of a plain module's operation at the module's request dimensions."""
+    return JsonObject({"dims": [int(evaluate_form(dim, sizes)) for dim in request_dims]})
 
 
 def point_of(operation: TracedOperation, batch: Batch) -> JsonObject:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import EngineError
 from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
-from dooly.measure._profile import Profiler, Task, cpu_name, describe_environment, plan_tasks, shuffled
+from dooly.measure._profile import Profiler, Task, cpu_name, describe_environment, plan_tasks
+from dooly.measure._tasks import run_tasks
 from dooly.trace import TracedModel, TracedOperation
 
 _TRACE_VERSION = 2
@@ -80,7 +80,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     serving = serving or ServingConfig()
     serving.require_one_rank()
     known = read_traced(store, model, serving)
-    traced = known[0] if known else _told_apart(trace_operations(model, serving), store)
+    traced = known[0] if known else told_apart(trace_operations(model, serving), store)
     if known:
         tasks = _missing(traced, serving, store, known[1])
         if not tasks or dry_run:
@@ -90,11 +90,13 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         return _result(traced, serving, tasks, 0, 0, 0.0)
     with _reduced_engine(model, traced, serving) as engine:
         environment = describe_environment(engine, serving)
-        store.write_document("environments", environment.digest, environment.to_json())
+        write_described(store, environment, traced)
         _write_traced(store, model, serving, traced, environment)
         tasks = _missing(traced, serving, store, environment.digest)
         profiler = Profiler(engine, traced.operations, _kinds(engine), store, environment)
-        return _measure(profiler, traced, serving, tasks, budget_s, progress)
+        records, seconds = run_tasks(profiler, tasks, budget_s, progress)
+        unsteady = sum(bool(record.attributes.get("unsteady")) for record in records)
+        return _result(traced, serving, tasks, len(records), unsteady, seconds)
 
 
 def trace_operations(model: ModelSource, serving: ServingConfig) -> TracedModel:
@@ -108,7 +110,7 @@ def trace_operations(model: ModelSource, serving: ServingConfig) -> TracedModel:
     return replace(traced, operations=(*leaves, *engine_operations(traced, own_code)))
 
 
-def _told_apart(traced: TracedModel, store: Store) -> TracedModel:
+def told_apart(traced: TracedModel, store: Store) -> TracedModel:
     """Return a traced model in which no operation goes by a signature that the store knows as another operation's."""
     from passes.signature import from_json, resolve
 
@@ -138,35 +140,6 @@ def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tup
     return TracedModel.from_json(document["traced"]), document["environment"]
 
 
-def _measure(  # noqa: PLR0913, PLR0917 - `profile` in two halves
-    profiler: Profiler,
-    traced: TracedModel,
-    serving: ServingConfig,
-    tasks: tuple[Task, ...],
-    budget_s: float | None,
-    progress: Callable[[int, int], None],
-) -> ProfileResult:
-    total = sum(len(t.missing) for t in tasks)
-    measured = unsteady = 0
-    begin = time.perf_counter()
-    for task in shuffled(tasks):
-        if budget_s is not None and time.perf_counter() - begin > budget_s:
-            break
-        try:
-            records = profiler.measure(task)
-        except MemoryError as error:
-            records = profiler.give_up(task, f"out of memory: {error}")
-        except RuntimeError as error:  # how torch reports it
-            if "memory" not in str(error):
-                raise
-            records = profiler.give_up(task, f"out of memory: {error}")
-        measured += len(records)
-        unsteady += sum(bool(r.attributes.get("unsteady")) for r in records)
-        progress(measured, total)
-    profiler.compact()
-    return _result(traced, serving, tasks, measured, unsteady, time.perf_counter() - begin)
-
-
 def _result(  # noqa: PLR0913, PLR0917 - one argument a number in the result
     traced: TracedModel, serving: ServingConfig, tasks: tuple[Task, ...], measured: int, unsteady: int, seconds: float
 ) -> ProfileResult:
@@ -190,13 +163,13 @@ def _missing(traced: TracedModel, serving: ServingConfig, store: Store, environm
         if environment is None:
             return 0
         if signature not in known:
-            known[signature] = _record_counts(store, signature, environment)
+            known[signature] = record_counts(store, signature, environment)
         return known[signature][point]
 
     return plan_tasks(traced.operations, serving, count)
 
 
-def _record_counts(store: Store, signature: str, environment: str) -> Counter[JsonObject]:
+def record_counts(store: Store, signature: str, environment: str) -> Counter[JsonObject]:
     """Return how many records an operation has at each point."""
     if not store.points(signature, environment):
         return Counter()
@@ -259,8 +232,15 @@ def _write_traced(
     digest = _trace_digest(model, serving)
     if digest not in store.documents("traces"):
         store.write_document("traces", digest, document)
+
+
+def write_described(store: Store, environment: Environment, traced: TracedModel) -> None:
+    """Write the documents that records point to: the environment, and what each signature stands for."""
+    store.write_document("environments", environment.digest, environment.to_json())
+    known = set(store.documents("operations"))
     for operation in traced.operations:
-        if operation.signature not in store.documents("operations"):
+        if operation.signature not in known:
+            known.add(operation.signature)
             store.write_document("operations", operation.signature, dict(operation.canonical))
 
 

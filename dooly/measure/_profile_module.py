@@ -1,0 +1,127 @@
+"""`dooly.profile_module`: measure the operations of a traced plain module that a store lacks."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING
+
+from dooly.errors import InvalidInputError
+from dooly.measure._module_profiler import ModuleProfiler, ModuleTask, buffers_kept, describe_module_environment
+from dooly.measure._plan import check_names, point_at, with_whole_module
+from dooly.measure._run import ProfileResult, record_counts, told_apart, write_described
+from dooly.measure._tasks import PASSES, run_tasks
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dbstore import JsonObject, Record, Store
+    from dooly.measure._module_profiler import ModuleKey
+    from dooly.trace import Traced, TracedModel
+
+
+def profile_module(
+    traced: Traced,
+    store: Store,
+    *,
+    request_dims: Mapping[str, Sequence[int]],
+    budget_s: float | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ProfileResult:
+    """Measure the operations of a traced module that a store lacks, at every combination of the given request dimensions.
+
+    Operations run as they do in the module's forward: one after the other, on each other's results, with parameters as cold as
+    the last-level cache allows. Elements of the arguments are drawn from those of the call that traced the module. The whole
+    forward is measured beside them. Points are written as soon as they are measured, so a killed run loses the one in flight, and
+    a second run measures what is left; what another module left in the store is not measured again.
+
+    Args:
+        traced: The module, after a call with example arguments.
+        store: An open, writable store.
+        request_dims: Sizes to measure of each request dimension, by its name in `traced.traced`.
+        budget_s: Seconds to measure at most; None measures everything.
+        progress: Called with (points done, points planned) after each combination.
+
+    Raises:
+        TraceError: The module has not run yet.
+        InvalidInputError: `request_dims` lacks a request dimension, names an unknown one, or gives no size of at least 1.
+        MeasurementError: The module's device cannot be timed, or its forward fails at a combination.
+    """
+    from passes.pipeline import analyse
+
+    plain = traced.traced
+    table = with_whole_module(told_apart(plain, store))
+    whole = table.operations[-1]
+    _check_sizes(table, request_dims)
+    analysis = analyse(traced.captured)
+    signatures = {old.signature: new.signature for old, new in zip(plain.operations, table.operations[:-1], strict=True)}
+
+    def keys_at(sizes: Mapping[str, int]) -> list[ModuleKey]:
+        found = [(signatures[op.signature], point_at(op.request_dims, sizes)) for op in analysis.operations]
+        return [*found, (whole.signature, point_at(whole.request_dims, sizes))]
+
+    environment = describe_module_environment(traced.module)
+    combinations = [dict(zip(request_dims, sizes, strict=True)) for sizes in product(*request_dims.values())]
+    tasks = plan_module_tasks(combinations, keys_at, _counter(store, environment.digest))
+    records: tuple[Record, ...] = ()
+    seconds = 0.0
+    if tasks:
+        profiler = ModuleProfiler(traced, analysis, keys_at, store, environment)
+        write_described(store, environment, table)
+        with buffers_kept(traced.module):
+            records, seconds = run_tasks(profiler, tasks, budget_s, progress)
+    everything = plan_module_tasks(combinations, keys_at, lambda _signature, _point: 0)
+    return ProfileResult(
+        table.model,
+        len({op.signature for op in table.operations}),
+        _num_points(everything),
+        len(records),
+        sum(bool(record.attributes.get("unsteady")) for record in records),
+        _num_points(tasks) - len(records),
+        seconds,
+    )
+
+
+def plan_module_tasks(
+    combinations: Sequence[Mapping[str, int]],
+    keys_at: Callable[[Mapping[str, int]], Sequence[ModuleKey]],
+    count: Callable[[str, JsonObject], int],
+) -> tuple[ModuleTask, ...]:
+    """Return the combinations of sizes to run, pass by pass, each with what no earlier combination and no record covers.
+
+    Args:
+        combinations: Sizes of the request dimensions.
+        keys_at: What a forward of given sizes measures.
+        count: How many records the store has of (signature, point).
+    """
+    tasks = []
+    for number in range(PASSES):
+        planned: set[ModuleKey] = set()
+        for sizes in combinations:
+            missing = [key for key in dict.fromkeys(keys_at(sizes)) if key not in planned and count(*key) <= number]
+            planned.update(missing)
+            if missing:
+                tasks.append(ModuleTask(number, sizes, tuple(missing)))
+    return tuple(tasks)
+
+
+def _num_points(tasks: Sequence[ModuleTask]) -> int:
+    return sum(len(task.missing) for task in tasks)
+
+
+def _counter(store: Store, environment: str) -> Callable[[str, JsonObject], int]:
+    """Return what counts the records of a store by signature and point; each signature is read once."""
+
+    @cache
+    def counts(signature: str) -> Counter[JsonObject]:
+        return record_counts(store, signature, environment)
+
+    return lambda signature, point: counts(signature)[point]
+
+
+def _check_sizes(table: TracedModel, request_dims: Mapping[str, Sequence[int]]) -> None:
+    check_names(table, request_dims)
+    for name, sizes in request_dims.items():
+        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise InvalidInputError(f"{table.model}: request dimension {name!r} needs sizes of at least 1, got {sizes!r}")
