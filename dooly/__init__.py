@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import DoolyError
-from dooly.measure import profile
-from dooly.predict import LatencyModel, load_latency_model
+from dooly.measure import profile, profile_module
+from dooly.predict import LatencyModel, ModuleLatency, load_latency_model, load_module_latency
 from dooly.simulate import Workload, parse_workload, simulate
 from dooly.trace import TracedModel, trace
 from dooly.validate import validate
@@ -24,14 +24,17 @@ __all__ = [
     "Batch",
     "DoolyError",
     "LatencyModel",
+    "ModuleLatency",
     "ServingConfig",
     "TracedModel",
     "Workload",
     "__version__",
     "find_model",
     "load_latency_model",
+    "load_module_latency",
     "parse_workload",
     "profile",
+    "profile_module",
     "simulate",
     "trace",
     "validate",

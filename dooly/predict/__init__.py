@@ -2,7 +2,18 @@
 
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
+from dooly.predict._fit_module import load_module_latency
 from dooly.predict._latency_model import LatencyModel, StepLatency
+from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
 
-__all__ = ["BatchArrays", "LatencyModel", "OperationWork", "StepLatency", "fit_latency_model", "load_latency_model"]
+__all__ = [
+    "BatchArrays",
+    "LatencyModel",
+    "ModuleLatency",
+    "OperationWork",
+    "StepLatency",
+    "fit_latency_model",
+    "load_latency_model",
+    "load_module_latency",
+]

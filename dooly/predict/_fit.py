@@ -113,7 +113,7 @@ def _points(work: OperationWork, records: Sequence[Record]) -> tuple[BatchArrays
     """Return the measured points of an operation as batches that have them, with their medians."""
     if work.is_attention:
         return _batches(records)
-    points, latency_ns = _medians(records)
+    points, latency_ns = medians(records)
     sizes = np.array([point["dims"][0] for point in points], dtype=np.int64)
     if work.operation.request_dims == ("num_tokens",):
         return BatchArrays(sizes[:, None], np.zeros_like(sizes)[:, None], np.zeros_like(sizes)), latency_ns
@@ -122,7 +122,7 @@ def _points(work: OperationWork, records: Sequence[Record]) -> tuple[BatchArrays
 
 
 def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
-    points, latency_ns = _medians(records)
+    points, latency_ns = medians(records)
     found = []
     for point in points:
         new, computed = zip(*point["batch"], strict=True)
@@ -130,7 +130,7 @@ def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
     return BatchArrays.of(found), latency_ns
 
 
-def _medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
+def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
     """Return the points of records, each once, with the mean of its passes' medians, the slowest pass left out.
 
     What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least.
@@ -151,20 +151,36 @@ _SPARE = 64
 
 
 def _records(store: Store, operation: TracedOperation, environment: Environment, model: str) -> tuple[Record, ...]:
-    """Return the feasible records of an operation."""
+    """Return the feasible records of an operation of a served model."""
+    place = f"{environment.device} with {environment.attention_backend}"
+    remedies = (f"run `dooly profile {model} --db PATH`", f"profile {model} with smaller limits")
+    return feasible_records(store, operation, environment, place, remedies)
+
+
+def feasible_records(
+    store: Store, operation: TracedOperation, environment: Environment, place: str, remedies: tuple[str, str]
+) -> tuple[Record, ...]:
+    """Return the feasible records of an operation.
+
+    Args:
+        store: An open store.
+        operation: The operation.
+        environment: Where it was measured.
+        place: How messages spell that.
+        remedies: What to do where it was not measured, and where no point was feasible.
+
+    Raises:
+        MissingOperationError: There are none.
+    """
+    name = f"operation {operation.module or operation.name} ({operation.signature})"
     try:
         records = store.read(operation.signature, environment.digest)
     except RecordNotFoundError as error:
-        raise MissingOperationError(
-            f"operation {operation.module or operation.name} ({operation.signature}): not measured on {environment.device} with "
-            f"{environment.attention_backend}; run `dooly profile {model} --db PATH`"
-        ) from error
+        raise MissingOperationError(f"{name}: not measured on {place}; {remedies[0]}") from error
     feasible = tuple(r for r in records if r.infeasible is None)
     if not feasible:
-        raise MissingOperationError(
-            f"operation {operation.module or operation.name} ({operation.signature}): no point of it could be measured on "
-            f"{environment.device} ({records[0].infeasible}); profile {model} with smaller limits"
-        )
+        reason = records[0].infeasible
+        raise MissingOperationError(f"{name}: no point of it could be measured on {environment.device} ({reason}); {remedies[1]}")
     return feasible
 
 

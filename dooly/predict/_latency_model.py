@@ -36,7 +36,7 @@ class StepLatency:
     """Typical error in seconds: the operations' median errors on held-out points, taken as independent between operations."""
     breakdown_s: Mapping[str, float]
     """Seconds of each operation over all its runs, by module path; `layer` is what layers take beyond their operations, which may
-    be negative, and `step` what the engine does around the model."""
+    be negative, and `step` what the engine does around the model; `module` is what a plain module takes beyond its operations."""
     extrapolated: bool
     """Whether the batch lies outside what was measured."""
 
@@ -151,7 +151,7 @@ class LatencyModel:
             for fitted in layer.members:
                 nanoseconds = _predict(fitted, arrays)[0]
                 inner += nanoseconds
-                path = _generic(fitted.operation.module)
+                path = generic_path(fitted.operation.module)
                 parts[path] = parts.get(path, 0.0) + layer.operation.count * nanoseconds
             whole = layer.regressor.predict_ns(layer_terms(np.array([inner]), arrays), layer_features(arrays))[0]
             parts["layer"] = parts.get("layer", 0.0) + layer.operation.count * (whole - inner)
@@ -272,6 +272,6 @@ def _predict(fitted: FittedOperation, batches: BatchArrays) -> Floats:
     return fitted.regressor.predict_ns(fitted.work.terms(batches), fitted.work.features(batches))
 
 
-def _generic(module: str) -> str:
+def generic_path(module: str) -> str:
     """Return a module path with the layer's number taken out."""
     return ".".join("*" if part.isdigit() else part for part in module.split("."))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.trace import evaluate_form
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -42,7 +43,7 @@ class OperationWork:
         if self.is_attention:
             columns = batches.attention(self.window).columns()
             return np.column_stack([np.ones(len(columns)), columns])
-        return np.column_stack([np.ones(len(batches.new)), *self.cost(batches)])
+        return self.roofline_terms(self._sizes(batches), len(batches.new))
 
     def cost(self, batches: BatchArrays) -> tuple[Floats, Floats]:
         """Return FLOPs and least bytes of one run in each batch, shape (num_batches,) each.
@@ -50,34 +51,41 @@ class OperationWork:
         Raises:
             KeyError: A request dimension is none that a batch of an engine has, as in modules traced outside of one.
         """
-        dims = self._dims(batches)
-        flops, traffic = self._forms
-        return flops(*dims), traffic(*dims)
+        _, flops, traffic = self.roofline_terms(self._sizes(batches), len(batches.new)).T
+        return flops, traffic
+
+    def roofline_terms(self, sizes: Mapping[str, Floats], num_points: int) -> Floats:
+        """Return a constant, FLOPs and bytes at given request dimensions, shape (num_points, 3).
+
+        Args:
+            sizes: The request dimensions by name, arrays of shape (num_points,).
+            num_points: How many points; an operation may have no request dimension.
+        """
+        forms = (self.operation.request_flops, self.operation.request_bytes)
+        return _columns([1.0, *(evaluate_form(form, sizes) for form in forms)], num_points)
 
     def features(self, batches: BatchArrays) -> Floats:
         """Return what the trees see, shape (num_batches, num_features)."""
         if self.is_attention:
             work = batches.attention(self.window)
             return np.column_stack([work.columns(), work.longest, *self.cost(batches)])
-        return np.column_stack(self._dims(batches))
+        return self.request_features(self._sizes(batches), len(batches.new))
 
-    def _dims(self, batches: BatchArrays) -> list[Floats]:
+    def request_features(self, sizes: Mapping[str, Floats], num_points: int) -> Floats:
+        """Return the operation's own request dimensions, shape (num_points, num_dims), at given ones of the model."""
+        return _columns([evaluate_form(dim, sizes) for dim in self.operation.request_dims], num_points)
+
+    def _sizes(self, batches: BatchArrays) -> dict[str, Floats]:
         values: dict[str, npt.NDArray[np.generic]] = {"num_tokens": batches.num_tokens, "num_reqs": batches.num_reqs}
         if self.is_attention:
             work = batches.attention(self.window)
             values |= {"query_key_pairs": work.query_key_pairs, "kv_tokens": work.kv_tokens}
-        return [values[name].astype(np.float64) for name in self.operation.request_dims]
+        return {name: array.astype(np.float64) for name, array in values.items()}
 
-    @cached_property
-    def _forms(self) -> tuple[Callable[..., Floats], Callable[..., Floats]]:
-        """FLOPs and bytes as functions of the request dimensions, in their order."""
-        import sympy
 
-        symbols = [sympy.Symbol(name) for name in self.operation.request_dims]
-        texts = (self.operation.request_flops, self.operation.request_bytes)
-        forms = [sympy.sympify(t, locals={str(s): s for s in symbols}) for t in texts]
-        flops, traffic = (sympy.lambdify(symbols, form, "numpy") for form in forms)
-        return (
-            lambda *dims: np.broadcast_to(flops(*dims), dims[0].shape),
-            lambda *dims: np.broadcast_to(traffic(*dims), dims[0].shape),
-        )
+def _columns(values: Sequence[float | Floats], num_points: int) -> Floats:
+    """Return values as columns, shape (num_points, num_values); a number holds at every point."""
+    columns = np.empty((num_points, len(values)))
+    for place, value in enumerate(values):
+        columns[:, place] = value
+    return columns

@@ -100,14 +100,15 @@ def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, O
 
 
 def _held_out_error(whole: Regressor, terms: Floats, features: Floats, latency_ns: Floats) -> float:
-    """Return the median relative error over points that a fit without them predicts."""
+    """Return the median relative error over points that a fit without them predicts; of few points, each is left out alone."""
     count = len(latency_ns)
-    if count < 2 * _FOLDS:
-        return float(np.median(np.abs(whole.predict_ns(terms, features) / latency_ns - 1)))
+    if count == 1:
+        return float(np.abs(whole.predict_ns(terms, features) / latency_ns - 1)[0])
+    folds = _FOLDS if count >= 2 * _FOLDS else count
     order = np.random.default_rng(0).permutation(count)
     errors = np.empty(count)
-    for fold in range(_FOLDS):
-        held = order[fold::_FOLDS]
+    for fold in range(folds):
+        held = order[fold::folds]
         rest = np.setdiff1d(order, held)
         weights, trees = _fit(terms[rest], features[rest], latency_ns[rest])
         predicted = Regressor(weights, trees, 0.0, len(rest)).predict_ns(terms[held], features[held])

@@ -1,0 +1,116 @@
+"""`dooly.load_module_latency`: fit the latency of a plain module to the records of a store."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dbstore import Environment
+from dooly.errors import InvalidInputError, MissingOperationError
+from dooly.measure import cpu_name, told_apart, with_whole_module
+from dooly.predict._fit import feasible_records, medians
+from dooly.predict._latency_model import FittedOperation
+from dooly.predict._module_latency import ModuleLatency, member_ns, whole_terms
+from dooly.predict._operation import OperationWork
+from dooly.predict._regressor import fit_regressor
+from dooly.trace import Traced, evaluate_form, form_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dbstore import Record, Store
+    from dooly.predict._regressor import Regressor
+    from dooly.trace import TracedModel, TracedOperation
+
+    Floats = npt.NDArray[np.float64]
+
+
+def load_module_latency(traced: Traced | TracedModel, store: Store, environment: Environment | None = None) -> ModuleLatency:
+    """Fit the latency model of a plain module to what a store holds about its operations.
+
+    Args:
+        traced: The traced module, or its table of operations (`traced.traced`), which needs no torch.
+        store: An open store that `dooly.profile_module` filled.
+        environment: Where the module was measured; where it is left out, this machine, or the only one in the store.
+
+    Raises:
+        MissingOperationError: The store lacks an operation of the module; the message names it and the call that measures it.
+        InvalidInputError: The store holds the module in several environments, and none is given.
+    """
+    plain = traced.traced if isinstance(traced, Traced) else traced
+    table = with_whole_module(told_apart(plain, store))
+    chosen = environment or _environment(store, table)
+    records = {op.signature: _records(store, op, chosen, table.model) for op in table.operations}
+    fitted: dict[str, Regressor] = {}
+    for operation in table.operations[:-1]:
+        if operation.signature not in fitted:
+            fitted[operation.signature] = _fit_operation(OperationWork(operation), records[operation.signature])
+    members = tuple(FittedOperation(op, OperationWork(op), fitted[op.signature]) for op in table.operations[:-1])
+    whole = table.operations[-1]
+    points, latency_ns = medians(records[whole.signature])
+    measured = np.array([point["dims"] for point in points], dtype=np.int64)
+    sizes = dict(zip(whole.request_dims, measured.T.astype(np.float64), strict=True))
+    inner_ns = np.sum([member_ns(member, sizes, len(points)) for member in members], axis=0)
+    regressor = fit_regressor(whole_terms(inner_ns), measured.astype(np.float64), latency_ns)
+    return ModuleLatency(table, chosen, members, regressor, measured)
+
+
+def _fit_operation(work: OperationWork, records: Sequence[Record]) -> Regressor:
+    points, latency_ns = medians(records)
+    measured = np.array([point["dims"] for point in points], dtype=np.float64)
+    sizes = sizes_behind(work.operation.request_dims, measured)
+    return fit_regressor(work.roofline_terms(sizes, len(points)), measured, latency_ns)
+
+
+def sizes_behind(request_dims: Sequence[str], measured: Floats) -> dict[str, Floats]:
+    """Return sizes of the model's request dimensions at which an operation's own have measured values.
+
+    An operation may run over an expression such as `batch*seq` alone: any sizes that give its value do as well, since nothing
+    else enters the operation. What the expressions leave open is 1.
+
+    Args:
+        request_dims: The operation's request dimensions, each a name or an expression that is linear in each name.
+        measured: Their values, shape (num_points, num_dims).
+    """
+    sizes: dict[str, Floats] = {}
+    # Names first: they leave less open in the expressions.
+    for dim, values in sorted(zip(request_dims, measured.T, strict=True), key=lambda pair: len(form_names(pair[0]))):
+        unknown = [name for name in form_names(dim) if name not in sizes]
+        for name in unknown:
+            sizes[name] = np.ones(len(values))
+        if unknown:
+            at_one = evaluate_form(dim, sizes)
+            slope = evaluate_form(dim, {**sizes, unknown[0]: np.full(len(values), 2.0)}) - at_one
+            sizes[unknown[0]] = 1 + (values - at_one) / slope
+    return sizes
+
+
+def _records(store: Store, operation: TracedOperation, environment: Environment, model: str) -> tuple[Record, ...]:
+    place = f"{environment.device} with {environment.num_threads} threads"
+    call = "call dooly.profile_module(traced, store, request_dims=...)"
+    return feasible_records(store, operation, environment, place, (f"{call} on {model}", f"{call} on {model} with smaller sizes"))
+
+
+def _environment(store: Store, table: TracedModel) -> Environment:
+    """Return the environment that holds the whole module: this machine's if there are several."""
+    documents: list[Any] = [store.read_document("environments", digest) for digest in store.documents("environments")]
+    torch_only = [e for e in map(Environment.from_json, documents) if e.engine == "torch"]
+    whole = table.operations[-1].signature
+    keys = set(store.keys())
+    found = [e for e in torch_only if (whole, e.digest) in keys]
+    here = [e for e in found if (e.device, e.driver) == (cpu_name(), platform.release())]
+    candidates = here or found
+    if not candidates:
+        lacking = [op for op in table.operations if not any((op.signature, e.digest) in keys for e in torch_only)]
+        names = ", ".join(dict.fromkeys(op.module or op.name for op in lacking or table.operations[-1:]))
+        raise MissingOperationError(
+            f"{table.model}: the store lacks {names}; call dooly.profile_module(traced, store, request_dims=...) on it"
+        )
+    if len(candidates) > 1:
+        names = ", ".join(f"{e.device}, torch {e.torch_version}, {e.num_threads} threads" for e in candidates)
+        raise InvalidInputError(f"{table.model}: measured in several environments ({names}); give one of them as environment")
+    return candidates[0]

@@ -1,0 +1,98 @@
+"""The latency of a plain module's forward: its operations added up, and what it takes beyond them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.errors import OutOfDomainError
+from dooly.measure import MODULE, check_names
+from dooly.predict._latency_model import StepLatency, generic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from dbstore import Environment
+    from dooly.predict._latency_model import FittedOperation
+    from dooly.predict._regressor import Regressor
+    from dooly.trace import TracedModel
+
+    Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ModuleLatency:
+    """Predicts how long the forward of one plain module takes in one environment; call it with its request dimensions."""
+
+    traced: TracedModel
+    """The module's operations, its whole forward as the last."""
+    environment: Environment
+    """Where they were measured."""
+    members: tuple[FittedOperation, ...]
+    """The operations, each with its regressor."""
+    whole: Regressor
+    """Latency of the whole forward, on the sum of the operations."""
+    measured: npt.NDArray[np.int64]
+    """Sizes at which the whole forward was measured, shape (num_points, num_request_dims)."""
+
+    @property
+    def request_dims(self) -> tuple[str, ...]:
+        """Names of the module's request dimensions."""
+        return self.traced.operations[-1].request_dims
+
+    def __call__(self, *, extrapolate: bool = False, **sizes: int) -> StepLatency:
+        """Predict one forward, operation by operation.
+
+        Args:
+            extrapolate: Predict outside what was measured as well, and flag it, instead of refusing.
+            sizes: Each request dimension by its name; `**{"x.size(0)": 4}` for one without a name of its own.
+
+        Raises:
+            InvalidInputError: A request dimension is missing or unknown.
+            OutOfDomainError: The sizes are beyond what was measured.
+        """
+        check_names(self.traced, sizes)
+        outside = not self._covers(sizes)
+        if outside and not extrapolate:
+            raise OutOfDomainError(self._beyond(sizes))
+        arrays = {name: np.array([size], dtype=np.float64) for name, size in sizes.items()}
+        parts: dict[str, float] = {}
+        for fitted in self.members:
+            path = generic_path(fitted.operation.module) or self.traced.model
+            parts[path] = parts.get(path, 0.0) + float(member_ns(fitted, arrays, 1)[0])
+        inner = sum(parts.values())
+        features = np.array([[sizes[name] for name in self.request_dims]], dtype=np.float64)
+        whole_ns = float(self.whole.predict_ns(whole_terms(np.array([inner])), features)[0])
+        parts[MODULE] = parts.get(MODULE, 0.0) + whole_ns - inner
+        seconds = {name: ns / 1e9 for name, ns in parts.items()}
+        return StepLatency(whole_ns / 1e9, self.whole.relative_error * whole_ns / 1e9, seconds, outside)
+
+    def _covers(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether sizes lie between two measured combinations, in every dimension."""
+        asked = np.array([sizes[name] for name in self.request_dims])
+        return bool((self.measured >= asked).all(axis=1).any() and (self.measured <= asked).all(axis=1).any())
+
+    def _beyond(self, sizes: Mapping[str, int]) -> str:
+        asked = ", ".join(f"{name}={sizes[name]}" for name in self.request_dims)
+        ranges = zip(self.request_dims, self.measured.min(axis=0), self.measured.max(axis=0), strict=True)
+        known = ", ".join(f"{name} from {low} to {high}" for name, low, high in ranges)
+        return (
+            f"{self.traced.model}: {asked} is outside of what was measured ({known}); call dooly.profile_module with these sizes "
+            "in request_dims, or ask for extrapolate=True"
+        )
+
+
+def member_ns(fitted: FittedOperation, sizes: Mapping[str, Floats], num_points: int) -> Floats:
+    """Return what an operation takes over all its runs in one forward, in nanoseconds, shape (num_points,)."""
+    work = fitted.work
+    latency_ns = fitted.regressor.predict_ns(work.roofline_terms(sizes, num_points), work.request_features(sizes, num_points))
+    return fitted.operation.count * latency_ns
+
+
+def whole_terms(inner_ns: Floats) -> Floats:
+    """Return the base terms of a whole forward: its operations' sum, and a constant."""
+    return np.column_stack([inner_ns, np.ones(len(inner_ns))])

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+import dooly
+from dbstore import Environment, Record, Store
+from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
+from dooly.measure import MODULE, with_whole_module
+from dooly.measure._plan import point_at
+from dooly.predict import ModuleLatency, load_module_latency
+from dooly.predict._fit_module import sizes_behind
+from dooly.trace import TracedModel, evaluate_form, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+    from dooly.trace import TracedOperation
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"batch": (1, 2, 4, 8), "seq": (16, 64, 256)}
+OVERHEAD_NS = 40_000
+
+
+@pytest.fixture(scope="module")
+def table(modules: ModuleType) -> TracedModel:
+    """The operations of a small language model."""
+    traced = trace(modules.Transformer().eval(), request_dims={"ids": ("batch", "seq")})
+    traced(torch.randint(0, 100, (3, 5)))
+    return traced.traced
+
+
+def operation_ns(operation: TracedOperation, sizes: Mapping[str, int]) -> float:
+    """Return what an operation takes by law: a fixed cost, its FLOPs and its bytes."""
+    return float(5_000 + evaluate_form(operation.request_flops, sizes) / 20 + evaluate_form(operation.request_bytes, sizes) / 10)
+
+
+def law_ns(table: TracedModel, sizes: Mapping[str, int]) -> float:
+    """Return what a whole forward takes by law: 5 % more than its operations, and a constant."""
+    return 1.05 * sum(op.count * operation_ns(op, sizes) for op in table.operations) + OVERHEAD_NS
+
+
+def fill(path: Path, table: TracedModel, *environments: Environment, without: str = "") -> Store:
+    """Return a store with every operation of a module at `SIZES`, but for those of one module path."""
+    store = Store.open(path, "a")
+    for environment in environments:
+        store.write_document("environments", environment.digest, environment.to_json())
+        records = {}
+        for operation in with_whole_module(table).operations:
+            if without and operation.module == without:
+                continue
+            for values in product(*SIZES.values()):
+                sizes = dict(zip(SIZES, values, strict=True))
+                elapsed = law_ns(table, sizes) if operation.name == MODULE else operation_ns(operation, sizes)
+                point = point_at(operation.request_dims, sizes)
+                records[operation.signature, point] = Record(
+                    operation.signature, environment.digest, point, np.full(3, round(elapsed))
+                )
+        store.write(*records.values())
+    return store
+
+
+@pytest.fixture(scope="module")
+def place(environment: Environment) -> Environment:
+    """Where the records were made."""
+    return replace(environment, engine="torch", engine_version="2.13.0")
+
+
+@pytest.fixture(scope="module")
+def latency(table: TracedModel, place: Environment, tmp_path_factory: pytest.TempPathFactory) -> ModuleLatency:
+    """The latency model of the small language model."""
+    return load_module_latency(table, fill(tmp_path_factory.mktemp("module") / "db", table, place))
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 3, "seq": 50}, {"batch": 1, "seq": 200}, {"batch": 7, "seq": 30}], ids=str)
+def test_a_forward_follows_the_laws(latency: ModuleLatency, table: TracedModel, sizes: dict[str, int]) -> None:
+    """Sizes that were not measured are predicted within a few percent; operations and the rest add up."""
+    step = latency(**sizes)
+    assert step.seconds == pytest.approx(law_ns(table, sizes) / 1e9, rel=0.05)
+    assert 0 <= step.uncertainty_s < 0.1 * step.seconds
+    assert not step.extrapolated
+    assert sum(step.breakdown_s.values()) == pytest.approx(step.seconds, rel=1e-9)
+    ups = [op for op in table.operations if op.module == "layers.0.up"]
+    expected_ns = sum(op.count * operation_ns(op, sizes) for op in ups)
+    assert step.breakdown_s["layers.*.up"] == pytest.approx(expected_ns / 1e9, rel=0.05)
+    assert step.breakdown_s["module"] == pytest.approx(
+        (law_ns(table, sizes) - (law_ns(table, sizes) - OVERHEAD_NS) / 1.05) / 1e9, rel=0.3
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rule"),
+    [
+        ({"batch": 2}, "request dimension 'seq' is not given"),
+        ({"batch": 2, "seq": 20, "time": 1}, "'time' is no request dimension of the module; it has "),
+    ],
+)
+def test_dimensions_must_be_known(latency: ModuleLatency, sizes: dict[str, int], rule: str) -> None:
+    """A prediction needs each request dimension, and no other."""
+    with pytest.raises(InvalidInputError, match=rule):
+        latency(**sizes)
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 9, "seq": 50}, {"batch": 2, "seq": 300}, {"batch": 2, "seq": 8}], ids=str)
+def test_outside_what_was_measured(latency: ModuleLatency, table: TracedModel, sizes: dict[str, int]) -> None:
+    """Sizes beyond the measured ones, above or below, are refused with what to do, or flagged where asked."""
+    with pytest.raises(OutOfDomainError, match=r"outside of what was measured .*; call dooly\.profile_module") as caught:
+        latency(**sizes)
+    assert "batch from 1 to 8" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    step = latency(**sizes, extrapolate=True)
+    assert step.extrapolated
+    assert step.seconds == pytest.approx(law_ns(table, sizes) / 1e9, rel=0.15)
+
+
+@pytest.mark.parametrize("module", ["layers.0.up", "head", ""])
+def test_a_missing_operation_is_named(table: TracedModel, place: Environment, tmp_path: Path, module: str) -> None:
+    """The error names the operation that the store lacks and the call that measures it, in one line."""
+    store = fill(tmp_path / "db", table, place, without=module or "no such module")
+    if not module:
+        table = replace(table, operations=table.operations[:-1])  # another module, whose operations are all there
+    with pytest.raises(MissingOperationError, match=r"call dooly\.profile_module\(traced, store, request_dims=") as caught:
+        load_module_latency(table, store)
+    assert (module or "module") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_store_names_what_it_lacks(table: TracedModel, tmp_path: Path) -> None:
+    """Without any measurement the operations are named."""
+    with pytest.raises(MissingOperationError, match=r"Transformer: the store lacks embed, layers\.0\.norm1, "):
+        load_module_latency(table, Store.open(tmp_path / "db", "a"))
+
+
+def test_one_of_several_environments_is_chosen(table: TracedModel, place: Environment, tmp_path: Path) -> None:
+    """A store of two environments does not tell which is meant; giving one does."""
+    other = replace(place, num_threads=7)
+    store = fill(tmp_path / "db", table, place, other)
+    with pytest.raises(InvalidInputError, match=r"several environments .* 7 threads.*; give one of them as environment"):
+        load_module_latency(table, store)
+    assert load_module_latency(table, store, other).environment == other
+
+
+def test_sizes_behind_products() -> None:
+    """Where an operation sees a product alone, any sizes that give it do."""
+    sizes = sizes_behind(("batch*seq",), np.array([[12.0], [32.0]]))
+    assert evaluate_form("batch*seq", sizes).tolist() == [12.0, 32.0]
+    sizes = sizes_behind(("batch*seq", "seq"), np.array([[12.0, 4.0], [32.0, 2.0]]))
+    assert (sizes["seq"].tolist(), sizes["batch"].tolist()) == ([4.0, 2.0], [3.0, 16.0])
+    sizes = sizes_behind(("past + seq", "3*seq"), np.array([[12.0, 6.0]]))
+    assert (sizes["seq"].tolist(), sizes["past"].tolist()) == ([2.0], [10.0])
+
+
+def test_a_module_without_request_dimensions(tmp_path: Path) -> None:
+    """A module that always computes the same has one point, and needs no dimension."""
+
+    class Constant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(8, 8))
+
+        def forward(self) -> torch.Tensor:
+            return self.weight @ self.weight
+
+    traced = trace(Constant())
+    traced()
+    store = Store.open(tmp_path / "db", "a")
+    assert dooly.profile_module(traced, store, request_dims={}).num_left == 0
+    assert dooly.load_module_latency(traced, store)().seconds > 0
+
+
+def test_predicting_loads_no_torch(table: TracedModel, place: Environment, tmp_path: Path) -> None:
+    """The table and the store are enough to predict; torch is not loaded."""
+    fill(tmp_path / "db", table, place)
+    (tmp_path / "trace.json").write_text(json.dumps(table.to_json()))
+    code = (
+        "import json, sys; from pathlib import Path; import dooly; from dbstore import Store;"
+        f"table = dooly.TracedModel.from_json(json.loads(Path({str(tmp_path / 'trace.json')!r}).read_text()));"
+        f"latency = dooly.load_module_latency(table, Store.open({str(tmp_path / 'db')!r}));"
+        "print(latency(batch=3, seq=50).seconds > 0, *({'torch', 'vllm'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_from_a_real_module_to_its_latency(modules: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real language model is traced, measured on this machine and predicted between what was measured."""
+    traced = dooly.trace(modules.Transformer(hidden=64).eval(), request_dims={"ids": ("batch", "seq")})
+    traced(torch.randint(0, 100, (2, 8)))
+    monkeypatch.setattr("dooly.measure._module_profiler._BUDGET_NS", 50_000_000)
+    store = Store.open(tmp_path / "db", "a")
+    result = dooly.profile_module(traced, store, request_dims={"batch": (1, 4), "seq": (8, 128)})
+    assert result.num_left == 0
+    latency = dooly.load_module_latency(traced, store)
+    small, middle, large = (latency(batch=b, seq=s) for b, s in ((1, 8), (2, 64), (4, 128)))
+    assert 0 < small.seconds < large.seconds
+    assert set(middle.breakdown_s) >= {"embed", "layers.*.up", "layers.*", "head", "module"}
+    assert 0 < middle.seconds < 2 * large.seconds
