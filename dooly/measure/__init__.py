@@ -2,6 +2,7 @@
 
 from dooly.measure._contention import CONTENDED_CORES, Contention
 from dooly.measure._grid import measurement_batches
+from dooly.measure._module_profiler import module_copies
 from dooly.measure._plan import LAYER, MODULE, STEP, check_names, layer_of, with_whole_module
 from dooly.measure._profile import cpu_name, describe_environment
 from dooly.measure._profile_module import profile_module
@@ -21,6 +22,7 @@ __all__ = [
     "describe_environment",
     "layer_of",
     "measurement_batches",
+    "module_copies",
     "profile",
     "profile_module",
     "read_traced",

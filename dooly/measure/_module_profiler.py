@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
 from dooly.errors import MeasurementError
-from dooly.measure._arguments import arguments_at, graph_values, symbol_values, tensor_values
 from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._contention import Contention
 from dooly.measure._plan import parameter_bytes
 from dooly.measure._profile import cpu_name
 from dooly.measure._replay import MAX_ROUNDS, MIN_ROUNDS, is_tight
-from dooly.measure._subgraph import run_pieces, split_graph
 from dooly.measure._tasks import infeasible_record, record_of
 from dooly.measure._timer import timer_for
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dbstore import JsonObject, Record, Store
-    from dooly.trace import Traced, TracedModel
+    from dooly.trace import Traced
     from passes.pipeline import Analysis
 
 _BUDGET_NS = 300_000_000
@@ -69,6 +67,8 @@ class ModuleProfiler:
         environment: Environment,
     ) -> None:
         """Take `keys_at` for the keys of the analysed operations at given sizes, in order, and the whole module's at the end."""
+        from dooly.measure._subgraph import split_graph
+
         self._traced = traced
         self._captured = traced.captured
         self._origins = analysis.origins
@@ -77,7 +77,7 @@ class ModuleProfiler:
         self._store = store
         self._environment = environment.digest
         self._timer = timer_for(environment.device_kind)
-        self._copies = cycle(copies_of(traced.module, traced.traced))
+        self._copies = cycle(module_copies(traced))
         self._written: set[str] = set()
 
     def measure(self, task: ModuleTask) -> tuple[Record, ...]:
@@ -119,6 +119,9 @@ class ModuleProfiler:
     def _rounds(self, task: ModuleTask) -> dict[ModuleKey, list[int]]:
         import torch
 
+        from dooly.measure._arguments import arguments_at, graph_values, symbol_values, tensor_values
+        from dooly.measure._subgraph import run_pieces
+
         symbols = symbol_values(self._captured, self._origins, task.sizes)
         bound = arguments_at(self._traced, self._captured, symbols)
         constants = graph_values(self._captured, symbols)
@@ -149,12 +152,13 @@ def _spell(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def copies_of(module: nn.Module, traced: TracedModel) -> list[nn.Module]:
-    """Return a module, and as many copies of it as keep its parameters out of the last-level cache when all take turns.
+def module_copies(traced: Traced) -> list[nn.Module]:
+    """Return a traced module, and as many copies of it as keep its parameters out of the last-level cache when all take turns.
 
     A module of no more than a few kilobytes gets no more copies than 256, and copies take 1 GiB at most.
     """
-    read_bytes = sum(parameter_bytes(op) * op.count for op in traced.operations)
+    module = traced.module
+    read_bytes = sum(parameter_bytes(op) * op.count for op in traced.traced.operations)
     cache_bytes = 2 * last_level_cache_bytes()
     if read_bytes == 0 or read_bytes >= cache_bytes:
         return [module]

@@ -55,10 +55,11 @@ def profile_module(
     whole = table.operations[-1]
     _check_sizes(table, request_dims)
     analysis = analyse(traced.captured)
-    signatures = {old.signature: new.signature for old, new in zip(plain.operations, table.operations[:-1], strict=True)}
+    rows = zip(plain.operations, table.operations[:-1], strict=True)
+    signatures = {(old.signature, module): new.signature for old, new in rows for module, _ in old.placements}
 
     def keys_at(sizes: Mapping[str, int]) -> list[ModuleKey]:
-        found = [(signatures[op.signature], point_at(op.request_dims, sizes)) for op in analysis.operations]
+        found = [(signatures[op.signature, op.operation.module], point_at(op.request_dims, sizes)) for op in analysis.operations]
         return [*found, (whole.signature, point_at(whole.request_dims, sizes))]
 
     environment = describe_module_environment(traced.module)

@@ -9,7 +9,7 @@ import torch
 from dbstore import JsonObject, Store
 from dooly.errors import InvalidInputError, MeasurementError, TraceError
 from dooly.measure import profile_module, with_whole_module
-from dooly.measure._module_profiler import copies_of, describe_module_environment
+from dooly.measure._module_profiler import describe_module_environment, module_copies
 from dooly.measure._profile_module import plan_module_tasks
 from dooly.measure._tasks import PASSES
 from dooly.trace import Traced, TracedModel, trace
@@ -190,7 +190,7 @@ def test_copies_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     weight_bytes = 64 * 64 * 4
     for cache, number in ((weight_bytes // 2, 1), (weight_bytes, 3), (10 * weight_bytes, 21), (10**9, 257)):
         monkeypatch.setattr("dooly.measure._module_profiler.last_level_cache_bytes", lambda cache=cache: cache)
-        copies = copies_of(module, traced.traced)
+        copies = module_copies(traced)
         assert len(copies) == number
         assert len({m.weight.data_ptr() for m in copies}) == number
 
