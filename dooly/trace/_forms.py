@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.size\(\d+\)|\.\w+)*(?![\w.]*\()")
-"""A dimension's name: an identifier, a path (`mask.lengths`), or the size of an argument without a name (`x.size(0)`)."""
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\[\w+\]|\.size\(\d+\)|\.\w+)*(?![\w.]*\()")
+"""A dimension's name: an identifier, a path (`mask.lengths`), or the size of an argument without one (`args[0].size(0)`)."""
 
 
 def form_names(text: str) -> tuple[str, ...]:
@@ -33,7 +33,8 @@ def evaluate_form(text: str, sizes: Mapping[str, Any]) -> Any:  # noqa: ANN401 -
     Raises:
         KeyError: `sizes` lacks a name of the form.
     """
-    return _compiled(text)(*(sizes[name] for name in form_names(text)))
+    values = [sizes[name] for name in form_names(text)]
+    return _compiled(text)(*values)
 
 
 @cache

@@ -13,6 +13,7 @@ from dooly.trace import evaluate_form, form_names, rename_form
         ("batch*seq**2", ("batch", "seq"), 125),
         ("(194//(3*heads))", ("heads",), 12),
         ("4*x.size(0) + mask.lengths", ("x.size(0)", "mask.lengths"), 25),
+        ("8*args[0].size(1)", ("args[0].size(1)",), 40),
         ("Max(7, S)", ("S",), 7),
         ("1.5e-05*E", ("E",), 7.5e-05),
         ("12", (), 12),
