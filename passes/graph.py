@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from torch.fx import Graph, Node
 
+SIZE_SOURCE = re.compile(r"^(?P<tensor>.*)\.size\(\)\[(?P<axis>\d+)\]$")
+"""The source of a tensor's size."""
+_ITEM = re.compile(r"(?:\._modules|\._parameters|\._buffers)?\['([^']+)'\]")
+
 Scalar: TypeAlias = "bool | int | float | str | None"
 
 
@@ -64,6 +68,23 @@ class CapturedGraph:
     """Attributes of the engine's stateful modules, by module path."""
     held: Mapping[str, tuple[HeldParameter, ...]] = field(default_factory=dict)
     """Parameters that stateful modules read beside their operands, by module path."""
+    configured: Mapping[str, sympy.Expr] = field(default_factory=dict)
+    """Expression over fields of the model's configuration, by a source as `spell_source` writes it; where one is known."""
+    config_values: Mapping[sympy.Symbol, int] = field(default_factory=dict)
+    """Value of each field that `configured` speaks of."""
+
+
+def spell_source(text: str, module_argument: str) -> str:
+    """Return a source below the module as a dotted path: `layers.0.self_attn.q_size`, `norm.weight.size(0)`."""
+    size = SIZE_SOURCE.match(text)
+    body = size["tensor"] if size else text
+    body = spell_items(body.removeprefix(f"L['{module_argument}']"))
+    return f"{body}.size({size['axis']})" if size else body
+
+
+def spell_items(text: str) -> str:
+    """Return a source with its items as attributes: `layers.0.mlp` for `._modules['layers']._modules['0']._modules['mlp']`."""
+    return _ITEM.sub(r".\1", text).lstrip(".")
 
 
 def shape_of(node: Any) -> tuple[sympy.Expr, ...] | None:  # noqa: ANN401 - a node, whose meta torch leaves untyped

@@ -2,7 +2,8 @@
 
 A symbol read off the module (a parameter's size, an integer attribute) is fixed by the configuration; one read off an argument of
 the forward call is set by the request. What tracing proved equal is one dimension: a symbol that is equal to a configured one is
-configured. Nothing is ever inferred from two sizes having the same value.
+configured. It is written over fields of the model's configuration where the graph comes with their names, else as an attribute of
+the module, else as a parameter's size. Nothing is ever inferred from two sizes having the same value.
 
 Method: union of symbols over PyTorch's shape guards, then elimination of parameter sizes in favour of module attributes
 (`qkv_proj.weight.size(0)` becomes `q_size + 2*kv_size`).
@@ -10,7 +11,6 @@ Method: union of symbols over PyTorch's shape guards, then elimination of parame
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -19,14 +19,12 @@ import sympy
 
 from passes._errors import PassError
 from passes.graph import shape_of
+from passes.labels import label_classes, shorten, spell_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from passes.graph import CapturedGraph, SymbolSource
-
-_SIZE = re.compile(r"^(?P<tensor>.*)\.size\(\)\[(?P<axis>\d+)\]$")
-_ITEM = re.compile(r"(?:\._modules|\._parameters|\._buffers)?\['([^']+)'\]")
 
 
 class Origin(StrEnum):
@@ -62,6 +60,8 @@ class Origins:
     """Value of each named configuration symbol."""
     requests: frozenset[sympy.Symbol]
     """The named symbols that the request sets."""
+    configured: Mapping[str, sympy.Expr]
+    """Expression over fields of the configuration, by path below the module."""
     quotients: tuple[tuple[sympy.Expr, sympy.Expr], ...]
     """Divisions that tracing proved equal to a named symbol, such as `q_size // num_heads` to `head_size`."""
 
@@ -75,7 +75,8 @@ class Origins:
 
     def parameter_dim(self, name: str, size: int) -> Dim:
         """Return a dimension of a parameter that the graph does not show, by the name `path.size(axis)`."""
-        return Dim(sympy.Symbol(_shorten(name), integer=True, positive=True), Origin.CONFIG, size)
+        expr = self.configured.get(name)
+        return Dim(sympy.Symbol(shorten(name), integer=True, positive=True) if expr is None else expr, Origin.CONFIG, size)
 
     def rename(self, expr: sympy.Expr) -> sympy.Expr:
         """Return an expression of the graph over the named symbols.
@@ -88,7 +89,7 @@ class Origins:
             raise PassError(msg)
         for pattern, replacement in self.quotients:
             expr = expr.xreplace({pattern: replacement})
-        return sympy.expand(_exact_divisions(expr.xreplace(dict(self.names)), self.values))
+        return _simplify(expr.xreplace(dict(self.names)), self.values)
 
     def concrete(self, expr: sympy.Expr) -> sympy.Expr:
         """Return an expression of the graph with every configured symbol by value: request symbols stay."""
@@ -105,29 +106,16 @@ def name_origins(captured: CapturedGraph) -> Origins:
     sources = captured.sources
     parent = _unite(sources, captured.equalities)
     literal = _literals(captured.equalities, parent)
-    is_config = {s: _root_argument(src.text) in (None, captured.module_argument) for s, src in sources.items()}
-    groups: dict[sympy.Symbol, list[sympy.Symbol]] = {}
+    classes: dict[sympy.Symbol, list[sympy.Symbol]] = {}
     for symbol in sources:
-        groups.setdefault(parent[symbol], []).append(symbol)
-    labels = _labels({r: m for r, m in groups.items() if r not in literal}, sources, is_config, captured)
-    named: dict[sympy.Symbol, sympy.Expr] = {}
-    values: dict[sympy.Symbol, int] = {}
-    requests: set[sympy.Symbol] = set()
-    for root, members in groups.items():
-        if root in literal:
-            named.update(dict.fromkeys(members, literal[root]))
-            continue
-        symbol = sympy.Symbol(labels[root], integer=True, positive=True)
-        named.update(dict.fromkeys(members, symbol))
-        if any(is_config[m] for m in members):
-            values[symbol] = sources[root].value
-        else:
-            requests.add(symbol)
-    sized = {named[s] for s, src in sources.items() if is_config[s] and isinstance(named[s], sympy.Symbol)}
-    attributes = {named[s] for s, src in sources.items() if is_config[s] and not _SIZE.match(src.text)}
-    solved, quotients = _eliminate(captured.equalities, named, values, sized - attributes)
+        classes.setdefault(parent[symbol], []).append(symbol)
+    labels = label_classes({root: members for root, members in classes.items() if root not in literal}, captured)
+    exprs = {root: _simplify(expr, labels.values) for root, expr in (labels.exprs | literal).items()}
+    named = {symbol: exprs[parent[symbol]] for symbol in sources}
+    configured = {path: _simplify(expr, labels.values) for path, expr in labels.configured.items()}
+    solved, quotients = _eliminate(captured.equalities, named, labels.values, labels.sizes)
     named = {s: sympy.expand(e.xreplace(solved).xreplace(solved)) for s, e in named.items()}
-    return Origins(named, values, frozenset(requests), quotients)
+    return Origins(named, labels.values, labels.requests, configured, quotients)
 
 
 def _check_request_dims(captured: CapturedGraph) -> None:
@@ -135,7 +123,7 @@ def _check_request_dims(captured: CapturedGraph) -> None:
         text = captured.placeholders.get(node.name)
         if text is None:
             continue
-        argument = _argument(text)
+        argument = spell_argument(text)
         for axis, (name, size) in enumerate(zip(captured.request_dims.get(argument, ()), shape_of(node) or (), strict=False)):
             if name is not None and size.is_Integer:
                 msg = (
@@ -176,70 +164,11 @@ def _literals(
     return pinned
 
 
-def _labels(
-    groups: Mapping[sympy.Symbol, list[sympy.Symbol]],
-    sources: Mapping[sympy.Symbol, SymbolSource],
-    is_config: Mapping[sympy.Symbol, bool],
-    captured: CapturedGraph,
-) -> dict[sympy.Symbol, str]:
-    """Return a short, unique name for each class of symbols: attributes before parameter sizes, short paths first."""
-    wanted: dict[sympy.Symbol, list[str]] = {}
-    for root, members in groups.items():
-        configured = [sources[m].text for m in members if is_config[m]]
-        texts = configured or [sources[m].text for m in members]
-        names = [_spell(t, captured) if configured else _request_name(t, captured) for t in texts]
-        wanted[root] = sorted(names, key=lambda n: (".size(" in n, n.count("."), len(n), n))
-    labels: dict[sympy.Symbol, str] = {}
-    for root, names in wanted.items():
-        of_module = any(is_config[m] for m in groups[root])
-        short = _shorten(names[0]) if of_module else names[0]
-        labels[root] = names[0] if of_module and short in labels.values() else short
-    return labels
-
-
-def _shorten(name: str) -> str:
-    """Return an attribute without its module path; a parameter size keeps the module that owns it."""
-    parts = name.split(".")
-    keep = 3 if ".size(" in name else 1
-    return ".".join(parts[-keep:])
-
-
-def _spell(text: str, captured: CapturedGraph) -> str:
-    """Return a source below the module as a dotted path: `layers.0.self_attn.q_size`, `norm.weight.size(0)`."""
-    size = _SIZE.match(text)
-    body = size["tensor"] if size else text
-    body = body.removeprefix(f"L['{captured.module_argument}']")
-    body = _ITEM.sub(r".\1", body).lstrip(".")
-    return f"{body}.size({size['axis']})" if size else body
-
-
-def _request_name(text: str, captured: CapturedGraph) -> str:
-    """Return the name of a request dimension: as told by `request_dims`, else `argument.size(axis)`."""
-    size = _SIZE.match(text)
-    body = size["tensor"] if size else text
-    spelled = _argument(body)
-    axis = int(size["axis"]) if size else 0
-    told = captured.request_dims.get(spelled, ())
-    name = told[axis] if axis < len(told) else None
-    return name or (f"{spelled}.size({axis})" if size else spelled)
-
-
-def _argument(text: str) -> str:
-    """Return the source of a forward argument as it is written in Python: `x`, `sampling.temperature`."""
-    return _ITEM.sub(r".\1", text.replace("L[", "[", 1)).lstrip(".")
-
-
-def _root_argument(text: str) -> str | None:
-    """Return the forward argument that a source starts from, or None for globals and literals."""
-    match = re.match(r"^L\['([^']+)'\]", text)
-    return match[1] if match else None
-
-
 def _eliminate(
     equalities: Iterable[tuple[sympy.Expr, sympy.Expr]],
     named: Mapping[sympy.Symbol, sympy.Expr],
     values: Mapping[sympy.Symbol, int],
-    sizes: set[sympy.Expr],
+    sizes: frozenset[sympy.Symbol],
 ) -> tuple[dict[sympy.Expr, sympy.Expr], tuple[tuple[sympy.Expr, sympy.Expr], ...]]:
     """Solve the equalities for parameter sizes; keep divisions that equal a named symbol as rewrites."""
     solved: dict[sympy.Expr, sympy.Expr] = {}
@@ -267,6 +196,10 @@ def _eliminate(
 def _is_division(expr: sympy.Expr) -> bool:
     """Tell torch's floor division (its own sympy function) by its name."""
     return type(expr).__name__ in {"FloorDiv", "CleanDiv"}
+
+
+def _simplify(expr: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> sympy.Expr:
+    return sympy.expand(_exact_divisions(expr, values))
 
 
 def _exact_divisions(expr: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> sympy.Expr:
