@@ -8,10 +8,14 @@ from dooly.trace._fold import fold_layers, layer_kinds
 from dooly.trace._forms import evaluate_form, form_names, rename_form
 from dooly.trace._model import TracedCall, TracedDim, TracedModel, TracedOperation, TracedTensor
 from dooly.trace._module import Traced, trace
+from dooly.trace._provenance import NO_PROVENANCE, ConfigFields, Provenance, name_sizes
 from dooly.trace._table import tabulate
 
 __all__ = [
+    "NO_PROVENANCE",
     "Capture",
+    "ConfigFields",
+    "Provenance",
     "Traced",
     "TracedCall",
     "TracedDim",
@@ -23,6 +27,7 @@ __all__ = [
     "fold_layers",
     "form_names",
     "layer_kinds",
+    "name_sizes",
     "rename_form",
     "tabulate",
     "trace",

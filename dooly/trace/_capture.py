@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import TraceError
+from dooly.trace._provenance import NO_PROVENANCE
 from dooly.trace._settings import symbolic_sizes
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dooly.trace._provenance import Provenance
     from passes.graph import CapturedGraph
 
 _listeners: list[list[Capture]] = []
@@ -46,15 +48,17 @@ class Capture:
         request_dims: Mapping[str, tuple[str | None, ...]] | None = None,
         stateful: Mapping[str, Mapping[str, bool | int | float | str | None]] | None = None,
         held: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        provenance: Provenance = NO_PROVENANCE,
     ) -> CapturedGraph:
-        """Return the graph with what the caller knows of its arguments and stateful modules.
+        """Return the graph with what the caller knows of its arguments, stateful modules and configuration.
 
         Args:
             request_dims: Names of the request dimensions of each forward argument, by position.
             stateful: Attributes of the engine's stateful modules, by module path.
             held: Parameters that stateful modules read beside their operands, by module path and the parameter's own path.
+            provenance: Which of the module's sizes its configuration sets, and how.
         """
-        from passes.graph import CapturedGraph, HeldParameter
+        from passes.graph import CapturedGraph, HeldParameter, spell_source
 
         texts = [*self.placeholders.values(), *(s.text for s in self.sources.values())]
         stacks = [node.meta.get("nn_module_stack") or {} for node in self.graph.nodes]
@@ -65,8 +69,21 @@ class Capture:
             path: tuple(HeldParameter(name, str(p.dtype).removeprefix("torch."), tuple(p.shape)) for name, p in tensors.items())
             for path, tensors in (held or {}).items()
         }
+        sizes = {spell_source(source.text, module): source.value for source in self.sources.values()}
+        sizes |= {f"{p.name}.size({i})": n for ps in parameters.values() for p in ps for i, n in enumerate(p.shape)}
+        configured = {path: expr for path, size in sizes.items() if (expr := provenance.of(path, size)) is not None}
+        fields = {symbol for expr in configured.values() for symbol in expr.free_symbols}
         return CapturedGraph(
-            self.graph, self.sources, self.equalities, module, request_dims or {}, self.placeholders, stateful or {}, parameters
+            self.graph,
+            sources=self.sources,
+            equalities=self.equalities,
+            module_argument=module,
+            request_dims=request_dims or {},
+            placeholders=self.placeholders,
+            stateful=stateful or {},
+            held=parameters,
+            configured=configured,
+            config_values={symbol: value for symbol, value in provenance.values.items() if symbol in fields},
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from dooly.errors import InvalidInputError, TraceError
 from dooly.trace._capture import dooly_backend, tracing
+from dooly.trace._constructor import constructed_sizes, instance_sizes
 from dooly.trace._model import TracedModel
 from dooly.trace._table import tabulate
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dooly.trace._capture import Capture
+    from dooly.trace._provenance import Provenance
     from passes.graph import CapturedGraph
 
     Module = TypeVar("Module", bound=nn.Module)
@@ -31,10 +33,16 @@ class Traced:
     Call it as the module itself. `traced` holds the operations of the most general graph that its calls made.
     """
 
-    def __init__(self, module: nn.Module, request_dims: RequestDims | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        request_dims: RequestDims | None = None,
+        provenance: Callable[[], Provenance] | None = None,
+    ) -> None:
         import torch
 
         self.module = module
+        self._provenance = cache(provenance or partial(instance_sizes, module))
         self.request_dims = request_dims or {}
         # A backend of its own: torch hands equal modules the graph that it compiled first, and would capture nothing here.
         # Apart from other compilations, where torch can (2.13 does): else many traces use up the user's recompile limit.
@@ -85,7 +93,7 @@ class Traced:
         """
         if self._capture is None:
             raise TraceError(f"{type(self.module).__name__}: not traced yet; call it once with an example input")
-        return self._capture.describe(self.request_dims)
+        return self._capture.describe(self.request_dims, provenance=self._provenance())
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -123,6 +131,10 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None) -> Any:
     Works on an instance (`dooly.trace(model)`), as a decorator of a class (`@dooly.trace`, whose instances are then traced), and
     with arguments (`@dooly.trace(request_dims={"x": ("batch", "seq")})`). Tracing happens on the first call.
 
+    A size that the configuration sets prints over its fields: the integer arguments of a decorated class's constructor, or the
+    fields of a configuration object (a dataclass, or that of a Transformers model). To learn which, the constructor is called
+    once more, on the meta device and quietly, when the table is first read.
+
     Args:
         model: The module, or its class.
         request_dims: Names of the request dimensions of each forward argument, by position; None leaves a position unnamed.
@@ -144,6 +156,6 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None) -> Any:
 
     @wraps(model, updated=())
     def make(*args: object, **kwargs: object) -> Traced:
-        return Traced(model(*args, **kwargs), request_dims)
+        return Traced(model(*args, **kwargs), request_dims, partial(constructed_sizes, model, args, kwargs))
 
     return make

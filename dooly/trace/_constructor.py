@@ -1,0 +1,73 @@
+"""Name a module's sizes by the arguments of its constructor: the constructor is called once more, on the meta device."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import warnings
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
+from functools import partial
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from dooly.trace._provenance import NO_PROVENANCE, ConfigFields, Provenance, is_config, name_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import nn
+
+
+def constructed_sizes(model_class: Callable[..., nn.Module], args: Sequence[object], kwargs: Mapping[str, object]) -> Provenance:
+    """Return the sizes that a constructor call sets, over its integer arguments and the fields of its configuration objects.
+
+    The process's random state stays as it was. A constructor that keeps the tensors or modules that it is given, cannot be called
+    again, or fails on the meta device gives no names.
+    """
+    import torch
+
+    if any(isinstance(a, (torch.Tensor, torch.nn.Module)) for a in (*args, *kwargs.values())):
+        return NO_PROVENANCE
+    fields = ConfigFields()
+    try:
+        with _quiet_meta_device():
+            call = _tracked(inspect.signature(model_class).bind(*deepcopy(args), **deepcopy(kwargs)), fields)
+            return name_sizes(partial(model_class, *call.args, **call.kwargs), fields)
+    except Exception:  # noqa: BLE001 - the user's code may raise anything here; names are a courtesy, and the first call worked
+        return NO_PROVENANCE
+
+
+def instance_sizes(module: nn.Module) -> Provenance:
+    """Return the sizes of a module that was made from its `config` alone, as those of Transformers are."""
+    config = getattr(module, "config", None)
+    return constructed_sizes(type(module), (config,), {}) if is_config(config) else NO_PROVENANCE
+
+
+def _tracked(call: inspect.BoundArguments, fields: ConfigFields) -> inspect.BoundArguments:
+    """Return a call with its integer arguments and the integers of its configuration objects tracked."""
+    call.apply_defaults()
+    for name, value in call.arguments.items():
+        if is_config(value):
+            fields.track_config(value, name)
+        elif call.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            call.arguments[name] = {key: fields.track(key, item) for key, item in value.items()}
+        else:
+            call.arguments[name] = fields.track(name, value)
+    return call
+
+
+@contextmanager
+def _quiet_meta_device() -> Iterator[None]:
+    """Make tensors on the meta device, print nothing and keep all random state, for the length of the scope."""
+    import numpy as np
+    import torch
+
+    states: Any = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what must be kept
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 - as above
