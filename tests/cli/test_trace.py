@@ -55,7 +55,7 @@ def test_json_in_the_documented_form_a_table_and_a_page(tmp_path: Path) -> None:
     dims = [dim for op in document["operations"] for tensor in op["inputs"] for dim in tensor["shape"]]
     assert {dim["origin"] for dim in dims} <= {"config", "request", "mixed"}
     assert all(("value" in dim) == (dim["origin"] == "config") for dim in dims)
-    assert "num_tokens × num_heads × head_size" in done.stdout  # noqa: RUF001 - as dimensions are written
+    assert "num_tokens × num_attention_heads × head_dim" in done.stdout  # noqa: RUF001 - as dimensions are written
     edges = TracedModel.from_json(document).edges
     assert [(source.partition(".")[0], target) for source, target in edges[-2:]] == [
         ("decoder", "logits.0"),

@@ -93,13 +93,14 @@ def test_equal_sizes_keep_their_origins(equal_sizes: dict[str, TracedOperation])
     intermediate = equal_sizes["down_proj"].inputs[0].shape[1]
     vocabulary = equal_sizes["logits_processor"].inputs[0].shape[0]
     assert [d.value for d in (hidden, query, intermediate, vocabulary)] == [512] * 4
-    assert len({d.expr for d in (hidden, query, intermediate, vocabulary)}) == 4
+    names = ["hidden_size", "head_dim*num_attention_heads", "intermediate_size", "vocab_size"]
+    assert [d.expr for d in (hidden, query, intermediate, vocabulary)] == names
 
 
 def test_a_merged_width_is_an_expression(equal_sizes: dict[str, TracedOperation]) -> None:
-    """The merged projection's width is written over query and key sizes, its input is the hidden size."""
+    """The merged projection's width is written over the configuration's heads, its input is the hidden size."""
     width, hidden = equal_sizes["qkv_proj"].inputs[0].shape
-    assert (width.expr, width.value) == ("2*kv_size + q_size", 1024)
+    assert (width.expr, width.value) == ("head_dim*num_attention_heads + 2*head_dim*num_key_value_heads", 1024)
     assert hidden.expr == equal_sizes["o_proj"].outputs[0].shape[1].expr
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._config import first_line
 from dooly.engines.vllm._parallel import enter_layout
+from dooly.engines.vllm._provenance import configured_sizes
 from dooly.engines.vllm._stateful import is_experts
 from dooly.engines.vllm._version import expert_tables_on_cpu, fresh_module_caches
 from dooly.errors import UnsupportedModelError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dooly.engines._config import ModelSource, ServingConfig
+    from dooly.trace import Provenance
 
 
 @contextmanager
@@ -27,38 +30,45 @@ def meta_model(
     serving: ServingConfig,
     config: Any,  # noqa: ANN401 - vLLM's VllmConfig
     pipeline_rank: int,
-) -> Iterator[nn.Module]:
-    """Build the model on the meta device within vLLM's configuration and parallel state.
+) -> Iterator[tuple[nn.Module, Provenance]]:
+    """Build the model on the meta device within vLLM's configuration and parallel state, and find out what sets its sizes.
 
     Raises:
         UnsupportedModelError: vLLM cannot build the model, or not in this parallel layout.
     """
-    import torch
     from vllm.config import set_current_vllm_config
     from vllm.distributed import (
         cleanup_dist_env_and_memory,
         init_distributed_environment,
         initialize_model_parallel,
     )
-    from vllm.model_executor.model_loader.utils import initialize_model
-    from vllm.utils.torch_utils import set_default_torch_dtype
 
+    unbuilt = deepcopy(config)  # building registers the model's layers in its configuration
     with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config), fresh_module_caches():
         init_distributed_environment(1, 0, f"file://{Path(folder) / 'rendezvous'}", 0, "gloo")
         try:
             initialize_model_parallel(1, 1)
             enter_layout(serving, pipeline_rank)
-            with torch.device("meta"), set_default_torch_dtype(config.model_config.dtype), expert_tables_on_cpu():
-                try:
-                    network = initialize_model(vllm_config=config)
-                except (ValueError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
-                    raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
-            _finish_linear_layers(network)
-            _close_experts(network)
+            try:
+                network = _build(config)
+            except (ValueError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+                raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
             # What vLLM fills in at once, such as the norms of models that Transformers builds, is real until here.
-            yield network.to("meta")
+            yield network.to("meta"), configured_sizes(unbuilt, model.config, _build)
         finally:
             cleanup_dist_env_and_memory()
+
+
+def _build(config: Any) -> nn.Module:  # noqa: ANN401 - vLLM's VllmConfig
+    import torch
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    with torch.device("meta"), set_default_torch_dtype(config.model_config.dtype), expert_tables_on_cpu():
+        network: nn.Module = initialize_model(vllm_config=config)
+    _finish_linear_layers(network)
+    _close_experts(network)
+    return network
 
 
 def _finish_linear_layers(network: nn.Module) -> None:

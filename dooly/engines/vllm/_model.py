@@ -18,12 +18,14 @@ from dooly.errors import InvalidInputError, TraceError, UnsupportedModelError
 from dooly.trace import Capture, TracedModel, TracedOperation, dooly_backend, fold_layers, tabulate, tracing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
     from torch import nn
 
     from dooly.engines._config import ModelSource, ServingConfig
+    from dooly.trace import Provenance
+    from passes.graph import CapturedGraph
 
 _NUM_TOKENS = 23
 _NUM_REQS = 5
@@ -49,12 +51,12 @@ def trace_vllm_model(model: ModelSource, serving: ServingConfig, *, pipeline_ran
     import torch
 
     config = engine_config(model, serving)
-    with meta_model(model, serving, config, pipeline_rank) as network:
+    with meta_model(model, serving, config, pipeline_rank) as (network, provenance):
         try:
-            operations = _decoder(network, config)
+            operations = _decoder(network, config, provenance)
             _refuse_hidden_state(model, operations, config)
             if pipeline_rank == serving.pipeline_parallel_size - 1:
-                operations += _head(network, config)
+                operations += _head(network, config, provenance)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise TraceError(f"{model.name}: torch.compile cannot capture the model: {first_line(error)}") from error
     environment = {
@@ -71,7 +73,11 @@ def trace_vllm_model(model: ModelSource, serving: ServingConfig, *, pipeline_ran
     return TracedModel(model.name, environment, operations)
 
 
-def _decoder(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # noqa: ANN401 - vLLM's VllmConfig
+def _decoder(
+    network: nn.Module,
+    config: Any,  # noqa: ANN401 - vLLM's VllmConfig
+    provenance: Provenance,
+) -> tuple[TracedOperation, ...]:
     import torch
     from vllm.forward_context import set_forward_context
 
@@ -81,7 +87,8 @@ def _decoder(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  #
     with _pipelined(network), fold_layers(network, stateful_attributes) as counts, set_forward_context(None, config):
         with tracing() as captures:
             _compiled(network)(tokens, tokens, received)
-        return _tabulate(_only(captures), network, dict.fromkeys(arguments, ("num_tokens",)), "decoder", counts)
+        describe = partial(_only(captures).describe, provenance=provenance)
+        return _tabulate(describe, network, dict.fromkeys(arguments, ("num_tokens",)), "decoder", counts)
 
 
 def _refuse_hidden_state(model: ModelSource, operations: tuple[TracedOperation, ...], config: Any) -> None:  # noqa: ANN401 - VllmConfig
@@ -125,17 +132,25 @@ def _received(network: Any, config: Any) -> dict[str, torch.Tensor] | None:  # n
 
 
 def _tabulate(
-    capture: Capture, root: nn.Module, request_dims: Mapping[str, tuple[str | None, ...]], stage: str, counts: Mapping[str, int]
+    describe: Callable[..., CapturedGraph],
+    root: nn.Module,
+    request_dims: Mapping[str, tuple[str | None, ...]],
+    stage: str,
+    counts: Mapping[str, int],
 ) -> tuple[TracedOperation, ...]:
     """Return a capture's operations, with paths below the engine's model: the captured module, or its child `network`."""
     names = {id(p): name for name, p in root.named_parameters()}
     stateful = {path: s for path, m in root.named_modules() if (s := stateful_attributes(m)) is not None}
     held = {path: {names[id(p)]: p for p in held_parameters(root.get_submodule(path))} for path in stateful}
-    graph = capture.describe(request_dims, stateful, held)
+    graph = describe(request_dims, stateful, held)
     return tuple(_in_engine(row) for row in tabulate(graph, stage=stage, counts=counts, state_cost=state_cost))
 
 
-def _head(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # noqa: ANN401 - vLLM's VllmConfig
+def _head(
+    network: nn.Module,
+    config: Any,  # noqa: ANN401 - vLLM's VllmConfig
+    provenance: Provenance,
+) -> tuple[TracedOperation, ...]:
     """Trace what follows the decoder: logits of the sampled positions, and the sampler."""
     import torch
     from torch import nn
@@ -162,7 +177,8 @@ def _head(network: nn.Module, config: Any) -> tuple[TracedOperation, ...]:  # no
     with torch.device("meta"), tracing() as captures:
         _compiled(head)(hidden_states, _random_sampling())
     request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
-    return _tabulate(_only(captures), head, request_dims, "logits", {})
+    describe = partial(_only(captures).describe, provenance=provenance.below("network"))
+    return _tabulate(describe, head, request_dims, "logits", {})
 
 
 def _in_engine(row: TracedOperation) -> TracedOperation:
