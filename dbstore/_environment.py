@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from dbstore._errors import InvalidRecordError
@@ -16,7 +16,7 @@ _CHOICES = {"device_kind": ("cpu", "cuda"), "execution_mode": ("eager", "compile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """All that changes latency beside the operation; every field is required.
+    """All that changes latency beside the operation. Fields with a default came later, and are left out of documents where None.
 
     Raises:
         InvalidRecordError: a text is empty, a count is below 1, or a choice is unknown.
@@ -48,6 +48,14 @@ class Environment:
     """Quantisation method; None where weights are not quantised."""
     num_threads: int | None
     """Threads that compute; None where the device decides."""
+    cuda_version: str | None = None
+    """Version of CUDA that torch was built for; None on a CPU."""
+    clocks: str | None = None
+    """The highest clocks and the power that the device may use; None where it does not tell."""
+    host: str | None = None
+    """Processor that launches the device's work; None where it is the device."""
+    model_runner: str | None = None
+    """Generation of the engine's model runner, where it has several."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -62,7 +70,7 @@ class Environment:
 
     def to_json(self) -> dict[str, JSON]:
         """Return the fields as a JSON object."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name in _REQUIRED or value is not None}
 
     @classmethod
     def from_json(cls, document: Mapping[str, JSON]) -> Environment:
@@ -72,7 +80,7 @@ class Environment:
             InvalidRecordError: a field is missing, unknown or invalid.
         """
         names = {field.name for field in fields(cls)}
-        for what, wrong in (("lacks", names - set(document)), ("has unknown", set(document) - names)):
+        for what, wrong in (("lacks", _REQUIRED - set(document)), ("has unknown", set(document) - names)):
             if wrong:
                 raise InvalidRecordError(f"Environment: document {what} {', '.join(sorted(wrong))}; give exactly its fields")
         return cls(**document)
@@ -88,3 +96,6 @@ def _problem(name: str, annotation: str, value: object) -> str | None:
         return "must be text, not empty and without blanks around it"
     choices = _CHOICES.get(name)
     return None if choices is None or value in choices else f"must be one of {', '.join(choices)}"
+
+
+_REQUIRED = {field.name for field in fields(Environment) if field.default is MISSING}

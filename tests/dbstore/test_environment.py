@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import pytest
@@ -27,13 +27,24 @@ def test_every_field_changes_the_digest(environment: Environment, name: str) -> 
     assert replace(environment, **{name: others.get(name, "other")}).digest != environment.digest
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Environment)])
+@pytest.mark.parametrize("name", [field.name for field in fields(Environment) if field.default is MISSING])
 def test_missing_field_is_named(environment: Environment, name: str) -> None:
     """A document that lacks a field is refused by that field's name."""
     document = environment.to_json()
     del document[name]
     with pytest.raises(StoreError, match=f"lacks {name};"):
         Environment.from_json(document)
+
+
+LATER = ("cuda_version", "clocks", "host", "model_runner")
+
+
+def test_fields_of_a_gpu_are_kept_where_they_are_known(environment: Environment) -> None:
+    """What only a GPU has is left out of a CPU's document, as in documents from before these fields, and kept of a GPU."""
+    assert set(LATER).isdisjoint(environment.to_json())
+    on_gpu = replace(environment, device_kind="cuda", num_threads=None, **dict.fromkeys(LATER, "x"))
+    assert {on_gpu.to_json()[name] for name in LATER} == {"x"}
+    assert Environment.from_json(on_gpu.to_json()) == on_gpu
 
 
 def test_unknown_field_is_named(environment: Environment) -> None:
