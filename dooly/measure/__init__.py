@@ -1,10 +1,10 @@
 """Measuring: from a traced model to latency records, on a reduced engine."""
 
 from dooly.measure._contention import CONTENDED_CORES, Contention
+from dooly.measure._environment import cpu_name, describe_environment
 from dooly.measure._grid import measurement_batches
 from dooly.measure._module_profiler import module_copies
 from dooly.measure._plan import LAYER, MODULE, STEP, check_names, layer_of, with_whole_module
-from dooly.measure._profile import cpu_name, describe_environment
 from dooly.measure._profile_module import profile_module
 from dooly.measure._run import ProfileResult, profile, read_traced, told_apart, trace_operations
 from dooly.measure._steps import BatchRunner

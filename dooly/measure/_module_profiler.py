@@ -16,11 +16,11 @@ from dbstore import Environment
 from dooly.errors import MeasurementError
 from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._contention import Contention
+from dooly.measure._environment import cpu_name
 from dooly.measure._plan import parameter_bytes
-from dooly.measure._profile import cpu_name
 from dooly.measure._replay import MAX_ROUNDS, MIN_ROUNDS, is_tight
 from dooly.measure._tasks import infeasible_record, record_of
-from dooly.measure._timer import timer_for
+from dooly.measure._timer import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +76,6 @@ class ModuleProfiler:
         self._keys_at = keys_at
         self._store = store
         self._environment = environment.digest
-        self._timer = timer_for(environment.device_kind)
         self._copies = cycle(module_copies(traced))
         self._written: set[str] = set()
 
@@ -86,14 +85,14 @@ class ModuleProfiler:
         try:
             samples = self._rounds(task)
         except (IndexError, RuntimeError) as error:
-            if "memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
             raise MeasurementError(
                 f"{type(self._traced.module).__name__}: forward fails at {_spell(task.sizes)}: {reason}; leave those sizes out"
             ) from error
         wall_s = (time.perf_counter() - begin) / len(task.missing)
-        facts = {"timer": self._timer.name, "pass": task.number, "wall_s": wall_s, "others_cores": contention.others_cores()}
+        facts = {"timing": "perf_counter", "pass": task.number, "wall_s": wall_s, "others_cores": contention.others_cores()}
         return self._write(
             [
                 record_of((signature, self._environment), point, samples[signature, point], facts)
@@ -188,7 +187,8 @@ def describe_module_environment(module: nn.Module) -> Environment:
 
     tensors = [*module.parameters(), *module.buffers()]
     device_kind = tensors[0].device.type if tensors else "cpu"
-    timer_for(device_kind)
+    if device_kind != "cpu":
+        raise MeasurementError(f"device {device_kind!r}: plain modules can be timed on 'cpu' only; move the module there")
     return Environment(
         device=cpu_name(),
         device_kind=device_kind,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from dbstore import Environment, JsonObject, Record, Store
-from dooly.measure._cache import last_level_cache_bytes
+from dooly.measure._cache import cache_bytes
 from dooly.measure._contention import Contention
 from dooly.measure._grid import measurement_batches
 from dooly.measure._plan import STEP, key_of, layer_of, parameter_bytes, point_of
@@ -23,9 +20,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dbstore import JSON, Environment, JsonObject, Record, Store
     from dooly.batch import Batch
     from dooly.engines import ServingConfig
     from dooly.engines.vllm import VllmEngine
+    from dooly.measure._clocks import Clocks
     from dooly.measure._plan import Key
     from dooly.trace import TracedOperation
 
@@ -86,8 +85,8 @@ class Profiler:
         self._kinds = layer_kinds
         self._store = store
         self._environment = environment.digest
-        self._timer = timer_for(environment.device_kind)
-        self._cache_bytes = last_level_cache_bytes()
+        self._timer = timer_for(next(engine.network.parameters()).device)
+        self._cache_bytes = cache_bytes(environment.device_kind)
 
     def measure(self, task: Task) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
@@ -95,15 +94,20 @@ class Profiler:
         replayed = {key_of(op) for op in task.missing if op.stage != "engine"}
         own = [op for op in task.missing if op.stage == "engine"]
         samples: dict[Key, list[int]] = {}
+        how: dict[Key, dict[str, JSON]] = {}
         with BatchRunner(self._engine, task.batch).running() as runner:
             runner.step()
             if replayed:
-                samples |= self._replay(runner, replayed)
+                replay = self._replay(runner, replayed)
+                samples |= replay.samples_ns
+                how |= replay.attributes
+            clocks = self._timer.clocks()
             if own:
                 samples |= self._own_times(runner, own)
+                how |= {key_of(op): {"timing": "perf_counter" if op.name == STEP else self._timer.mark_timing} for op in own}
         wall_s = (time.perf_counter() - begin) / len(samples)
-        others_cores = contention.others_cores()
-        records = tuple(self._record(op, task, samples[key_of(op)], wall_s, others_cores) for op in task.missing)
+        shared = {"pass": task.number, "wall_s": wall_s, "others_cores": contention.others_cores(), **_clock_attributes(clocks)}
+        records = tuple(self._record(op, task, samples[key_of(op)], shared | how[key_of(op)]) for op in task.missing)
         self._store.write(*records)
         return records
 
@@ -120,7 +124,7 @@ class Profiler:
             if self._store.points(operation.signature, self._environment):
                 self._store.compact(operation.signature, self._environment)
 
-    def _replay(self, runner: BatchRunner, operations: set[Key]) -> dict[Key, list[int]]:
+    def _replay(self, runner: BatchRunner, operations: set[Key]) -> Replay:
         rows = [op for op in self._operations if key_of(op) in operations]
         timed = self._targets(rows)
         moved = sum(parameter_bytes(op) * len(self._modules(op)) for op in rows if op.stage == "decoder")
@@ -130,7 +134,7 @@ class Profiler:
         replay = Replay(self._timer, targets, _REPLAY_BUDGET_NS)
         with replay.attached(self._engine.network):
             runner.step()
-        return replay.samples_ns
+        return replay
 
     def _targets(self, operations: Iterable[TracedOperation]) -> dict[nn.Module, Key]:
         """Return the modules that run operations, with the operations' keys; a module that layers share comes once."""
@@ -141,7 +145,9 @@ class Profiler:
         """Time whole layers, and whole steps less the layers and modules in them."""
         outside = {m for op in self._operations if op.stage != "engine" for m, _ in op.placements if layer_of(m) is None}
         groups = {path: [self._module(m) for m in members] for path, members in self._kinds.items()}
-        times = time_steps(runner, groups | {path: [self._module(path)] for path in sorted(outside)}, _STEP_BUDGET_NS)
+        times = time_steps(
+            runner, groups | {path: [self._module(path)] for path in sorted(outside)}, self._timer, _STEP_BUDGET_NS
+        )
         rest = [
             step - sum(ns for values in parts.values() for ns in values)
             for step, parts in zip(times.step_ns, times.parts_ns, strict=True)
@@ -161,38 +167,9 @@ class Profiler:
         sampler: nn.Module = self._engine.runner.sampler
         return sampler if path == "sampler" else self._engine.network.get_submodule(path)
 
-    def _record(self, operation: TracedOperation, task: Task, values: list[int], wall_s: float, others_cores: float) -> Record:
-        facts = {"timer": self._timer.name, "pass": task.number, "wall_s": wall_s, "others_cores": others_cores}
+    def _record(self, operation: TracedOperation, task: Task, values: list[int], facts: dict[str, JSON]) -> Record:
         return record_of((operation.signature, self._environment), point_of(operation, task.batch), values, facts)
 
 
-def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environment:
-    """Return the environment that an engine measures in."""
-    import torch
-    import vllm
-
-    return Environment(
-        device=cpu_name(),
-        device_kind=str(vllm.platforms.current_platform.device_type),
-        driver=platform.release(),
-        torch_version=torch.__version__,
-        engine="vllm",
-        engine_version=vllm.__version__,
-        attention_backend=engine.attention_backend,
-        dtype=serving.dtype,
-        kv_cache_dtype="auto",
-        block_size=engine.block_size,
-        execution_mode="eager",
-        quantization=None,
-        num_threads=torch.get_num_threads(),
-    )
-
-
-def cpu_name() -> str:
-    """Return the processor's name and number of cores."""
-    from pathlib import Path
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name or platform.machine()} x{os.cpu_count()}"
+def _clock_attributes(clocks: Clocks | None) -> dict[str, JSON]:
+    return {} if clocks is None else {**asdict(clocks), "throttling": list(clocks.throttling)}

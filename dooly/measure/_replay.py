@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dooly.measure._timer import Call
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
+    from dbstore import JSON
     from dooly.measure._plan import Key
     from dooly.measure._timer import Timer
 
@@ -39,7 +42,9 @@ class Replay:
     """Time to spend at most on one group of modules that are replayed together."""
     samples_ns: dict[Key, list[int]] = field(default_factory=dict)
     """What was measured, by the operation's key."""
-    _calls: list[tuple[Key | None, Callable[[], object]]] = field(default_factory=list)
+    attributes: dict[Key, dict[str, JSON]] = field(default_factory=dict)
+    """How it was measured, by the operation's key: `timing`, and `host_ahead`, false where times hold launches of the host."""
+    _calls: list[Call] = field(default_factory=list)
     _in_forward: bool = False
 
     @contextmanager
@@ -56,7 +61,7 @@ class Replay:
                 handle.remove()
 
     def _capture(self, key: Key | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.append((key, partial(module.forward, *args, **kwargs)))
+        self._calls.append(Call(key, partial(module.forward, *args, **kwargs)))
 
     def _enter(self, *_arguments: object) -> None:
         self._in_forward = True
@@ -71,22 +76,27 @@ class Replay:
 
     def _run(self) -> None:
         calls, self._calls = self._calls, []
-        if any(key is not None for key, _ in calls):
+        if any(call.key is not None for call in calls):
             self._rounds(calls)
 
-    def _rounds(self, calls: Sequence[tuple[Key | None, Callable[[], object]]]) -> None:
+    def _rounds(self, calls: Sequence[Call]) -> None:
         begin = time.perf_counter_ns()
-        found: dict[Key, list[int]] = {key: [] for key, _ in calls if key is not None}
+        prepared = self.timer.prepare(calls)
+        found: dict[Key, list[int]] = {}
         for round_ in range(MAX_ROUNDS):
-            for key, call in calls:
-                elapsed = self.timer.time_ns(call)
-                if round_ > 0 and key is not None:
-                    found[key].append(elapsed)
+            elapsed = prepared.time_ns()
+            if round_ == 0:
+                continue
+            for call, elapsed_ns in zip(calls, elapsed, strict=True):
+                if call.key is not None:
+                    found.setdefault(call.key, []).append(elapsed_ns)
             enough = all(map(is_tight, found.values())) or time.perf_counter_ns() - begin > self.budget_ns
             if round_ + 1 >= MIN_ROUNDS and enough:
                 break
+        timings = {call.key: timing for call, timing in zip(calls, prepared.timings, strict=True)}
         for key, samples in found.items():
             self.samples_ns.setdefault(key, []).extend(samples)
+            self.attributes[key] = {"timing": timings[key], "host_ahead": prepared.host_ahead}
 
 
 def is_tight(samples: Sequence[int]) -> bool:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import EngineError
-from dooly.measure._cache import last_level_cache_bytes
+from dooly.measure._cache import cache_bytes
+from dooly.measure._clocks import gpu_names
+from dooly.measure._environment import cpu_name, describe_environment
 from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
-from dooly.measure._profile import Profiler, Task, cpu_name, describe_environment, plan_tasks
+from dooly.measure._profile import Profiler, Task, plan_tasks
 from dooly.measure._tasks import run_tasks
 from dooly.trace import TracedModel, TracedOperation
 
@@ -195,6 +197,10 @@ def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingCon
         engine.close()
 
 
+_LEAST_LAYERS = {"cpu": 1, "cuda": 4}
+"""On a GPU the first layer waits for the host, which from then on runs ahead: several later ones are wanted."""
+
+
 def _num_layers(traced: TracedModel) -> int:
     layers: dict[str, int] = {}
     total = 0
@@ -206,8 +212,9 @@ def _num_layers(traced: TracedModel) -> int:
         if operation.name == "layer":
             total += operation.count
     shown = max(int(path.rpartition(".")[2]) for path in layers) + 1
-    cold = ceil(2 * last_level_cache_bytes() / min(layers.values()))
-    return min(total, max(shown, cold))
+    platform_ = str(traced.environment["platform"])
+    cold = ceil(2 * cache_bytes(platform_) / min(layers.values()))
+    return min(total, max(shown, cold, _LEAST_LAYERS[platform_]))
 
 
 def _kinds(engine: VllmEngine) -> dict[str, list[str]]:
@@ -257,6 +264,6 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
     from passes import SCHEME
 
-    machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS")]
+    machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS"), *gpu_names()]
     text = json.dumps([_TRACE_VERSION, SCHEME, model.digest, settings, versions, machine], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dooly.errors import MeasurementError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from dooly.batch import Batch
     from dooly.engines.vllm import VllmEngine
+    from dooly.measure._timer import Timer
 
 _SPARE_TOKENS = 60
 
@@ -80,25 +81,29 @@ class BatchRunner:
         return elapsed
 
 
-def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], budget_ns: int) -> StepTimes:
+def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], timer: Timer, budget_ns: int) -> StepTimes:
     """Time steps over a batch, and groups of modules inside them.
+
+    Steps are timed by the host's clock: the engine returns when it has the sampled tokens. Modules are timed by marks in the
+    device's work, which on a GPU include its waiting for the host's launches, as the step does.
 
     Args:
         runner: The batch, running.
         groups: The modules to time, by a name for those that count together; none may lie inside another.
+        timer: The device's timer.
         budget_ns: Time to spend at most.
     """
     times = StepTimes()
-    current: dict[str, list[int]] = {}
-    begun: list[int] = []
+    current: dict[str, list[tuple[Any, Any]]] = {}
+    begun: list[Any] = []
     handles = []
     for path, modules in groups.items():
 
         def finish(*_arguments: object, path: str = path) -> None:
-            current.setdefault(path, []).append(time.perf_counter_ns() - begun.pop())
+            current.setdefault(path, []).append((begun.pop(), timer.mark()))
 
         for module in modules:
-            handles.append(module.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter_ns())))
+            handles.append(module.register_forward_pre_hook(lambda *_: begun.append(timer.mark())))
             handles.append(module.register_forward_hook(finish))
     try:
         spent = 0
@@ -107,7 +112,7 @@ def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], budge
             elapsed = runner.step()
             spent += elapsed
             times.step_ns.append(elapsed)
-            times.parts_ns.append({path: list(values) for path, values in current.items()})
+            times.parts_ns.append({path: [timer.elapsed_ns(*pair) for pair in pairs] for path, pairs in current.items()})
     finally:
         for handle in handles:
             handle.remove()

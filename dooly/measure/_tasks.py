@@ -11,6 +11,7 @@ import numpy as np
 
 from dbstore import Record
 from dooly.measure._contention import CONTENDED_CORES
+from dooly.measure._timer import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,10 +64,10 @@ def record_of(key: tuple[str, str], point: JsonObject, values: list[int], facts:
         key: The operation's signature and the environment's digest.
         point: The operation's request dimensions.
         values: Samples, in nanoseconds.
-        facts: Attributes of the record; `others_cores` is among them.
+        facts: Attributes of the record; `others_cores` is among them, and on a GPU `throttling`.
     """
     spread = float(np.subtract(*np.percentile(values, [75, 25])) / max(1.0, median(values)))
-    unsteady = spread > _UNSTEADY or facts["others_cores"] > CONTENDED_CORES
+    unsteady = spread > _UNSTEADY or facts["others_cores"] > CONTENDED_CORES or bool(facts.get("throttling"))
     return Record(*key, point, np.asarray(values, dtype=np.int64), {**facts, "spread": spread, "unsteady": unsteady})
 
 
@@ -96,12 +97,10 @@ def run_tasks(
             break
         try:
             records += measurer.measure(task)
-        except MemoryError as error:
-            records += measurer.give_up(task, f"out of memory: {error}")
-        except RuntimeError as error:  # how torch reports it
-            if "memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:  # torch reports it as the latter
+            if not is_out_of_memory(error):
                 raise
-            records += measurer.give_up(task, f"out of memory: {error}")
+            records += measurer.give_up(task, f"out of memory: {str(error).partition(chr(10))[0]}")
         progress(len(records), total)
     measurer.compact()
     return tuple(records), time.perf_counter() - begin

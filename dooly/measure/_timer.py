@@ -1,47 +1,133 @@
-"""Timers, chosen by device: how long one call keeps the device busy."""
+"""Timers, chosen by the device of the module measured: how long calls keep that device busy.
+
+A timer prepares the calls of a step once, in their order, and then times them round by round. It also marks moments inside a real
+step, so that whole layers can be timed where they run.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from dooly.errors import MeasurementError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from dooly.measure._clocks import Clocks
+    from dooly.measure._plan import Key
+
+Timing = Literal["perf_counter", "cuda-graph", "cuda-events"]
+"""How a time was taken, as records say: host clock, events around a CUDA-graph replay, events around plain launches."""
+
+
+class Call(NamedTuple):
+    """A call to run, and what it belongs to."""
+
+    key: Key | None
+    """The operation that it runs; None for a call that only keeps the cache as a step keeps it, and need not be timed."""
+    run: Callable[[], object]
+    """Runs it with the arguments it was captured with."""
+
+
+class PreparedCalls(Protocol):
+    """Calls that are ready to be timed."""
+
+    timings: tuple[Timing, ...]
+    """How each call is timed, in their order."""
+    host_ahead: bool
+    """Whether the last round's times hold no launch time of the host; always so on a CPU, which is the host."""
+
+    def time_ns(self) -> list[int]:
+        """Run all calls once in their order, and return how long each took, in nanoseconds."""
+        ...
 
 
 class Timer(Protocol):
     """Times calls on one kind of device."""
 
-    name: str
-    """Name to keep beside the samples."""
+    mark_timing: Timing
+    """How the time between two marks is taken."""
 
-    def time_ns(self, call: Callable[[], object]) -> int:
-        """Run `call` once, and return how long it took, in nanoseconds."""
+    def prepare(self, calls: Sequence[Call]) -> PreparedCalls:
+        """Get calls ready to be timed, warm-up included where the device needs one."""
+        ...
+
+    def mark(self) -> Any:  # noqa: ANN401 - a moment, of the timer's own kind
+        """Mark this moment in the device's work."""
+        ...
+
+    def elapsed_ns(self, begin: Any, end: Any) -> int:  # noqa: ANN401 - marks
+        """Return the time between two marks, in nanoseconds; wait until the device has reached them."""
+        ...
+
+    def clocks(self) -> Clocks | None:
+        """Return the device's clocks now; None where they cannot be read."""
         ...
 
 
 class CpuTimer:
-    """Wall clock around the call: CPU operators have finished when they return."""
+    """Wall clock around each call: CPU operators have finished when they return."""
 
-    name = "perf_counter_ns"
+    mark_timing: Timing = "perf_counter"
 
-    def time_ns(self, call: Callable[[], object]) -> int:
-        """Run `call` once, and return its wall-clock time, in nanoseconds. Its result is freed outside that time."""
-        begin = time.perf_counter_ns()
-        result = call()
-        end = time.perf_counter_ns()
-        del result
+    def prepare(self, calls: Sequence[Call]) -> PreparedCalls:
+        """Return the calls as they are."""
+        return _CpuCalls(calls)
+
+    def mark(self) -> int:
+        """Return this moment, in nanoseconds."""
+        return time.perf_counter_ns()
+
+    def elapsed_ns(self, begin: int, end: int) -> int:
+        """Return the nanoseconds between two moments."""
         return end - begin
 
+    def clocks(self) -> None:
+        """Return None: a virtual machine does not tell its processor's clock."""
 
-def timer_for(device_kind: str) -> Timer:
-    """Return the timer for a kind of device.
+
+class _CpuCalls:
+    host_ahead = True
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+        self.timings: tuple[Timing, ...] = tuple("perf_counter" for _ in calls)
+
+    def time_ns(self) -> list[int]:
+        return [_time_ns(call) for call in self._calls]
+
+
+def _time_ns(call: Call) -> int:
+    begin = time.perf_counter_ns()
+    result = call.run()
+    end = time.perf_counter_ns()
+    del result  # freed outside the time
+    return end - begin
+
+
+def timer_for(device: torch.device) -> Timer:
+    """Return the timer for a device.
 
     Raises:
-        MeasurementError: Dooly cannot time that kind yet.
+        MeasurementError: Dooly cannot time that kind of device, or torch cannot reach it.
     """
-    if device_kind == "cpu":
+    if device.type == "cpu":
         return CpuTimer()
-    raise MeasurementError(f"device {device_kind!r}: only 'cpu' can be timed yet; run on a machine whose engine uses the CPU")
+    if device.type == "cuda":
+        from dooly.measure._cuda_stream import CudaStream
+        from dooly.measure._cuda_timer import CudaTimer
+
+        return CudaTimer(CudaStream(device))
+    raise MeasurementError(f"device {device.type!r}: only 'cpu' and 'cuda' can be timed; run the engine on one of them")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out: Python's own, CUDA's (out of memory) or torch's CPU allocator's.
+
+    An illegal memory access is none: after it the device answers nothing any more.
+    """
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from dooly.measure._replay import MAX_ROUNDS, MIN_ROUNDS, Replay, is_tight
+from dooly.measure._timer import CpuTimer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+
+    from dooly.measure._timer import Call, PreparedCalls, Timing
 
 
 class Recorded(nn.Module):
@@ -42,18 +45,29 @@ class Model(nn.Module):
         return self.shared(self.second(x), by=3.0)  # type: ignore[no-any-return]
 
 
-class CountingTimer:
+class CountingTimer(CpuTimer):
     """Says that every call took 1,000 ns."""
-
-    name = "counting"
 
     def __init__(self) -> None:
         self.results: list[object] = []
 
-    def time_ns(self, call: Callable[[], object]) -> int:
-        """Run the call, and keep what it returned."""
-        self.results.append(call())
-        return 1000
+    def prepare(self, calls: Sequence[Call]) -> PreparedCalls:
+        """Return calls whose results are kept."""
+        return _Counted(calls, self.results)
+
+
+class _Counted:
+    host_ahead = True
+
+    def __init__(self, calls: Sequence[Call], results: list[object]) -> None:
+        self.timings: tuple[Timing, ...] = tuple("perf_counter" for _ in calls)
+        self._calls = calls
+        self._results = results
+
+    def time_ns(self) -> list[int]:
+        """Run the calls, and keep what they returned."""
+        self._results += [call.run() for call in self._calls]
+        return [1000] * len(self._calls)
 
 
 @pytest.fixture

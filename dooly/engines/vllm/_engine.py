@@ -12,7 +12,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._config import engine_arguments, first_line
-from dooly.engines.vllm._version import import_vllm
+from dooly.engines.vllm._version import import_vllm, model_runner_generation
 from dooly.errors import EngineError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ class VllmEngine:
     Only one may live in a process at a time; close it before the next one starts.
     """
 
-    def __init__(self, model: ModelSource, serving: ServingConfig, num_layers: int | None = None) -> None:
+    def __init__(self, model: ModelSource, serving: ServingConfig, num_layers: int | None = None, **settings: object) -> None:
         """Start the engine.
 
         Args:
             model: The model.
             serving: How to serve it.
             num_layers: Keep only the first so many layers; None keeps all.
+            settings: Engine arguments by vLLM's names, in place of Dooly's.
 
         Raises:
             EngineError: The engine refuses to start; the message carries its reason.
@@ -47,7 +48,7 @@ class VllmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         overrides = {} if num_layers is None else {"hf_overrides": _shortened(model, num_layers)}
-        arguments = engine_arguments(model, serving, **overrides)
+        arguments = engine_arguments(model, serving, **overrides, **settings)
         try:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 self._engine = LLMEngine.from_engine_args(arguments)
@@ -56,11 +57,12 @@ class VllmEngine:
         self._core = self._engine.engine_core.engine_core
         self._schedule = self.scheduler.schedule
         self.scheduler.schedule = self._record_schedule
-        self._scheduled: tuple[str, ...] = ()
+        self._outputs: list[Any] = []
         self._names: dict[str, str] = {}
         self.num_preemptions = 0
         self._ids = itertools.count()
         self._random = random.Random(0)  # noqa: S311 - prompts
+        self._text: list[int] = []
         self._vocabulary = range(min(_MAX_TOKEN_ID, self._engine.model_config.get_vocab_size()))
         self._warm_up(min(serving.max_num_batched_tokens, serving.max_model_len - 1))
 
@@ -77,7 +79,7 @@ class VllmEngine:
     @property
     def network(self) -> nn.Module:
         """The loaded model."""
-        network: nn.Module = self.runner.model
+        network: nn.Module = self.runner.get_model()
         return network
 
     @property
@@ -96,9 +98,26 @@ class VllmEngine:
         groups = itertools.chain.from_iterable(self.runner.attn_groups)
         return "+".join(sorted({g.backend.get_name() for g in groups}))
 
+    @property
+    def execution_mode(self) -> str:
+        """How the engine runs its model: `eager`, `compiled`, or `cudagraph` where it replays CUDA graphs of compiled pieces."""
+        config = self._engine.vllm_config
+        if config.model_config.enforce_eager:
+            return "eager"
+        graphs = config.compilation_config.cudagraph_mode
+        return "compiled" if graphs is None or graphs.name == "NONE" else "cudagraph"
+
+    @property
+    def model_runner(self) -> str:
+        """Generation of the engine's model runner: `v1` or `v2`."""
+        return model_runner_generation(self.runner)
+
     def prompt(self, num_tokens: int) -> list[int]:
-        """Return a random prompt."""
-        return self._random.choices(self._vocabulary, k=num_tokens)
+        """Return a random prompt: a stretch of one long text, as drawing each token anew would take longer than a step."""
+        if len(self._text) < 2 * num_tokens:
+            self._text = self._random.choices(self._vocabulary, k=4 * num_tokens)
+        start = self._random.randrange(len(self._text) - num_tokens)
+        return self._text[start : start + num_tokens]
 
     def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0) -> str:
         """Queue a request, and return its name.
@@ -120,11 +139,23 @@ class VllmEngine:
 
     def step(self) -> list[Any]:
         """Run one engine step, and return the engine's outputs: `request_id` is the name that `add` gave."""
+        self._outputs = []
         return self._engine.step()  # type: ignore[no-any-return]
 
     def scheduled(self) -> tuple[str, ...]:
         """Return the names of the requests that the last step worked on."""
-        return self._scheduled
+        return tuple(self._names[internal] for output in self._outputs for internal in output.num_scheduled_tokens)
+
+    def scheduler_outputs(self) -> list[Any]:
+        """Return what the scheduler handed out in the last step: one output, or any number under asynchronous scheduling."""
+        return self._outputs
+
+    def work(self, output: Any) -> dict[str, tuple[int, int]]:  # noqa: ANN401 - vLLM's SchedulerOutput
+        """Return new and computed tokens of each request in a scheduler's output, by name."""
+        cached = output.scheduled_cached_reqs
+        computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        computed |= {request.req_id: request.num_computed_tokens for request in output.scheduled_new_reqs}
+        return {self._names[internal]: (new, computed[internal]) for internal, new in output.num_scheduled_tokens.items()}
 
     def has_unfinished_requests(self) -> bool:
         """Tell whether any request is queued or running."""
@@ -146,9 +177,9 @@ class VllmEngine:
                 self.step()
 
     def _record_schedule(self, *args: object, **kwargs: object) -> Any:  # noqa: ANN401 - vLLM's SchedulerOutput
-        """Schedule as the engine does, and note which requests take part."""
+        """Schedule as the engine does, and keep the output."""
         output = self._schedule(*args, **kwargs)
-        self._scheduled = tuple(self._names[internal] for internal in output.num_scheduled_tokens)
+        self._outputs.append(output)
         self.num_preemptions += len(output.preempted_req_ids or ())
         return output
 

@@ -15,14 +15,21 @@ from dooly.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MODEL_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+"""Environment variable that chooses the generation of the model runner; without it the engine chooses."""
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    MODEL_RUNNER: "0",
 }
-"""In-process engine, no chatter, no network. A value that the user has set wins."""
+"""In-process engine, no chatter, no network. A value that the user has set wins.
+
+And the first generation of the model runner, on every device: CUDA engines take the second for dense models by themselves, whose
+sampler is no module, so that its calls cannot be timed.
+"""
 
 
 def import_vllm() -> Any:  # noqa: ANN401 - a module
@@ -82,3 +89,8 @@ def expert_tables_on_cpu() -> Iterator[None]:
         yield
     finally:
         owner.determine_expert_map = make
+
+
+def model_runner_generation(runner: object) -> str:
+    """Return `v1` or `v2`: which of vLLM's two GPU model runners an object is."""
+    return "v2" if type(runner).__module__.startswith("vllm.v1.worker.gpu.") else "v1"
