@@ -75,6 +75,12 @@ JsonFile = Annotated[
 CsvFile = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", callback=writable, help="Write the times, one row a request.")
 ]
+RealFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--real", metavar="FILE", help="Compare with runs that benchmarks/ground_truth.py kept, under their engine flags."
+    ),
+]
 HtmlFile = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", callback=writable, help="Write a page with charts that needs no network.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dooly.cli._options import Database, JsonFile, Model, WorkloadText, engine_flags
+from dooly.cli._options import Database, JsonFile, Model, RealFile, WorkloadText, engine_flags
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 
@@ -26,20 +26,25 @@ def validate(  # noqa: PLR0913 - one argument an option
     db: Database,
     workload: WorkloadText,
     repeat: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of the real engine, whose spread is the noise.")] = 2,
+    real: RealFile = None,
     json_file: JsonFile = None,
     serving: ServingConfig,
 ) -> None:
     """Run the real engine beside the simulation, and print the error next to the engine's own noise."""
     from dbstore import Store
     from dooly.simulate import parse_workload
+    from dooly.validate import read_runs, validate_kept
     from dooly.validate import validate as run_both
 
     source = find_model(model)
     requests = parse_workload(workload)
     store = Store.open(db)
-    with progress_bar(f"{source.name}: simulating, starting the engine") as update:
-        progress = partial(update, what=f"{source.name}: real engine")
-        validation = run_both(source, store, requests, serving, repeat=repeat, progress=progress)
+    if real is not None:
+        validation = validate_kept(source, store, requests, read_runs(real))
+    else:
+        with progress_bar(f"{source.name}: simulating, starting the engine") as update:
+            progress = partial(update, what=f"{source.name}: real engine")
+            validation = run_both(source, store, requests, serving, repeat=repeat, progress=progress)
     _warn_if_disturbed(validation)
     if write_json(validation.to_json(), json_file):
         _show(validation)

@@ -39,13 +39,16 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 
-def load_latency_model(store: Store, model: ModelSource, serving: ServingConfig | None = None) -> LatencyModel:
+def load_latency_model(
+    store: Store, model: ModelSource, serving: ServingConfig | None = None, environment: Environment | None = None
+) -> LatencyModel:
     """Fit the latency model of a model to what a store holds about it.
 
     Args:
         store: An open store.
         model: The model, by its configuration.
         serving: The engine settings that the model was profiled with.
+        environment: The environment that it was profiled in; None where the store holds it in one only.
 
     Raises:
         MissingOperationError: The store lacks the model, or an operation of it; the message names the command that measures it.
@@ -53,8 +56,7 @@ def load_latency_model(store: Store, model: ModelSource, serving: ServingConfig 
     """
     serving = serving or ServingConfig()
     serving.require_one_rank()
-    traced, environment = _traced(store, model, serving)
-    return fit_latency_model(store, traced, environment)
+    return fit_latency_model(store, *_traced(store, model, serving, environment))
 
 
 def fit_latency_model(store: Store, traced: TracedModel, environment: Environment) -> LatencyModel:
@@ -184,14 +186,16 @@ def feasible_records(
     return feasible
 
 
-def _traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[TracedModel, Environment]:
+def _traced(
+    store: Store, model: ModelSource, serving: ServingConfig, wanted: Environment | None
+) -> tuple[TracedModel, Environment]:
     """Return the trace of a model that fits the serving settings, with its environment; this machine's if there are several."""
     found: dict[str, tuple[TracedModel, Environment]] = {}
     for digest in store.documents("traces"):
         document: Any = store.read_document("traces", digest)
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
         fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
-        if document["config"] == model.digest and fits:
+        if document["config"] == model.digest and fits and wanted in {None, environment}:
             found[environment.digest] = (TracedModel.from_json(document["traced"]), environment)
     if not found:
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""

@@ -1,6 +1,19 @@
 """Validation: the real engine beside the simulation, on the same workload."""
 
-from dooly.validate._real import RealRun
-from dooly.validate._validation import MetricReport, Validation, validate
+from dooly.validate._kept import KeptRuns, ServedRun, read_runs, write_runs
+from dooly.validate._real import RealRun, StepRun
+from dooly.validate._validation import MetricReport, Validation, serve, validate, validate_kept
 
-__all__ = ["MetricReport", "RealRun", "Validation", "validate"]
+__all__ = [
+    "KeptRuns",
+    "MetricReport",
+    "RealRun",
+    "ServedRun",
+    "StepRun",
+    "Validation",
+    "read_runs",
+    "serve",
+    "validate",
+    "validate_kept",
+    "write_runs",
+]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from dooly.simulate import RequestTimes, SimulationResult
 
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
     from dooly.simulate import Workload
 
 _IDLE_S = 0.0002
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """One step of the real engine."""
+
+    start_s: float
+    """When it began, in seconds from the run's start."""
+    duration_s: float
+    """How long it took, in seconds."""
+    work: tuple[tuple[int, int, int], ...]
+    """Place in the workload, new tokens and computed tokens of each request that was scheduled."""
 
 
 class RealRun:
@@ -28,6 +41,7 @@ class RealRun:
         self._scheduled: dict[int, float] = {}
         self._first: dict[int, float] = {}
         self._finish: dict[int, float] = {}
+        self._steps: list[tuple[float, float, list[Any]]] = []
 
     def run(self) -> SimulationResult:
         """Serve the workload, and return each request's times in seconds from the start of the run."""
@@ -51,6 +65,7 @@ class RealRun:
         begin = self._now()
         outputs = self._engine.step()
         end = self._now()
+        self._steps.append((begin, end, self._engine.scheduler_outputs()))
         for name in self._engine.scheduled():
             self._scheduled.setdefault(self._places[name], begin)
         for output in outputs:
@@ -58,6 +73,14 @@ class RealRun:
             self._first.setdefault(place, end)
             if output.finished:
                 self._finish[place] = end
+
+    def steps(self) -> tuple[StepRun, ...]:
+        """Return when each step ran and what it worked on, requests by their place in the workload."""
+        found = []
+        for begin, end, outputs in self._steps:
+            work = [(self._places[name], *tokens) for output in outputs for name, tokens in self._engine.work(output).items()]
+            found.append(StepRun(begin, end - begin, tuple(work)))
+        return tuple(found)
 
     def _now(self) -> float:
         return time.perf_counter() - self._origin

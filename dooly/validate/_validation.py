@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ from dooly.simulate import (
     scheduler_config,
     simulate,
 )
+from dooly.validate._kept import KeptRuns, ServedRun
 from dooly.validate._real import RealRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dbstore import Store
+    from dbstore import Environment, Store
     from dooly.engines.vllm import VllmEngine
     from dooly.predict import LatencyModel
 
@@ -102,22 +103,64 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
         raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")
     serving = serving or ServingConfig()
     latency = load_latency_model(store, model, serving)
-    simulated = simulate(workload, latency, scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size))
+    simulated = _simulated(workload, latency, serving)
     engine = VllmEngine(model, serving)
     try:
-        _check_same_machine(engine, serving, latency)
-        RealRun(engine, _warm_up(workload)).run()
-        real: list[SimulationResult] = []
-        contention = Contention()
-        number = len(workload.requests)
-        for before in range(0, repeat * number, number):
-            report = partial(_add_up, progress, before, repeat * number)
-            real.append(RealRun(engine, workload, report).run())
-        others_cores = contention.others_cores()
+        _check_same_machine(describe_environment(engine, serving), engine.num_kv_blocks, serving, latency)
+        runs, others_cores = serve(engine, workload, repeat, progress)
     finally:
         engine.close()
+    return _compared([run.result for run in runs], simulated, others_cores)
+
+
+def validate_kept(model: ModelSource, store: Store, workload: Workload, kept: KeptRuns) -> Validation:
+    """Simulate a workload, and compare with runs of the real engine that were kept; needs no engine.
+
+    Args:
+        model: A model that the store has a profile of, in the environment of the runs.
+        store: The store with its profile.
+        workload: The requests that the runs served.
+        kept: The runs.
+
+    Raises:
+        MissingOperationError: The store lacks the model in that environment, or an operation of it.
+        InvalidInputError: The runs served another workload or another number of KV blocks than the settings give.
+    """
+    asked = [(r.arrival_ns / 1e9, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
+    served = [(r.arrival_s, r.num_prompt_tokens, r.num_output_tokens) for r in kept.runs[0].result.rows]
+    if asked != served:
+        raise InvalidInputError(f"--real: the runs kept served {kept.workload}; give that as --workload")
+    latency = load_latency_model(store, model, kept.serving, kept.environment)
+    _check_same_machine(kept.environment, kept.num_kv_blocks, kept.serving, latency)
+    simulated = _simulated(workload, latency, kept.serving)
+    return _compared([run.result for run in kept.runs], simulated, kept.others_cores)
+
+
+def serve(
+    engine: VllmEngine, workload: Workload, repeat: int, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> tuple[tuple[ServedRun, ...], float]:
+    """Serve a workload several times after a warm-up.
+
+    Returns:
+        The runs, and the cores that other processes kept busy meanwhile.
+    """
+    RealRun(engine, _warm_up(workload)).run()
+    contention = Contention()
+    number = len(workload.requests)
+    runs = []
+    for before in range(0, repeat * number, number):
+        run = RealRun(engine, workload, partial(_add_up, progress, before, repeat * number))
+        runs.append(ServedRun(run.run(), run.steps()))
+    return tuple(runs), contention.others_cores()
+
+
+def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig) -> SimulationResult:
+    return simulate(workload, latency, scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size))
+
+
+def _compared(real: list[SimulationResult], simulated: SimulationResult, others_cores: float) -> Validation:
     errors = [compare(run, simulated) for run in real]
-    noises = noise(real) if repeat > 1 else None
+    noises = noise(real) if len(real) > 1 else None
     tpots = [e.tpot for e in errors if e.tpot is not None]
     return Validation(
         tuple(real),
@@ -132,18 +175,18 @@ def _add_up(progress: Callable[[int, int], None], before: int, total: int, done:
     progress(before + done, total)
 
 
-def _check_same_machine(engine: VllmEngine, serving: ServingConfig, latency: LatencyModel) -> None:
+def _check_same_machine(here: Environment, num_kv_blocks: int, serving: ServingConfig, latency: LatencyModel) -> None:
     """Raise unless the engine runs in the environment that the latencies were measured in, with the KV cache simulated."""
-    here, there = describe_environment(engine, serving), latency.environment
-    differing = [name for name, value in here.to_json().items() if value != there.to_json()[name]]
+    there = latency.environment
+    differing = [field.name for field in fields(here) if getattr(here, field.name) != getattr(there, field.name)]
     if differing:
         raise InvalidInputError(
             f"{latency.traced.model}: measured in another environment (differs in {', '.join(differing)}); "
             "profile it on this machine"
         )
-    if engine.num_kv_blocks != latency.num_kv_blocks(serving):
+    if num_kv_blocks != latency.num_kv_blocks(serving):
         raise InvalidInputError(
-            f"--kv-cache-memory-bytes: the engine makes {engine.num_kv_blocks} KV blocks of it, the simulation "
+            f"--kv-cache-memory-bytes: the engine makes {num_kv_blocks} KV blocks of it, the simulation "
             f"{latency.num_kv_blocks(serving)}; report the model as a bug"
         )
 

@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from dbstore import Store
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.errors import DoolyError, EngineError, InvalidInputError, MissingOperationError, UnsupportedModelError
-from dooly.measure import BatchRunner, profile
+from dooly.measure import BatchRunner, describe_environment, profile
 from dooly.measure import _profile as profile_module
 from dooly.predict import load_latency_model
 from dooly.simulate import parse_workload
-from dooly.validate import validate
+from dooly.validate import KeptRuns, read_runs, serve, validate, validate_kept, write_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dbstore import Record
     from dooly.engines.vllm import VllmEngine
     from dooly.measure import ProfileResult
 
@@ -141,6 +143,32 @@ def test_a_model_that_shares_layers_measures_the_rest(db: Path, tmp_path: Path) 
     assert _num_records(db) == before + result.num_measured
 
 
+def test_points_that_run_out_of_memory_are_infeasible(
+    model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps over many tokens that end as torch ends them without memory leave records that say so, and the sweep goes on."""
+    step = BatchRunner.step
+
+    def starved(runner: BatchRunner) -> int:
+        if runner._batch.num_tokens > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+        return step(runner)
+
+    monkeypatch.setattr(BatchRunner, "step", starved)
+    store = Store.open(tmp_path / "db", "a")
+    assert profile(model, store, SERVING, budget_s=3).num_measured > 0
+    (environment,) = store.documents("environments")
+    signatures = [s for s in store.documents("operations") if store.points(s, environment)]
+    records = [record for signature in signatures for record in store.read(signature, environment)]
+    reasons = {"num_tokens" if _num_tokens(r) > 40 else "": r.infeasible for r in records if "batch" in r.point}
+    assert reasons == {"num_tokens": "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.", "": None}
+
+
+def _num_tokens(record: Record) -> int:
+    point: Any = record.point
+    return sum(new for new, _ in point["batch"])
+
+
 @pytest.mark.usefixtures("profiled")
 def test_validation_runs_both_sides(model: ModelSource, db: Path) -> None:
     """The same workload is served and simulated; errors and noise are finite, and every request is served."""
@@ -176,6 +204,38 @@ def test_the_model_knows_the_engines_kv_blocks(engine: VllmEngine, model: ModelS
     assert latency.block_size == engine.block_size
     assert latency.num_kv_blocks(SERVING) == engine.num_kv_blocks
     assert latency.environment.attention_backend == engine.attention_backend
+
+
+@pytest.mark.usefixtures("profiled")
+def test_runs_that_were_kept_are_judged_without_the_engine(
+    engine: VllmEngine, model: ModelSource, db: Path, tmp_path: Path
+) -> None:
+    """Served once, kept in a file and read: requests and steps are whole, and the comparison needs no engine."""
+    spec = "poisson:rate=40,requests=6,prompt=8-60,output=4-10,seed=0"
+    workload = parse_workload(spec)
+    runs, others_cores = serve(engine, workload, 2)
+    environment = describe_environment(engine, SERVING)
+    kept = KeptRuns(model.name, spec, SERVING, environment, engine.num_kv_blocks, others_cores, runs)
+    path = tmp_path / "runs.json.xz"
+    write_runs(kept, path)
+    again = read_runs(path)
+    for run in again.runs:
+        done = dict.fromkeys(range(6), 0)
+        for step in run.steps:
+            for place, new, computed in step.work:
+                assert computed == done[place]
+                done[place] += new
+        # The last output token is sampled, but never computed.
+        assert [done[i] for i in done] == [r.num_prompt_tokens + r.num_output_tokens - 1 for r in workload.requests]
+    result = validate_kept(model, Store.open(db), workload, again)
+    assert len(result.real) == 2
+    assert math.isfinite(result.ttft.mape)
+    other = parse_workload(spec.replace("seed=0", "seed=1"))
+    with pytest.raises(InvalidInputError, match=r"--real: the runs kept served poisson:rate=40.*give that as --workload"):
+        validate_kept(model, Store.open(db), other, again)
+    elsewhere = replace(again, environment=replace(environment, driver="another"))
+    with pytest.raises(MissingOperationError, match="holds no profile of this model"):
+        validate_kept(model, Store.open(db), workload, elsewhere)
 
 
 BATCHES = (
