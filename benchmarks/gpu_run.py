@@ -1,0 +1,278 @@
+"""Measure, validate and check one GPU, in parts, each of which ends within a given time; run it again and it continues.
+
+    python benchmarks/gpu_run.py --state DIR --seconds 1500 --out OUT
+
+DIR holds all that is found: the latency store `db`, the real engine's runs `groundtruth`, `results`, logs and what is done. After
+each part, OUT holds it as one archive in pieces (`cat OUT/state.tar.xz.* | tar xJ -C DIR` brings it back), so that nothing is
+lost with the machine. Parts run in order of worth; one that fails is named and left for the next call, and the rest goes on.
+`--device cpu` rehearses every part with a tiny sweep on the CPU engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+PIECE_BYTES = 15 << 20
+KEPT = ("db", "groundtruth", "results", "logs", "done", "cache/flashinfer")
+MARGIN_S = 5.0
+"""Left at the end of a call, to write the archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run on one kind of device."""
+
+    dense: tuple[str, ...]
+    """Models to validate as well."""
+    sparse: tuple[str, ...]
+    """Models to profile only: whole, they take too long to start."""
+    backends: tuple[str, ...]
+    """Attention backends; empty text lets the engine choose."""
+    modes: tuple[str, ...]
+    """Modes of the real engine's runs."""
+    serving: tuple[str, ...]
+    """Engine flags."""
+    loads: tuple[str, ...]
+    """Workloads, NAME=SPEC, from light to heavy."""
+    profile_s: int
+    """Seconds to measure in one part."""
+    start_s: int
+    """Seconds that an engine may take to start and a model to be traced."""
+    serve_s: int
+    """Seconds that the real engine may serve in one part."""
+
+
+PLANS = {
+    "cuda": Plan(
+        dense=("llama-3.1-8b", "qwen2.5-7b"),
+        sparse=("qwen3-30b-a3b",),
+        backends=("FLASH_ATTN", "TRITON_ATTN", "FLASHINFER"),
+        modes=("eager", "default"),
+        serving=(
+            *("--max-model-len", "8192", "--max-num-batched-tokens", "2048", "--max-num-seqs", "256"),
+            *("--kv-cache-memory-bytes", str(32 << 30)),
+        ),
+        loads=(
+            "light=poisson:rate=4,requests=20,prompt=128-1024,output=32-128,seed=1",
+            "medium=poisson:rate=12,requests=72,prompt=128-1024,output=32-128,seed=2",
+            "heavy=poisson:rate=32,requests=224,prompt=128-1024,output=32-128,seed=3",
+        ),
+        profile_s=45,
+        start_s=75,
+        serve_s=75,
+    ),
+    "cpu": Plan(
+        dense=("smollm2-135m",),
+        sparse=(),
+        backends=("",),
+        modes=("eager",),
+        serving=(
+            *("--max-model-len", "256", "--max-num-batched-tokens", "128", "--max-num-seqs", "4"),
+            *("--kv-cache-memory-bytes", str(64 << 20)),
+        ),
+        loads=(
+            "light=poisson:rate=2,requests=4,prompt=8-64,output=4-8,seed=1",
+            "heavy=poisson:rate=8,requests=8,prompt=8-64,output=4-8,seed=3",
+        ),
+        profile_s=20,
+        start_s=120,
+        serve_s=60,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One command, run to its end once."""
+
+    name: str
+    """Names its log and its mark."""
+    command: tuple[str, ...]
+    """What to run in the repository."""
+    limit_s: int
+    """Seconds after which it is stopped."""
+    needs: str | None = None
+    """A package without which it is left for another machine."""
+
+
+def parts(plan: Plan, device: str, state: Path) -> tuple[Part, ...]:
+    """Return what to run, in order of worth. Ground truth and profiles first: the rest can be had from them later, anywhere."""
+    kernels = (PYTHON, str(ROOT / "benchmarks" / "kernel_sanity.py"), plan.dense[0])
+    kernels_file = ("--out", str(state / "results" / "kernels.json"))
+    compared = ("--db", str(state / "db"), *flags(plan.backends[0]))
+    marker = "gpu" if device == "cuda" else "not gpu and not engine"
+    timer_tests = (PYTHON, "-m", "pytest", "-q", "-m", marker, "tests/measure")
+    pairs = [(model, backend) for backend in plan.backends for model in plan.dense]
+    sparse = [(model, backend) for backend in plan.backends for model in plan.sparse]
+    eager, *others = plan.modes
+    return (
+        Part("timer-tests", timer_tests, 120),
+        *(ground_truth(plan, *pair, eager, state) for pair in pairs),
+        *(profile(plan, *pair, state, "") for pair in pairs),
+        Part("kernels", (*kernels, *kernels_file, "--device", device), 60),
+        *(profile(plan, *pair, state, "") for pair in sparse),
+        *(ground_truth(plan, *pair, mode, state) for mode in others for pair in pairs),
+        *(profile(plan, *pair, state, "-more") for pair in pairs + sparse),
+        *(judge(*pair, load, state) for pair in pairs for load in plan.loads),
+        Part("kernels-predicted", (*kernels, *kernels_file, *compared), 60, needs="catboost"),
+    )
+
+
+def ground_truth(plan: Plan, model: str, backend: str, mode: str, state: Path) -> Part:
+    """Return the part that runs the real engine on all loads; a compiled engine takes longer to start."""
+    loads = [word for load in plan.loads for word in ("--load", load)]
+    script = str(ROOT / "benchmarks" / "ground_truth.py")
+    command = (PYTHON, script, model, "--out", str(state / "groundtruth"), "--mode", mode, *loads, *flags(backend), *plan.serving)
+    start_s = plan.start_s * (1 if mode == "eager" else 2)
+    return Part(f"ground-truth.{model}.{backend or 'auto'}.{mode}", command, start_s + plan.serve_s)
+
+
+def profile(plan: Plan, model: str, backend: str, state: Path, suffix: str) -> Part:
+    """Return the part that profiles a model for its share of the time."""
+    budget = ("--budget-seconds", str(plan.profile_s))
+    command = (PYTHON, "-m", "dooly", "profile", model, "--db", str(state / "db"), *budget, *flags(backend), *plan.serving)
+    return Part(f"profile{suffix}.{model}.{backend or 'auto'}", command, plan.start_s + plan.profile_s)
+
+
+def judge(model: str, backend: str, load: str, state: Path) -> Part:
+    """Return the part that simulates a load, and compares it with the real engine's runs; needs no device."""
+    name, spec = load.split("=", 1)
+    stem = f"{model}.{backend or 'auto'}.eager.{name}"
+    real = ("--real", str(state / "groundtruth" / f"{stem}.json.xz"))
+    result = ("--json", str(state / "results" / f"validate.{stem}.json"))
+    command = (PYTHON, "-m", "dooly", "validate", model, "--db", str(state / "db"), "--workload", spec, *real, *result)
+    return Part(f"validate.{stem}", command, 120, needs="catboost")
+
+
+def flags(backend: str) -> tuple[str, ...]:
+    """Return the flags that choose an attention backend."""
+    return ("--attention-backend", backend) if backend else ()
+
+
+def run(part: Part, state: Path, limit_s: float) -> int | None:
+    """Run a part, its output to its log, and return its exit code; None where it was stopped. Mark it if it ended well."""
+    cache = state / "cache"
+    caches = {"FLASHINFER_WORKSPACE_BASE": str(cache / "flashinfer"), "TRITON_CACHE_DIR": str(cache / "triton")}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with (state / "logs" / f"{part.name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            part.command,
+            cwd=ROOT,
+            env=os.environ | caches | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            end(process)
+    if code == 0:
+        (state / "done" / part.name).touch()
+    return code
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a part and all that it started, gently first: a profile writes each point as it is measured."""
+    for sent in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, sent)
+            try:
+                process.wait(MARGIN_S / 2)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def archive(state: Path, out: Path) -> None:
+    """Write all that was found to `out`, as one archive in pieces; a piece appears whole or not at all."""
+    whole = state / "state.tar.xz"
+    with tarfile.open(whole, "w:xz", preset=1) as tar:
+        for name in KEPT:
+            if (state / name).exists():
+                tar.add(state / name, name)
+    content = whole.read_bytes()
+    pieces = [content[i : i + PIECE_BYTES] for i in range(0, len(content), PIECE_BYTES)]
+    out.mkdir(parents=True, exist_ok=True)
+    for number, piece in enumerate(pieces):
+        aside = out / f"part.{number:02d}"
+        aside.write_bytes(piece)
+        aside.replace(out / f"state.tar.xz.{number:02d}")
+    for stale in out.glob("state.tar.xz.*"):
+        if int(stale.suffix[1:]) >= len(pieces):
+            stale.unlink()
+    whole.unlink()
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, required=True, help="what was found so far, and what will be")
+    parser.add_argument("--out", type=Path, help="folder for the archive of the state after each part")
+    parser.add_argument("--seconds", type=float, default=1500, help="end within so long")
+    parser.add_argument("--part-seconds", type=float, default=600, help="stop each part after so long at most")
+    parser.add_argument("--device", choices=tuple(PLANS), default="cuda")
+    parser.add_argument("--models", help="dense models, in place of the plan's, with commas between; no others are profiled")
+    parser.add_argument("--only", default="", help="parts whose name starts so")
+    parser.add_argument("--list", action="store_true", help="print the parts, and which are done")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the parts that are not done, as long as the time lasts; return 1 if one failed or was stopped."""
+    args = arguments()
+    begin = time.monotonic()
+    plan = PLANS[args.device]
+    if args.models:
+        changed = {"dense": tuple(args.models.split(",")), "sparse": ()}
+        plan = Plan(**{name: getattr(plan, name) for name in Plan.__slots__} | changed)
+    state = args.state.resolve()
+    for name in ("logs", "done", "results", "groundtruth"):
+        (state / name).mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for part in parts(plan, args.device, state):
+        if not part.name.startswith(args.only):
+            continue
+        left_s = args.seconds - (time.monotonic() - begin) - MARGIN_S
+        outcome = before(part, state, min(part.limit_s, args.part_seconds), left_s)
+        row: dict[str, object] = {"part": part.name, "limit_s": part.limit_s}
+        if outcome is None and not args.list:
+            started = time.monotonic()
+            code = run(part, state, min(part.limit_s, args.part_seconds))
+            failed += code != 0
+            row |= {"exit": code, "wall_s": round(time.monotonic() - started, 1)}
+            if args.out:
+                archive(state, args.out)
+        else:
+            row["left"] = outcome or "to do"
+        print(json.dumps(row), flush=True)
+    return 1 if failed else 0
+
+
+def before(part: Part, state: Path, limit_s: float, left_s: float) -> str | None:
+    """Return why a part is not run now, or None."""
+    if (state / "done" / part.name).exists():
+        return "done"
+    if part.needs and importlib.util.find_spec(part.needs) is None:
+        return f"needs {part.needs}: run this command again where it is installed"
+    return (
+        None if left_s >= limit_s else f"takes up to {limit_s:.0f} s, {max(0.0, left_s):.0f} s are left: run this command again"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
