@@ -48,6 +48,24 @@ def test_layers_are_sharded(half: TracedModel, whole: dict[str, TracedOperation]
     assert found["input_layernorm"].signature == whole["input_layernorm"].signature
 
 
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_a_large_model_is_sharded(ranks: int) -> None:
+    """Each rank of Llama-3.1-70B has its share of the heads and of each layer, in every layer."""
+    from dooly.engines.vllm import trace_vllm_model
+
+    traced = trace_vllm_model(find_model("llama-3.1-70b"), ServingConfig(tensor_parallel_size=ranks))
+    found = {op.name: op for op in traced.operations}
+    assert weights(found["qkv_proj"]) == ((64 + 2 * 8) * 128 // ranks, 8192)
+    assert weights(found["o_proj"]) == (8192, 8192 // ranks)
+    assert weights(found["gate_up_proj"]) == (2 * 28672 // ranks, 8192)
+    assert weights(found["down_proj"]) == (8192, 28672 // ranks)
+    assert (found["attn"].attributes["num_heads"], found["attn"].attributes["num_kv_heads"]) == (64 // ranks, 8 // ranks)
+    reduced = {op.module.rpartition(".")[2]: op for op in traced.operations if op.name == "all_reduce"}
+    assert {name: op.count for name, op in reduced.items()} == {"embed_tokens": 1, "o_proj": 80, "down_proj": 80}
+    assert {op.bytes for op in reduced.values()} == {"2*hidden_size*num_tokens"}
+    assert found["qkv_proj"].count == 80
+
+
 def test_collectives_are_operations_with_their_payload(half: TracedModel) -> None:
     """Each row-parallel layer and the embedding end in an all-reduce of the hidden states; logits are gathered."""
     found = [op for op in half.operations if op.name in COLLECTIVES]
