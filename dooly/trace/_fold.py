@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[Mapping[str, int]]:
+def fold_layers(model: nn.Module, state_of: StateOf | None = None, *, first_apart: bool = True) -> Iterator[Mapping[str, int]]:
     """Run one layer of each kind in every `nn.ModuleList` of the model, for the length of the scope.
 
     The list keeps its length: a layer like an earlier one returns what that one returned in the same forward, instead of running.
@@ -31,6 +31,7 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[M
     Args:
         model: The model. Its repeated layers get another `forward` of their own, which is taken away afterwards.
         state_of: What a module keeps outside `nn.Module`.
+        first_apart: Whether the very first layer is a kind of its own: models may treat it differently (no residual to add yet).
 
     Yields:
         How many layers each layer that runs stands for, by its path.
@@ -40,7 +41,7 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None) -> Iterator[M
     hooks: list[RemovableHandle] = []
     repeated: list[nn.Module] = []
     try:
-        for path, kinds in layer_kinds(model, state_of).items():
+        for path, kinds in layer_kinds(model, state_of, first_apart=first_apart).items():
             for first, *others in kinds:
                 place = f"{path}.{first}"
                 counts[place] = 1 + len(others)
@@ -66,7 +67,7 @@ def _recall(latest: dict[str, Any], place: str, *_arguments: object, **_named: o
     return latest[place]
 
 
-def layer_kinds(model: nn.Module, state_of: StateOf | None = None) -> dict[str, list[list[int]]]:
+def layer_kinds(model: nn.Module, state_of: StateOf | None = None, *, first_apart: bool = True) -> dict[str, list[list[int]]]:
     """Return the kinds of layers in each outermost `nn.ModuleList`, as lists of layer numbers.
 
     The very first layer stands alone: models treat it differently (it has no residual to add yet).
@@ -77,11 +78,11 @@ def layer_kinds(model: nn.Module, state_of: StateOf | None = None) -> dict[str, 
     for path, layers in model.named_modules():
         nested = any(path.startswith(f"{outer}.") for outer in found)
         if isinstance(layers, nn.ModuleList) and len(layers) > 0 and not nested:
-            found[path] = _kinds(layers, state_of)
+            found[path] = _kinds(layers, state_of, first_apart=first_apart)
     return found
 
 
-def _kinds(layers: nn.ModuleList, state_of: StateOf | None) -> list[list[int]]:
+def _kinds(layers: nn.ModuleList, state_of: StateOf | None, *, first_apart: bool) -> list[list[int]]:
     """Return the numbers of the layers of each kind, kinds in order of their first layer."""
     described = [dict(_describe(layer, "", index, state_of)) for index, layer in enumerate(layers)]
     counters = {
@@ -95,6 +96,8 @@ def _kinds(layers: nn.ModuleList, state_of: StateOf | None) -> list[list[int]]:
     for index, facts in enumerate(described):
         key = tuple(sorted((k, repr(v)) for k, v in facts.items() if k not in counters))
         kinds.setdefault(key, []).append(index)
+    if not first_apart:
+        return list(kinds.values())
     first, *others = kinds.values()
     return sorted([first[:1], *([first[1:]] if first[1:] else []), *others])
 
