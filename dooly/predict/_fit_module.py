@@ -15,7 +15,7 @@ from dooly.predict._latency_model import FittedOperation
 from dooly.predict._module_latency import ModuleLatency, member_ns, whole_terms
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import fit_regressor
-from dooly.trace import Traced, evaluate_form, form_names
+from dooly.trace import TracedModel, evaluate_form, form_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dbstore import Record, Store
     from dooly.predict._regressor import Regressor
-    from dooly.trace import TracedModel, TracedOperation
+    from dooly.trace import Traced, TracedOperation
 
     Floats = npt.NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
         MissingOperationError: The store lacks an operation of the module; the message names it and the call that measures it.
         InvalidInputError: The store holds the module in several environments, and none is given.
     """
-    plain = traced.traced if isinstance(traced, Traced) else traced
+    plain = traced if isinstance(traced, TracedModel) else traced.traced
     table = with_whole_module(told_apart(plain, store))
     chosen = environment or _environment(store, table)
     records = {op.signature: _records(store, op, chosen, table.model) for op in table.operations}

@@ -41,7 +41,7 @@ def test_json_has_the_promised_form(model: TracedModel) -> None:
             "is_parameter": True,
             "parameter": "0.weight",
         },
-        {"dtype": "int64", "shape": [{"expr": "args[0].size(0)", "origin": "request"}], "is_parameter": False},
+        {"dtype": "int64", "shape": [{"expr": "input.size(0)", "origin": "request"}], "is_parameter": False},
     ]
 
 

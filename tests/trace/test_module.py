@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import os
+import re
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,7 +45,7 @@ class Broken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (tokens, 8)."""
         y: Tensor = self.proj(x)
-        return y + 1 if float(y.sum()) > 0 else y
+        return y + 1 if y.sum().item() > 0 else y
 
 
 def _state() -> dict[str, object]:
@@ -55,6 +58,12 @@ def _state() -> dict[str, object]:
         "gradients": torch.is_grad_enabled(),
         "random": torch.get_rng_state().tolist(),
         "environment": dict(os.environ),
+        "functorch": torch._functorch.config.save_config(),  # type: ignore[attr-defined]
+        "warnings": list(warnings.filters),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "determinism": torch.are_deterministic_algorithms_enabled(),
+        "encoder layers": torch.backends.mha.get_fastpath_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
     }
 
 
@@ -149,9 +158,11 @@ def test_the_most_general_call_counts() -> None:
     assert traced.traced.operations[0].request_dims == ("num_tokens",)
 
 
-def test_a_graph_break_is_an_error() -> None:
-    """A forward that torch cannot capture in one graph is refused by name."""
-    with pytest.raises(TraceError, match=r"^Broken: torch.compile cannot capture its forward in one graph: [^\n]+; see [^\n]+$"):
+def test_a_graph_break_names_its_line() -> None:
+    """A forward that torch cannot capture in one graph is refused in one line that starts with the line of the model's code."""
+    line = inspect.getsourcelines(Broken.forward)[1] + 3
+    message = rf"^{re.escape(__file__)}:{line}: Broken: torch.compile cannot capture its forward in one graph: [^\n]+; [^\n]+$"
+    with pytest.raises(TraceError, match=message):
         trace(Broken())(torch.randn(5, 8))
 
 
