@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from dooly.cli._output import progress_bar, write_json
 from dooly.cli._trace_table import print_operations
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from dooly.engines import ModelSource
+    from dooly.trace import TracedModel
 
 
 @engine_flags("dtype", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "attention_backend")
@@ -28,15 +32,9 @@ def trace(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Trace a model's operations; needs neither weights nor the memory to hold them."""
     source = find_model(model)
-    if engine is EngineName.TORCH:
-        raise InvalidInputError(
-            "--engine: torch traces modules, not configurations yet; use --engine vllm, or dooly.trace(module) in Python"
-        )
     step = parse_batch(batch)
-    from dooly.engines.vllm import trace_vllm_model
-
     with progress_bar(f"{source.name}: tracing"):
-        traced = trace_vllm_model(source, serving, pipeline_rank=pipeline_rank)
+        traced = _traced(source, serving, engine, pipeline_rank)
     rows = cost_operations(traced, step)
     if html_file is not None:
         from dooly.cli._trace_page import write_page
@@ -44,3 +42,15 @@ def trace(  # noqa: PLR0913 - one argument an option
         write_page(traced, rows, batch, html_file)
     if write_json(traced.to_json(), json_file):
         print_operations(traced, rows, batch)
+
+
+def _traced(source: ModelSource, serving: ServingConfig, engine: EngineName, pipeline_rank: int) -> TracedModel:
+    if engine is EngineName.TORCH:
+        if pipeline_rank:
+            raise InvalidInputError("--pipeline-rank: --engine torch traces one device; leave it out")
+        from dooly.engines._transformers import trace_transformers_model
+
+        return trace_transformers_model(source, serving)
+    from dooly.engines.vllm import trace_vllm_model
+
+    return trace_vllm_model(source, serving, pipeline_rank=pipeline_rank)

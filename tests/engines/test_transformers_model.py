@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dooly.engines import ServingConfig, find_model
+from dooly.errors import InvalidInputError, TraceError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("transformers", reason="transformers is not installed; it comes with the cpu extra")
+
+from dooly.engines._transformers import trace_transformers_model
+from dooly.trace import trace
+
+SIZES = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SIZES}
+
+
+def write(folder: Path, config: dict[str, Any]) -> Path:
+    """Write a configuration into a folder."""
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def build(model_type: str, **changes: Any) -> Any:  # noqa: ANN401 - a PreTrainedModel
+    """Return a tiny Transformers model with one layer, in inference mode."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    names = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = names if model_type == "gpt2" else SIZES | {"num_hidden_layers": 1}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes), **changes).eval()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [("llama", {}), ("gpt2", {}), ("mixtral", {"experts_implementation": "grouped_mm"})],
+)
+def test_a_models_logits_are_its_own(model_type: str, changes: dict[str, Any]) -> None:
+    """Called by keywords as users do, the logits are bit for bit the model's, and batch and sequence are the request's."""
+    import torch
+
+    model = build(model_type, **changes)
+    traced = trace(model, request_dims={"input_ids": ("batch", "seq")})
+    ids = torch.randint(0, 97, (3, 7))
+    with torch.no_grad():
+        assert torch.equal(traced(input_ids=ids).logits, model(input_ids=ids).logits)
+    embedding = traced.traced.operations[0]
+    assert [[(d.origin, d.value) for d in t.shape] for t in embedding.inputs] == [
+        [("config", 97), ("config", 32)],
+        [("request", None), ("request", None)],
+    ]
+    names = {name for op in traced.traced.operations for dim in op.request_dims for name in re.findall("[a-z_]+", dim)}
+    assert names == {"batch", "seq"}
+
+
+def test_experts_that_loop_over_the_data_are_refused_with_the_setting() -> None:
+    """Experts that run one by one cannot be captured; the error names the setting that can."""
+    import torch
+
+    model = build("mixtral", experts_implementation="eager")
+    with pytest.raises(
+        TraceError, match=r"^/\S+\.py:\d+: MixtralForCausalLM: .*; call model\.set_experts_implementation\('grouped_mm'\)"
+    ):
+        trace(model)(torch.zeros(3, 7, dtype=torch.int64))
+
+
+def test_a_configuration_is_traced_at_full_size(tmp_path: Path) -> None:
+    """Each kind of layer is traced once with its count; the head is the logits stage; attention runs causally, without a mask."""
+    table = trace_transformers_model(find_model(str(write(tmp_path, LLAMA))), ServingConfig())
+    rows = {op.module: op for op in table.operations}
+    assert rows["model.layers.0.self_attn.q_proj"].count == 3
+    assert (rows["lm_head"].count, rows["lm_head"].stage) == (1, "logits")
+    assert (table.environment["engine"], rows["lm_head"].outputs[0].dtype) == ("torch", "bfloat16")
+    assert "bool" not in {t.dtype for t in rows["model.layers.0.self_attn"].inputs}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "no_such"}, "Transformers cannot build it: "),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: mxfp4 weights are packed when they load"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """A type that Transformers does not know, and quantised weights, are each refused in one line."""
+    with pytest.raises(UnsupportedModelError, match=message) as refused:
+        trace_transformers_model(find_model(str(write(tmp_path, LLAMA | changes))), ServingConfig())
+    assert "\n" not in str(refused.value)
+
+
+def test_an_engines_setting_is_refused(tmp_path: Path) -> None:
+    """An attention backend means nothing here."""
+    with pytest.raises(InvalidInputError, match="--attention-backend: names a backend of vLLM"):
+        trace_transformers_model(find_model(str(write(tmp_path, LLAMA))), ServingConfig(attention_backend="FLASH_ATTN"))
