@@ -35,7 +35,7 @@ def test_help_is_no_error(dooly: Callable[..., tuple[int, str, str]]) -> None:
         (["trace"], ["'MODEL'", "dooly trace --help"]),
         (["trace", "smollm2-135m", "--no-such-option"], ["--no-such-option", "dooly trace --help"]),
         (["trace", "no-such-model"], ["'no-such-model'", "dooly models"]),
-        (["trace", "smollm2-135m", "--engine", "torch"], ["--engine", "torch"]),
+        (["trace", "smollm2-135m", "--engine", "torch", "--tensor-parallel-size", "2"], ["--tensor-parallel-size", "torch"]),
         (["trace", "smollm2-135m", "--dtype", "int4"], ["--dtype", "'int4'", "bfloat16"]),
         (["trace", "smollm2-135m", "--json", "/no/such/folder/t.json"], ["--json", "/no/such/folder/t.json"]),
         (["trace", "smollm2-135m", "--html", "-"], ["--html", "--json -"]),
