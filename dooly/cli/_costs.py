@@ -50,7 +50,13 @@ def total_cost(rows: Sequence[CostedOperation]) -> Cost:
 
 def _cost(operation: TracedOperation, batch: Batch) -> Cost | None:
     from dooly.predict import BatchArrays, OperationWork
+    from dooly.trace import evaluate_form, form_names
 
+    forms = (operation.request_flops, operation.request_bytes)
+    # A forward of plain PyTorch has no engine around it: requests are rows, padded to the longest.
+    rows = {"batch": batch.num_reqs, "seq": max(batch.num_new_tokens)}
+    if {name for form in forms for name in form_names(form)} <= rows.keys():
+        return Cost(*(float(evaluate_form(form, rows)) for form in forms))
     try:
         flops, size_bytes = OperationWork(operation).cost(BatchArrays.of([batch]))
     except KeyError:

@@ -191,6 +191,15 @@ def test_a_cost_beyond_the_batch_is_shown_as_its_form(unnamed: TracedModel, caps
     assert "? depends on more than the batch tells" in text
 
 
+def test_rows_of_plain_pytorch_are_the_padded_requests() -> None:
+    """Where a forward takes rows of tokens, a batch is its requests as rows, each as long as the longest."""
+    module = trace(nn.Linear(8, 12, bias=False), request_dims={"input": ("batch", "seq")})
+    module(torch.ones(5, 7, 8))
+    (row,) = cost_operations(module.traced, parse_batch("prefill=16,requests=2+decode=1,context=64"))
+    assert row.cost is not None
+    assert row.cost.flops == 2 * (3 * 16) * 8 * 12
+
+
 def test_the_page_stands_alone(traced: TracedModel, tmp_path: Path) -> None:
     """The page is well formed, carries its script and loads nothing from elsewhere."""
     text = page(traced, tmp_path)
