@@ -21,7 +21,11 @@ _DEFAULT_BYTES = 2
 
 
 def state_cost(attributes: Mapping[str, Any]) -> Cost | None:
-    """Return what one run of a stateful operation costs by its engine attributes, or None for a kind without a closed form."""
+    """Return what one run of a stateful operation costs, or None for a kind without a closed form.
+
+    Args:
+        attributes: The engine's attributes of the operation, and the `dtype` of its activations.
+    """
     if attributes.get("kv_lora_rank") is not None:
         return latent_attention_cost(attributes)
     if "num_experts" in attributes:
@@ -40,8 +44,9 @@ def attention_cost(attributes: Mapping[str, Any]) -> Cost:
     heads, kv_heads = attributes["num_heads"], attributes["num_kv_heads"]
     size, size_v = attributes["head_size"], attributes["head_size_v"]
     flops = 2 * heads * (size + size_v) * pairs
-    cache = kv_heads * (size + size_v) * item_bytes(attributes["kv_cache_dtype"])
-    return flops, cache * (kv_tokens + num_tokens) + 2 * heads * (size + size_v) * num_tokens
+    cache = kv_heads * (size + size_v) * cache_item_bytes(attributes)
+    activations = heads * (size + size_v) * item_bytes(attributes["dtype"])
+    return flops, cache * (kv_tokens + num_tokens) + activations * num_tokens
 
 
 def latent_attention_cost(attributes: Mapping[str, Any]) -> Cost:
@@ -54,9 +59,9 @@ def latent_attention_cost(attributes: Mapping[str, Any]) -> Cost:
     heads, rank, rope = attributes["num_heads"], attributes["kv_lora_rank"], attributes["qk_rope_head_dim"]
     up_projection = heads * rank * (attributes["qk_nope_head_dim"] + attributes["v_head_dim"])
     flops = 2 * heads * (2 * rank + rope) * pairs + 2 * up_projection * num_tokens
-    item = item_bytes(attributes["kv_cache_dtype"])
+    cache = (rank + rope) * cache_item_bytes(attributes)
     activations = heads * (attributes["qk_nope_head_dim"] + rope + attributes["v_head_dim"]) * num_tokens
-    return flops, item * ((rank + rope) * (kv_tokens + num_tokens) + activations + up_projection)
+    return flops, cache * (kv_tokens + num_tokens) + item_bytes(attributes["dtype"]) * (activations + up_projection)
 
 
 def experts_cost(attributes: Mapping[str, Any]) -> Cost:
@@ -78,8 +83,13 @@ def experts_cost(attributes: Mapping[str, Any]) -> Cost:
 
 
 def item_bytes(dtype: object) -> int:
-    """Return the size of one cached or weight element, in bytes; engines' names for "as the model" count as two."""
+    """Return the size of one element, in bytes; a type that is not known counts as two."""
     return _ITEM_BYTES.get(str(dtype), _DEFAULT_BYTES)
+
+
+def cache_item_bytes(attributes: Mapping[str, Any]) -> int:
+    """Return the size of one cached element, in bytes; an engine's name for "as the model" is the model's own type."""
+    return _ITEM_BYTES.get(str(attributes["kv_cache_dtype"]), item_bytes(attributes["dtype"]))
 
 
 def _symbols() -> tuple[sympy.Symbol, sympy.Symbol, sympy.Symbol]:

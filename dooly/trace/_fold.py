@@ -12,6 +12,14 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+_OF_EVERY_MODULE = frozenset({
+    "training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules", "_is_full_backward_hook",
+    "_backward_pre_hooks", "_backward_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+})  # fmt: skip
+"""Attributes that PyTorch gives every module, beside its parameters and children, which are described by themselves."""
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -36,19 +44,25 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None, *, first_apar
     Yields:
         How many layers each layer that runs stands for, by its path.
     """
+    from torch import nn
+
     counts: dict[str, int] = {}
     latest: dict[str, Any] = {}
     hooks: list[RemovableHandle] = []
     repeated: list[nn.Module] = []
     try:
         for path, kinds in layer_kinds(model, state_of, first_apart=first_apart).items():
+            layers = model.get_submodule(path)
+            assert isinstance(layers, nn.ModuleList)
+            kept = {id(layers[first]) for first, *_ in kinds}
             for first, *others in kinds:
                 place = f"{path}.{first}"
-                counts[place] = 1 + len(others)
+                # A module that the list holds twice runs each time, under the path of its first place.
+                followers = [layers[index] for index in others if id(layers[index]) not in kept]
+                counts[place] = 1 + len(followers)
                 # What is kept is a result of the forward: a layer that only repetitions follow is not taken for unused.
                 hooks.append(model.get_submodule(place).register_forward_hook(partial(_keep, latest, place)))
-                for index in others:
-                    layer = model.get_submodule(f"{path}.{index}")
+                for layer in dict.fromkeys(followers):
                     layer.forward = partial(_recall, latest, place)
                     repeated.append(layer)
         yield counts
@@ -108,19 +122,28 @@ def _describe(module: nn.Module, path: str, index: int, state_of: StateOf | None
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         yield f"{path}:{name}", (tuple(tensor.shape), str(tensor.dtype))
     for name, value in {**vars(module), **((state_of(module) if state_of else None) or {})}.items():
-        if not name.startswith("_") and _is_plain(value):
-            yield f"{path}.{name}", _without_index(value, index) if type(value) is str else value
+        if name not in _OF_EVERY_MODULE:
+            yield from _attribute(f"{path}.{name}", value, index)
     for name, child in module.named_children():
         yield from _describe(child, f"{path}.{name}", index, state_of)
 
 
-def _is_plain(value: object) -> bool:
-    """Tell values that describe a module by themselves: scalars, element types, and tuples of such."""
+def _attribute(path: str, value: object, index: int) -> Iterator[tuple[str, Any]]:
+    """Yield what an attribute says of a layer: scalars by value, code by what it runs, collections by item, else the class."""
     import torch
 
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, (bool, int, float, str, Enum, type(None), torch.dtype))
+    if isinstance(value, str):
+        yield path, _without_index(value, index)
+    elif isinstance(value, (bool, int, float, Enum, type(None), torch.dtype)):
+        yield path, value
+    elif isinstance(value, (tuple, list)):
+        for place, item in enumerate(value):
+            yield from _attribute(f"{path}[{place}]", item, index)
+    elif isinstance(value, partial):
+        yield from _attribute(f"{path}()", [value.func, *value.args, *value.keywords.values()], index)
+    else:
+        code = getattr(getattr(value, "__func__", value), "__code__", None)
+        yield path, code or getattr(value, "__qualname__", type(value))
 
 
 def _without_index(text: str, index: int) -> str:

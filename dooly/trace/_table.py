@@ -35,8 +35,8 @@ def tabulate(
         captured: The graph with its symbol sources.
         stage: Which part of a step it is: `decoder`, `logits` or `sample`.
         counts: How many layers each traced layer stands for, by its path.
-        state_cost: FLOPs and bytes of a stateful operation by its engine attributes, over the engine's request dimensions; where
-            it gives None, what the graph shows counts.
+        state_cost: FLOPs and bytes of a stateful operation by its engine attributes and the `dtype` of its first operand, over
+            the engine's request dimensions; where it gives None, what the graph shows counts.
     """
     from passes.pipeline import analyse
 
@@ -65,7 +65,11 @@ def _row(
 
     operation, values = analysed.operation, analysis.origins.values
     flops, traffic, request_dims = analysed.cost.flops, analysed.cost.bytes, analysed.request_dims
-    state = state_cost(operation.stateful) if operation.stateful is not None and state_cost is not None else None
+    state = (
+        state_cost({"dtype": operation.inputs[0].dtype, **operation.stateful})
+        if operation.stateful is not None and state_cost is not None
+        else None
+    )
     if state is not None:
         flops, traffic = state
         names = {str(s) for s in flops.free_symbols | traffic.free_symbols}

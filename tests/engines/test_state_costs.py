@@ -9,7 +9,7 @@ from dooly.engines._state_costs import attention_cost, experts_cost, latent_atte
 if TYPE_CHECKING:
     import sympy
 
-ATTRIBUTES = {"num_heads": 4, "num_kv_heads": 2, "head_size": 8, "head_size_v": 8, "kv_cache_dtype": "auto"}
+ATTRIBUTES = {"num_heads": 4, "num_kv_heads": 2, "head_size": 8, "head_size_v": 8, "kv_cache_dtype": "auto", "dtype": "bfloat16"}
 ONE_PREFILL = {"num_tokens": 3, "query_key_pairs": 6, "kv_tokens": 3}
 """A prompt of three tokens: 1 + 2 + 3 pairs."""
 
@@ -43,6 +43,14 @@ def test_an_eight_bit_cache_halves_the_traffic_of_keys_and_values(kind: str) -> 
     assert coefficient(traffic, "kv_tokens") == 2 * coefficient(traffic_8, "kv_tokens") > 0
 
 
+def test_activations_count_by_their_own_type() -> None:
+    """Queries and outputs of float32 take twice the bytes, whatever the cache's type."""
+    _, traffic = attention_cost(ATTRIBUTES | {"kv_cache_dtype": "fp8"})
+    _, wide = attention_cost(ATTRIBUTES | {"kv_cache_dtype": "fp8", "dtype": "float32"})
+    assert coefficient(wide, "kv_tokens") == coefficient(traffic, "kv_tokens")
+    assert value(wide) - value(traffic) == 2 * (3 * 4 * 8) * 2
+
+
 def test_heads_of_unequal_width_count_both() -> None:
     """Keys and values may differ in width, as in latent attention."""
     flops, _ = attention_cost(ATTRIBUTES | {"head_size": 12, "head_size_v": 4})
@@ -59,6 +67,7 @@ LATENT = {
     "qk_rope_head_dim": 2,
     "v_head_dim": 6,
     "kv_cache_dtype": "bfloat16",
+    "dtype": "bfloat16",
 }
 EXPERTS = {
     "num_experts": 8,

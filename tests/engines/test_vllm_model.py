@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import sympy
+import torch
 
 from dooly.engines import ServingConfig, find_model
-from dooly.errors import UnsupportedModelError
+from dooly.errors import EngineError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +126,47 @@ def test_attention_outside_the_model_is_refused(trace_config: TraceConfig) -> No
     gpt_neox = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu", "layer_norm_eps": 1e-5}
     with pytest.raises(UnsupportedModelError, match=r"^made-up: [^\n]*outside the model's module calls[^\n]*--engine torch$"):
         trace_config("llama", gpt_neox)
+
+
+_STATE = """
+import json, os, sys, warnings
+import torch
+import torch._dynamo, torch._inductor.config
+from dooly.engines import ServingConfig, find_model
+from dooly.engines.vllm import trace_vllm_model
+
+def state():
+    configs = (torch._dynamo.config, torch._inductor.config, torch.fx.experimental._config)
+    return {
+        "settings": [repr(sorted(config.get_config_copy().items())) for config in configs],
+        "defaults": [str(torch.get_default_dtype()), str(torch.get_default_device()), torch.is_grad_enabled()],
+        "random state": torch.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "threads": [torch.get_num_threads(), len(os.sched_getaffinity(0))],
+        "warnings": [repr(f) for f in warnings.filters],
+    }
+
+before = state()
+trace_vllm_model(find_model("smollm2-135m"), ServingConfig())
+print(json.dumps([name for name, value in state().items() if value != before[name]]))
+"""
+
+
+def test_a_trace_leaves_the_process_as_it_was() -> None:
+    """Settings of PyTorch, defaults, random state, environment variables and warning filters are the same afterwards."""
+    run = subprocess.run([sys.executable, "-c", _STATE], check=True, capture_output=True, text=True)
+    assert json.loads(run.stdout.splitlines()[-1]) == []
+
+
+def test_a_process_group_is_not_taken_over(trace_config: TraceConfig) -> None:
+    """A process that belongs to a process group of the user is refused, and the group stands afterwards."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(EngineError, match=r"^engine vllm: this process belongs to a torch\.distributed group"):
+            trace_config("llama")
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_an_unknown_architecture_is_refused(trace_config: TraceConfig) -> None:

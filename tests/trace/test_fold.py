@@ -67,6 +67,29 @@ def test_an_element_type_and_a_class_are_other_kinds() -> None:
     assert layer_kinds(Model(*layers)) == {"body.layers": [[0], [1, 4], [2], [3, 5]]}
 
 
+def test_code_and_collections_tell_kinds_apart() -> None:
+    """Layers that run other code, or hold other numbers in a list or under a private name, are other kinds."""
+
+    class Acting(Layer):
+        def __init__(self, index: int, act: object, *sizes: int) -> None:
+            super().__init__(index)
+            self.act, self._sizes, self.methods = act, list(sizes), [self.forward]
+
+    layers = [Acting(i, torch.relu, 4, 5) for i in range(4)]
+    layers += [Acting(4, torch.tanh, 4, 5), Acting(5, torch.relu, 4, 6), Acting(6, lambda x: x @ x.T, 4, 5)]
+    assert layer_kinds(Model(*layers)) == {"body.layers": [[0], [1, 2, 3], [4], [5], [6]]}
+
+
+def test_a_module_that_stands_twice_runs_twice() -> None:
+    """One module in several places of a list is captured at each call, and none of it is folded."""
+    shared = Stacked(0)
+    model = Chain(shared, shared, shared)
+    with fold_layers(model) as counts, tracing() as captures:
+        torch.compile(model, backend=partial(dooly_backend), fullgraph=True)(torch.randn(5, 8))
+    runs = [op for op in analyse(captures[0].describe()).operations if op.operation.module_class == "Linear"]
+    assert len(runs) * counts["body.layers.0"] == 3
+
+
 def test_alternating_kinds_keep_their_order() -> None:
     """Kinds come in the order of their first layer, so that a folded model runs them as the whole one does."""
     layers = [Layer(i, window=4 if i % 2 else None) for i in range(6)]

@@ -13,7 +13,7 @@ from dooly.engines.vllm._build import meta_model
 from dooly.engines.vllm._config import engine_config, first_line
 from dooly.engines.vllm._parallel import receive, send
 from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
-from dooly.engines.vllm._version import import_vllm
+from dooly.engines.vllm._version import import_vllm, process_kept
 from dooly.errors import InvalidInputError, TraceError, UnsupportedModelError
 from dooly.trace import Capture, TracedModel, TracedOperation, dooly_backend, fold_layers, tabulate, tracing
 
@@ -43,10 +43,16 @@ def trace_vllm_model(model: ModelSource, serving: ServingConfig, *, pipeline_ran
         InvalidInputError: The pipeline has no such rank.
         UnsupportedModelError: vLLM does not know the architecture, cannot divide it so, or runs it through Transformers.
         TraceError: The model's code could not be captured in one graph.
+        EngineError: vLLM is not installed, or the process belongs to a PyTorch process group.
     """
     if not 0 <= pipeline_rank < serving.pipeline_parallel_size:
         msg = f"--pipeline-rank: {pipeline_rank} is none of the pipeline's ranks 0 to {serving.pipeline_parallel_size - 1}"
         raise InvalidInputError(msg)
+    with process_kept():
+        return _trace(model, serving, pipeline_rank)
+
+
+def _trace(model: ModelSource, serving: ServingConfig, pipeline_rank: int) -> TracedModel:
     vllm = import_vllm()
     import torch
 

@@ -32,14 +32,19 @@ sampler is no module, so that its calls cannot be timed.
 """
 
 
+_set_by_vllm: dict[str, str] = {}
+"""Environment variables that vLLM set while it was imported: an engine that starts later needs them again."""
+
+
 def import_vllm() -> Any:  # noqa: ANN401 - a module
     """Import vLLM with in-process execution and quiet logs, and return it.
 
     Raises:
         EngineError: vLLM is not installed.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT | _set_by_vllm).items():
         os.environ.setdefault(name, value)
+    before = dict(os.environ)
     # vLLM applies its level late: what its modules log while they load would still reach stderr.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     try:
@@ -49,7 +54,29 @@ def import_vllm() -> Any:  # noqa: ANN401 - a module
     except ModuleNotFoundError as error:
         msg = f"engine vllm: {error.name} is not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`"
         raise EngineError(msg) from error
+    _set_by_vllm.update((name, value) for name, value in os.environ.items() if before.get(name) != value)
     return vllm
+
+
+@contextmanager
+def process_kept() -> Iterator[None]:
+    """Leave environment variables, warning filters and PyTorch's random state as vLLM found them at the scope's begin.
+
+    Raises:
+        EngineError: The process is one of a PyTorch process group, which vLLM would take for its own and end.
+    """
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise EngineError("engine vllm: this process belongs to a torch.distributed group; trace in a process of its own")
+    environment, random_state = dict(os.environ), torch.get_rng_state()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_rng_state(random_state)
 
 
 @contextmanager
