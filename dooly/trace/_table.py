@@ -29,7 +29,7 @@ def tabulate(
     counts: Mapping[str, int] | None = None,
     state_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr] | None] | None = None,
 ) -> tuple[TracedOperation, ...]:
-    """Return the operations of a captured graph; those that layers repeat as one row with a count.
+    """Return the operations of a captured graph; those that layers repeat over the same sizes as one row with a count.
 
     Args:
         captured: The graph with its symbol sources.
@@ -41,11 +41,11 @@ def tabulate(
     from passes.pipeline import analyse
 
     analysis = analyse(captured)
-    rows: dict[tuple[str, str], TracedOperation] = {}
+    rows: dict[tuple[str, str, tuple[str, ...]], TracedOperation] = {}
     for place, operation in enumerate(analysis.operations):
         call = _call(place, analysis.flow, stage)
         row = replace(_row(operation, analysis, stage, counts or {}, state_cost), calls=(call,))
-        key = (row.signature, _LAYER_NUMBER.sub("", row.module))
+        key = (row.signature, _LAYER_NUMBER.sub("", row.module), row.request_dims)
         first = rows.get(key)
         if first is not None:
             placements, calls = first.placements + row.placements, first.calls + row.calls
