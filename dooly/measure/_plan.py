@@ -75,12 +75,13 @@ def engine_operations(traced: TracedModel, own_code: Sequence[TracedOperation]) 
 def with_whole_module(traced: TracedModel) -> TracedModel:
     """Return the table of a plain module with its whole forward as one operation more, at the end.
 
-    What it runs is its identity: its operations, each with its count and how it depends on the module's request dimensions.
+    What it runs is its identity: its operations, each with its count and how it depends on the module's request dimensions, and
+    the code around them, which the trace has a digest of.
     """
     names = tuple(dict.fromkeys(n for op in traced.operations for dim in op.request_dims for n in form_names(dim)))
     order = {name: f"d{place}" for place, name in enumerate(names)}
     members = [f"{op.signature}{[rename_form(d, order) for d in op.request_dims]}*{op.count}" for op in traced.operations]
-    whole = _own(MODULE, "", members, 1)
+    whole = _own(MODULE, "", [*members, f"code {traced.environment.get('code')}"], 1)
     return replace(traced, operations=(*traced.operations, replace(whole, request_dims=names)))
 
 

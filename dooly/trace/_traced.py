@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -48,6 +49,8 @@ class CapturedCall:
     """Tells which of the module's sizes its configuration sets."""
     module: str
     """Class name of the module."""
+    code: str
+    """Digest of the modules within the module, by class, and of the graph: views and wrappers count, names and sizes do not."""
 
     def describe(self) -> CapturedGraph:
         """Return its graph with the names of what it knows."""
@@ -56,9 +59,9 @@ class CapturedCall:
     @cached_property
     def table(self) -> TracedModel:
         """Its operations."""
-        environment = {"engine": "torch", "engine_version": torch.__version__, "torch_version": torch.__version__}
+        versions = {"engine": "torch", "engine_version": torch.__version__, "torch_version": torch.__version__}
         operations = tabulate(self.describe(), stage="decoder", counts=self.counts)
-        return TracedModel(self.module, environment, operations)
+        return TracedModel(self.module, {**versions, "code": self.code}, operations)
 
 
 class Traced(nn.Module):
@@ -118,7 +121,8 @@ class Traced(nn.Module):
         if self.request_dims:
             check_origins(self.request_dims, capture, name_origins(capture.describe(provenance=self._provenance())))
         name, cls = self._name(call), type(self.module).__name__
-        return CapturedCall(name, capture, dict(counts), (args, kwargs), self.request_dims, self._provenance, cls)
+        code = _digest_code(self.module, capture)
+        return CapturedCall(name, capture, dict(counts), (args, kwargs), self.request_dims, self._provenance, cls, code)
 
     def _name(self, call: BoundArguments) -> str:
         autocast = [f"autocast {torch.get_autocast_dtype(d)}" for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
@@ -231,6 +235,12 @@ def _unwrapped(module: nn.Module) -> Iterator[None]:
     finally:
         for children, name, child in places:
             children[name] = child
+
+
+def _digest_code(module: nn.Module, capture: Capture) -> str:
+    """Return a digest of what a forward runs beside its operators' sizes: the nested modules, and the graph with its views."""
+    modules = [f"{path.count('.')} {type(m).__module__}.{type(m).__qualname__}" for path, m in module.named_modules()]
+    return hashlib.sha256("\n".join([*modules, str(capture.graph)]).encode()).hexdigest()[:32]
 
 
 def _restore(

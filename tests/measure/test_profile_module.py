@@ -228,3 +228,42 @@ def test_the_whole_module_is_what_it_runs(traced: Traced) -> None:
     assert with_whole_module(renamed).operations[-1].signature == whole.signature
     fewer = TracedModel(table.model, table.environment, traced.traced.operations[1:])
     assert with_whole_module(fewer).operations[-1].signature != whole.signature
+
+
+@pytest.mark.parametrize("wrapper", [torch.nn.Identity, torch.nn.Flatten], ids=["module calls", "views"])
+def test_wrappers_belong_to_the_whole_forward(tmp_path: Path, wrapper: type[torch.nn.Module]) -> None:
+    """Modules of equal operations share them; their whole forwards are their own, as module calls and views take time too."""
+    wrapped = []
+    for number in (1, 4):
+        traced = trace(torch.nn.Sequential(*(wrapper() for _ in range(number)), torch.nn.Linear(8, 8)))
+        traced(torch.randn(3, 8))
+        wrapped.append(traced)
+    store = Store.open(tmp_path / "db", "a")
+    sizes: dict[str, tuple[int, ...]] = {"input.size(0)": (2, 4)}
+    both = [profile_module(traced, store, request_dims=sizes) for traced in wrapped]
+    assert both[0].num_measured == both[0].num_points == PASSES * 4
+    assert both[1].num_measured == PASSES * 2
+
+
+def test_what_the_forward_does_itself_belongs_to_the_whole() -> None:
+    """Views that a forward takes between equal operations enter its identity."""
+
+    class Views(torch.nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.proj, self.number = torch.nn.Linear(8, 8), number
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(self.number):
+                x = x.unsqueeze(0).squeeze(0)
+            y: torch.Tensor = self.proj(x)
+            return y
+
+    found = []
+    for number in (2, 2, 6):
+        traced = trace(Views(number), request_dims={"x": ("rows", None)})
+        traced(torch.randn(3, 8))
+        found.append(with_whole_module(traced.traced).operations)
+    assert [op.signature for op in found[0]] == [op.signature for op in found[1]]
+    assert found[0][0].signature == found[2][0].signature
+    assert found[0][-1].signature != found[2][-1].signature
