@@ -64,6 +64,8 @@ class CapturedGraph:
     """Names of the request dimensions of each forward argument, by position; None leaves a position to the default."""
     placeholders: Mapping[str, str]
     """The source text of each tensor placeholder, by node name."""
+    guards: tuple[sympy.Expr, ...] = ()
+    """What tracing took for true of the symbols: at sizes that break one, the module's code may go another way."""
     stateful: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     """Attributes of the engine's stateful modules, by module path."""
     held: Mapping[str, tuple[HeldParameter, ...]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
-from dooly.errors import MeasurementError
+from dooly.errors import DoolyError, MeasurementError
 from dooly.measure._cache import last_level_cache_bytes
 from dooly.measure._contention import Contention
 from dooly.measure._environment import cpu_name
@@ -25,9 +25,11 @@ from dooly.measure._timer import is_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import torch
     from torch import nn
 
     from dbstore import JsonObject, Record, Store
+    from dooly.measure._arguments import Symbols
     from dooly.trace import Traced
     from passes.pipeline import Analysis
 
@@ -70,8 +72,11 @@ class ModuleProfiler:
         from dooly.measure._subgraph import split_graph
 
         self._traced = traced
+        self._name = type(traced.module).__name__
         self._captured = traced.captured
         self._origins = analysis.origins
+        self._autocast = traced.most_general.autocast
+        self._device_kind = environment.device_kind
         self._pieces = split_graph(self._captured, [analysed.operation for analysed in analysis.operations])
         self._keys_at = keys_at
         self._store = store
@@ -84,12 +89,11 @@ class ModuleProfiler:
         begin, contention = time.perf_counter(), Contention()
         try:
             samples = self._rounds(task)
-        except (IndexError, RuntimeError) as error:
-            if is_out_of_memory(error):
+        except Exception as error:
+            if isinstance(error, DoolyError) or is_out_of_memory(error):
                 raise
-            reason = str(error).partition("\n")[0]
             raise MeasurementError(
-                f"{type(self._traced.module).__name__}: forward fails at {_spell(task.sizes)}: {reason}; leave those sizes out"
+                f"{self._name}: forward fails at {_spell(task.sizes)}: {_reason(error)}; leave those sizes out"
             ) from error
         wall_s = (time.perf_counter() - begin) / len(task.missing)
         facts = {"timing": "perf_counter", "pass": task.number, "wall_s": wall_s, "others_cores": contention.others_cores()}
@@ -122,6 +126,7 @@ class ModuleProfiler:
         from dooly.measure._subgraph import run_pieces
 
         symbols = symbol_values(self._captured, self._origins, task.sizes)
+        self._refuse_other_branches(task, symbols)
         bound = arguments_at(self._traced, self._captured, symbols)
         constants = graph_values(self._captured, symbols)
         *keys, whole = self._keys_at(task.sizes)
@@ -136,15 +141,36 @@ class ModuleProfiler:
         begin = time.perf_counter_ns()
         with torch.no_grad(), torch.random.fork_rng():
             for round_ in range(MAX_ROUNDS):
-                timed(whole, partial(next(self._copies), *bound.args, **bound.kwargs))
+                with self._autocast_as(self._autocast):
+                    timed(whole, partial(next(self._copies), *bound.args, **bound.kwargs))
                 tensors = tensor_values(self._captured, next(self._copies), bound)
-                run_pieces(self._pieces, {**constants, **tensors}, lambda place, call: timed(keys[place], call))
+                with self._autocast_as({}):  # the graph holds its casts
+                    run_pieces(self._pieces, {**constants, **tensors}, lambda place, call: timed(keys[place], call))
                 if round_ == 0:  # warms up
                     samples.clear()
                 tight = all(is_tight(samples[key]) for key in task.missing) if samples else False
                 if round_ + 1 >= MIN_ROUNDS and (tight or time.perf_counter_ns() - begin > _BUDGET_NS):
                     break
         return samples
+
+    def _refuse_other_branches(self, task: ModuleTask, symbols: Symbols) -> None:
+        import sympy
+
+        for guard in self._captured.guards:
+            if guard.xreplace(dict(symbols)) == sympy.false:
+                raise MeasurementError(
+                    f"{self._name}: its trace holds for {self._origins.concrete(guard)} only, so not at {_spell(task.sizes)}; "
+                    "trace with such sizes, or leave them out"
+                )
+
+    def _autocast_as(self, dtypes: Mapping[str, torch.dtype]) -> torch.autocast:
+        import torch
+
+        return torch.autocast(self._device_kind, dtypes.get(self._device_kind), enabled=self._device_kind in dtypes)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _spell(sizes: Mapping[str, int]) -> str:
@@ -163,18 +189,37 @@ def module_copies(traced: Traced) -> list[nn.Module]:
         return [module]
     total_bytes = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
     number = min(ceil(cache_bytes / read_bytes), _MAX_COPIES, max(1, _MAX_COPIED_BYTES // total_bytes))
-    return [module, *(deepcopy(module) for _ in range(number))]
+    try:
+        return [module, *(deepcopy(module) for _ in range(number))]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise MeasurementError(
+            f"{type(module).__name__}: copy.deepcopy of it fails: {_reason(error)}; measuring with cold parameters needs copies, "
+            "so give its class a __deepcopy__ that works"
+        ) from error
 
 
 @contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Give a module's buffers back the values that they had, whatever its forward writes to them within the scope."""
-    saved = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Give a module back its buffers with their values, and its modes, whatever changes them within the scope."""
+    buffers = {child: dict(child._buffers) for child in module.modules()}  # noqa: SLF001 - forward may put another tensor there
+    values = {buffer: buffer.detach().clone() for buffer in module.buffers()}
+    modes = {child: child.training for child in module.modules()}
     try:
         yield
     finally:
-        for name, buffer in module.named_buffers():
-            buffer.detach().copy_(saved[name])
+        for child, mode in modes.items():
+            child.training = mode
+            child._buffers.update(buffers[child])  # noqa: SLF001 - as above
+        for buffer, value in values.items():
+            buffer.detach().copy_(value)
+
+
+def set_modes(module: nn.Module, training: Mapping[str, bool]) -> None:
+    """Put a module and those within it into training mode or out of it, by path; one that is not told stays as it is."""
+    for path, child in module.named_modules():
+        child.training = training.get(path, child.training)
 
 
 def describe_module_environment(module: nn.Module) -> Environment:

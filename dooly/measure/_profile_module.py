@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError
-from dooly.measure._module_profiler import ModuleProfiler, ModuleTask, buffers_kept, describe_module_environment
+from dooly.measure._module_profiler import ModuleProfiler, ModuleTask, describe_module_environment, set_modes, state_kept
 from dooly.measure._plan import check_names, point_at, with_whole_module
 from dooly.measure._run import ProfileResult, record_counts, told_apart, write_described
 from dooly.measure._tasks import PASSES, run_tasks
@@ -46,7 +46,8 @@ def profile_module(
     Raises:
         TraceError: The module has not run yet.
         InvalidInputError: `request_dims` lacks a request dimension, names an unknown one, or gives no size of at least 1.
-        MeasurementError: The module's device cannot be timed, or its forward fails at a combination.
+        MeasurementError: The module's device cannot be timed, it cannot be copied, or its forward fails at a combination or
+            goes another way than the traced one there.
     """
     from passes.pipeline import analyse
 
@@ -68,9 +69,10 @@ def profile_module(
     records: tuple[Record, ...] = ()
     seconds = 0.0
     if tasks:
-        profiler = ModuleProfiler(traced, analysis, keys_at, store, environment)
-        write_described(store, environment, table)
-        with buffers_kept(traced.module):
+        with state_kept(traced.module):
+            set_modes(traced.module, traced.most_general.training)  # copies are made in them
+            profiler = ModuleProfiler(traced, analysis, keys_at, store, environment)
+            write_described(store, environment, table)
             records, seconds = run_tasks(profiler, tasks, budget_s, progress)
     everything = plan_module_tasks(combinations, keys_at, lambda _signature, _point: 0)
     return ProfileResult(

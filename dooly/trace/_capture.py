@@ -30,7 +30,7 @@ _LOCAL = re.compile(r"^L\['(\w+)'\]")
 class Capture:
     """A graph as the backend saw it, before the caller tells what its arguments mean."""
 
-    __slots__ = ("equalities", "graph", "placeholders", "sources")
+    __slots__ = ("equalities", "graph", "guards", "placeholders", "sources")
 
     def __init__(self, graph: torch.fx.Graph, placeholders: dict[str, str]) -> None:
         from torch._guards import TracingContext
@@ -41,7 +41,8 @@ class Capture:
         self.graph = graph
         self.placeholders = placeholders
         self.sources = _sources(fake_mode.shape_env)
-        self.equalities = _equalities(fake_mode.shape_env)
+        self.guards = tuple(guard.expr for guard in fake_mode.shape_env.guards)
+        self.equalities = _equalities(fake_mode.shape_env, self.guards)
 
     def describe(
         self,
@@ -80,6 +81,7 @@ class Capture:
             module_argument=module,
             request_dims=request_dims or {},
             placeholders=self.placeholders,
+            guards=self.guards,
             stateful=stateful or {},
             held=parameters,
             configured=configured,
@@ -147,11 +149,10 @@ def _sources(shape_env: Any) -> dict[Any, Any]:  # noqa: ANN401 - torch's ShapeE
     }
 
 
-def _equalities(shape_env: Any) -> tuple[tuple[Any, Any], ...]:  # noqa: ANN401 - torch's ShapeEnv is private
+def _equalities(shape_env: Any, guards: tuple[Any, ...]) -> tuple[tuple[Any, Any], ...]:  # noqa: ANN401 - torch's ShapeEnv is private
     import sympy
 
-    guards = [g.expr for g in shape_env.guards]
-    pairs = [g.args for g in guards if isinstance(g, sympy.Eq)]
+    pairs = [guard.args for guard in guards if isinstance(guard, sympy.Eq)]
     return (*shape_env.replacements.items(), *pairs)
 
 

@@ -51,6 +51,10 @@ class CapturedCall:
     """Class name of the module."""
     code: str
     """Digest of the modules within the module, by class, and of the graph: views and wrappers count, names and sizes do not."""
+    training: Mapping[str, bool]
+    """Which modules were in training mode, by path."""
+    autocast: Mapping[str, torch.dtype]
+    """Element type of autocast, by the device types for which it was enabled."""
 
     def describe(self) -> CapturedGraph:
         """Return its graph with the names of what it knows."""
@@ -120,12 +124,21 @@ class Traced(nn.Module):
             capture = capture_forward(self.module, args, kwargs)
         if self.request_dims:
             check_origins(self.request_dims, capture, name_origins(capture.describe(provenance=self._provenance())))
-        name, cls = self._name(call), type(self.module).__name__
-        code = _digest_code(self.module, capture)
-        return CapturedCall(name, capture, dict(counts), (args, kwargs), self.request_dims, self._provenance, cls, code)
+        return CapturedCall(
+            self._name(call),
+            capture,
+            dict(counts),
+            (args, kwargs),
+            self.request_dims,
+            self._provenance,
+            type(self.module).__name__,
+            _digest_code(self.module, capture),
+            {path: module.training for path, module in self.module.named_modules()},
+            _autocast(),
+        )
 
     def _name(self, call: BoundArguments) -> str:
-        autocast = [f"autocast {torch.get_autocast_dtype(d)}" for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+        autocast = [f"autocast {dtype}" for dtype in _autocast().values()]
         return "; ".join([describe_call(call), *(["training"] if self.module.training else []), *autocast])
 
     @property
@@ -235,6 +248,10 @@ def _unwrapped(module: nn.Module) -> Iterator[None]:
     finally:
         for children, name, child in places:
             children[name] = child
+
+
+def _autocast() -> dict[str, torch.dtype]:
+    return {device: torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
 
 
 def _digest_code(module: nn.Module, capture: Capture) -> str:
