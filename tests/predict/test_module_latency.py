@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from dooly.predict._fit_module import sizes_behind
 from dooly.trace import TracedModel, evaluate_form, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import ModuleType
 
     from dooly.trace import TracedOperation
@@ -50,8 +51,14 @@ def law_ns(table: TracedModel, sizes: Mapping[str, int]) -> float:
     return 1.05 * sum(op.count * operation_ns(op, sizes) for op in table.operations) + OVERHEAD_NS
 
 
-def fill(path: Path, table: TracedModel, *environments: Environment, without: str = "") -> Store:
-    """Return a store with every operation of a module at `SIZES`, but for those of one module path."""
+def fill(
+    path: Path,
+    table: TracedModel,
+    *environments: Environment,
+    without: str = "",
+    sizes: Mapping[str, tuple[int, ...]] = MappingProxyType(SIZES),
+) -> Store:
+    """Return a store with every operation of a module at all combinations of `sizes`, but for those of one module path."""
     store = Store.open(path, "a")
     for environment in environments:
         store.write_document("environments", environment.digest, environment.to_json())
@@ -59,10 +66,10 @@ def fill(path: Path, table: TracedModel, *environments: Environment, without: st
         for operation in with_whole_module(table).operations:
             if without and operation.module == without:
                 continue
-            for values in product(*SIZES.values()):
-                sizes = dict(zip(SIZES, values, strict=True))
-                elapsed = law_ns(table, sizes) if operation.name == MODULE else operation_ns(operation, sizes)
-                point = point_at(operation.request_dims, sizes)
+            for values in product(*sizes.values()):
+                at = dict(zip(sizes, values, strict=True))
+                elapsed = law_ns(table, at) if operation.name == MODULE else operation_ns(operation, at)
+                point = point_at(operation.request_dims, at)
                 records[operation.signature, point] = Record(
                     operation.signature, environment.digest, point, np.full(3, round(elapsed))
                 )
@@ -160,6 +167,41 @@ def test_sizes_behind_products() -> None:
     assert (sizes["seq"].tolist(), sizes["past"].tolist()) == ([2.0], [10.0])
 
 
+@pytest.mark.parametrize("dim", ["n**2", "n*(n + 1)/2", "floor(n/2)", "n**2 + n*past", "-past + n", "n + past - 1"])
+def test_sizes_behind_an_expression(dim: str) -> None:
+    """Where an operation sees an expression of whatever form, sizes are found that give its values."""
+    values = [1.0, 6.0, 15.0, 1e6]
+    sizes = sizes_behind((dim,), np.array([[value] for value in values]))
+    assert evaluate_form(dim, sizes) == pytest.approx(values, rel=1e-6)
+
+
+def test_an_expression_without_sizes_behind_is_refused() -> None:
+    """Values that no size gives are an error that names the expression and the value, in one line."""
+    with pytest.raises(InvalidInputError, match=r"^request dimension 2\*floor\(n/2\): no size of n gives .* value 5; pass .*$"):
+        sizes_behind(("2*floor(n/2)",), np.array([[4.0], [5.0]]))
+
+
+def test_operations_over_a_square_follow_their_law(place: Environment, tmp_path: Path) -> None:
+    """An operation over the square of a request dimension is predicted at sizes between the measured ones."""
+
+    class Every(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = torch.nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.proj(x[:, None] + x)
+            return y
+
+    traced = trace(Every(), request_dims={"x": ("batch", None)})
+    traced(torch.randn(3, 64))
+    assert ("batch**2",) in {op.request_dims for op in traced.traced.operations}
+    store = fill(tmp_path / "db", traced.traced, place, sizes={"batch": (4, 16, 64, 256)})
+    for batch in (8, 100):
+        step = load_module_latency(traced, store)(batch=batch)
+        assert step.seconds == pytest.approx(law_ns(traced.traced, {"batch": batch}) / 1e9, rel=0.05)
+
+
 def test_a_module_without_request_dimensions(tmp_path: Path) -> None:
     """A module that always computes the same has one point, and needs no dimension."""
 
@@ -192,8 +234,18 @@ def test_predicting_loads_no_torch(table: TracedModel, place: Environment, tmp_p
     assert done.stdout == "True\n"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: several wait busily for each other where the machine has other work."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_from_a_real_module_to_its_latency(modules: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real language model is traced, measured on this machine and predicted between what was measured."""
+    """A real language model is traced and measured on this machine, and predicted between what was measured."""
     traced = dooly.trace(modules.Transformer(hidden=64).eval(), request_dims={"ids": ("batch", "seq")})
     traced(torch.randint(0, 100, (2, 8)))
     monkeypatch.setattr("dooly.measure._module_profiler._BUDGET_NS", 50_000_000)
@@ -202,6 +254,11 @@ def test_from_a_real_module_to_its_latency(modules: ModuleType, tmp_path: Path, 
     assert result.num_left == 0
     latency = dooly.load_module_latency(traced, store)
     small, middle, large = (latency(batch=b, seq=s) for b, s in ((1, 8), (2, 64), (4, 128)))
-    assert 0 < small.seconds < large.seconds
+    assert small.seconds < large.seconds
+    held_out = Store.open(tmp_path / "held_out", "a")
+    dooly.profile_module(traced, held_out, request_dims={"batch": (2,), "seq": (64,)})
+    (environment,) = held_out.documents("environments")
+    records = held_out.read(with_whole_module(traced.traced).operations[-1].signature, environment)
+    # Wide, as other work may disturb the machine; a fit of the wrong form is off by more.
+    assert 1 / 3 < middle.seconds / (np.median([record.median_ns for record in records]) / 1e9) < 3
     assert set(middle.breakdown_s) >= {"embed", "layers.*.up", "layers.*", "head", "module"}
-    assert 0 < middle.seconds < 2 * large.seconds
