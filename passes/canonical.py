@@ -97,7 +97,8 @@ def _describe(graph: nx.DiGraph[int], place: int, node: Node, origins: Origins) 
 def _literals(graph: nx.DiGraph[int], place: int, node: Node, operation: Operation, origins: Origins) -> Iterator[Use]:
     """Append an operator's non-tensor arguments to its label by value; yield those that the request sets.
 
-    Left out are devices, objects of the engine, and texts in a stateful operation: they name the state.
+    A process group enters by its number of ranks. Left out are devices, objects of the engine, and texts in a stateful operation:
+    they name the state.
     """
     import torch
 
@@ -109,6 +110,8 @@ def _literals(graph: nx.DiGraph[int], place: int, node: Node, operation: Operati
             size = origins.concrete(number)
             found[position] = "request" if size.free_symbols else str(size)
             yield place, f"argument {position}", size
+        elif isinstance(value, str) and value in operation.group_sizes:
+            found[position] = f"{operation.group_sizes[value]} ranks"
         elif isinstance(value, plain) or (isinstance(value, str) and operation.stateful is None):
             found[position] = repr(value)
     graph.nodes[place]["label"] += f" {json.dumps(found, sort_keys=True)}"

@@ -70,6 +70,8 @@ class CapturedGraph:
     """Attributes of the engine's stateful modules, by module path."""
     held: Mapping[str, tuple[HeldParameter, ...]] = field(default_factory=dict)
     """Parameters that stateful modules read beside their operands, by module path."""
+    group_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Number of ranks of each process group that PyTorch's collectives name."""
     configured: Mapping[str, sympy.Expr] = field(default_factory=dict)
     """Expression over fields of the model's configuration, by a source as `spell_source` writes it; where one is known."""
     config_values: Mapping[sympy.Symbol, int] = field(default_factory=dict)

@@ -6,7 +6,7 @@ used, so they say nothing about the module that they appear in. A group of views
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -29,6 +29,8 @@ _COLLECTIVES = frozenset({
     "all_reduce", "all_gather", "all_gather_into_tensor", "all_to_all_single", "broadcast", "gather", "receive", "reduce_scatter",
     "reduce_scatter_tensor", "send",
 })  # fmt: skip
+_WAIT = "_c10d_functional.wait_tensor"
+"""Operator that waits for the result of one of PyTorch's collectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Operation:
     """The engine's attributes of a stateful operation; None for a stateless one."""
     held: tuple[TensorSpec, ...] = ()
     """Parameters that a stateful operation reads beside its operands."""
+    group_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Number of ranks of each process group that a collective names."""
 
 
 def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operation, ...]:
@@ -150,21 +154,23 @@ def _takes_values(node: Node) -> bool:
 def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
     """Return (module path, class, nodes): a leaf call as one group, a container's own code by connected piece.
 
-    A collective is a group of its own, which also cuts the call around it into pieces.
+    A collective is a group of its own, with the wait for its result, and also cuts the call around it into pieces.
     """
     calls: dict[tuple[str, str, str], list[Node]] = {}
-    collectives: list[tuple[str, str, list[Node]]] = []
+    collectives: dict[Node, tuple[str, str, list[Node]]] = {}
     split: set[tuple[str, str, str]] = set()
     for node in captured.graph.nodes:
         if is_tensor_code(node):
             owner = _owner(source_of(node), captured)
             if is_collective(node):
-                collectives.append((owner[1], operator_name(node).rpartition(".")[2], [node]))
+                collectives[node] = (owner[1], operator_name(node).rpartition(".")[2], [node])
                 split.add(owner)
+            elif operator_name(node) == _WAIT and (started := _behind_views(node.args[0])) in collectives:
+                collectives[started][2].append(node)
             else:
                 calls.setdefault(owner, []).append(node)
     containers = {".".join(path.split(".")[:depth]) for _, path, _ in calls for depth in range(path.count(".") + 1) if path}
-    groups = collectives
+    groups = list(collectives.values())
     for call, nodes in calls.items():
         _, path, name = call
         if (path in containers and path not in captured.stateful) or call in split:
@@ -281,6 +287,7 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         tuple(map(spec, results)),
         None if is_collective(nodes[0]) else captured.stateful.get(path),
         () if is_collective(nodes[0]) else tuple(_held(parameter, origins) for parameter in captured.held.get(path, ())),
+        captured.group_sizes if is_collective(nodes[0]) else {},
     )
 
 

@@ -30,7 +30,7 @@ _LOCAL = re.compile(r"^L\['(\w+)'\]")
 class Capture:
     """A graph as the backend saw it, before the caller tells what its arguments mean."""
 
-    __slots__ = ("equalities", "graph", "guards", "placeholders", "sources")
+    __slots__ = ("equalities", "graph", "group_sizes", "guards", "placeholders", "sources")
 
     def __init__(self, graph: torch.fx.Graph, placeholders: dict[str, str]) -> None:
         from torch._guards import TracingContext
@@ -40,6 +40,7 @@ class Capture:
         assert fake_mode.shape_env is not None
         self.graph = graph
         self.placeholders = placeholders
+        self.group_sizes = _group_sizes(graph)
         self.sources = _sources(fake_mode.shape_env)
         self.guards = tuple(guard.expr for guard in fake_mode.shape_env.guards)
         self.equalities = _equalities(fake_mode.shape_env, self.guards)
@@ -84,6 +85,7 @@ class Capture:
             guards=self.guards,
             stateful=stateful or {},
             held=parameters,
+            group_sizes=self.group_sizes,
             configured=configured,
             config_values={symbol: value for symbol, value in provenance.values.items() if symbol in fields},
         )
@@ -147,6 +149,17 @@ def _sources(shape_env: Any) -> dict[Any, Any]:  # noqa: ANN401 - torch's ShapeE
         for symbol, sources in shape_env.var_to_sources.items()
         if symbol in values and symbol.is_integer
     }
+
+
+def _group_sizes(graph: torch.fx.Graph) -> dict[str, int]:
+    """Return the number of ranks of each process group that PyTorch's collectives name."""
+    import torch
+
+    operators = [n for n in graph.nodes if getattr(n.target, "namespace", "").startswith("_c10d_functional")]
+    named = [(n, i) for n in operators for i, a in enumerate(n.target._schema.arguments) if a.name == "group_name"]  # noqa: SLF001 - an operator tells its arguments nowhere else
+    names = {str(node.args[i]) for node, i in named}
+    resolve: Any = vars(torch.distributed.distributed_c10d)["_resolve_process_group"]  # as the operators find it
+    return {name: int(resolve(name).size()) for name in sorted(names)}
 
 
 def _equalities(shape_env: Any, guards: tuple[Any, ...]) -> tuple[tuple[Any, Any], ...]:  # noqa: ANN401 - torch's ShapeEnv is private

@@ -5,13 +5,15 @@ from __future__ import annotations
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed._functional_collectives import all_reduce
 
 from passes import analyse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import networkx as nx
 
@@ -88,6 +90,61 @@ def test_a_collective_costs_its_payload(capture: Callable[..., CapturedGraph]) -
         ("0", "4*0.scale.size(0)*args[0].size(0)"),
         ("0", "8*0.scale.size(0)*args[0].size(0)"),
     )
+
+
+class Summed(nn.Module):
+    """A share of a projection, summed over all ranks by PyTorch itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (tokens, 8)."""
+        result: Tensor = all_reduce(self.proj(x), "sum", distributed.group.WORLD) * 2
+        return result
+
+
+@pytest.fixture
+def ranks() -> Iterator[Callable[[int], None]]:
+    """Return a function that makes this process one of some ranks, which exchange nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def leave() -> None:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def join(num_ranks: int) -> None:
+        leave()
+        distributed.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
+
+    yield join
+    leave()
+
+
+def test_a_collective_is_known_by_its_number_of_ranks(
+    signatures: Callable[..., dict[str, list[str]]], ranks: Callable[[int], None]
+) -> None:
+    """PyTorch's collectives carry the name of a group alone: two groups of one size are one, of two sizes two."""
+    found = []
+    for num_ranks in (2, 4, 4):
+        ranks(num_ranks)
+        found.append(signatures(Summed(), torch.ones(3, 8)))
+    assert found[0]["proj"] == found[1]["proj"]
+    assert found[0][""][0] != found[1][""][0]
+    assert found[0][""][1] == found[1][""][1]
+    assert found[1] == found[2]
+
+
+def test_waiting_is_part_of_a_collective(table: Callable[..., str], ranks: Callable[[int], None]) -> None:
+    """The wait for a collective's result belongs to it, and what reads the result does not."""
+    ranks(2)
+    operators = [line for line in table(Summed(), torch.ones(3, 8)).splitlines() if line[0] != " "]
+    assert operators == [
+        "proj Linear: t mm",
+        ". all_reduce: _c10d_functional.all_reduce _c10d_functional.wait_tensor",
+        ". -: mul",
+    ]
 
 
 def test_held_parameters_belong_to_the_state(canonical: Callable[..., nx.DiGraph[int]]) -> None:
