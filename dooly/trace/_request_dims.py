@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RequestDims = Mapping[str, tuple[str | None, ...]]
 
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _STEP = re.compile(r"\.?(\w+)|\[(\d+)\]")
 
 
@@ -32,6 +33,9 @@ def check_names(request_dims: RequestDims, call: BoundArguments) -> None:
             raise InvalidInputError(
                 f"{place}: {names!r} is no tuple of names; write ('batch', 'seq'), None for a dimension without"
             )
+        wrong = [n for n in names if n is not None and not _IDENTIFIER.fullmatch(n)]
+        if wrong:
+            raise InvalidInputError(f"{place}: {wrong[0]!r} would be read as a formula; write letters, digits and underscores")
         root, *steps = (m[1] if m[1] is not None else int(m[2]) for m in _STEP.finditer(key))
         if root not in known and root not in call.signature.parameters:
             raise InvalidInputError(f"{place}: forward has no argument {root!r}; it has {', '.join(map(repr, known))}")

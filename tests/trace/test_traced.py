@@ -194,6 +194,10 @@ def test_it_is_part_of_a_larger_module() -> None:
             "request_dims['ids']: 'batch' is no tuple of names; write ('batch', 'seq'), None for a dimension without",
         ),
         (
+            {"ids": ("batch-size",)},
+            "request_dims['ids']: 'batch-size' would be read as a formula; write letters, digits and underscores",
+        ),
+        (
             {"ids": ("a",), "mask": ("b",)},
             "request_dims['mask']: dimension 0, named 'b', always equals ids.size(0), named 'a'; give both one name",
         ),
