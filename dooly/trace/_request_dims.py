@@ -46,16 +46,18 @@ def check_names(request_dims: RequestDims, call: BoundArguments) -> None:
 
 
 def check_origins(request_dims: RequestDims, capture: Capture, origins: Origins) -> None:
-    """Check that the request sets each named dimension, and that one dimension has one name.
+    """Check that the request sets each named dimension, that one dimension has one name, and one name one size in the call.
 
     A size of 0 or 1, which torch takes for a constant, passes: another call may show more.
 
     Raises:
-        InvalidInputError: The model fixes a named dimension, or one has two names.
+        InvalidInputError: The model fixes a named dimension, one has two names, or one name stands for two sizes.
     """
     from passes.graph import shape_of
 
     told: dict[Any, tuple[str, str]] = {}
+    values = {symbol: source.value for symbol, source in capture.sources.items()}
+    sizes: dict[str, tuple[Any, str]] = {}
     for node in capture.graph.nodes:
         key = capture.placeholders.get(node.name, "")
         argument = re.sub(r"^L\['(\w+)'\]", r"\1", key).replace("['", ".").replace("']", "")
@@ -72,6 +74,12 @@ def check_origins(request_dims: RequestDims, capture: Capture, origins: Origins)
             first, place_of_first = told.setdefault(dim.expr, (name, f"{argument}.size({axis})"))
             if first != name:
                 raise InvalidInputError(f"{place} always equals {place_of_first}, named {first!r}; give both one name")
+            value = size.xreplace(values)
+            known, place_of_known = sizes.setdefault(name, (value, f"{argument}.size({axis})"))
+            if known != value:
+                raise InvalidInputError(
+                    f"{place} is {value} in this call, and {place_of_known}, named alike, {known}; give two names"
+                )
 
 
 def _part(value: Any, step: str | int, place: str) -> Any:  # noqa: ANN401 - any argument

@@ -220,6 +220,21 @@ def test_a_dimension_that_the_model_fixes_takes_no_name() -> None:
         trace(nn.Linear(8, 9), request_dims={"input": ("num_tokens", "hidden")})(torch.randn(3, 8))
 
 
+def test_one_name_stands_for_one_size() -> None:
+    """Two dimensions of unequal sizes in one call cannot have one name."""
+
+    class Scores(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return q @ k.t()
+
+    traced = trace(Scores(), request_dims={"q": ("n", None), "k": ("n", None)})
+    message = r"^request_dims\['q'\]: dimension 0, named 'n', is 3 in this call, and k.size\(0\), named alike, 5; give two names$"
+    with pytest.raises(InvalidInputError, match=message):
+        traced(torch.ones(3, 8), torch.ones(5, 8))
+    assert traced(torch.ones(5, 8), torch.ones(5, 8)).shape == (5, 5)
+    assert {name for op in traced.traced.operations for name in op.request_dims} == {"n", "k.size(1)"}
+
+
 def test_an_error_of_the_module_stays_its_own() -> None:
     """An input that the module itself refuses raises what it always raised."""
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
