@@ -286,7 +286,7 @@ def _kind(value: object) -> str:
         return "{" + ", ".join(f"{k}: {_kind(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(_kind, value))})"
-    if isinstance(value, (bool, str, type(None))):
+    if isinstance(value, (bool, float, complex, str, type(None))):
         return repr(value)
     return type(value).__name__
 

@@ -235,6 +235,24 @@ def test_one_name_stands_for_one_size() -> None:
     assert {name for op in traced.traced.operations for name in op.request_dims} == {"n", "k.size(1)"}
 
 
+class Scaled(nn.Module):
+    """A product with a number that the caller gives."""
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:
+        """Return a tensor of the input's shape."""
+        return x * scale
+
+
+def test_another_number_is_another_kind_of_call() -> None:
+    """A float argument is part of what its operators compute: each value has a table of its own."""
+    traced = trace(Scaled().eval())
+    for scale in (2.0, 0.5, 2.0):
+        traced(torch.ones(3, 8), scale)
+    assert list(traced.tables) == ["x: float32[_, _], scale: 2.0", "x: float32[_, _], scale: 0.5"]
+    first, second = (table.operations[0].signature for table in traced.tables.values())
+    assert first != second
+
+
 def test_an_error_of_the_module_stays_its_own() -> None:
     """An input that the module itself refuses raises what it always raised."""
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
