@@ -41,8 +41,6 @@ class CapturedCall:
     """Its graph."""
     counts: Mapping[str, int]
     """How many layers each traced layer stands for, by its path."""
-    example: tuple[tuple[Any, ...], dict[str, Any]]
-    """The arguments that it was traced with, by position and by name."""
     request_dims: RequestDims
     """Names of the request dimensions."""
     provenance: Callable[[], Provenance]
@@ -80,6 +78,7 @@ class Traced(nn.Module):
         request_dims: RequestDims
         fold_layers: bool
         _calls: dict[Any, CapturedCall]
+        _example: tuple[tuple[Any, ...], dict[str, Any]]
         _provenance: Callable[[], Provenance]
 
     def __init__(
@@ -92,7 +91,8 @@ class Traced(nn.Module):
     ) -> None:
         super().__init__()
         shared = {name: module.__dict__[name] for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")}
-        own = {"module": module, "request_dims": dict(request_dims or {}), "fold_layers": fold_layers, "_calls": {}}
+        own = {"module": module, "request_dims": dict(request_dims or {}), "fold_layers": fold_layers}
+        own |= {"_calls": {}, "_example": ((), {})}
         self.__dict__["_provenance"] = cache(provenance or partial(instance_sizes, module))
         self.__dict__.update(shared | own)
         del self.__dict__["training"]
@@ -110,10 +110,12 @@ class Traced(nn.Module):
         kind = (self._name(call), _ones(call.arguments))
         if kind not in self._calls:
             try:
-                self._calls[kind] = self._trace(call, args, kwargs)
+                traced = self._calls[kind] = self._trace(call, args, kwargs)
             except TraceError:
                 self.module(*args, **kwargs)  # an error of the module's own is told as it is
                 raise
+            if self.most_general is traced:  # the others' arguments are the caller's to free
+                self._example = args, kwargs
         return self.module(*args, **kwargs)
 
     def _trace(self, call: BoundArguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedCall:
@@ -128,7 +130,6 @@ class Traced(nn.Module):
             self._name(call),
             capture,
             dict(counts),
-            (args, kwargs),
             self.request_dims,
             self._provenance,
             type(self.module).__name__,
@@ -168,7 +169,8 @@ class Traced(nn.Module):
         Raises:
             TraceError: The module has not run yet.
         """
-        return self.most_general.example
+        _ = self.most_general
+        return self._example
 
     @property
     def traced(self) -> TracedModel:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -251,6 +253,19 @@ def test_another_number_is_another_kind_of_call() -> None:
     assert list(traced.tables) == ["x: float32[_, _], scale: 2.0", "x: float32[_, _], scale: 0.5"]
     first, second = (table.operations[0].signature for table in traced.tables.values())
     assert first != second
+
+
+def test_only_one_call_keeps_its_arguments() -> None:
+    """The most general call's arguments are kept for measuring; those of all other calls are the caller's to free."""
+    traced = trace(Scaled())
+    rows = {n: torch.ones(n, 8) for n in (1, 3)}
+    alive = {n: weakref.ref(x) for n, x in rows.items()}
+    for x in rows.values():
+        traced(x, 2.0)
+    del x
+    rows.clear()
+    gc.collect()
+    assert (alive[1]() is None, alive[3]() is traced.example[0][0]) == (True, True)
 
 
 def test_an_error_of_the_module_stays_its_own() -> None:
