@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import random
 import warnings
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
-from functools import partial
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from dooly.errors import TraceError
 from dooly.trace._provenance import NO_PROVENANCE, ConfigFields, Provenance, is_config, name_sizes
 
 if TYPE_CHECKING:
@@ -22,19 +23,28 @@ if TYPE_CHECKING:
 def constructed_sizes(model_class: Callable[..., nn.Module], args: Sequence[object], kwargs: Mapping[str, object]) -> Provenance:
     """Return the sizes that a constructor call sets, over its integer arguments and the fields of its configuration objects.
 
-    The process's random state stays as it was. A constructor that keeps the tensors or modules that it is given, cannot be called
-    again, or fails on the meta device gives no names.
+    The constructor gets copies of its arguments. What it prints is dropped, and the global random state of Python, NumPy and
+    PyTorch's CPU stays as it was. Whatever else it changes outside the module, it changes twice: generators of its own and those
+    of GPUs go on, counters count, and a cached function that it calls may keep a tensor on the meta device.
+
+    A constructor that is given tensors or modules, cannot be called again, or fails on the meta device gives no names; the reason
+    is logged at debug level.
     """
     import torch
 
     if any(isinstance(a, (torch.Tensor, torch.nn.Module)) for a in (*args, *kwargs.values())):
         return NO_PROVENANCE
     fields = ConfigFields()
+
+    def build() -> nn.Module:
+        call = _tracked(inspect.signature(model_class).bind(*deepcopy(args), **deepcopy(kwargs)), fields)
+        return model_class(*call.args, **call.kwargs)
+
     try:
         with _quiet_meta_device():
-            call = _tracked(inspect.signature(model_class).bind(*deepcopy(args), **deepcopy(kwargs)), fields)
-            return name_sizes(partial(model_class, *call.args, **call.kwargs), fields)
-    except Exception:  # noqa: BLE001 - the user's code may raise anything here; names are a courtesy, and the first call worked
+            return name_sizes(build, fields)
+    except TraceError as error:
+        logging.getLogger(__name__).debug("%s: sizes keep the names of module attributes: %s", model_class.__name__, error)
         return NO_PROVENANCE
 
 
@@ -59,13 +69,19 @@ def _tracked(call: inspect.BoundArguments, fields: ConfigFields) -> inspect.Boun
 
 @contextmanager
 def _quiet_meta_device() -> Iterator[None]:
-    """Make tensors on the meta device, print nothing and keep all random state, for the length of the scope."""
+    """Make tensors on the meta device, print nothing and keep the global random state but GPUs', for the length of the scope."""
     import numpy as np
     import torch
 
     states: Any = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what must be kept
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), redirect_stdout(StringIO()), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta"),
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from dooly.errors import TraceError
 from dooly.trace._tracked import TrackedInt
 
 if TYPE_CHECKING:
@@ -114,9 +115,17 @@ def _fields(config: object) -> dict[str, object]:
 
 
 def name_sizes(build: Callable[[], nn.Module], tracked: ConfigFields) -> Provenance:
-    """Return the configured sizes of the model that `build` makes from a tracked configuration."""
+    """Return the configured sizes of the model that `build` makes from a tracked configuration.
+
+    Raises:
+        TraceError: `build` fails; its error is the cause.
+    """
     with _noting_sizes() as noted:
-        model = build()
+        try:
+            model = build()
+        except Exception as error:
+            reason = (str(error).strip() or "no message").splitlines()[0]
+            raise TraceError(f"building from tracked sizes fails: {type(error).__name__}: {reason}") from error
         sizes = {
             path: expr
             for prefix, module in model.named_modules(remove_duplicate=False)

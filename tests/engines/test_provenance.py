@@ -11,6 +11,8 @@ from dooly.trace import NO_PROVENANCE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import nn
+
     from dooly.trace import Provenance, TracedModel
 
     TraceConfig = Callable[..., TracedModel]
@@ -80,6 +82,20 @@ def test_names_leave_signatures_alone(
 def test_experts_are_named_by_the_configuration(provenance_of: ProvenanceOf, model: str, path: str, expr: str) -> None:
     """The sizes of mixtures of experts and of latent attention are named as in `config.json`, equal values apart."""
     assert str(provenance_of(model).sizes[f"model.layers.1.{path}"]) == expr
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape\nmismatch"), ZeroDivisionError(), IndexError("out of range")])
+def test_code_that_refuses_tracked_sizes_gives_no_names(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the model's code raises in the second build, the trace goes on without names, and a warning says why."""
+    from dooly.engines.vllm._config import engine_config
+    from dooly.engines.vllm._provenance import configured_sizes
+
+    def build(_config: object) -> nn.Module:
+        raise error
+
+    model = find_model("smollm2-135m")
+    assert configured_sizes(engine_config(model, ServingConfig()), model.config, build) is NO_PROVENANCE
+    assert f"fails: {type(error).__name__}: " in caplog.messages[-1]
 
 
 def test_ranks_divide_the_sizes(provenance_of: ProvenanceOf) -> None:

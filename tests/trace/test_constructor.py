@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dooly.trace import trace
+from dooly.trace._constructor import constructed_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +115,7 @@ def test_the_second_call_is_not_noticed(capsys: pytest.CaptureFixture[str]) -> N
     class Noisy(Gated):
         def __init__(self, hidden: int, seen: list[int]) -> None:
             sys.stdout.write("made\n")
+            sys.stderr.write("warned\n")
             seen.append(hidden)
             super().__init__(hidden + 0 * random.randrange(2) + 0 * int(np.random.rand()))  # noqa: NPY002, S311 - the global states
 
@@ -126,7 +128,33 @@ def test_the_second_call_is_not_noticed(capsys: pytest.CaptureFixture[str]) -> N
     before = state()
     assert module.traced.operations[0].inputs[0].shape[1].expr == "hidden"
     assert (state(), seen) == (before, [8])
-    assert capsys.readouterr().out == "made\n"
+    assert capsys.readouterr() == ("made\n", "warned\n")
+
+
+def test_why_there_are_no_names_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the second call of the constructor raises is no error of the trace; the log tells it at debug level."""
+
+    @trace
+    class Once(Gated):
+        made: ClassVar[list[int]] = []
+
+        def __init__(self, hidden: int) -> None:
+            super().__init__(8 // (1 - len(self.made)))
+            self.made.append(hidden)
+
+    module = Once(8)
+    with caplog.at_level("DEBUG", logger="dooly"):
+        assert _exprs(lambda: module)["up"] == ["up.weight.size(0)", "up.weight.size(1)"]
+    reason = "building from tracked sizes fails: ZeroDivisionError: integer division or modulo by zero"
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("dooly")] == [
+        f"Once: sizes keep the names of module attributes: {reason}"
+    ]
+
+
+def test_an_error_outside_the_constructor_is_not_hidden() -> None:
+    """Only what the constructor raises is passed over: a result that is no module is an error."""
+    with pytest.raises(AttributeError, match="named_modules"):
+        constructed_sizes(lambda hidden: hidden, (8,), {})
 
 
 def test_signatures_do_not_depend_on_names() -> None:

@@ -6,8 +6,8 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines.vllm._config import first_line
 from dooly.engines.vllm._version import fresh_module_caches
+from dooly.errors import TraceError
 from dooly.trace import NO_PROVENANCE, ConfigFields, name_sizes
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def configured_sizes(
     try:
         with set_current_vllm_config(config), fresh_module_caches(), _tracked_ranks(config, fields):
             return name_sizes(lambda: build(config), fields)
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+    except TraceError as error:
         model = config.model_config.model
-        logging.getLogger(__name__).warning("%s: sizes keep the names of module attributes: %s", model, first_line(error))
+        logging.getLogger(__name__).warning("%s: sizes keep the names of module attributes: %s", model, error)
         return NO_PROVENANCE
 
 
