@@ -72,14 +72,16 @@ class CudaTimer:
     def prepare(self, calls: Sequence[Call]) -> PreparedCalls:
         """Capture a graph of each call to time, and warm up.
 
-        An operation that once refused capture is launched plainly from then on: a failed capture costs the stream much to undo.
+        An operation that once refused capture is launched plainly from then on, in all its calls: a failed capture costs the
+        stream much to undo.
         """
-        runs: list[Callable[[], object]] = []
-        timings: list[Timing] = []
-        for call in calls:
-            replay = None if call.key is None or call.key in self._refused else self._captured(call.key, call.run)
-            runs.append(replay or call.run)
-            timings.append("cuda-graph" if replay else "cuda-events")
+        replays = [
+            None if call.key is None or call.key in self._refused else self._captured(call.key, call.run) for call in calls
+        ]
+        # A later call of an operation may be the first that refuses: all of its samples are taken in one way.
+        graphs = [None if call.key in self._refused else replay for call, replay in zip(calls, replays, strict=True)]
+        runs = [replay or call.run for call, replay in zip(calls, graphs, strict=True)]
+        timings: list[Timing] = ["cuda-graph" if replay else "cuda-events" for replay in graphs]
         prepared = _CudaCalls(self._stream, runs, tuple(timings))
         begin = time.perf_counter_ns()
         while time.perf_counter_ns() - begin < _WARM_UP_NS:

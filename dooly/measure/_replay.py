@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dbstore import JSON
     from dooly.measure._plan import Key
-    from dooly.measure._timer import Timer
+    from dooly.measure._timer import Timer, Timing
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
 _MIN_SAMPLES = 8
@@ -43,7 +43,8 @@ class Replay:
     samples_ns: dict[Key, list[int]] = field(default_factory=dict)
     """What was measured, by the operation's key."""
     attributes: dict[Key, dict[str, JSON]] = field(default_factory=dict)
-    """How it was measured, by the operation's key: `timing`, and `host_ahead`, false where times hold launches of the host."""
+    """How it was measured, by the operation's key: `timing`, several joined by `+`, and `host_ahead`, whether no sample holds
+    launches of the host."""
     _calls: list[Call] = field(default_factory=list)
     _in_forward: bool = False
 
@@ -83,20 +84,30 @@ class Replay:
         begin = time.perf_counter_ns()
         prepared = self.timer.prepare(calls)
         found: dict[Key, list[int]] = {}
+        host_ahead = True
         for round_ in range(MAX_ROUNDS):
             elapsed = prepared.time_ns()
             if round_ == 0:
                 continue
+            host_ahead &= prepared.host_ahead
             for call, elapsed_ns in zip(calls, elapsed, strict=True):
                 if call.key is not None:
                     found.setdefault(call.key, []).append(elapsed_ns)
             enough = all(map(is_tight, found.values())) or time.perf_counter_ns() - begin > self.budget_ns
             if round_ + 1 >= MIN_ROUNDS and enough:
                 break
-        timings = {call.key: timing for call, timing in zip(calls, prepared.timings, strict=True)}
         for key, samples in found.items():
             self.samples_ns.setdefault(key, []).extend(samples)
-            self.attributes[key] = {"timing": timings[key], "host_ahead": prepared.host_ahead}
+            timings = {timing for call, timing in zip(calls, prepared.timings, strict=True) if call.key == key}
+            self._describe(key, timings, host_ahead)
+
+    def _describe(self, key: Key, timings: set[Timing], host_ahead: bool) -> None:  # noqa: FBT001 - a fact
+        """Note how samples were taken, beside how the samples before them were."""
+        known = self.attributes.get(key)
+        if known is not None:
+            timings = {*timings, *str(known["timing"]).split("+")}
+            host_ahead = host_ahead and bool(known["host_ahead"])
+        self.attributes[key] = {"timing": "+".join(sorted(timings)), "host_ahead": host_ahead}
 
 
 def is_tight(samples: Sequence[int]) -> bool:

@@ -103,6 +103,17 @@ def test_a_refused_capture_falls_back_to_events_and_is_not_tried_again() -> None
     assert timer.prepare([Call(("b", ()), stream.launches(1))]).timings == ("cuda-graph",)
 
 
+def test_all_calls_of_an_operation_are_timed_in_one_way() -> None:
+    """Where the second of three calls refuses capture, the first is launched plainly too, and the third is not tried."""
+    stream = QueuedStream()
+    stream.fault = lambda: _forbidden() if stream.captures == 2 else None
+    key = ("a", ())
+    prepared = CudaTimer(stream).prepare([Call(key, stream.launches(ns)) for ns in (700, 800, 900)])
+    assert prepared.timings == ("cuda-events",) * 3
+    assert prepared.time_ns() == [700, 800, 900]
+    assert stream.captures == 2
+
+
 def test_memory_that_runs_out_in_a_capture_is_not_a_refusal() -> None:
     """The point is infeasible, and the operation's next point is captured again."""
     stream = QueuedStream(_exhausted)

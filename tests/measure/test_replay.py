@@ -130,6 +130,51 @@ def test_modules_outside_the_forward_are_replayed_after_their_own_call(model: Mo
     assert log.index("head") > max(place for place, name in enumerate(log) if name == "first")
 
 
+class FallingBehind(CountingTimer):
+    """A timer whose host is not ahead in one round, and which refuses capture from a second group of calls on."""
+
+    def __init__(self, behind: int) -> None:
+        super().__init__()
+        self.behind = behind
+        self.groups = 0
+
+    def prepare(self, calls: Sequence[Call]) -> PreparedCalls:
+        """Return calls that fall behind in that round of the first group."""
+        self.groups += 1
+        return _FallingBehind(calls, self.results, self.behind if self.groups == 1 else -1, captured=self.groups == 1)
+
+
+class _FallingBehind(_Counted):
+    def __init__(self, calls: Sequence[Call], results: list[object], behind: int, *, captured: bool) -> None:
+        super().__init__(calls, results)
+        self.timings = tuple("cuda-graph" if captured else "cuda-events" for _ in calls)
+        self._behind, self._round = behind, 0
+
+    def time_ns(self) -> list[int]:
+        """Time a round, and tell whether the host was ahead in it."""
+        self.host_ahead = self._round != self._behind
+        self._round += 1
+        return super().time_ns()
+
+
+@pytest.mark.parametrize(("behind", "host_ahead"), [(0, True), (1, False), (2, False), (MAX_ROUNDS, True)])
+def test_one_round_behind_is_told(model: Model, behind: int, host_ahead: bool) -> None:  # noqa: FBT001 - the expected answer
+    """The host was ahead only if it was in every round whose samples are kept; the first round is not."""
+    replay = Replay(FallingBehind(behind), {model.first: "a"}, budget_ns=10**9)
+    with replay.attached(model):
+        model(torch.zeros(1))
+    assert replay.attributes == {"a": {"timing": "cuda-graph", "host_ahead": host_ahead}}
+
+
+def test_samples_of_several_calls_keep_what_is_true_of_all(model: Model, log: list[str]) -> None:
+    """Where an operation is replayed twice in a step, later samples do not hide how the earlier were taken."""
+    head = Recorded("head", log)
+    replay = Replay(FallingBehind(1), {head: "h"}, budget_ns=10**9)
+    with replay.attached(model):
+        head(head(model(torch.zeros(1))))
+    assert replay.attributes == {"h": {"timing": "cuda-events+cuda-graph", "host_ahead": False}}
+
+
 def test_hooks_are_gone_afterwards(model: Model, log: list[str]) -> None:
     """Outside the scope the model runs as before, also where a step failed in it."""
     replay = Replay(CountingTimer(), {model.first: "a"}, budget_ns=10**9)
