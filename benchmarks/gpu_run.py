@@ -3,8 +3,9 @@
     python benchmarks/gpu_run.py --state DIR --seconds 1500 --out OUT
 
 DIR holds all that is found: the latency store `db`, the real engine's runs `groundtruth`, `results`, logs and what is done. After
-each part, OUT holds it as one archive in pieces (`cat OUT/state.tar.xz.* | tar xJ -C DIR` brings it back), so that nothing is
-lost with the machine. Parts run in order of worth; one that fails is named and left for the next call, and the rest goes on.
+each part, OUT holds it as one archive in pieces, so that nothing is lost with the machine:
+`cat $(ls -d OUT/state-* | tail -n 1)/* | tar xJ -C DIR` brings it back. Parts run in order of worth; one that fails is named and
+left for the next call, and the rest goes on.
 `--device cpu` rehearses every part with a tiny sweep on the CPU engine.
 """
 
@@ -14,11 +15,13 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,33 +192,34 @@ def run(part: Part, state: Path, limit_s: float) -> int | None:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a part and all that it started, gently first: a profile writes each point as it is measured."""
-    for sent in (signal.SIGINT, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, sent)
-            try:
-                process.wait(MARGIN_S / 2)
-            except subprocess.TimeoutExpired:
-                continue
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(MARGIN_S / 2)
+    # What a part started may outlive it, and hold the device.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def archive(state: Path, out: Path) -> None:
-    """Write all that was found to `out`, as one archive in pieces; a piece appears whole or not at all."""
-    whole = state / "state.tar.xz"
+    """Write all that was found to `out`, as one archive in pieces, in a folder that appears whole; older ones go after that."""
+    whole, aside = state / "state.tar.xz", out / "part"
     with tarfile.open(whole, "w:xz", preset=1) as tar:
         for name in KEPT:
             if (state / name).exists():
                 tar.add(state / name, name)
     content = whole.read_bytes()
-    pieces = [content[i : i + PIECE_BYTES] for i in range(0, len(content), PIECE_BYTES)]
-    out.mkdir(parents=True, exist_ok=True)
-    for number, piece in enumerate(pieces):
-        aside = out / f"part.{number:02d}"
-        aside.write_bytes(piece)
-        aside.replace(out / f"state.tar.xz.{number:02d}")
-    for stale in out.glob("state.tar.xz.*"):
-        if int(stale.suffix[1:]) >= len(pieces):
-            stale.unlink()
     whole.unlink()
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for number, start in enumerate(range(0, len(content), PIECE_BYTES)):
+        (aside / f"state.tar.xz.{number:02d}").write_bytes(content[start : start + PIECE_BYTES])
+    older = sorted(out.glob("state-*"))
+    last = int(older[-1].name.removeprefix("state-")) if older else 0
+    aside.rename(out / f"state-{last + 1:06d}")
+    for folder in older:
+        shutil.rmtree(folder)
 
 
 def arguments() -> argparse.Namespace:

@@ -101,23 +101,50 @@ def test_a_second_call_runs_what_is_left(
     assert runs.read_text() == "abcb"
 
 
+def _ends(pid: int) -> bool:
+    """Tell whether a process ends within a few seconds; one that was not waited for has no command line any more."""
+    command = Path("/proc", str(pid), "cmdline")
+    for _ in range(50):
+        try:
+            alive = bool(command.read_bytes())
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if not alive:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+CHILD = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+"""A process that no interrupt ends, as an engine's workers may be; it prints once it ignores them."""
+PARENT = f"""
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+"""
+
+
 def test_a_part_is_stopped_with_all_that_it_started(
     gpu_run: ModuleType, state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Past its limit a part is interrupted, gets time to write what it has, and is left for the next call."""
     kept = state / "results" / "kept"
-    code = (
-        "import pathlib, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "try:\n    time.sleep(60)\n"
-        f"except KeyboardInterrupt:\n    pathlib.Path({str(kept)!r}).write_text(str(child.pid)); raise\n"
-    )
+    note = f"pathlib.Path({str(kept)!r}).write_text(str(child.pid)); raise"
+    code = f"{PARENT}\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    {note}"
     begin = time.monotonic()
-    assert _main(gpu_run, monkeypatch, [_python(gpu_run, "slow", code, 2)], "--state", str(state)) == 1
+    assert _main(gpu_run, monkeypatch, [_python(gpu_run, "slow", code, 3)], "--state", str(state)) == 1
     assert time.monotonic() - begin < 15
     assert _rows(capsys)["slow"]["exit"] is None
-    assert not Path("/proc", kept.read_text(), "cmdline").is_file() or not Path("/proc", kept.read_text(), "cmdline").read_text()
+    assert _ends(int(kept.read_text()))
     assert not (state / "done" / "slow").exists()
+
+
+def test_what_a_part_leaves_behind_is_ended(gpu_run: ModuleType, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that fails by itself may leave a process that holds the device: it does not outlive the part."""
+    kept = state / "results" / "kept"
+    code = f"{PARENT}\npathlib.Path({str(kept)!r}).write_text(str(child.pid)); raise SystemExit(3)"
+    assert _main(gpu_run, monkeypatch, [_python(gpu_run, "crash", code)], "--state", str(state)) == 1
+    assert _ends(int(kept.read_text()))
 
 
 def test_parts_that_do_not_fit_or_lack_a_package_wait(
@@ -136,22 +163,56 @@ def test_parts_that_do_not_fit_or_lack_a_package_wait(
     assert rows["short"]["exit"] == 0
 
 
+def _unpack(out: Path, back: Path) -> None:
+    """Bring the state back as the help says."""
+    back.mkdir()
+    subprocess.run(["/bin/bash", "-c", f"cat $(ls -d {out}/state-* | tail -n 1)/* | tar xJ -C {back}"], check=True)
+
+
 def test_the_state_comes_back_from_its_archive(
     gpu_run: ModuleType, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pieces, joined and unpacked as the help says, are what was found and what is done; older pieces are gone."""
+    """The pieces, joined and unpacked as the help says, are what was found and what is done; older archives are gone."""
     monkeypatch.setattr(gpu_run, "PIECE_BYTES", 100)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "state.tar.xz.77").write_text("old")
+    out, back = tmp_path / "out", tmp_path / "back"
     code = f"import pathlib; pathlib.Path({str(state / 'results' / 'r.json')!r}).write_text('{{}}')"
-    assert _main(gpu_run, monkeypatch, [_python(gpu_run, "a", code)], "--state", str(state), "--out", str(out)) == 0
-    pieces = sorted(path.name for path in out.iterdir())
+    parts = [_python(gpu_run, "a", code), _python(gpu_run, "b", "pass")]
+    assert _main(gpu_run, monkeypatch, parts, "--state", str(state), "--out", str(out)) == 0
+    (folder,) = out.iterdir()
+    pieces = sorted(path.name for path in folder.iterdir())
     assert len(pieces) > 1
     assert pieces == [f"state.tar.xz.{i:02d}" for i in range(len(pieces))]
-    back = tmp_path / "back"
-    back.mkdir()
-    subprocess.run(["/bin/bash", "-c", f"cat {out}/state.tar.xz.* | tar xJ -C {back}"], check=True)
+    _unpack(out, back)
     assert (back / "results" / "r.json").read_text() == "{}"
     assert (back / "done" / "a").exists()
     assert _main(gpu_run, monkeypatch, [_python(gpu_run, "a", "raise SystemExit(1)")], "--state", str(back)) == 0
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_an_archive_that_is_cut_off_leaves_the_one_before(
+    gpu_run: ModuleType, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """A call that ends between two pieces leaves what the call before it wrote, and the next call writes anew."""
+    monkeypatch.setattr(gpu_run, "PIECE_BYTES", 100)
+    out, write, written = tmp_path / "out", Path.write_bytes, 0
+
+    def fails(path: Path, content: bytes) -> int:
+        nonlocal written
+        written += 1
+        if written > writes:
+            raise KeyboardInterrupt
+        return write(path, content)
+
+    (state / "results" / "r").write_text("first")
+    gpu_run.archive(state, out)
+    (state / "results" / "r").write_text("second")
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_run.archive(state, out)
+    monkeypatch.setattr(Path, "write_bytes", write)
+    _unpack(out, tmp_path / "old")
+    assert (tmp_path / "old" / "results" / "r").read_text() == "first"
+    gpu_run.archive(state, out)
+    _unpack(out, tmp_path / "new")
+    assert (tmp_path / "new" / "results" / "r").read_text() == "second"
+    assert len(list(out.iterdir())) == 1
