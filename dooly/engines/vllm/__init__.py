@@ -3,5 +3,6 @@
 from dooly.engines.vllm._engine import VllmEngine
 from dooly.engines.vllm._model import trace_vllm_model
 from dooly.engines.vllm._stateful import stateful_attributes
+from dooly.engines.vllm._version import MODEL_RUNNER, import_vllm
 
-__all__ = ["VllmEngine", "stateful_attributes", "trace_vllm_model"]
+__all__ = ["MODEL_RUNNER", "VllmEngine", "import_vllm", "stateful_attributes", "trace_vllm_model"]
