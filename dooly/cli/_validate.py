@@ -11,6 +11,7 @@ import typer
 from dooly.cli._options import Database, JsonFile, Model, RealFile, WorkloadText, engine_flags
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
+from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from dooly.validate import MetricReport, Validation
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 _LOUD = 0.3
 """Difference between the real runs' times to first token, as a fraction, that the engine itself hardly makes."""
 
+_WITH_KEPT_RUNS = ("model", "db", "workload", "real", "json_file")
+"""What can be said where the real engine is not run."""
+
 
 @engine_flags()
 def validate(  # noqa: PLR0913 - one argument an option
+    context: typer.Context,
     model: Model,
     *,
     db: Database,
@@ -36,6 +41,8 @@ def validate(  # noqa: PLR0913 - one argument an option
     from dooly.validate import read_runs, validate_kept
     from dooly.validate import validate as run_both
 
+    if real is not None:
+        _refuse_settings(context)
     source = find_model(model)
     requests = parse_workload(workload)
     store = Store.open(db)
@@ -48,6 +55,14 @@ def validate(  # noqa: PLR0913 - one argument an option
     _warn_if_disturbed(validation)
     if write_json(validation.to_json(), json_file):
         _show(validation)
+
+
+def _refuse_settings(context: typer.Context) -> None:
+    """Refuse what says how the real engine is to run, where it has run already."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in _WITH_KEPT_RUNS and source is not None and source.name == "COMMANDLINE":
+            raise InvalidInputError(f"{parameter.opts[0]}: the runs that --real names hold how they were served; leave it out")
 
 
 def _warn_if_disturbed(validation: Validation) -> None:
@@ -81,7 +96,12 @@ def _show(validation: Validation) -> None:
         f"{simulated['requests']} requests; real: mean of {len(real)} runs of {mean(run['wall_s'] for run in real):.1f} s, "
         f"which differ by the noise; simulated in {simulated['wall_s']:.2f} s"
     )
-    show(table, line)
+    step = validation.step
+    steps = (
+        f"latencies of the {step.num_steps} real steps, each of its own batch: MAPE {_percent(step.mape)}, median "
+        f"{_percent(step.median_error)}, all together {_percent(step.mean_error, '+')}"
+    )
+    show(table, f"{line}\n{steps}")
 
 
 def _percent(fraction: float | None, sign: str = "") -> str:

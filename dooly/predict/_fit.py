@@ -51,7 +51,8 @@ def load_latency_model(
         environment: The environment that it was profiled in; None where the store holds it in one only.
 
     Raises:
-        MissingOperationError: The store lacks the model, or an operation of it; the message names the command that measures it.
+        MissingOperationError: The store lacks the model, the environment, or an operation; the message names the command that
+            measures it.
         InvalidInputError: The store holds the model in several environments, or several ranks are asked for.
     """
     serving = serving or ServingConfig()
@@ -195,7 +196,7 @@ def _traced(
         document: Any = store.read_document("traces", name)
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
         fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
-        if document["config"] == model.digest and fits and wanted in {None, environment}:
+        if document["config"] == model.digest and fits:
             found[environment] = max(found.get(environment, document), document, key=lambda known: known.get("version", 0))
     if not found:
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
@@ -203,7 +204,13 @@ def _traced(
         raise MissingOperationError(
             f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
         )
-    candidates = on_this_machine(list(found))
+    if wanted is not None and wanted not in found:
+        nearest = min(found, key=lambda environment: len(_differing([wanted, environment])))
+        raise MissingOperationError(
+            f"{model.name}: not profiled in the environment asked for, only with other {_differences([wanted, nearest])}; "
+            f"run `dooly profile {model.name} --db PATH` in the one asked for, which is named first"
+        )
+    candidates = on_this_machine(list(found)) if wanted is None else [wanted]
     if len(candidates) > 1:
         raise InvalidInputError(
             f"{model.name}: profiled in several environments ({_differences(candidates)}); choose one with --attention-backend, "
@@ -212,9 +219,13 @@ def _traced(
     return TracedModel.from_json(found[candidates[0]]["traced"]), candidates[0]
 
 
-def _differences(environments: Sequence[Environment]) -> str:
-    """Return the fields in which environments differ, with their values."""
+def _differing(environments: Sequence[Environment]) -> dict[str, list[Any]]:
+    """Return the fields in which environments differ, with the values."""
     documents = [asdict(environment) for environment in environments]
     fields = {name: [document[name] for document in documents] for name in documents[0]}
-    differing = (f"{name} {' or '.join(map(str, values))}" for name, values in fields.items() if len(set(values)) > 1)
-    return ", ".join(differing)
+    return {name: values for name, values in fields.items() if len(set(values)) > 1}
+
+
+def _differences(environments: Sequence[Environment]) -> str:
+    """Return the fields in which environments differ, with the values, as text."""
+    return ", ".join(f"{name} ({' or '.join(map(str, values))})" for name, values in _differing(environments).items())

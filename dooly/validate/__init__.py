@@ -2,17 +2,19 @@
 
 from dooly.validate._kept import KeptRuns, ServedRun, read_runs, write_runs
 from dooly.validate._real import RealRun, StepRun
-from dooly.validate._validation import MetricReport, Validation, serve, validate, validate_kept
+from dooly.validate._validation import MetricReport, StepReport, Validation, serve, step_report, validate, validate_kept
 
 __all__ = [
     "KeptRuns",
     "MetricReport",
     "RealRun",
     "ServedRun",
+    "StepReport",
     "StepRun",
     "Validation",
     "read_runs",
     "serve",
+    "step_report",
     "validate",
     "validate_kept",
     "write_runs",

@@ -1,7 +1,7 @@
 """Runs of the real engine, kept in a file: what simulations are judged by where the device is not at hand.
 
 A file is xz-compressed JSON. Of each step it holds start, duration and, to stay small, only the requests whose work differs from
-one decode after their last step, and those that are gone.
+one decode after their last step, those that are gone, and what a step works on a second time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,24 @@ class KeptRuns:
     others_cores: float
     """Cores that other processes kept busy during the runs."""
     runs: tuple[ServedRun, ...]
-    """At least one."""
+    """At least one; all served the same requests."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InvalidInputError("KeptRuns: no run; keep at least one")
+        if len({tuple(map(_request, run.result.rows)) for run in self.runs}) > 1:
+            raise InvalidInputError(
+                "KeptRuns: the runs served different requests; keep those of each workload in a file of their own"
+            )
+
+    @property
+    def requests(self) -> tuple[tuple[float, int, int], ...]:
+        """Arrival in seconds, prompt tokens and output tokens of each request."""
+        return tuple(map(_request, self.runs[0].result.rows))
+
+
+def _request(row: RequestTimes) -> tuple[float, int, int]:
+    return row.arrival_s, row.num_prompt_tokens, row.num_output_tokens
 
 
 def write_runs(kept: KeptRuns, path: Path) -> None:
@@ -82,7 +99,7 @@ def read_runs(path: Path) -> KeptRuns:
     try:
         document = json.loads(lzma.decompress(path.read_bytes()))
         if document["schema"] != _SCHEMA:
-            raise InvalidInputError(f"{path}: schema {document['schema']} is not {_SCHEMA}; read it with a newer Dooly")
+            raise InvalidInputError(f"schema {document['schema']} is not {_SCHEMA}, which this Dooly reads")
         return KeptRuns(
             document["model"],
             document["workload"],
@@ -93,8 +110,6 @@ def read_runs(path: Path) -> KeptRuns:
             tuple(map(_run_from_json, document["runs"])),
         )
     except (OSError, lzma.LZMAError, ValueError, LookupError, TypeError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
         raise InvalidInputError(f"{path}: holds no kept runs ({error}); make it with benchmarks/ground_truth.py") from error
 
 
@@ -117,21 +132,36 @@ def _run_from_json(document: Any) -> ServedRun:  # noqa: ANN401 - parsed JSON
 
 
 def _changes(steps: Iterable[StepRun]) -> Iterable[list[Any]]:
-    """Yield each step as start, duration, the requests whose work is new, and those that are gone."""
+    """Yield each step as start, duration, the requests whose work is new, those that are gone, and what comes a second time."""
     expected: dict[int, tuple[int, int]] = {}
     for step in steps:
-        now = {place: (new, computed) for place, new, computed in step.work}
+        now: dict[int, tuple[int, int]] = {}
+        again = []
+        for place, *work in step.work:
+            if place in now:
+                again.append([place, *work])
+            else:
+                now[place] = (work[0], work[1])
         changed = [[place, *work] for place, work in now.items() if expected.get(place) != work]
         gone = [place for place in expected if place not in now]
-        yield [round(step.start_s, _DIGITS), round(step.duration_s, _DIGITS), changed, gone]
-        expected = {place: (1, new + computed) for place, (new, computed) in now.items()}
+        times = [round(step.start_s, _DIGITS), round(step.duration_s, _DIGITS)]
+        yield [*times, changed, gone, *([again] if again else [])]
+        expected = _decoded(now, again)
 
 
 def _steps(changes: Iterable[Any]) -> Iterable[StepRun]:
     """Yield the steps that `_changes` wrote; the requests of a step come in the order in which they joined."""
     expected: dict[int, tuple[int, int]] = {}
-    for start_s, duration_s, changed, gone in changes:
+    for start_s, duration_s, changed, gone, *more in changes:
         now = {place: work for place, work in expected.items() if place not in gone}
         now |= {place: (new, computed) for place, new, computed in changed}
-        yield StepRun(start_s, duration_s, tuple((place, *work) for place, work in now.items()))
-        expected = {place: (1, new + computed) for place, (new, computed) in now.items()}
+        again = more[0] if more else []
+        work = [(place, *tokens) for place, tokens in now.items()] + [tuple(entry) for entry in again]
+        yield StepRun(start_s, duration_s, tuple(work))
+        expected = _decoded(now, again)
+
+
+def _decoded(now: dict[int, tuple[int, int]], again: list[list[int]]) -> dict[int, tuple[int, int]]:
+    """Return what each request works on if it decodes one token after a step."""
+    last = now | {place: (new, computed) for place, new, computed in again}
+    return {place: (1, new + computed) for place, (new, computed) in last.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
+from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.measure import Contention, describe_environment
@@ -24,10 +26,11 @@ from dooly.validate._kept import KeptRuns, ServedRun
 from dooly.validate._real import RealRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dbstore import Environment, Store
     from dooly.engines.vllm import VllmEngine
+    from dooly.latency import LatencyBackend
     from dooly.predict import LatencyModel
 
 _WARM_UP_REQUESTS = 8
@@ -46,6 +49,20 @@ class MetricReport:
 
 
 @dataclass(frozen=True, slots=True)
+class StepReport:
+    """How far predicted latencies are off from the real engine's steps, each of the batch that it really had. In fractions."""
+
+    num_steps: int
+    """Steps of all real runs."""
+    mape: float
+    """Mean over steps of |predicted - real| / real."""
+    median_error: float
+    """Median of the same."""
+    mean_error: float
+    """Error of the time that all steps take together; negative where the predictions are too fast."""
+
+
+@dataclass(frozen=True, slots=True)
 class Validation:
     """A workload, served by the real engine and simulated."""
 
@@ -57,6 +74,8 @@ class Validation:
     """Error in time to first token."""
     tpot: MetricReport | None
     """Error in time per output token after the first; None where no request has two output tokens."""
+    step: StepReport
+    """Error of the latency model, a step at a time."""
     others_cores: float
     """Cores that other processes kept busy during the real runs; beyond a few percent, the real times are not the engine's."""
 
@@ -66,6 +85,7 @@ class Validation:
             "schema": 1,
             "ttft": _report_to_json(self.ttft),
             "tpot": _report_to_json(self.tpot),
+            "step": asdict(self.step),
             "real": self.real[0].summary(),
             "real_runs": [run.summary() for run in self.real],
             "simulated": self.simulated.summary(),
@@ -110,7 +130,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
         runs, others_cores = serve(engine, workload, repeat, progress)
     finally:
         engine.close()
-    return _compared([run.result for run in runs], simulated, others_cores)
+    return _compared(runs, simulated, latency, others_cores)
 
 
 def validate_kept(model: ModelSource, store: Store, workload: Workload, kept: KeptRuns) -> Validation:
@@ -127,13 +147,12 @@ def validate_kept(model: ModelSource, store: Store, workload: Workload, kept: Ke
         InvalidInputError: The runs served another workload or another number of KV blocks than the settings give.
     """
     asked = [(r.arrival_ns / 1e9, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
-    served = [(r.arrival_s, r.num_prompt_tokens, r.num_output_tokens) for r in kept.runs[0].result.rows]
-    if asked != served:
+    if asked != list(kept.requests):
         raise InvalidInputError(f"--real: the runs kept served {kept.workload}; give that as --workload")
     latency = load_latency_model(store, model, kept.serving, kept.environment)
     _check_same_machine(kept.environment, kept.num_kv_blocks, kept.serving, latency)
     simulated = _simulated(workload, latency, kept.serving)
-    return _compared([run.result for run in kept.runs], simulated, kept.others_cores)
+    return _compared(kept.runs, simulated, latency, kept.others_cores)
 
 
 def serve(
@@ -158,7 +177,8 @@ def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig
     return simulate(workload, latency, scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size))
 
 
-def _compared(real: list[SimulationResult], simulated: SimulationResult, others_cores: float) -> Validation:
+def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: LatencyModel, others_cores: float) -> Validation:
+    real = [run.result for run in runs]
     errors = [compare(run, simulated) for run in real]
     noises = noise(real) if len(real) > 1 else None
     tpots = [e.tpot for e in errors if e.tpot is not None]
@@ -167,8 +187,26 @@ def _compared(real: list[SimulationResult], simulated: SimulationResult, others_
         simulated,
         _report([e.ttft for e in errors], noises.ttft if noises else None),
         _report(tpots, noises.tpot if noises else None) if tpots else None,
+        step_report(runs, latency),
         others_cores,
     )
+
+
+def step_report(runs: Sequence[ServedRun], latency: LatencyBackend) -> StepReport:
+    """Predict each step of real runs from the batch that it worked on: errors of the latencies alone, not of the schedule."""
+    predicted, real = [], []
+    for run in runs:
+        seen: set[int] = set()
+        for step in run.steps:
+            if step.work:
+                places, new, computed = zip(*step.work, strict=True)
+                predicted.append(latency.step_ns(Batch(new, computed, len(set(places) - seen))) / 1e9)
+                real.append(step.duration_s)
+                seen.update(places)
+    if not real:
+        raise InvalidInputError("--real: the runs kept hold no step; make them with benchmarks/ground_truth.py")
+    errors = [abs(p / r - 1) for p, r in zip(predicted, real, strict=True)]
+    return StepReport(len(real), mean(errors), median(errors), sum(predicted) / sum(real) - 1)
 
 
 def _add_up(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:

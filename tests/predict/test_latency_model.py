@@ -132,6 +132,16 @@ def test_the_latest_trace_of_an_environment_counts(
     assert len(load_latency_model(store, model, serving).traced.operations) == len(document["traced"]["operations"])
 
 
+def test_an_environment_that_was_not_profiled_is_told_apart(
+    store: Store, environment: Environment, model: ModelSource, serving: ServingConfig
+) -> None:
+    """Asked for an environment, the error names in what the profile there is differs from it."""
+    wanted = replace(environment, driver="2", num_threads=3)
+    with pytest.raises(MissingOperationError, match=r"only with other driver \(2 or 1\), num_threads \(3 or 2\); run") as caught:
+        load_latency_model(store, model, serving, wanted)
+    assert "\n" not in str(caught.value)
+
+
 def test_several_environments_are_refused(
     make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
 ) -> None:

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import json
 import lzma
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dbstore import Environment
+from dooly.batch import Batch
 from dooly.engines import ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.simulate import RequestTimes, SimulationResult
-from dooly.validate import KeptRuns, ServedRun, StepRun, read_runs, write_runs
+from dooly.validate import KeptRuns, ServedRun, StepRun, read_runs, step_report, write_runs
 from dooly.validate._kept import _changes, _steps
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy.typing as npt
 
 ENVIRONMENT = Environment(
     device="NVIDIA H200",
@@ -61,6 +67,61 @@ def test_every_step_comes_back(drawn: list[dict[int, tuple[int, int]]]) -> None:
     assert [sorted(step.work) for step in found] == [sorted(step.work) for step in steps]
 
 
+entries = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 6)), max_size=6)
+
+
+@given(st.lists(entries, max_size=6))
+def test_requests_that_a_step_works_on_twice_come_back(drawn: list[list[tuple[int, int, int]]]) -> None:
+    """An engine that schedules ahead may give one step two schedules: both entries of a request are kept."""
+    steps = [StepRun(0.5, 0.25, tuple(each)) for each in drawn]
+    found = list(_steps(_changes(steps)))
+    assert [sorted(step.work) for step in found] == [sorted(step.work) for step in steps]
+
+
+def test_runs_that_cannot_be_judged_by_are_refused(tmp_path: Path) -> None:
+    """No run, and runs of different requests, are refused: when made, and when read from a file."""
+    kept = _kept(())
+    rows = (*kept.runs[0].result.rows[:1], replace(kept.runs[0].result.rows[1], num_prompt_tokens=8))
+    other = replace(kept.runs[0], result=replace(kept.runs[0].result, rows=rows))
+    for runs, rule in (((), "no run; keep at least one"), ((kept.runs[0], other), "served different requests")):
+        with pytest.raises(InvalidInputError, match=rule):
+            replace(kept, runs=runs)
+    path = tmp_path / "runs.json.xz"
+    write_runs(kept, path)
+    path.write_bytes(lzma.compress(json.dumps(json.loads(lzma.decompress(path.read_bytes())) | {"runs": []}).encode()))
+    with pytest.raises(InvalidInputError, match=r"runs.json.xz: holds no kept runs .*no run"):
+        read_runs(path)
+
+
+class Law:
+    """A latency backend: 1 ms a step, 10 us a new token, 1 us a computed token and 1 ms a request that is new."""
+
+    def step_ns(self, batch: Batch) -> int:
+        """Return what a step takes by the law."""
+        tokens = 10_000 * batch.num_tokens + 1_000 * sum(batch.num_computed_tokens)
+        return 1_000_000 * (1 + batch.num_new_requests) + tokens
+
+    def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
+        """Return what consecutive decodes take by the law."""
+        steps = [Batch((1,) * len(num_computed_tokens), tuple(num_computed_tokens + i)) for i in range(num_steps)]
+        return np.array([self.step_ns(batch) for batch in steps])
+
+
+def test_kept_steps_judge_latencies() -> None:
+    """Each step's prediction is for the batch that it had, requests new once a run; a step without work is left out."""
+    by_law = ((((0, 100, 0),), 3e-3), (((0, 1, 100), (1, 50, 0)), 2.61e-3), (((0, 1, 101), (1, 1, 50)), 1.171e-3))
+    exact = tuple(StepRun(float(i), seconds, work) for i, (work, seconds) in enumerate(by_law))
+    kept = _kept((*exact, StepRun(9.0, 0.5, ())))
+    report = step_report(kept.runs, Law())
+    assert report.num_steps == 6
+    assert (report.mape, report.median_error, report.mean_error) == pytest.approx((0, 0, 0), abs=1e-9)
+    slower = tuple(replace(step, duration_s=2 * step.duration_s) for step in exact)
+    report = step_report(_kept(slower).runs, Law())
+    assert (report.mape, report.median_error, report.mean_error) == pytest.approx((0.5, 0.5, -0.5))
+    with pytest.raises(InvalidInputError, match="hold no step"):
+        step_report(_kept(()).runs, Law())
+
+
 def test_decodes_that_run_on_take_no_room() -> None:
     """A step of the same decodes, each one token further, is written as its two times."""
     steps = [StepRun(float(i), 1.0, tuple((place, 1, 100 + place + i) for place in range(50))) for i in range(3)]
@@ -82,5 +143,5 @@ def test_runs_of_another_schema_are_refused(tmp_path: Path) -> None:
     """A file of a later version is refused by its schema."""
     path = tmp_path / "runs.json.xz"
     path.write_bytes(lzma.compress(b'{"schema": 2}'))
-    with pytest.raises(InvalidInputError, match="schema 2 is not 1"):
+    with pytest.raises(InvalidInputError, match=r"runs.json.xz: .*schema 2 is not 1"):
         read_runs(path)
