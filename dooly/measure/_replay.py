@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dbstore import JSON
     from dooly.measure._plan import Key
-    from dooly.measure._timer import Timer, Timing
+    from dooly.measure._timer import Timer
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
 _MIN_SAMPLES = 8
@@ -98,10 +98,10 @@ class Replay:
                 break
         for key, samples in found.items():
             self.samples_ns.setdefault(key, []).extend(samples)
-            timings = {timing for call, timing in zip(calls, prepared.timings, strict=True) if call.key == key}
+            timings: set[str] = {timing for call, timing in zip(calls, prepared.timings, strict=True) if call.key == key}
             self._describe(key, timings, host_ahead)
 
-    def _describe(self, key: Key, timings: set[Timing], host_ahead: bool) -> None:  # noqa: FBT001 - a fact
+    def _describe(self, key: Key, timings: set[str], host_ahead: bool) -> None:  # noqa: FBT001 - a fact
         """Note how samples were taken, beside how the samples before them were."""
         known = self.attributes.get(key)
         if known is not None:
