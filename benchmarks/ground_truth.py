@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from dooly.engines import ModelSource, ServingConfig, find_model
-from dooly.engines.vllm import VllmEngine
+from dooly.engines.vllm import MODEL_RUNNER, VllmEngine, import_vllm
 from dooly.measure import describe_environment
 from dooly.simulate import parse_workload
 from dooly.validate import KeptRuns, serve, write_runs
@@ -57,22 +57,29 @@ def main() -> None:
         attention_backend=args.attention_backend,
     )
     engine = start(model, serving, args.mode)
-    # Kernels that are compiled at their first use, for the sizes of the last load, the heaviest: none of that is kept.
-    serve(engine, parse_workload([*loads.values()][-1]), repeat=1)
-    for name, spec in missing.items():
-        runs, others_cores = serve(engine, parse_workload(spec), args.repeat)
-        environment = describe_environment(engine, serving)
-        kept = KeptRuns(model.name, spec, serving, environment, engine.num_kv_blocks, others_cores, runs)
-        write_runs(kept, args.out / f"{stem}.{name}.json.xz")
-        ttft = [round(run.result.summary()["ttft_s"]["mean"], 6) for run in runs]
-        print(json.dumps({"kept": f"{stem}.{name}", "steps": [len(r.steps) for r in runs], "ttft_mean_s": ttft}), flush=True)
-    engine.close()
+    try:
+        # Kernels that are compiled at their first use, for the sizes of the last load, the heaviest: none of that is kept.
+        serve(engine, parse_workload([*loads.values()][-1]), repeat=1)
+        for name, spec in missing.items():
+            keep(engine, serving, model, spec, args.repeat, args.out / f"{stem}.{name}.json.xz")
+    finally:
+        engine.close()
+
+
+def keep(  # noqa: PLR0913, PLR0917 - what a file holds
+    engine: VllmEngine, serving: ServingConfig, model: ModelSource, spec: str, repeat: int, path: Path
+) -> None:
+    """Serve one load, write what happened, and print it in short."""
+    runs, others_cores = serve(engine, parse_workload(spec), repeat)
+    environment = describe_environment(engine, serving)
+    write_runs(KeptRuns(model.name, spec, serving, environment, engine.num_kv_blocks, others_cores, runs), path)
+    ttft = [round(run.result.summary()["ttft_s"]["mean"], 6) for run in runs]
+    row = {"kept": path.name.removesuffix(".json.xz"), "steps": [len(r.steps) for r in runs], "ttft_mean_s": ttft}
+    print(json.dumps(row), flush=True)
 
 
 def start(model: ModelSource, serving: ServingConfig, mode: str) -> VllmEngine:
     """Start the engine as Dooly measures it, or as it runs by itself."""
-    from dooly.engines.vllm._version import MODEL_RUNNER, import_vllm
-
     if mode == "eager":
         return VllmEngine(model, serving)
     import_vllm()

@@ -41,7 +41,7 @@ def measure(model: ModelSource, kind: str) -> dict[str, Any]:
     """Measure a copy, and each product over weights that together exceed twice the last-level cache."""
     import torch
 
-    from dooly.measure._cache import cache_bytes
+    from dooly.measure import cache_bytes
 
     device = torch.device(kind)
     source = torch.empty(COPY_BYTES[kind], dtype=torch.uint8, device=device).random_()
@@ -72,7 +72,7 @@ def timed(calls: list[Callable[[], object]], device: torch.device) -> dict[str, 
     """Return the median time of the calls by the profiles' timer, and their mean by the host's clock around many rounds."""
     import torch
 
-    from dooly.measure._timer import Call, timer_for
+    from dooly.measure import Call, timer_for
 
     prepared = timer_for(device).prepare([Call((str(i), ()), call) for i, call in enumerate(calls)])
     samples = [ns for _ in range(ROUNDS) for ns in prepared.time_ns()]
@@ -84,7 +84,7 @@ def timed(calls: list[Callable[[], object]], device: torch.device) -> dict[str, 
             call()
     wait()
     host_ns = (time.perf_counter_ns() - begin) / (ROUNDS * len(calls))
-    return {"latency_ns": median(samples), "host_clock_ns": host_ns, "timing": prepared.timings[0]}
+    return {"latency_ns": median(samples), "host_clock_ns": host_ns, "timing": "+".join(sorted(set(prepared.timings)))}
 
 
 def compare(model: ModelSource, found: dict[str, Any], db: Path, serving: ServingConfig) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def traced_apart(name: str) -> TracedModel:
 
 def sweeps_of(traced: TracedModel) -> dict[str, Sweep]:
     """Return what measuring each operation of a model takes, by signature, on an empty store."""
-    from dooly.measure._profile import PASSES, plan_tasks
+    from dooly.measure import PASSES, plan_tasks
     from dooly.predict import BatchArrays, OperationWork
 
     found: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])

@@ -53,7 +53,11 @@ def main() -> None:
     model = find_model(args.model)
     latency = load_latency_model(Store.open(args.db), model, serving)
     tried = batches(serving)
-    measured = measure(VllmEngine(model, serving), tried, args.passes, args.steps)
+    engine = VllmEngine(model, serving)
+    try:
+        measured = measure(engine, tried, args.passes, args.steps)
+    finally:
+        engine.close()
     rows = []
     for batch, passes in zip(tried, measured, strict=True):
         # Decodes grow by a token a step: predict the batch in the middle of what was timed.
@@ -100,7 +104,6 @@ def measure(engine: VllmEngine, tried: list[Batch], passes: int, steps: int) -> 
             with BatchRunner(engine, tried[place]).running() as runner:
                 runner.step()
                 found[place].append(median(runner.step() for _ in range(steps)))
-    engine.close()
     return found
 
 

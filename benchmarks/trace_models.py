@@ -57,8 +57,7 @@ def main() -> None:
 
 def trace_here(name: str) -> dict[str, Any]:
     """Trace one model in this process; imports come before the clock starts."""
-    from dooly.engines.vllm import trace_vllm_model
-    from dooly.engines.vllm._version import import_vllm
+    from dooly.engines.vllm import import_vllm, trace_vllm_model
 
     import_vllm()
     for module in ("vllm.engine.arg_utils", "vllm.v1.sample.sampler", "vllm.model_executor.model_loader.utils", "torch._dynamo"):
