@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from dooly.engines import ModelSource, ServingConfig, find_model
-from dooly.engines.vllm import MODEL_RUNNER, VllmEngine, import_vllm
+from dooly.engines.vllm import VllmEngine, let_engine_choose_model_runner
 from dooly.measure import describe_environment
 from dooly.simulate import parse_workload
 from dooly.validate import KeptRuns, serve, write_runs
@@ -82,8 +81,7 @@ def start(model: ModelSource, serving: ServingConfig, mode: str) -> VllmEngine:
     """Start the engine as Dooly measures it, or as it runs by itself."""
     if mode == "eager":
         return VllmEngine(model, serving)
-    import_vllm()
-    os.environ.pop(MODEL_RUNNER, None)
+    let_engine_choose_model_runner()
     return VllmEngine(model, serving, **DEFAULTS)
 
 

@@ -60,7 +60,7 @@ def test_the_engine_is_closed_when_a_run_fails(ground_truth: ModuleType, tmp_pat
 def test_the_engine_chooses_its_model_runner_by_itself(ground_truth: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """In default mode Dooly's choice of the model runner is still out of the way when the engine starts."""
     from dooly.engines import ServingConfig, find_model
-    from dooly.engines.vllm import MODEL_RUNNER
+    from dooly.engines.vllm import MODEL_RUNNER, _version
     from dooly.engines.vllm._config import engine_arguments
 
     seen = []
@@ -70,6 +70,7 @@ def test_the_engine_chooses_its_model_runner_by_itself(ground_truth: ModuleType,
         seen.append(os.environ.get(MODEL_RUNNER))
 
     monkeypatch.setenv(MODEL_RUNNER, "0")
+    monkeypatch.setitem(_version._ENVIRONMENT, MODEL_RUNNER, "0")  # so that it is there again afterwards
     monkeypatch.setattr(ground_truth, "VllmEngine", starts)
     ground_truth.start(find_model("smollm2-135m"), ServingConfig(), "default")
     assert seen == [None]

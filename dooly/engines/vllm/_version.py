@@ -58,6 +58,12 @@ def import_vllm() -> Any:  # noqa: ANN401 - a module
     return vllm
 
 
+def let_engine_choose_model_runner() -> None:
+    """Leave the generation of the model runner to the engines that start in this process from now on."""
+    _ENVIRONMENT.pop(MODEL_RUNNER, None)
+    os.environ.pop(MODEL_RUNNER, None)
+
+
 @contextmanager
 def process_kept() -> Iterator[None]:
     """Leave environment variables, warning filters and PyTorch's random state as vLLM found them at the scope's begin.
