@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import networkx as nx
 
 from passes.graph import dtype_of, number_of, shape_of
-from passes.operations import Operation, operator_name, source_of
+from passes.operations import Operation, is_functionalized, operator_name, source_of
 from passes.request_dims import find_request_dims
 
 if TYPE_CHECKING:
@@ -119,10 +119,12 @@ def _literals(graph: nx.DiGraph[int], place: int, node: Node, operation: Operati
 
 def _arguments(node: Node) -> Iterator[tuple[str, object]]:
     """Yield a node's arguments with their positions, lists flattened to any depth."""
-    wrapped = str(node.target).startswith("auto_functionalized")
+    wrapped = is_functionalized(node)
     positional = {str(i): value for i, value in enumerate(node.args) if not (wrapped and i == 0)}
     for name, value in {**positional, **node.kwargs}.items():
-        yield from _flat(name, value)
+        # Whether the wrapper was given a tensor or a view of all of it says nothing about the operator.
+        if not (wrapped and name.endswith("_alias")):
+            yield from _flat(name, value)
 
 
 def _flat(position: str, value: object) -> Iterator[tuple[str, object]]:

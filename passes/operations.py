@@ -7,12 +7,22 @@ used, so they say nothing about the module that they appear in. A group of views
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
 from passes._errors import PassError
-from passes.graph import CapturedGraph, HeldParameter, Scalar, dtype_of, module_calls, number_of, parameter_path, shape_of
+from passes.graph import (
+    CapturedGraph,
+    HeldParameter,
+    Scalar,
+    as_expr,
+    dtype_of,
+    module_calls,
+    number_of,
+    parameter_path,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -95,7 +105,7 @@ def _refuse_unreadable(captured: CapturedGraph, origins: Origins) -> None:
     for node in (n for n in captured.graph.nodes if n.op == "call_function"):
         module = module_calls(node, captured.module_argument)[-1][1] or "the traced module"
         place = f"operations: {operator_name(node)} in {module}"
-        if isinstance(node.target, HigherOrderOperator) and not str(node.target).startswith("auto_functionalized"):
+        if isinstance(node.target, HigherOrderOperator) and not is_functionalized(node):
             msg = f"{place}: runs code that the captured graph does not show; make that code a torch.library.custom_op"
             raise PassError(msg)
         number = number_of(node)
@@ -110,10 +120,15 @@ def operator_name(node: Node) -> str:
 
     The wrapper that makes an operator functional is seen through.
     """
-    target = node.args[0] if str(node.target).startswith("auto_functionalized") else node.target
+    target = node.args[0] if is_functionalized(node) else node.target
     name = str(getattr(target, "__name__", target)).split(".")[0]
     namespace = getattr(target, "namespace", "aten")
     return name if namespace == "aten" else f"{namespace}.{name}"
+
+
+def is_functionalized(node: Node) -> bool:
+    """Tell the wrapper that makes an in-place operator functional."""
+    return str(node.target).startswith("auto_functionalized")
 
 
 def is_collective(node: Node) -> bool:
@@ -267,7 +282,16 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         for node in nodes
         if shape_of(node) is not None
         and operator_name(node) not in _ALLOCATES
+        and not _picks_written_operand(node)
         and any(_takes_values(user) for user in node.users if user not in members)
+    ]
+
+    # An in-place operator writes all its results, whether or not the model goes on to use them.
+    unused = [
+        value
+        for node in nodes
+        for place, value in enumerate(_returned(node))
+        if not any(user.args[1] == place for user in node.users)
     ]
 
     def spec(node: Node) -> TensorSpec:
@@ -284,11 +308,32 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         tuple(operands),
         tuple(results),
         tuple(map(spec, operands)),
-        tuple(map(spec, results)),
+        (*map(spec, results), *(_spec_of(value, origins) for value in unused)),
         None if is_collective(nodes[0]) else captured.stateful.get(path),
         () if is_collective(nodes[0]) else tuple(_held(parameter, origins) for parameter in captured.held.get(path, ())),
         captured.group_sizes if is_collective(nodes[0]) else {},
     )
+
+
+def _returned(node: Node) -> tuple[Any, ...]:
+    """Return what an in-place operator returns by itself, where the graph has it as a functional one; else nothing.
+
+    Such an operator's further results are the operands that it wrote to, under new names.
+    """
+    if not is_functionalized(node):
+        return ()
+    return tuple(node.meta["val"][: len(node.args[0]._schema.returns)])  # type: ignore[union-attr]  # noqa: SLF001 - no public name
+
+
+def _picks_written_operand(node: Node) -> bool:
+    """Tell an operand that an in-place operator wrote to, where the operator returns its results as well: the same memory."""
+    source = source_of(node)
+    return source is not node and 0 < len(_returned(source)) <= int(node.args[1])  # type: ignore[arg-type]
+
+
+def _spec_of(value: Any, origins: Origins) -> TensorSpec:  # noqa: ANN401 - a fake tensor
+    dims = tuple(origins.dim(as_expr(size)) for size in value.shape)
+    return TensorSpec(str(value.dtype).removeprefix("torch."), dims, is_parameter=False)
 
 
 def _held(parameter: HeldParameter, origins: Origins) -> TensorSpec:
