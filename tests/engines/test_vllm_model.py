@@ -113,6 +113,11 @@ def test_a_model_can_be_traced_again(trace_config: TraceConfig, equal_sizes: dic
     assert {op.name: op for op in trace_config("llama").operations} == equal_sizes
 
 
+def test_a_short_model_keeps_to_its_positions(trace_config: TraceConfig) -> None:
+    """A model with fewer positions than the longest sequence asked for is traced at its own length."""
+    assert {op.name: op.count for op in trace_config("llama", {"max_position_embeddings": 512}).operations}["qkv_proj"] == 4
+
+
 def test_models_share_operations(trace_config: TraceConfig, equal_sizes: dict[str, TracedOperation]) -> None:
     """A model with another feed-forward shares all operations but those of the feed-forward."""
     wider = {op.name: op for op in trace_config("llama", {"intermediate_size": 768, "num_hidden_layers": 6}).operations}

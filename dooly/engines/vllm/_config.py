@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._version import import_vllm
 from dooly.errors import UnsupportedModelError
+
+_REFUSALS = (ValueError, TypeError, KeyError, OSError)
+_POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")
 
 if TYPE_CHECKING:
     from dooly.engines._config import ModelSource, ServingConfig
@@ -42,17 +47,31 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
 
 
 def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig
-    """Return vLLM's whole configuration of a model.
+    """Return vLLM's whole configuration of a model; a model with fewer positions than `max_model_len` keeps to its own.
 
     Raises:
         UnsupportedModelError: vLLM refuses the architecture or the settings; the message carries its reason.
     """
-    arguments = engine_arguments(model, serving)
     try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            return arguments.create_engine_config()
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UnsupportedModelError(f"{model.name}: vLLM refuses the configuration: {first_line(error)}") from error
+        return _engine_config(model, serving)
+    except _REFUSALS as error:
+        positions = _POSITIONS.search(str(error))
+        if positions is None:
+            raise _refusal(model, error) from error
+    try:
+        return _engine_config(model, replace(serving, max_model_len=int(positions[1])))
+    except _REFUSALS as error:
+        raise _refusal(model, error) from error
+
+
+def _engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig
+    arguments = engine_arguments(model, serving)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        return arguments.create_engine_config()
+
+
+def _refusal(model: ModelSource, error: Exception) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{model.name}: vLLM refuses the configuration: {first_line(error)}")
 
 
 def first_line(error: BaseException) -> str:
