@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+_LINE_EVERY_S = 30
+"""Seconds between two lines of progress where stderr is no terminal."""
 _WIDTH = 240
 """Columns of a table that goes to a file or a pipe: enough that rows do not fold."""
 
@@ -69,7 +72,11 @@ def human(value: float, unit: str) -> str:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[..., None]]:
-    """Show a bar on stderr, if that is a terminal, until the scope ends; yield what takes (done, total, what=description)."""
+    """Show on stderr how far work is until the scope ends: a bar on a terminal, else a line now and then.
+
+    Yields:
+        What takes (done, total, what=description).
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -77,8 +84,13 @@ def progress_bar(description: str) -> Iterator[Callable[..., None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None)
+        spoke = time.monotonic()
 
         def update(done: int, total: int, what: str = description) -> None:
+            nonlocal spoke
             progress.update(task, completed=done, total=total, description=what)
+            if progress.disable and time.monotonic() - spoke >= _LINE_EVERY_S:
+                spoke = time.monotonic()
+                typer.echo(f"{what}: {done} of {total}", err=True)
 
         yield update
