@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from dooly.cli import _output
 from dooly.cli._output import human, progress_bar
 
 
@@ -30,10 +29,12 @@ def test_three_digits_and_a_prefix(value: float, text: str) -> None:
 
 
 def test_a_log_hears_now_and_then_how_far_work_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where stderr is no terminal, a line at most every half minute says what is done; short work is silent."""
-    clock = iter([0.0, 10.0, 31.0, 31.0, 40.0, 62.0, 62.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with progress_bar("profiling") as update:
-        for done in range(4):
-            update(done, 4)
-    assert capsys.readouterr().err.splitlines() == ["profiling: 1 of 4", "profiling: 3 of 4"]
+    """Where stderr is no terminal, a line says how much is done once the interval is over; short work is silent."""
+    heard = []
+    for interval_s in (30, 0):
+        monkeypatch.setattr(_output, "_LINE_EVERY_S", interval_s)
+        with progress_bar("profiling") as update:
+            update(1, 4)
+            update(2, 4, "smollm2-135m: profiling")
+        heard.append(capsys.readouterr().err.splitlines())
+    assert heard == [[], ["profiling: 1 of 4", "smollm2-135m: profiling: 2 of 4"]]
