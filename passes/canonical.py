@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import networkx as nx
 
 from passes.graph import dtype_of, number_of, shape_of
-from passes.operations import Operation, is_functionalized, operator_name, source_of
+from passes.operators import is_functionalized, operator_name, source_of
 from passes.request_dims import find_request_dims
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import sympy
     from torch.fx import Node
 
+    from passes.operations import Operation
     from passes.origins import Origins
 
     Use: TypeAlias = tuple[int, str, sympy.Expr]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import sympy
 
 from passes.graph import shape_of
-from passes.operations import is_collective, operator_name
+from passes.operators import is_collective, operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from passes.operations import is_tensor_code
+from passes.operators import is_tensor_code
 
 if TYPE_CHECKING:
     from torch.fx import Node

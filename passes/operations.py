@@ -23,6 +23,18 @@ from passes.graph import (
     parameter_path,
     shape_of,
 )
+from passes.operators import (
+    ALLOCATES,
+    WAIT,
+    is_collective,
+    is_functionalized,
+    is_tensor_code,
+    is_view,
+    operator_name,
+    picks_written_operand,
+    returned_values,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,17 +42,6 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from passes.origins import Dim, Origins
-
-_ALLOCATES = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
-"""Operators that only set memory aside."""
-
-
-_COLLECTIVES = frozenset({
-    "all_reduce", "all_gather", "all_gather_into_tensor", "all_to_all_single", "broadcast", "gather", "receive", "reduce_scatter",
-    "reduce_scatter_tensor", "send",
-})  # fmt: skip
-_WAIT = "_c10d_functional.wait_tensor"
-"""Operator that waits for the result of one of PyTorch's collectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,52 +116,6 @@ def _refuse_unreadable(captured: CapturedGraph, origins: Origins) -> None:
             raise PassError(msg)
 
 
-def operator_name(node: Node) -> str:
-    """Return an operator's name without overload: `mm`, `vllm.fused_moe`; PyTorch's own go without namespace.
-
-    The wrapper that makes an operator functional is seen through.
-    """
-    target = node.args[0] if is_functionalized(node) else node.target
-    name = str(getattr(target, "__name__", target)).split(".")[0]
-    namespace = getattr(target, "namespace", "aten")
-    return name if namespace == "aten" else f"{namespace}.{name}"
-
-
-def is_functionalized(node: Node) -> bool:
-    """Tell the wrapper that makes an in-place operator functional."""
-    return str(node.target).startswith("auto_functionalized")
-
-
-def is_collective(node: Node) -> bool:
-    """Tell operators that exchange tensors between ranks: each is an operation of its own, whatever module calls it."""
-    namespace, _, name = operator_name(node).rpartition(".")
-    return bool(namespace) and name in _COLLECTIVES
-
-
-def is_view(node: Node) -> bool:
-    """Tell whether a node only re-describes its operand's memory."""
-    name = operator_name(node)
-    return (name == "getitem" and not _picks_result(node)) or name == "_unsafe_view" or getattr(node.target, "is_view", False)
-
-
-def source_of(node: Node) -> Node:
-    """Return the node that a result picker (`getitem` of a multi-output operator) takes its value from, else the node."""
-    return node.args[0] if _picks_result(node) else node  # type: ignore[return-value]
-
-
-def _picks_result(node: Node) -> bool:
-    return operator_name(node) == "getitem" and not is_view(node.args[0])  # type: ignore[arg-type]
-
-
-def is_tensor_code(node: Node) -> bool:
-    """Tell nodes that hold or compute tensors from arithmetic on sizes."""
-    if node.op != "call_function":
-        return False
-    value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return value is None or any(hasattr(v, "dtype") and hasattr(v, "shape") for v in values)
-
-
 def _takes_values(node: Node) -> bool:
     """Tell nodes that read a tensor's values from those that ask for its size."""
     return node.op == "output" or is_tensor_code(node)
@@ -180,7 +135,7 @@ def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
             if is_collective(node):
                 collectives[node] = (owner[1], operator_name(node).rpartition(".")[2], [node])
                 split.add(owner)
-            elif operator_name(node) == _WAIT and (started := _behind_views(node.args[0])) in collectives:
+            elif operator_name(node) == WAIT and (started := _behind_views(node.args[0])) in collectives:
                 collectives[started][2].append(node)
             else:
                 calls.setdefault(owner, []).append(node)
@@ -264,7 +219,7 @@ def _without_border_views(group: list[Node], captured: CapturedGraph) -> tuple[N
         if node in members and is_view(node) and not any(user in members for user in node.users):
             members.discard(node)
     kept = [n for n in group if n in members]
-    return tuple(kept) if any(not is_view(n) and operator_name(n) not in _ALLOCATES for n in kept) else ()
+    return tuple(kept) if any(not is_view(n) and operator_name(n) not in ALLOCATES for n in kept) else ()
 
 
 def _is_activation(node: Node, captured: CapturedGraph) -> bool:
@@ -281,8 +236,8 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         node
         for node in nodes
         if shape_of(node) is not None
-        and operator_name(node) not in _ALLOCATES
-        and not _picks_written_operand(node)
+        and operator_name(node) not in ALLOCATES
+        and not picks_written_operand(node)
         and any(_takes_values(user) for user in node.users if user not in members)
     ]
 
@@ -290,7 +245,7 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
     unused = [
         value
         for node in nodes
-        for place, value in enumerate(_returned(node))
+        for place, value in enumerate(returned_values(node))
         if not any(user.args[1] == place for user in node.users)
     ]
 
@@ -313,22 +268,6 @@ def _operation(path: str, name: str, nodes: tuple[Node, ...], captured: Captured
         () if is_collective(nodes[0]) else tuple(_held(parameter, origins) for parameter in captured.held.get(path, ())),
         captured.group_sizes if is_collective(nodes[0]) else {},
     )
-
-
-def _returned(node: Node) -> tuple[Any, ...]:
-    """Return what an in-place operator returns by itself, where the graph has it as a functional one; else nothing.
-
-    Such an operator's further results are the operands that it wrote to, under new names.
-    """
-    if not is_functionalized(node):
-        return ()
-    return tuple(node.meta["val"][: len(node.args[0]._schema.returns)])  # type: ignore[union-attr]  # noqa: SLF001 - no public name
-
-
-def _picks_written_operand(node: Node) -> bool:
-    """Tell an operand that an in-place operator wrote to, where the operator returns its results as well: the same memory."""
-    source = source_of(node)
-    return source is not node and 0 < len(_returned(source)) <= int(node.args[1])  # type: ignore[arg-type]
 
 
 def _spec_of(value: Any, origins: Origins) -> TensorSpec:  # noqa: ANN401 - a fake tensor

@@ -99,7 +99,7 @@ def _row(
 
 def _name(operation: Operation, stage: str) -> str:
     """Return the last part of an operation's module path; a collective goes by its own name."""
-    from passes.operations import is_collective, operator_name
+    from passes.operators import is_collective, operator_name
 
     first = operation.nodes[0]
     return operator_name(first).rpartition(".")[2] if is_collective(first) else operation.module.rpartition(".")[2] or stage

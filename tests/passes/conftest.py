@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from passes import CapturedGraph, Dim, Operation, Origin, TensorSpec, analyse, canonicalize, name_origins, split_operations
-from passes.operations import operator_name
+from passes.operators import operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
