@@ -58,6 +58,12 @@ def test_every_dimension_has_an_origin(smollm: TracedModel) -> None:
     assert {d.expr for d in dims if d.origin == "request"} == {"num_tokens", "num_reqs"}
 
 
+def test_a_tied_weight_is_one_parameter(smollm: TracedModel) -> None:
+    """The vocabulary projection reads the embedding's weight, under its name."""
+    names = {op.name: [t.parameter for t in op.inputs if t.parameter] for op in smollm.operations}
+    assert names["logits_processor"] == names["embed_tokens"] == ["model.embed_tokens.weight"]
+
+
 def test_stages_are_told_apart(smollm: TracedModel) -> None:
     """Logits and sampling follow the decoder and depend on requests, not on tokens; attention and sampling have state."""
     stages = {op.name: (op.stage, op.request_dims) for op in smollm.operations}

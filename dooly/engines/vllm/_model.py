@@ -146,10 +146,12 @@ def _tabulate(
 ) -> tuple[TracedOperation, ...]:
     """Return a capture's operations, with paths below the engine's model: the captured module, or its child `network`."""
     names = {id(p): name for name, p in root.named_parameters()}
+    # A tied weight goes by one name, wherever the model reads it.
+    known = {name: names[id(p)] for name, p in root.named_parameters(remove_duplicate=False)}
     stateful = {path: s for path, m in root.named_modules() if (s := stateful_attributes(m)) is not None}
     held = {path: {names[id(p)]: p for p in held_parameters(root.get_submodule(path))} for path in stateful}
     graph = describe(request_dims, stateful, held)
-    return tuple(_in_engine(row) for row in tabulate(graph, stage=stage, counts=counts, state_cost=state_cost))
+    return tuple(_in_engine(row, known) for row in tabulate(graph, stage=stage, counts=counts, state_cost=state_cost))
 
 
 def _head(
@@ -187,11 +189,13 @@ def _head(
     return _tabulate(describe, head, request_dims, "logits", {})
 
 
-def _in_engine(row: TracedOperation) -> TracedOperation:
+def _in_engine(row: TracedOperation, known: Mapping[str, str]) -> TracedOperation:
     """Return an operation with module and parameter paths as the engine's model has them."""
     paths = tuple((path.removeprefix("network.").removeprefix("network"), count) for path, count in row.placements)
     module = row.module.removeprefix("network.").removeprefix("network")
-    inputs = tuple(replace(t, parameter=t.parameter and t.parameter.removeprefix("network.")) for t in row.inputs)
+    inputs = tuple(
+        replace(t, parameter=t.parameter and known.get(t.parameter, t.parameter).removeprefix("network.")) for t in row.inputs
+    )
     stage = "sample" if module == "sampler" else row.stage
     return replace(row, module=module, placements=paths, inputs=inputs, stage=stage)
 
