@@ -128,8 +128,7 @@ def module_calls(node: Node, module_argument: str) -> list[tuple[str, str, str]]
     """
     calls = [("", "", "")]
     for key, (text, cls) in (node.meta.get("nn_module_stack") or {}).items():
-        path = text.removeprefix(f"L['{module_argument}']").removeprefix(".")
-        path = path.replace("_modules['", "").replace("']", "").replace("._modules", "")
+        path = spell_source(text, module_argument)
         name = cls if isinstance(cls, str) else cls.__qualname__
         calls.append((key, path, name.rsplit(".", 1)[-1]))
     return calls
@@ -137,7 +136,4 @@ def module_calls(node: Node, module_argument: str) -> list[tuple[str, str, str]]
 
 def parameter_path(source: str, captured: CapturedGraph) -> str | None:
     """Return the path of the parameter that a placeholder's source reads: `layers.0.proj.weight`; None for a buffer."""
-    if "_parameters['" not in source:
-        return None
-    path = source.removeprefix(f"L['{captured.module_argument}']")
-    return re.sub(r"\._(?:modules|parameters)", "", path).replace("']['", ".").strip("[']")
+    return spell_source(source, captured.module_argument) if "._parameters[" in source else None

@@ -54,13 +54,13 @@ def check_origins(request_dims: RequestDims, capture: Capture, origins: Origins)
         InvalidInputError: The model fixes a named dimension, one has two names, or one name stands for two sizes.
     """
     from passes.graph import shape_of
+    from passes.labels import spell_argument
 
     told: dict[Any, tuple[str, str]] = {}
     values = {symbol: source.value for symbol, source in capture.sources.items()}
     sizes: dict[str, tuple[Any, str]] = {}
     for node in capture.graph.nodes:
-        key = capture.placeholders.get(node.name, "")
-        argument = re.sub(r"^L\['(\w+)'\]", r"\1", key).replace("['", ".").replace("']", "")
+        argument = spell_argument(capture.placeholders.get(node.name, ""))
         for axis, (name, size) in enumerate(zip(request_dims.get(argument, ()), shape_of(node) or (), strict=False)):
             if name is None or size in (0, 1):
                 continue

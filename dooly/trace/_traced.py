@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dooly.errors import TraceError
+from dooly.trace._call_kinds import describe_call, find_ones
 from dooly.trace._constructor import instance_sizes
 from dooly.trace._fold import fold_layers
 from dooly.trace._forward import capture_forward
@@ -107,7 +108,7 @@ class Traced(nn.Module):
         if torch.compiler.is_compiling():  # part of a larger traced or compiled module
             return self.module(*args, **kwargs)
         call = signature(self.module.forward).bind(*args, **kwargs)
-        kind = (self._name(call), _ones(call.arguments))
+        kind = (self._name(call), find_ones(call.arguments))
         if kind not in self._calls:
             try:
                 traced = self._calls[kind] = self._trace(call, args, kwargs)
@@ -270,35 +271,3 @@ def _restore(
     fold: bool,  # noqa: FBT001 - for pickle
 ) -> Traced:
     return cls(module, request_dims, provenance, fold_layers=fold)
-
-
-def describe_call(call: BoundArguments) -> str:
-    """Return the kinds of a call's arguments, as `input_ids: int64[_, _], use_cache: False`; those that are None are left out."""
-    parameters = call.signature.parameters
-    kinds: dict[str, object] = {}
-    for name, value in call.arguments.items():
-        kinds |= value if parameters[name].kind is parameters[name].VAR_KEYWORD else {name: value}
-    return ", ".join(f"{name}: {_kind(value)}" for name, value in kinds.items() if value is not None)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}[{', '.join('_' * value.ndim)}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {_kind(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_kind, value))})"
-    if isinstance(value, (bool, float, complex, str, type(None))):
-        return repr(value)
-    return type(value).__name__
-
-
-def _ones(value: object) -> object:
-    """Return where an argument holds sizes and numbers of 0 or 1, which torch takes for constants, and devices."""
-    if isinstance(value, torch.Tensor):
-        return (value.device.type, *(size if size in (0, 1) else None for size in value.shape))
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_ones, value))
-    return value if isinstance(value, int) and value in (0, 1) else None
