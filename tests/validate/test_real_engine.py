@@ -124,10 +124,16 @@ def test_a_changed_environment_has_a_profile_of_its_own(
         seen.append(replace(describe_environment(*arguments), num_threads=8 + len(seen)))
         return seen[-1]
 
+    def interrupt(*_: int) -> None:
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(run_module, "describe_environment", described)
     for _ in range(2):
-        assert profile(model, store, SERVING, budget_s=1).num_measured > 0
+        with pytest.raises(KeyboardInterrupt):
+            profile(model, store, SERVING, progress=interrupt)
+    assert [environment.num_threads for environment in seen] == [8, 9]
     for environment in seen:
+        assert any(store.points(signature, environment.digest) for signature in store.documents("operations"))
         with pytest.raises(MissingOperationError, match="not measured on"):
             load_latency_model(store, model, SERVING, environment)
 
@@ -176,7 +182,7 @@ def test_points_that_run_out_of_memory_are_infeasible(
 
     monkeypatch.setattr(BatchRunner, "step", starved)
     store = Store.open(tmp_path / "db", "a")
-    assert profile(model, store, SERVING, budget_s=3).num_measured > 0
+    assert profile(model, store, SERVING).num_left == 0
     (environment,) = store.documents("environments")
     signatures = [s for s in store.documents("operations") if store.points(s, environment)]
     records = [record for signature in signatures for record in store.read(signature, environment)]
