@@ -39,7 +39,10 @@ class Provenance:
     def of(self, path: str, value: int) -> sympy.Expr | None:
         """Return the expression of a size, or None where none is known or the traced model has another value there."""
         expr = self.sizes.get(path)
-        return expr if expr is not None and expr.subs(self.values) == value else None
+        if expr is None:
+            return None
+        # Only the fields it holds: handing `subs` the whole configuration takes as long as the rest of the pass.
+        return expr if expr.subs({field: self.values[field] for field in expr.free_symbols}) == value else None
 
     def below(self, name: str) -> Provenance:
         """Return the sizes as a module sees them that has the model as its child `name`."""

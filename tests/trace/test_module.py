@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import inspect
 import os
@@ -64,6 +65,7 @@ def _state() -> dict[str, object]:
         "determinism": torch.are_deterministic_algorithms_enabled(),
         "encoder layers": torch.backends.mha.get_fastpath_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
+        "collector": gc.isenabled(),
     }
 
 

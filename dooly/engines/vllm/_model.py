@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._state_costs import state_cost
 from dooly.engines.vllm._build import meta_model
-from dooly.engines.vllm._config import engine_config, first_line
+from dooly.engines.vllm._config import engine_config
 from dooly.engines.vllm._parallel import receive, send
 from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
 from dooly.engines.vllm._version import import_vllm, process_kept
 from dooly.errors import InvalidInputError, TraceError, UnsupportedModelError
-from dooly.trace import Capture, TracedModel, TracedOperation, dooly_backend, fold_layers, tabulate, tracing
+from dooly.trace import TracedModel, TracedOperation, capture_forward, fold_layers, tabulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -63,8 +63,8 @@ def _trace(model: ModelSource, serving: ServingConfig, pipeline_rank: int) -> Tr
             _refuse_hidden_state(model, operations, config)
             if pipeline_rank == serving.pipeline_parallel_size - 1:
                 operations += _head(network, config, provenance)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise TraceError(f"{model.name}: torch.compile cannot capture the model: {first_line(error)}") from error
+        except TraceError as error:
+            raise TraceError(f"{model.name}: {error}") from error
     environment = {
         "engine": "vllm",
         "engine_version": vllm.__version__,
@@ -91,9 +91,8 @@ def _decoder(
     received = _received(network, config)
     arguments = ("input_ids", "positions", *(f"received.{name}" for name in received or ()))
     with _pipelined(network), fold_layers(network, stateful_attributes) as counts, set_forward_context(None, config):
-        with tracing() as captures:
-            _compiled(network)(tokens, tokens, received)
-        describe = partial(_only(captures).describe, provenance=provenance)
+        capture = capture_forward(network, (tokens, tokens, received))
+        describe = partial(capture.describe, provenance=provenance)
         return _tabulate(describe, network, dict.fromkeys(arguments, ("num_tokens",)), "decoder", counts)
 
 
@@ -182,10 +181,10 @@ def _head(
     hidden_size = config.model_config.get_hidden_size()
     hidden_states = torch.zeros(_NUM_REQS, hidden_size, dtype=config.model_config.dtype, device="meta")
     head = Head()
-    with torch.device("meta"), tracing() as captures:
-        _compiled(head)(hidden_states, _random_sampling())
+    with torch.device("meta"):
+        capture = capture_forward(head, (hidden_states, _random_sampling()))
     request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
-    describe = partial(_only(captures).describe, provenance=provenance.below("network"))
+    describe = partial(capture.describe, provenance=provenance.below("network"))
     return _tabulate(describe, head, request_dims, "logits", {})
 
 
@@ -225,15 +224,3 @@ def _random_sampling() -> Any:  # noqa: ANN401 - vLLM's SamplingMetadata
         bad_words_token_ids={},
         logitsprocs=LogitsProcessors(),
     )
-
-
-def _compiled(module: nn.Module) -> Any:  # noqa: ANN401 - a compiled callable
-    import torch
-
-    # A backend of its own: torch hands equal models the graph that it compiled first, and would capture nothing here.
-    return torch.compile(module, backend=partial(dooly_backend), fullgraph=True)
-
-
-def _only(captures: list[Capture]) -> Capture:
-    (capture,) = captures
-    return capture
