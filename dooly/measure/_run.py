@@ -24,7 +24,7 @@ from dooly.measure._profile import Profiler, Task, plan_tasks
 from dooly.measure._tasks import run_tasks
 from dooly.trace import TracedModel, TracedOperation
 
-_TRACE_VERSION = 2
+_TRACE_VERSION = 3
 """Raise it whenever tracing changes what it finds: stored traces of other versions are made anew."""
 
 if TYPE_CHECKING:
@@ -228,7 +228,8 @@ def _kinds(engine: VllmEngine) -> dict[str, list[str]]:
 def _is_leaf(operation: TracedOperation, traced: TracedModel) -> bool:
     """Tell operations that a leaf module runs from pieces of a container's own code."""
     inside = f"{operation.module}."
-    return bool(operation.module) and not any(op.module.startswith(inside) for op in traced.operations)
+    modules = (module for op in traced.operations for module, _ in op.placements)
+    return bool(operation.module) and not any(module.startswith(inside) for module in modules)
 
 
 def _write_traced(

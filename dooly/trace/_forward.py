@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dooly.trace._capture import Capture
 
 _ARGUMENT = re.compile(r"^L\['(?P<local>\w+)'\]\[(?:(?P<position>\d+)|'(?P<keyword>\w+)')\]")
+_LOCAL = re.compile(r"^L\['\w+'\]")
 _WRAPPED = {"args": Parameter.VAR_POSITIONAL, "kwargs": Parameter.VAR_KEYWORD}
 """What torch names the arguments of a module that has hooks, or is its own: it compiles a wrapper then."""
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -62,6 +63,7 @@ def capture_forward(module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mappi
     (capture,) = captures
     _refuse_sizes_by_data(capture, module)
     _name_arguments(capture, module)
+    _name_modules(capture, module)
     return capture
 
 
@@ -127,6 +129,20 @@ def _name_arguments(capture: Capture, module: nn.Module) -> None:
 
     capture.placeholders = {node: _ARGUMENT.sub(rename, text) for node, text in capture.placeholders.items()}
     capture.sources = {s: replace(source, text=_ARGUMENT.sub(rename, source.text)) for s, source in capture.sources.items()}
+
+
+def _name_modules(capture: Capture, module: nn.Module) -> None:
+    """Take out of module paths the forward that a patched module keeps as its own method: it leads back to the module."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+
+    def shorten(path: str) -> str:
+        owner, patched, below = path.partition(".forward.__self__")
+        found = modules.get(_LOCAL.sub("", owner).lstrip("."))
+        return shorten(owner + below) if patched and found is not None and found.forward.__self__ is found else path
+
+    for node in capture.graph.nodes:
+        if stack := node.meta.get("nn_module_stack"):
+            node.meta["nn_module_stack"] = {key: (shorten(path), kind) for key, (path, kind) in stack.items()}
 
 
 def _positional(parameters: Mapping[str, Parameter]) -> list[str]:

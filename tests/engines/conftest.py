@@ -75,8 +75,10 @@ DEEPSEEK: Mapping[str, Any] = {
 }
 """A model with latent attention, one dense layer, and mixtures with shared experts behind it."""
 
+OLMO2: Mapping[str, Any] = {**LLAMA, "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}
+"""A model that vLLM 0.32 has no code of its own for: it takes it from Transformers."""
 
-CONFIGS = {"llama": LLAMA, "qwen3-moe": QWEN3_MOE, "deepseek": DEEPSEEK}
+CONFIGS = {"llama": LLAMA, "qwen3-moe": QWEN3_MOE, "deepseek": DEEPSEEK, "olmo2": OLMO2}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -251,3 +252,19 @@ def test_a_table_has_one_row_for_equal_layers() -> None:
         ("0.up", 3),
         ("0.down", 3),
     ]
+
+
+def test_a_patched_forward_keeps_the_paths_of_its_module() -> None:
+    """What a module calls from a forward that was put on it goes by its place, but not where the forward is another module's."""
+
+    def doubled(self: Block, x: Tensor) -> Tensor:
+        y: Tensor = self.down(self.up(x))
+        return y + y
+
+    layers = nn.Sequential(*(Block() for _ in range(3))).eval()
+    layers[0].forward = MethodType(doubled, layers[0])
+    layers[1].forward = MethodType(doubled, layers[2])
+    traced = trace(layers, fold_layers=False)
+    traced(torch.randn(5, 8))
+    found = {path for op in traced.traced.operations for path, _ in op.placements if path.endswith(".up")}
+    assert found == {"0.up", "1.forward.__self__.up", "2.up"}

@@ -12,6 +12,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._config import engine_arguments, first_line
+from dooly.engines.vllm._stateful import show_attention_calls
 from dooly.engines.vllm._version import import_vllm, model_runner_generation
 from dooly.errors import EngineError, UnsupportedModelError
 
@@ -38,7 +39,7 @@ class VllmEngine:
         Args:
             model: The model.
             serving: How to serve it.
-            num_layers: Keep only the first so many layers; None keeps all.
+            num_layers: Keep only the first so many layers, and let hooks see each attention; None keeps the model as it is.
             settings: Engine arguments by vLLM's names, in place of Dooly's.
 
         Raises:
@@ -55,6 +56,8 @@ class VllmEngine:
         except (ValueError, RuntimeError, AssertionError) as error:
             raise EngineError(f"{model.name}: the vLLM engine did not start: {first_line(error)}") from error
         self._core = self._engine.engine_core.engine_core
+        if num_layers is not None:
+            show_attention_calls(self.network)
         self._schedule = self.scheduler.schedule
         self.scheduler.schedule = self._record_schedule
         self._outputs: list[Any] = []

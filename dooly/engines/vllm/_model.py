@@ -41,7 +41,7 @@ def trace_vllm_model(model: ModelSource, serving: ServingConfig, *, pipeline_ran
 
     Raises:
         InvalidInputError: The pipeline has no such rank.
-        UnsupportedModelError: vLLM does not know the architecture, cannot divide it so, or runs it through Transformers.
+        UnsupportedModelError: vLLM does not know the architecture, cannot divide it so, or runs attention outside its modules.
         TraceError: The model's code could not be captured in one graph.
         EngineError: vLLM is not installed, or the process belongs to a PyTorch process group.
     """
@@ -97,7 +97,7 @@ def _decoder(
 
 
 def _refuse_hidden_state(model: ModelSource, operations: tuple[TracedOperation, ...], config: Any) -> None:  # noqa: ANN401 - VllmConfig
-    """Refuse a model whose attention no module call shows: vLLM runs models that it has no code for so, through Transformers."""
+    """Refuse a model whose attention no module call shows: some versions of vLLM run models from Transformers so."""
     layers = config.compilation_config.static_forward_context
     if layers and not any(op.stateful for op in operations):
         msg = (

@@ -124,6 +124,19 @@ def expert_tables_on_cpu() -> Iterator[None]:
         owner.determine_expert_map = make
 
 
+@contextmanager
+def transformers_classes_kept() -> Iterator[None]:
+    """Keep vLLM from decorating the Transformers classes of a model that it takes from there: others in the process use them."""
+    from vllm.model_executor.models.transformers.base import Base
+
+    decorate = Base._decorate_for_torch_compile  # noqa: SLF001 - has no public name
+    Base._decorate_for_torch_compile = lambda _model: None  # noqa: SLF001
+    try:
+        yield
+    finally:
+        Base._decorate_for_torch_compile = decorate  # noqa: SLF001
+
+
 def model_runner_generation(runner: object) -> str:
     """Return `v1` or `v2`: which of vLLM's two GPU model runners an object is."""
     return "v2" if type(runner).__module__.startswith("vllm.v1.worker.gpu.") else "v1"
