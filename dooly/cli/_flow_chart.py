@@ -2,7 +2,8 @@
 
 Method: layers stand below each other in the order they run; within one, the longest way from a source decides how far down a box
 stands (networkx's topological generations). A result that the next line of boxes reads goes straight down; one that skips lines,
-as a residual does, goes around on the right, in its own lane.
+as a residual does, goes around on the right, in its own lane. None passes behind a box, where it would seem to end: it leaves and
+enters a box that has another on its right through the gap between the lines.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ COLORS = {"stateful": "#ffe8cc", "products": "#d0ebff", "memory": "#f1f3f5"}
 """Fill of a box: stateful operations, matrix products, and what only moves and maps data."""
 _BOX_PX, _COLUMN_PX, _ROW_PX, _LANE_PX, _MARGIN_PX = 310, 350, 58, 16, 200
 _HALF_BOX = _BOX_PX / _COLUMN_PX / 2
+_HALF_HEIGHT = (_ROW_PX - 16) / _ROW_PX / 2
+_ROOM_ROWS = 1.6
+"""Room above the first and below the last box, for the text shown when the pointer rests on it: a drawing cuts what leaves it."""
 _LINE = "#868e96"
 
 Interval = tuple[float, float]
@@ -74,7 +78,7 @@ def draw_flow(
         )  # fmt: skip
     depth = max((-box.y for box in boxes.values()), default=0)
     lanes = num_lanes * _LANE_PX / _COLUMN_PX
-    _lay_out(figure, (left - _MARGIN_PX / _COLUMN_PX, right + lanes + 0.1), (-depth - 0.7, 0.7))
+    _lay_out(figure, (left - _MARGIN_PX / _COLUMN_PX, right + lanes + 0.1), (-depth - _ROOM_ROWS, _ROOM_ROWS))
     return figure
 
 
@@ -132,23 +136,41 @@ def _run_order(names: Iterable[str]) -> list[str]:
 
 def _route(pairs: Sequence[tuple[_Box, _Box]]) -> tuple[list[list[Interval]], dict[str, list[Interval]], int]:
     """Return the points of each connection, the arrowheads by their symbol, and how many lanes the long ones take."""
-    edge = max((box.x for pair in pairs for box in pair), default=0.0) + _HALF_BOX
+    boxes = [box for pair in pairs for box in pair]
+    last = {box.y: max(b.x for b in boxes if b.y == box.y) for box in boxes}
+    edge = max(last.values(), default=0.0) + _HALF_BOX
     lanes: list[list[Interval]] = []
     ways: list[list[Interval]] = []
     ends: dict[str, list[Interval]] = {"triangle-down": [], "triangle-left": []}
     for source, target in sorted(pairs, key=lambda pair: pair[0].y - pair[1].y):
         if source.y - target.y == 1:
-            tip = (target.x, target.y + 0.42)
-            ways.append([(source.x, source.y), tip])
-            ends["triangle-down"].append(tip)
-            continue
-        lane = _free_lane(lanes, (min(target.y, source.y), max(target.y, source.y)))
-        x = edge + (lane + 1) * _LANE_PX / _COLUMN_PX
-        out, into = source.y - 0.15, target.y + 0.15
-        tip = (target.x + _HALF_BOX + 0.012, into)
-        ways.append([(source.x, out), (x, out), (x, into), tip])
-        ends["triangle-left"].append(tip)
+            way = [(source.x, source.y - _HALF_HEIGHT), (target.x, target.y + 0.42)]
+            symbol = "triangle-down"
+        else:
+            out, into = _way_out(source, last[source.y]), _way_in(target, last[target.y])
+            lane = _free_lane(lanes, (min(into[0][1], out[-1][1]), max(into[0][1], out[-1][1])))
+            x = edge + (lane + 1) * _LANE_PX / _COLUMN_PX
+            way = [*out, (x, out[-1][1]), (x, into[0][1]), *into]
+            symbol = "triangle-left" if len(into) == 1 else "triangle-down"
+        ways.append(way)
+        ends[symbol].append(way[-1])
     return ways, ends, len(lanes)
+
+
+def _way_out(source: _Box, last_x: float) -> list[Interval]:
+    """Return where a connection leaves a box for its lane: on the right, or below where another box stands there."""
+    if source.x == last_x:
+        return [(source.x + _HALF_BOX, source.y - 0.15)]
+    x, gap = source.x + _HALF_BOX / 2, source.y - _HALF_HEIGHT - 0.05
+    return [(x, source.y - _HALF_HEIGHT), (x, gap)]
+
+
+def _way_in(target: _Box, last_x: float) -> list[Interval]:
+    """Return where a connection enters a box from its lane: on the right, or above where another box stands there."""
+    if target.x == last_x:
+        return [(target.x + _HALF_BOX + 0.012, target.y + 0.15)]
+    x, gap = target.x + _HALF_BOX / 2, target.y + 0.5
+    return [(x, gap), (x, target.y + 0.42)]
 
 
 def _free_lane(lanes: list[list[Interval]], wanted: Interval) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,6 +79,19 @@ def unnamed() -> TracedModel:
     return module.traced
 
 
+class Branches(nn.Module):
+    """Three projections side by side; the first goes to the next line and past it, the last skips it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.inner, self.join = (nn.Linear(8, 8, bias=False) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (tokens, 8)."""
+        first = self.first(x)
+        return self.join(self.inner(first + self.second(x)) + first + self.third(x))
+
+
 def table(traced: TracedModel, capsys: pytest.CaptureFixture[str]) -> str:
     """Return what the terminal shows of a model."""
     print_operations(traced, cost_operations(traced, parse_batch(BATCH)), BATCH)
@@ -108,6 +123,7 @@ class Cells(HTMLParser):
         self.opened: list[str] = []
         self.sources: list[str] = []
         self.by_class: dict[str, list[str]] = {}
+        self.may_break = False
         self.feed(text)
         self.close()
 
@@ -115,18 +131,20 @@ class Cells(HTMLParser):
         """Remember what an element loads, and its class."""
         found = dict(attrs)
         self.sources += [value for key in ("src", "href") if (value := found.get(key))]
-        if tag not in {"meta", "br"}:
+        self.may_break = tag == "wbr"
+        if tag not in {"meta", "br", "wbr"}:
             self.opened.append(found.get("class") or "")
 
     def handle_endtag(self, tag: str) -> None:
         """Leave an element."""
-        assert tag not in {"meta", "br"}
+        assert tag not in {"meta", "br", "wbr"}
         self.opened.pop()
 
     def handle_data(self, data: str) -> None:
-        """Keep a text under the class of the element that it stands in."""
+        """Keep a text under the class of the element that it stands in, whole where a line may break within it."""
         if self.opened:
-            self.by_class.setdefault(self.opened[-1], []).append(data)
+            texts = self.by_class.setdefault(self.opened[-1], [])
+            texts.append(texts.pop() + data if self.may_break else data)
 
 
 def test_costs_are_the_closed_forms_by_value(traced: TracedModel) -> None:
@@ -220,6 +238,36 @@ def test_the_page_shows_every_dimension_by_origin(traced: TracedModel, tmp_path:
     assert {"1.54 kFLOP", "1.28 kB", "1.2"} <= set(cells.by_class["number"])
 
 
+def test_dimensions_are_told_apart_without_colour(traced: TracedModel, tmp_path: Path) -> None:
+    """In print and to colour-blind readers the three origins differ too: each has a typeface of its own."""
+    styles = dict(re.findall(r"^\.(config|request|mixed) \{ color: #\w+;(.*) \}$", page(traced, tmp_path), flags=re.MULTILINE))
+    assert len(styles) == len(set(styles.values())) == 3
+
+
+def test_numbers_stand_before_shapes(traced: TracedModel, tmp_path: Path) -> None:
+    """Shapes may be wide; count, FLOPs and bytes stand before them, where no window cuts them off."""
+    text = page(traced, tmp_path)
+    heads = re.findall(r"<th class=\"(?:text|number)\">(.*?)</th>", text)
+    assert heads == ["operation", "count", "FLOPs", "bytes", "FLOP/B", "inputs", "outputs", "signature"]
+    (row,) = re.findall(r"<tr><td>layers\.<wbr>0\.up<br>.*?</tr>", text)
+    cells = [re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", row)]
+    assert cells[1:5] == ["2", "1.54 kFLOP", "1.28 kB", "1.2"]
+    assert cells[6] == f"float32 num_tokens {TIMES} intermediate_size_of_all_the_experts_together=24"
+
+
+def test_a_box_tells_its_sizes_in_short_lines(traced: TracedModel, tmp_path: Path) -> None:
+    """The drawing cuts what leaves it: tensors and closed forms are folded, and every dimension is still there."""
+    (up,) = (op for op in traced.operations if op.module == "layers.0.up")
+    wide = replace(up.inputs[0], shape=up.outputs[0].shape * 3)
+    model = replace(traced, operations=tuple(replace(op, inputs=(wide,)) if op is up else op for op in traced.operations))
+    hovers = re.findall(r'"hovertext":("\\u003cb\\u003elayers\.0\.up(?:[^"\\]|\\.)*")', page(model, tmp_path))
+    lines = json.loads(hovers[0]).split("<br>")
+    plain = [re.sub(r"<.*?>", "", line) for line in lines]
+    assert max(map(len, plain)) <= 80
+    assert "".join(plain).count("num_tokens") >= 4
+    assert "".join(plain).count("_together=24") == 4
+
+
 def test_names_are_escaped(traced: TracedModel, tmp_path: Path) -> None:
     """A name with characters of HTML is shown as it is."""
     text = page(replace(traced, model="a<b>&c"), tmp_path)
@@ -237,6 +285,24 @@ def test_the_drawing_has_a_box_for_each_call_and_a_way_for_each_edge(traced: Tra
     assert len(around.x) == 2
     assert [note.y for note in sorted(boxes, key=lambda note: -note.y)] == [-float(depth) for depth in range(10)]
     assert all(box.x + box.width / 2 < layout.width for box in boxes)
+
+
+def test_no_way_passes_behind_a_box() -> None:
+    """A way that went behind a box would seem to end there: each runs outside of every box, from one's edge to another's."""
+    module = trace(Branches(), request_dims={"x": ("num_tokens",)})
+    module(torch.ones(5, 8))
+    figure = drawing(module.traced)
+    layout, ways = figure.layout, figure.data[0]
+    column, row = (
+        size / (axis.range[1] - axis.range[0]) for size, axis in ((layout.width, layout.xaxis), (layout.height, layout.yaxis))
+    )
+    boxes = [(note.x, note.y, (note.width + 10) / 2 / column, (note.height + 10) / 2 / row) for note in layout.annotations]
+    assert len({y for _, y, _, _ in boxes}) < len(boxes)
+    points = list(zip(ways.x, ways.y, strict=True))
+    for (x0, y0), (x1, y1) in ((start, end) for start, end in pairwise(points) if None not in (*start, *end)):
+        for part in (step / 100 for step in range(101)):
+            x, y = x0 + part * (x1 - x0), y0 + part * (y1 - y0)
+            assert all(abs(x - left) > width - 1e-3 or abs(y - top) > height - 1e-3 for left, top, width, height in boxes)
 
 
 def test_repeated_layers_show_their_count(traced: TracedModel) -> None:
