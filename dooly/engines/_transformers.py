@@ -47,7 +47,8 @@ def trace_transformers_model(model: ModelSource, serving: ServingConfig) -> Trac
                 capture = capture_forward(network, kwargs={"input_ids": tokens, "use_cache": False})
         except TraceError as error:
             raise TraceError(f"{model.name}: {error}") from error
-    rows = tabulate(capture.describe(_REQUEST_DIMS, provenance=instance_sizes(network)), stage="decoder", counts=counts)
+    captured = capture.describe(_REQUEST_DIMS, provenance=instance_sizes(network))
+    rows = tabulate(captured, stage="decoder", counts=counts, model_class=type(network).__name__)
     head = _path_of_head(network)
     environment = {
         "engine": "torch",

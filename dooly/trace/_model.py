@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError
+from dooly.trace._text import format_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,8 @@ class TracedOperation:
     signature: str
     """Identity: the same in every model that runs the same operation."""
     name: str
-    """Last part of the module path, or the engine's name for a step's own work."""
+    """Last part of the module path, or the module's class where that is a number or, for a model's own code, none; a collective
+    and a step's own work go by the engine's name."""
     module: str
     """Path of the module that runs it; of repeated layers, the first one's."""
     module_class: str
@@ -107,7 +109,7 @@ class TracedOperation:
 
 @dataclass(frozen=True, slots=True)
 class TracedModel:
-    """All operations that one step of a model runs."""
+    """All operations that one step of a model runs; `print` shows them as a table."""
 
     model: str
     """Name of the model."""
@@ -115,6 +117,12 @@ class TracedModel:
     """What the trace was made with: engine and versions, dtype, parallel layout."""
     operations: tuple[TracedOperation, ...]
     """Operations in the order they run."""
+
+    def __repr__(self) -> str:
+        return f"<TracedModel {self.model}: {len(self.operations)} operations>"
+
+    def __str__(self) -> str:
+        return format_table(self)
 
     @property
     def edges(self) -> tuple[tuple[str, str], ...]:

@@ -28,6 +28,7 @@ def tabulate(
     stage: str,
     counts: Mapping[str, int] | None = None,
     state_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr] | None] | None = None,
+    model_class: str = "",
 ) -> tuple[TracedOperation, ...]:
     """Return the operations of a captured graph; those that layers repeat over the same sizes as one row with a count.
 
@@ -37,14 +38,16 @@ def tabulate(
         counts: How many layers each traced layer stands for, by its path.
         state_cost: FLOPs and bytes of a stateful operation by its engine attributes and the `dtype` of its first operand, over
             the engine's request dimensions; where it gives None, what the graph shows counts.
+        model_class: Class name of the traced module, by which its own code goes; without it, by the stage.
     """
     from passes.pipeline import analyse
 
     analysis = analyse(captured)
     rows: dict[tuple[str, str, tuple[str, ...]], TracedOperation] = {}
-    for place, operation in enumerate(analysis.operations):
+    for place, analysed in enumerate(analysis.operations):
         call = _call(place, analysis.flow, stage)
-        row = replace(_row(operation, analysis, stage, counts or {}, state_cost), calls=(call,))
+        operation = replace(analysed.operation, module_class=analysed.operation.module_class or model_class)
+        row = replace(_row(replace(analysed, operation=operation), analysis, stage, counts or {}, state_cost), calls=(call,))
         key = (row.signature, _LAYER_NUMBER.sub("", row.module), row.request_dims)
         first = rows.get(key)
         if first is not None:
@@ -98,11 +101,13 @@ def _row(
 
 
 def _name(operation: Operation, stage: str) -> str:
-    """Return the last part of an operation's module path; a collective goes by its own name."""
+    """Return the last part of an operation's module path, its class where that says nothing; of a collective, its own name."""
     from passes.operators import is_collective, operator_name
 
-    first = operation.nodes[0]
-    return operator_name(first).rpartition(".")[2] if is_collective(first) else operation.module.rpartition(".")[2] or stage
+    first, last = operation.nodes[0], operation.module.rpartition(".")[2]
+    if is_collective(first):
+        return operator_name(first).rpartition(".")[2]
+    return last if last and not last.isdecimal() else operation.module_class or stage
 
 
 def _call(place: int, flow: Flow, stage: str) -> TracedCall:

@@ -63,7 +63,7 @@ class CapturedCall:
     def table(self) -> TracedModel:
         """Its operations."""
         versions = {"engine": "torch", "engine_version": torch.__version__, "torch_version": torch.__version__}
-        operations = tabulate(self.describe(), stage="decoder", counts=self.counts)
+        operations = tabulate(self.describe(), stage="decoder", counts=self.counts, model_class=self.module)
         return TracedModel(self.module, {**versions, "code": self.code}, operations)
 
 
@@ -235,9 +235,8 @@ class Traced(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401 - as nn.Module has it
         self.module._load_from_state_dict(*args)  # noqa: SLF001 - what load_state_dict of a larger module calls
 
-    def extra_repr(self) -> str:
-        """Return the class of the module."""
-        return type(self.module).__name__
+    def __repr__(self) -> str:
+        return f"Traced({self.module!r})"
 
 
 @contextmanager

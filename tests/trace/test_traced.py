@@ -174,6 +174,13 @@ def test_it_is_copied_with_its_module(copied: Any) -> None:  # noqa: ANN401 - a 
     assert twin.request_dims == traced.request_dims
 
 
+def test_it_shows_the_module_that_it_wraps() -> None:
+    """The repr is the module's own, alone and within a larger one."""
+    module = nn.Linear(4, 3)
+    assert repr(trace(module)) == f"Traced({module!r})"
+    assert f"(0): Traced({module!r})" in repr(nn.Sequential(trace(module)))
+
+
 def test_it_is_part_of_a_larger_module() -> None:
     """Within another module it keeps the paths, in the state and in that module's own trace."""
     part = trace(Decoder().eval())
