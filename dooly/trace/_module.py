@@ -51,7 +51,7 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None, fold_la
             one after the other; a deep model then takes seconds instead of minutes.
 
     Returns:
-        A `Traced` module around the module, or a factory of such for a class.
+        A `Traced` module around the module, or a factory of such for a class, which is the factory's `__wrapped__`.
 
     Raises:
         InvalidInputError: `model` is neither a module nor a module class.

@@ -111,6 +111,19 @@ def test_a_decorated_class_makes_traced_modules() -> None:
     assert found == [("Bare", ("x.size(0)",)), ("Named", ("num_reqs",))]
 
 
+def test_a_decorated_class_keeps_its_class() -> None:
+    """The class behind the decorator makes, and is asked for, as ever; what the decorator makes stands in for its instances."""
+
+    @trace
+    class Decorated(Block):
+        pass
+
+    plain: type[Block] = Decorated.__wrapped__  # type: ignore[attr-defined]
+    assert issubclass(plain, Block)
+    assert type(plain(8)) is type(Decorated(8).module) is plain
+    assert type("Sub", (plain,), {})(8)(torch.ones(2, 8)).shape == (2, 8)
+
+
 def test_equal_modules_are_each_traced() -> None:
     """Every instance of a class has a table of its own, however many come before it."""
     for hidden in range(8, 20):
