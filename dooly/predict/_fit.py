@@ -82,8 +82,9 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
         if layer_of(module) is None
         for _ in range(count)
     )
-    layers = tuple(_layer(op, rows, fitted, records[op.signature]) for op in traced.operations if op.name == LAYER)
-    (step,) = (op for op in traced.operations if op.name == STEP)
+    engine = [op for op in traced.operations if op.stage == "engine"]
+    layers = tuple(_layer(op, rows, fitted, records[op.signature]) for op in engine if op.name == LAYER)
+    (step,) = (op for op in engine if op.name == STEP)
     batches, latency_ns = _batches(records[step.signature])
     return LatencyModel(
         traced,

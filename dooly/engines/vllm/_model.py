@@ -150,7 +150,8 @@ def _tabulate(
     stateful = {path: s for path, m in root.named_modules() if (s := stateful_attributes(m)) is not None}
     held = {path: {names[id(p)]: p for p in held_parameters(root.get_submodule(path))} for path in stateful}
     graph = describe(request_dims, stateful, held)
-    return tuple(_in_engine(row, known) for row in tabulate(graph, stage=stage, counts=counts, state_cost=state_cost))
+    rows = tabulate(graph, stage=stage, counts=counts, state_cost=state_cost, model_class=type(root).__name__)
+    return tuple(_in_engine(row, known) for row in rows)
 
 
 def _head(
