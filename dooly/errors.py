@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 
 class DoolyError(Exception):
     """Root of all errors that Dooly raises on purpose."""
@@ -44,3 +46,8 @@ class MissingOperationError(DoolyError, LookupError):
 
 class OutOfDomainError(DoolyError, ValueError):
     """A prediction was asked for outside the measured request dimensions."""
+
+
+def spell(value: object) -> str:
+    """Return a value as messages show it: in one line, cut in the middle where it is long."""
+    return " ".join(reprlib.repr(value).split())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, spell
 from dooly.trace._constructor import constructed_sizes
+from dooly.trace._request_dims import check_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +55,12 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None, fold_la
         A `Traced` module around the module, or a factory of such for a class, which is the factory's `__wrapped__`.
 
     Raises:
-        InvalidInputError: `model` is neither a module nor a module class.
+        InvalidInputError: `model` is neither a module nor a module class, or `request_dims` no mapping to tuples of names.
     """
     from torch import nn
 
+    if request_dims is not None:
+        check_form(request_dims)
     if model is None:
         return partial(trace, request_dims=request_dims, fold_layers=fold_layers)
     from dooly.trace._traced import Traced
@@ -65,7 +68,7 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None, fold_la
     if isinstance(model, nn.Module):
         return Traced(model, request_dims, fold_layers=fold_layers)
     if not (isinstance(model, type) and issubclass(model, nn.Module)):
-        raise InvalidInputError(f"dooly.trace: {model!r} is no torch.nn.Module; give a module or a module class")
+        raise InvalidInputError(f"dooly.trace: {spell(model)} is no torch.nn.Module; give a module or a module class")
 
     @wraps(model, updated=())
     def make(*args: object, **kwargs: object) -> Traced:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, spell
 
 if TYPE_CHECKING:
     from inspect import BoundArguments
@@ -20,6 +20,29 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _STEP = re.compile(r"\.?(\w+)|\[(\d+)\]")
 
 
+def check_form(request_dims: object) -> None:
+    """Check that names of request dimensions are a mapping from forward's arguments to tuples of names.
+
+    Raises:
+        InvalidInputError: They are not, or a name would be read as a formula.
+    """
+    if not isinstance(request_dims, Mapping):
+        raise InvalidInputError(
+            f"request_dims: {spell(request_dims)} is no mapping; name forward's arguments, as {{'x': ('batch', 'seq')}}"
+        )
+    for key, names in request_dims.items():
+        if not isinstance(key, str) or not _STEP.match(key):
+            raise InvalidInputError(f"request_dims: {spell(key)} names no argument of forward; write its name as a string")
+        place = f"request_dims[{key!r}]"
+        if not isinstance(names, tuple | list) or not all(n is None or (isinstance(n, str) and n) for n in names):
+            raise InvalidInputError(
+                f"{place}: {spell(names)} is no tuple of names; write ('batch', 'seq'), None for a dimension without"
+            )
+        wrong = [n for n in names if n is not None and not _IDENTIFIER.fullmatch(n)]
+        if wrong:
+            raise InvalidInputError(f"{place}: {wrong[0]!r} would be read as a formula; write letters, digits and underscores")
+
+
 def check_names(request_dims: RequestDims, call: BoundArguments) -> None:
     """Check that each key names a tensor or a number of the call, and gives it no more names than it has dimensions.
 
@@ -29,13 +52,6 @@ def check_names(request_dims: RequestDims, call: BoundArguments) -> None:
     known = call.arguments
     for key, names in request_dims.items():
         place = f"request_dims[{key!r}]"
-        if isinstance(names, str) or not all(n is None or (isinstance(n, str) and n) for n in names):
-            raise InvalidInputError(
-                f"{place}: {names!r} is no tuple of names; write ('batch', 'seq'), None for a dimension without"
-            )
-        wrong = [n for n in names if n is not None and not _IDENTIFIER.fullmatch(n)]
-        if wrong:
-            raise InvalidInputError(f"{place}: {wrong[0]!r} would be read as a formula; write letters, digits and underscores")
         root, *steps = (m[1] if m[1] is not None else int(m[2]) for m in _STEP.finditer(key))
         if root not in known and root not in call.signature.parameters:
             raise InvalidInputError(f"{place}: forward has no argument {root!r}; it has {', '.join(map(repr, known))}")

@@ -223,6 +223,31 @@ def test_wrong_names_are_refused_when_called(request_dims: Any, message: str) ->
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("request_dims", "message"),
+    [
+        ("batch", "request_dims: 'batch' is no mapping; name forward's arguments, as {'x': ('batch', 'seq')}"),
+        (("batch",), "request_dims: ('batch',) is no mapping; name forward's arguments, as {'x': ('batch', 'seq')}"),
+        (5, "request_dims: 5 is no mapping; name forward's arguments, as {'x': ('batch', 'seq')}"),
+        ({1: ("batch",)}, "request_dims: 1 names no argument of forward; write its name as a string"),
+        ({"": ("batch",)}, "request_dims: '' names no argument of forward; write its name as a string"),
+        *(
+            (
+                {"ids": names},
+                f"request_dims['ids']: {names!r} is no tuple of names; write ('batch', 'seq'), None for a dimension without",
+            )
+            for names in (5, None, (5,), {"batch"}, "batch")
+        ),
+    ],
+)
+@pytest.mark.parametrize("model", [Chosen(), Chosen, None])
+def test_what_are_no_names_is_refused_at_once(model: Any, request_dims: Any, message: str) -> None:  # noqa: ANN401 - wrong on purpose
+    """Request dimensions of the wrong form are refused before any call, on a module, its class and as a decorator's argument."""
+    with pytest.raises(InvalidInputError) as refused:
+        trace(model, request_dims=request_dims)
+    assert str(refused.value) == message
+
+
 def test_a_dimension_that_the_model_fixes_takes_no_name() -> None:
     """A name for the hidden size is refused, with the size that fixes it."""
     with pytest.raises(InvalidInputError, match=r"dimension 1, named 'hidden', is fixed by the model \(weight.size\(1\) = 8\)"):
