@@ -3,9 +3,10 @@
 from dooly.measure._cache import cache_bytes
 from dooly.measure._contention import CONTENDED_CORES, Contention
 from dooly.measure._environment import cpu_name, describe_environment, on_this_machine
+from dooly.measure._given import check_sizes, check_store
 from dooly.measure._grid import measurement_batches
 from dooly.measure._module_profiler import module_copies
-from dooly.measure._plan import LAYER, MODULE, STEP, check_names, layer_of, with_whole_module
+from dooly.measure._plan import LAYER, MODULE, STEP, layer_of, with_whole_module
 from dooly.measure._profile import plan_tasks
 from dooly.measure._profile_module import profile_module
 from dooly.measure._run import ProfileResult, profile, read_traced, told_apart, trace_operations
@@ -24,7 +25,8 @@ __all__ = [
     "Contention",
     "ProfileResult",
     "cache_bytes",
-    "check_names",
+    "check_sizes",
+    "check_store",
     "cpu_name",
     "describe_environment",
     "layer_of",

@@ -15,11 +15,10 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from dbstore import JsonObject
-from dooly.errors import InvalidInputError
 from dooly.trace import TracedModel, TracedOperation, evaluate_form, form_names, rename_form
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from dooly.batch import Batch
 
@@ -83,24 +82,6 @@ def with_whole_module(traced: TracedModel) -> TracedModel:
     members = [f"{op.signature}{[rename_form(d, order) for d in op.request_dims]}*{op.count}" for op in traced.operations]
     whole = _own(MODULE, "", [*members, f"code {traced.environment.get('code')}"], 1)
     return replace(traced, operations=(*traced.operations, replace(whole, request_dims=names)))
-
-
-def check_names(table: TracedModel, given: Iterable[str]) -> None:
-    """Check that the request dimensions of a plain module are given, each and no other.
-
-    Args:
-        table: The module's operations, the whole module at the end.
-        given: Names.
-
-    Raises:
-        InvalidInputError: A name is missing or unknown.
-    """
-    known = table.operations[-1].request_dims
-    names = ", ".join(known) or "none"
-    if unknown := [name for name in given if name not in known]:
-        raise InvalidInputError(f"{table.model}: {unknown[0]!r} is no request dimension of the module; it has {names}")
-    if missing := [name for name in known if name not in set(given)]:
-        raise InvalidInputError(f"{table.model}: request dimension {missing[0]!r} is not given; give each of {names}")
 
 
 def point_at(request_dims: Sequence[str], sizes: Mapping[str, int]) -> JsonObject:

@@ -6,26 +6,27 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, spell
+from dooly.measure._given import check_run, given_sizes
 from dooly.measure._module_profiler import ModuleProfiler, ModuleTask, describe_module_environment, set_modes, state_kept
-from dooly.measure._plan import check_names, point_at, with_whole_module
+from dooly.measure._plan import point_at, with_whole_module
 from dooly.measure._run import ProfileResult, record_counts, told_apart, write_described
 from dooly.measure._tasks import PASSES, run_tasks
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dbstore import JsonObject, Record, Store
     from dooly.measure._module_profiler import ModuleKey
-    from dooly.trace import Traced, TracedModel
+    from dooly.trace import Traced
 
 
 def profile_module(
     traced: Traced,
     store: Store,
     *,
-    request_dims: Mapping[str, Sequence[int]],
+    request_dims: Mapping[str, Iterable[int]],
     budget_s: float | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ProfileResult:
@@ -45,16 +46,23 @@ def profile_module(
 
     Raises:
         TraceError: The module has not run yet.
-        InvalidInputError: `request_dims` lacks a request dimension, names an unknown one, or gives no size of at least 1.
+        InvalidInputError: `request_dims` lacks a request dimension, names an unknown one, or gives no size of at least 1; or
+            another argument is not what it should be, such as a module that `dooly.trace` did not make, or a path for a store.
         MeasurementError: The module's device cannot be timed, it cannot be copied, or its forward fails at a combination or
             goes another way than the traced one there.
     """
+    from dooly.trace import Traced
     from passes.pipeline import analyse
 
+    if not isinstance(traced, Traced):
+        raise InvalidInputError(
+            f"dooly.profile_module: traced: {spell(traced)} is no traced module; give dooly.trace(module), called once"
+        )
+    check_run("profile_module", store, budget_s, progress)
     plain = traced.traced
     table = with_whole_module(told_apart(plain, store))
     whole = table.operations[-1]
-    _check_sizes(table, request_dims)
+    sizes_by_name = given_sizes(table, request_dims)
     analysis = analyse(traced.captured)
     rows = zip(plain.operations, table.operations[:-1], strict=True)
     signatures = {(old.signature, module): new.signature for old, new in rows for module, _ in old.placements}
@@ -64,7 +72,7 @@ def profile_module(
         return [*found, (whole.signature, point_at(whole.request_dims, sizes))]
 
     environment = describe_module_environment(traced.module)
-    combinations = [dict(zip(request_dims, sizes, strict=True)) for sizes in product(*request_dims.values())]
+    combinations = [dict(zip(sizes_by_name, sizes, strict=True)) for sizes in product(*sizes_by_name.values())]
     tasks = plan_module_tasks(combinations, keys_at, _counter(store, environment.digest))
     records: tuple[Record, ...] = ()
     seconds = 0.0
@@ -121,10 +129,3 @@ def _counter(store: Store, environment: str) -> Callable[[str, JsonObject], int]
         return record_counts(store, signature, environment)
 
     return lambda signature, point: counts(signature)[point]
-
-
-def _check_sizes(table: TracedModel, request_dims: Mapping[str, Sequence[int]]) -> None:
-    check_names(table, request_dims)
-    for name, sizes in request_dims.items():
-        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise InvalidInputError(f"{table.model}: request dimension {name!r} needs sizes of at least 1, got {sizes!r}")

@@ -19,6 +19,7 @@ from dooly.errors import EngineError
 from dooly.measure._cache import cache_bytes
 from dooly.measure._clocks import visible_gpus
 from dooly.measure._environment import cpu_name, describe_environment, installed_version
+from dooly.measure._given import check_run
 from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
 from dooly.measure._profile import Profiler, Task, plan_tasks
 from dooly.measure._tasks import run_tasks
@@ -79,7 +80,9 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     Raises:
         UnsupportedModelError: The engine does not know the model.
         EngineError: The engine does not start.
+        InvalidInputError: `store` is no open store, `budget_s` no number of seconds, or several ranks are asked for.
     """
+    check_run("profile", store, budget_s, progress)
     serving = serving or ServingConfig()
     serving.require_one_rank()
     known = read_traced(store, model, serving)

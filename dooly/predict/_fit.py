@@ -12,7 +12,7 @@ from dbstore import Environment, RecordNotFoundError
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.measure import LAYER, STEP, layer_of, on_this_machine
+from dooly.measure import LAYER, STEP, check_store, layer_of, on_this_machine
 from dooly.predict._features import BatchArrays
 from dooly.predict._latency_model import (
     Domain,
@@ -53,8 +53,10 @@ def load_latency_model(
     Raises:
         MissingOperationError: The store lacks the model, the environment, or an operation; the message names the command that
             measures it.
-        InvalidInputError: The store holds the model in several environments, or several ranks are asked for.
+        InvalidInputError: The store holds the model in several environments, or several ranks are asked for; or `store` is no
+            open store.
     """
+    check_store("load_latency_model", store)
     serving = serving or ServingConfig()
     serving.require_one_rank()
     return fit_latency_model(store, *_traced(store, model, serving, environment))

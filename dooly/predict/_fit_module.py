@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dbstore import Environment
-from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.measure import cpu_name, told_apart, with_whole_module
+from dooly.errors import InvalidInputError, MissingOperationError, spell
+from dooly.measure import check_store, cpu_name, told_apart, with_whole_module
 from dooly.predict._fit import feasible_records, medians
 from dooly.predict._latency_model import FittedOperation
 from dooly.predict._module_latency import ModuleLatency, member_ns, whole_terms
@@ -45,9 +45,20 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
 
     Raises:
         MissingOperationError: The store lacks an operation of the module; the message names it and the call that measures it.
-        InvalidInputError: The store holds the module in several environments, and none is given.
+        InvalidInputError: The store holds the module in several environments, and none is given; or an argument is not what it
+            should be, such as a module that `dooly.trace` did not make, or a path for a store.
+        TraceError: The module has not run yet.
     """
-    plain = traced if isinstance(traced, TracedModel) else traced.traced
+    plain = getattr(traced, "traced", traced)  # no look at the class `Traced`: it loads torch
+    if not isinstance(plain, TracedModel):
+        raise InvalidInputError(
+            f"dooly.load_module_latency: traced: {spell(traced)} is no traced module; give dooly.trace(module), called once"
+        )
+    check_store("load_module_latency", store)
+    if not isinstance(environment, Environment | None):
+        raise InvalidInputError(
+            f"dooly.load_module_latency: environment: {spell(environment)} is no dbstore.Environment; give one, or leave it out"
+        )
     table = with_whole_module(told_apart(plain, store))
     chosen = environment or _environment(store, table)
     records = {op.signature: _records(store, op, chosen, table.model) for op in table.operations}

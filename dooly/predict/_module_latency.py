@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.errors import OutOfDomainError
-from dooly.measure import MODULE, check_names
+from dooly.measure import MODULE, check_sizes
 from dooly.predict._latency_model import StepLatency, generic_path
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class ModuleLatency:
             sizes: Each request dimension by its name; `**{"x.size(0)": 4}` for one without a name of its own.
 
         Raises:
-            InvalidInputError: A request dimension is missing or unknown.
+            InvalidInputError: A request dimension is missing or unknown, or its size is no integer of at least 1.
             OutOfDomainError: The sizes are beyond what was measured.
         """
-        check_names(self.traced, sizes)
+        check_sizes(self.traced, sizes)
         outside = not self._covers(sizes)
         if outside and not extrapolate:
             raise OutOfDomainError(self._beyond(sizes))

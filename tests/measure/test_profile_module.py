@@ -4,6 +4,7 @@ from collections import Counter
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,13 +143,53 @@ def test_the_module_stays_as_it_was(modules: ModuleType, tmp_path: Path) -> None
         ({"batch": (1,), "seq": (1,), "time": (1,)}, "'time' is no request dimension of the module; it has "),
         ({"batch": (1,), "seq": ()}, r"request dimension 'seq' needs sizes of at least 1, got \(\)"),
         ({"batch": (0,), "seq": (1,)}, r"request dimension 'batch' needs sizes of at least 1, got \(0,\)"),
+        ({"batch": (-1,), "seq": (1,)}, r"request dimension 'batch' needs sizes of at least 1, got \(-1,\)"),
+        ({"batch": 4, "seq": (1,)}, r"'batch' needs sizes of at least 1, got 4; give a sequence of integers, as \(16, 64\)$"),
+        ({"batch": "4", "seq": (1,)}, "request dimension 'batch' needs sizes of at least 1, got '4'; give "),
+        ({"batch": (1.5,), "seq": (1,)}, r"request dimension 'batch' needs sizes of at least 1, got \(1.5,\); give "),
+        ({"batch": (True,), "seq": (1,)}, r"request dimension 'batch' needs sizes of at least 1, got \(True,\); give "),
+        ({"batch": torch.zeros(2, 2), "seq": (1,)}, r"'batch' needs sizes of at least 1, got tensor\(\[\[0., [^\n]*; give "),
+        ({1: (1,)}, "1 is no request dimension of the module; it has "),
+        ("batch", r"^Transformer: request_dims: 'batch' is no mapping; give sizes by name, as \{'seq': \(16, 64\)\}$"),
+        (None, "request_dims: None is no mapping"),
     ],
 )
-def test_wrong_sizes_are_refused(traced: Traced, tmp_path: Path, sizes: dict[str, tuple[int, ...]], rule: str) -> None:
-    """Each request dimension is needed, no other, and each with sizes."""
+def test_wrong_sizes_are_refused(traced: Traced, tmp_path: Path, sizes: Any, rule: str) -> None:  # noqa: ANN401 - wrong on purpose
+    """Each request dimension is needed, no other, and each with sizes: integers of at least 1."""
     with pytest.raises(InvalidInputError, match=rule) as caught:
         profile_module(traced, Store.open(tmp_path / "db", "a"), request_dims=sizes)
     assert "\n" not in str(caught.value)
+
+
+def test_sizes_may_be_any_integers(traced: Traced, profiled: Store) -> None:
+    """Sizes of NumPy's integers, in an array or a range, are the same points as Python's."""
+    sizes: Any = {"batch": iter(SIZES["batch"]), "seq": np.array(SIZES["seq"])}
+    again = profile_module(traced, profiled, request_dims=sizes)
+    assert again.num_points > 0
+    assert (again.num_measured, again.num_left) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"traced": torch.nn.Linear(2, 2)},
+            "traced: Linear(in_fea...=2, bias=True) is no traced module; give dooly.trace(module), called once",
+        ),
+        ({"store": "db"}, "store: 'db' is no open store; give dbstore.Store.open(PATH), with mode 'a' to measure"),
+        ({"store": None}, "store: None is no open store; give dbstore.Store.open(PATH), with mode 'a' to measure"),
+        ({"budget_s": "60"}, "budget_s: '60' is no number of seconds of at least 0; None measures everything"),
+        ({"budget_s": -1}, "budget_s: -1 is no number of seconds of at least 0; None measures everything"),
+        ({"budget_s": float("nan")}, "budget_s: nan is no number of seconds of at least 0; None measures everything"),
+        ({"progress": None}, "progress: None is not callable; give a function of (done, planned), or leave it out"),
+    ],
+)
+def test_wrong_arguments_are_refused(traced: Traced, profiled: Store, wrong: dict[str, Any], message: str) -> None:
+    """What is no traced module, no open store, no budget or no callback is named in one line."""
+    arguments = {"traced": traced, "store": profiled, "request_dims": SIZES} | wrong
+    with pytest.raises(InvalidInputError) as caught:
+        profile_module(**arguments)
+    assert str(caught.value) == f"dooly.profile_module: {message}"
 
 
 def test_a_module_that_has_not_run_is_refused(modules: ModuleType, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import torch
 
 import dooly
 from dbstore import Environment, Record, Store
-from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
+from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError, TraceError
 from dooly.measure import MODULE, with_whole_module
 from dooly.measure._plan import point_at
 from dooly.predict import ModuleLatency, load_module_latency
@@ -110,12 +110,51 @@ def test_a_forward_follows_the_laws(latency: ModuleLatency, table: TracedModel, 
     [
         ({"batch": 2}, "request dimension 'seq' is not given"),
         ({"batch": 2, "seq": 20, "time": 1}, "'time' is no request dimension of the module; it has "),
+        *(
+            (
+                {"batch": 2, "seq": size},
+                rf"^Transformer: request dimension 'seq' needs a size of at least 1, got {spelled}; give one",
+            )
+            for size, spelled in [("20", "'20'"), (0, "0"), (-1, "-1"), (20.5, "20.5"), (None, "None"), ((20,), r"\(20,\)")]
+        ),
     ],
 )
-def test_dimensions_must_be_known(latency: ModuleLatency, sizes: dict[str, int], rule: str) -> None:
-    """A prediction needs each request dimension, and no other."""
-    with pytest.raises(InvalidInputError, match=rule):
-        latency(**sizes)
+@pytest.mark.parametrize("extrapolate", [False, True])
+def test_dimensions_must_be_known(
+    latency: ModuleLatency,
+    sizes: dict[str, Any],
+    rule: str,
+    extrapolate: bool,  # noqa: FBT001 - a case
+) -> None:
+    """A prediction needs each request dimension, and no other; each is one integer of at least 1."""
+    with pytest.raises(InvalidInputError, match=rule) as caught:
+        latency(**sizes, extrapolate=extrapolate)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"traced": torch.nn.Linear(2, 2)},
+            "traced: Linear(in_fea...=2, bias=True) is no traced module; give dooly.trace(module), called once",
+        ),
+        ({"store": "db"}, "store: 'db' is no open store; give dbstore.Store.open(PATH), with mode 'a' to measure"),
+        ({"environment": "cpu"}, "environment: 'cpu' is no dbstore.Environment; give one, or leave it out"),
+    ],
+)
+def test_wrong_arguments_are_refused(table: TracedModel, tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    """What is no traced module, no open store or no environment is named in one line."""
+    arguments = {"traced": table, "store": Store.open(tmp_path / "db", "a")} | wrong
+    with pytest.raises(InvalidInputError) as caught:
+        load_module_latency(**arguments)
+    assert str(caught.value) == f"dooly.load_module_latency: {message}"
+
+
+def test_a_module_that_has_not_run_is_refused(modules: ModuleType, tmp_path: Path) -> None:
+    """Without a trace there is nothing to predict."""
+    with pytest.raises(TraceError, match="not traced yet"):
+        load_module_latency(trace(modules.Pairs()), Store.open(tmp_path / "db", "a"))
 
 
 @pytest.mark.parametrize("sizes", [{"batch": 9, "seq": 50}, {"batch": 2, "seq": 300}, {"batch": 2, "seq": 8}], ids=str)
