@@ -169,6 +169,33 @@ def test_a_model_that_shares_layers_measures_the_rest(db: Path, tmp_path: Path) 
     assert _num_records(db) == before + result.num_measured
 
 
+def test_a_model_that_calls_its_layers_otherwise_is_measured(tmp_path: Path) -> None:
+    """GPT-2's `n_layer` is the number of layers by which the engine is reduced; they and the step are measured."""
+    sizes = {
+        "n_embd": 64,
+        "n_head": 2,
+        "n_layer": 12,
+        "n_positions": 256,
+        "vocab_size": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes}))
+    model, store = find_model(str(tmp_path)), Store.open(tmp_path / "db", "a")
+    seen: list[int] = []
+
+    def layers_seen(engine: VllmEngine, serving: ServingConfig) -> Environment:
+        seen.append(len(engine.network.transformer.h))
+        return describe_environment(engine, serving)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "describe_environment", layers_seen)
+        patch.setattr(run_module, "cache_bytes", lambda _platform: 1)  # so that few layers keep weights cold
+        result = profile(model, store, replace(SERVING, max_model_len=32, max_num_batched_tokens=16, max_num_seqs=1))
+    assert 0 < seen[0] < 12
+    assert (result.num_measured, result.num_left) == (result.num_points, 0)
+
+
 def test_points_that_run_out_of_memory_are_infeasible(
     model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

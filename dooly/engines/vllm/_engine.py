@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import random
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._config import engine_arguments, first_line
 from dooly.engines.vllm._stateful import show_attention_calls
 from dooly.engines.vllm._version import import_vllm, model_runner_generation
-from dooly.errors import EngineError, UnsupportedModelError
+from dooly.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ class VllmEngine:
         import_vllm()
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        overrides = {} if num_layers is None else {"hf_overrides": _shortened(model, num_layers)}
+        overrides = {} if num_layers is None else {"hf_overrides": partial(_shorten, num_layers=num_layers)}
         arguments = engine_arguments(model, serving, **overrides, **settings)
         try:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -198,13 +199,14 @@ class VllmEngine:
         gc.collect()
 
 
-def _shortened(model: ModelSource, num_layers: int) -> dict[str, Any]:
-    """Return configuration overrides that keep the first layers; per-layer lists are cut to match."""
-    config = model.config
-    total = config.get("num_hidden_layers")
-    if not isinstance(total, int):
-        raise UnsupportedModelError(
-            f"{model.name}: config.json has no integer `num_hidden_layers`, by which the engine is reduced for measuring; add it"
-        )
-    lists = {k: v[:num_layers] for k, v in config.items() if isinstance(v, list) and len(v) == total}
-    return {"num_hidden_layers": min(num_layers, total), **lists}
+def _shorten(config: Any, num_layers: int) -> Any:  # noqa: ANN401 - a Transformers configuration
+    """Keep the first layers of a model's configuration, by whatever name its family has for their number; cut lists of layers."""
+    text = config.get_text_config()
+    total = getattr(text, "num_hidden_layers", None)
+    if total is None:  # vLLM asks first what an empty configuration would become
+        return config
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == total:
+            setattr(text, name, value[:num_layers])
+    text.num_hidden_layers = min(num_layers, total)
+    return config
