@@ -57,7 +57,7 @@ WorkloadText = Annotated[
     typer.Option(
         "--workload",
         metavar="SPEC|FILE",
-        help="As poisson:rate=2,requests=100,prompt=512,output=64-256,seed=0, or a workload file.",
+        help="As poisson:rate=2,prompt=512,output=64-256, also with requests=100,seed=0; or a workload file.",
     ),
 ]
 BatchText = Annotated[
@@ -111,6 +111,7 @@ def engine_flags(*only: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 def _flag(name: str, default: object) -> inspect.Parameter:
-    option = typer.Option(default, help=_HELP[name], rich_help_panel="Engine")
+    # One name, and no `--no-...` beside it: all are off by default, and a second column of names leaves no room at 80 columns.
+    option = typer.Option(default, f"--{name.replace('_', '-')}", help=_HELP[name], rich_help_panel="Engine")
     annotation = get_type_hints(ServingConfig)[name]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
+
+from dooly.cli._app import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +28,28 @@ def test_help_is_no_error(dooly: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = dooly("--help")
     assert (code, err) == (0, "")
     assert all(name in out for name in ("models", "trace", "profile", "simulate", "validate", "db"))
+
+
+def commands(command: Any, *path: str) -> list[tuple[str, ...]]:  # noqa: ANN401 - a command or a group of such
+    """Return the words that call a command and each below it."""
+    return [path, *(found for name, inner in getattr(command, "commands", {}).items() for found in commands(inner, *path, name))]
+
+
+@pytest.mark.parametrize("path", commands(typer.main.get_command(app)), ids=lambda path: " ".join(("dooly", *path)))
+def test_help_fits_80_columns(
+    path: tuple[str, ...], dooly: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a terminal of 80 columns the help of every command cuts nothing: each option stands there by its whole name."""
+    monkeypatch.setenv("COLUMNS", "80")
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    code, out, err = dooly(*path, "--help")
+    assert (code, err) == (0, "")
+    names = {name for option in command.params for name in (*option.opts, *option.secondary_opts) if name.startswith("--")}
+    assert names - set(re.findall(r"--[a-z-]+", out)) == set()
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
 
 
 @pytest.mark.parametrize(
