@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dooly.errors import InvalidInputError, ModelNotFoundError
+from dooly.errors import InvalidInputError, ModelNotFoundError, spell
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ModelSource:
     def text_config(self) -> dict[str, Any]:
         """The part of the configuration that describes the text model: all of it, unless the file nests that part."""
         config = self.config
-        nested: dict[str, Any] = config.get("text_config", {})
+        nested: dict[str, Any] = config.get("text_config") or {}
         return config | nested
 
     @property
@@ -88,7 +88,7 @@ def find_model(model: str) -> ModelSource:
 
     Raises:
         ModelNotFoundError: It is neither.
-        InvalidInputError: The `config.json` is not a JSON object that names an architecture.
+        InvalidInputError: The `config.json` is not a JSON object that names an architecture, or a part of it is no object.
     """
     folder = Path(model)
     if not folder.is_dir() and model in (listed := {m.name: m for m in listed_models()}):
@@ -102,9 +102,18 @@ def find_model(model: str) -> ModelSource:
         config = source.config
     except ValueError as error:
         raise InvalidInputError(f"{folder / 'config.json'}: not valid JSON ({error}); fetch the file again") from error
-    if not isinstance(config, dict) or not config.get("architectures"):
-        raise InvalidInputError(f"{folder / 'config.json'}: names no architecture; add a list `architectures`")
+    _check_parts(folder / "config.json", config)
     return source
+
+
+def _check_parts(path: Path, config: Any) -> None:  # noqa: ANN401 - JSON
+    """Check what is read of a configuration before any engine sees it."""
+    architectures = config.get("architectures") if isinstance(config, dict) else None
+    if not isinstance(architectures, list) or not architectures or not all(isinstance(name, str) for name in architectures):
+        raise InvalidInputError(f"{path}: names no architecture; add a list `architectures`")
+    for name in ("text_config", "quantization_config"):
+        if (part := config.get(name)) is not None and not isinstance(part, dict):
+            raise InvalidInputError(f"{path}: {name}: {spell(part)} is no JSON object; correct it, or take it out")
 
 
 def listed_models() -> tuple[ModelSource, ...]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._refusals import check_sizes, first_line
 from dooly.errors import EngineError, InvalidInputError, TraceError, UnsupportedModelError
 from dooly.trace import TracedModel, capture_forward, fold_layers, instance_sizes, tabulate
 
@@ -64,19 +65,23 @@ def _meta_model(model: ModelSource, dtype: str, transformers: ModuleType) -> nn.
     """Return the model that a configuration describes, on the meta device, in inference mode."""
     import torch
 
-    if "quantization_config" in model.config:
-        method = model.config["quantization_config"].get("quant_method")
+    if quantization := model.config.get("quantization_config"):
+        method = quantization.get("quant_method")
         raise UnsupportedModelError(
             f"{model.name}: quantization_config: {method} weights are packed when they load, and --engine torch loads none; "
             "use --engine vllm, or take quantization_config out of config.json"
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(model.folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=False)
+        check_sizes(model, config)
         with torch.device("meta"):
             network: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UnsupportedModelError(f"{model.name}: Transformers cannot build it: {reason}") from error
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever the model's code makes of a broken config.json
+        raise UnsupportedModelError(
+            f"{model.name}: Transformers cannot build it: {first_line(error)}; check its config.json"
+        ) from error
     return network.eval()
 
 

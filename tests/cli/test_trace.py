@@ -65,6 +65,15 @@ def test_json_in_the_documented_form_a_table_and_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize("engine", ["vllm", "torch"])
+def test_a_broken_configuration_is_one_line(tmp_path: Path, engine: str) -> None:
+    """What Transformers finds wrong in a config.json exits with 2 in one line, on either engine."""
+    done = trace(write_config(tmp_path, hidden_size="big"), "--engine", engine)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "Field 'hidden_size' expected int, got str (value: 'big'); check its config.json" in done.stderr
+
+
+@pytest.mark.engine
 def test_an_unknown_architecture_is_one_line(tmp_path: Path) -> None:
     """An architecture that vLLM does not know exits with 2 and is named in one short line."""
     done = trace(write_config(tmp_path, architectures=["NoSuchForCausalLM"]))

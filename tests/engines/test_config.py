@@ -31,7 +31,10 @@ def test_every_listed_model_is_found_by_its_name() -> None:
 def test_a_nested_text_model_is_found(tmp_path: Path) -> None:
     """Settings of the text model are read from `text_config` where the file has one, else from the whole."""
     plain, nested = tmp_path / "plain", tmp_path / "nested"
-    for folder, text in ((plain, '{"hidden_size": 8}'), (nested, '{"hidden_size": 1, "text_config": {"hidden_size": 8}}')):
+    for folder, text in (
+        (plain, '{"hidden_size": 8, "text_config": null}'),
+        (nested, '{"hidden_size": 1, "text_config": {"hidden_size": 8}}'),
+    ):
         folder.mkdir()
         (folder / "config.json").write_text(text)
     assert [ModelSource("m", folder).text_config["hidden_size"] for folder in (plain, nested)] == [8, 8]
@@ -57,7 +60,16 @@ def test_the_digest_is_of_content(tmp_path: Path) -> None:
         ("{", InvalidInputError, "not valid JSON"),
         ("[]", InvalidInputError, "names no architecture"),
         ("{}", InvalidInputError, "names no architecture"),
+        ("", InvalidInputError, "not valid JSON"),
         ('{"architectures": []}', InvalidInputError, "names no architecture"),
+        ('{"architectures": "LlamaForCausalLM"}', InvalidInputError, "names no architecture; add a list `architectures`"),
+        ('{"architectures": [5]}', InvalidInputError, "names no architecture"),
+        ('{"architectures": ["A"], "text_config": [1]}', InvalidInputError, r"text_config: \[1\] is no JSON object; correct it"),
+        (
+            '{"architectures": ["A"], "quantization_config": "fp8"}',
+            InvalidInputError,
+            "quantization_config: 'fp8' is no JSON object",
+        ),
     ],
 )
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, content: str | None, error: type[DoolyError], rule: str) -> None:

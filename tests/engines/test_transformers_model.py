@@ -89,13 +89,37 @@ def test_a_configuration_is_traced_at_full_size(tmp_path: Path) -> None:
     [
         ({"model_type": "no_such"}, "Transformers cannot build it: "),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: mxfp4 weights are packed when they load"),
+        ({"hidden_size": "big"}, r"build it: Field 'hidden_size' expected int, got str \(value: 'big'\); check its config.json$"),
+        ({"hidden_size": 33}, r"build it: The hidden size \(33\) is not a multiple of the number of attention heads \(4\)"),
+        ({"intermediate_size": -1}, "Trying to create tensor with negative dimension -1: .*; check its config.json$"),
+        ({"num_key_value_heads": 0}, "ZeroDivisionError: .*; check its config.json$"),
+        ({"hidden_act": "no_such"}, "KeyError: 'no_such'; check its config.json$"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}, "contains custom code"),
     ],
 )
-def test_what_cannot_be_built_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """A type that Transformers does not know, and quantised weights, are each refused in one line."""
+def test_what_cannot_be_built_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    """What Transformers does not know, refuses or cannot run, and quantised weights, are each one line, and no question."""
     with pytest.raises(UnsupportedModelError, match=message) as refused:
         trace_transformers_model(find_model(str(write(tmp_path, LLAMA | changes))), ServingConfig())
     assert "\n" not in str(refused.value)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (LLAMA | {"num_hidden_layers": -1}, "num_hidden_layers: -1"),
+        (LLAMA | {"vocab_size": 0}, "vocab_size: 0"),
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_layer": 0}, "n_layer: 0"),
+    ],
+)
+def test_a_model_without_layers_or_words_is_refused(tmp_path: Path, config: dict[str, Any], field: str) -> None:
+    """A number of layers or words below 1 is refused by the name that it has in the file."""
+    with pytest.raises(InvalidInputError) as refused:
+        trace_transformers_model(find_model(str(write(tmp_path, config))), ServingConfig())
+    assert str(refused.value) == f"{tmp_path / 'config.json'}: {field} is not at least 1; correct it"
 
 
 def test_an_engines_setting_is_refused(tmp_path: Path) -> None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sympy
 import torch
 
 from dooly.engines import ServingConfig, find_model
-from dooly.errors import EngineError, UnsupportedModelError
+from dooly.errors import EngineError, InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,3 +177,25 @@ def test_an_unknown_architecture_is_refused(trace_config: TraceConfig) -> None:
     """An architecture that vLLM does not know is an error of one line with its name."""
     with pytest.raises(UnsupportedModelError, match=r"^made-up: vLLM [^\n]*NoSuchForCausalLM[^\n]*$"):
         trace_config("llama", {"architectures": ["NoSuchForCausalLM"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hidden_size": "big"},
+            r"vLLM refuses the configuration: Field 'hidden_size' expected int, got str \(value: 'big'\); check ",
+        ),
+        (
+            {"num_attention_heads": 0},
+            "vLLM refuses the configuration: ZeroDivisionError: [^\n]*; check its config.json and the set",
+        ),
+        ({"sliding_window": "x"}, "vLLM refuses the configuration: sliding_window: Input should be a valid integer"),
+        ({"num_hidden_layers": -1}, r"config\.json: num_hidden_layers: -1 is not at least 1; correct it$"),
+    ],
+)
+def test_a_broken_configuration_is_refused(trace_config: TraceConfig, changes: dict[str, Any], message: str) -> None:
+    """What vLLM or Transformers finds wrong in a config.json is one line with their reason."""
+    with pytest.raises(InvalidInputError, match=message) as refused:
+        trace_config("llama", changes)
+    assert "\n" not in str(refused.value)

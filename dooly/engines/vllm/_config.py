@@ -8,10 +8,12 @@ from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._refusals import check_sizes, first_line
 from dooly.engines.vllm._version import import_vllm
 from dooly.errors import UnsupportedModelError
 
-_REFUSALS = (ValueError, TypeError, KeyError, OSError)
+__all__ = ["engine_arguments", "engine_config", "first_line"]
+
 _POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")
 
 if TYPE_CHECKING:
@@ -51,16 +53,24 @@ def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: A
 
     Raises:
         UnsupportedModelError: vLLM refuses the architecture or the settings; the message carries its reason.
+        InvalidInputError: The model has no layers, no width or no vocabulary.
     """
+    import_vllm()
     try:
-        return _engine_config(model, serving)
-    except _REFUSALS as error:
+        config = _engine_config(model, serving)
+    except Exception as error:  # whatever its code and Transformers' make of a broken config.json
         positions = _POSITIONS.search(str(error))
         if positions is None:
             raise _refusal(model, error) from error
+        config = _positions_kept(model, serving, int(positions[1]))
+    check_sizes(model, config.model_config.hf_config)
+    return config
+
+
+def _positions_kept(model: ModelSource, serving: ServingConfig, max_model_len: int) -> Any:  # noqa: ANN401 - vLLM's VllmConfig
     try:
-        return _engine_config(model, replace(serving, max_model_len=int(positions[1])))
-    except _REFUSALS as error:
+        return _engine_config(model, replace(serving, max_model_len=max_model_len))
+    except Exception as error:  # as in engine_config
         raise _refusal(model, error) from error
 
 
@@ -71,12 +81,6 @@ def _engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: 
 
 
 def _refusal(model: ModelSource, error: Exception) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{model.name}: vLLM refuses the configuration: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the telling line of a (pydantic) error message, without vLLM's list of some hundred architectures."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Value error," in line] or lines or [type(error).__name__]
-    line = telling[0].partition("Value error, ")[2].partition(" [type=")[0] or telling[0]
-    return line.partition(" Supported architectures:")[0]
+    return UnsupportedModelError(
+        f"{model.name}: vLLM refuses the configuration: {first_line(error)}; check its config.json and the settings"
+    )

@@ -12,7 +12,8 @@ from functools import partial
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines.vllm._config import engine_arguments, first_line
+from dooly.engines._refusals import first_line
+from dooly.engines.vllm._config import engine_arguments
 from dooly.engines.vllm._stateful import show_attention_calls
 from dooly.engines.vllm._version import import_vllm, model_runner_generation
 from dooly.errors import EngineError

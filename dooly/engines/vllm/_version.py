@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
     MODEL_RUNNER: "0",
 }
 """In-process engine, no chatter, no network. A value that the user has set wins.

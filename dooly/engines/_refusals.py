@@ -1,0 +1,46 @@
+"""What a model's configuration must hold before an engine builds it, and how an engine's refusal of one reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dooly.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from dooly.engines._config import ModelSource
+
+_COMMON_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
+"""Sizes of every text model in Transformers: a configuration class maps them to the names of its family."""
+
+
+def check_sizes(model: ModelSource, config: Any) -> None:  # noqa: ANN401 - a Transformers configuration
+    """Check that a model has a vocabulary, a width and layers: engines build models without, and fail on them much later.
+
+    Raises:
+        InvalidInputError: One of them is below 1; the message gives it the name that it has in `config.json`.
+    """
+    text = config.get_text_config()
+    for name in _COMMON_SIZES:
+        value = getattr(text, name, 1)
+        if isinstance(value, int) and value < 1:
+            field = text.attribute_map.get(name, name)
+            raise InvalidInputError(f"{model.folder / 'config.json'}: {field}: {value} is not at least 1; correct it")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the telling line of what an engine or Transformers raised over a configuration.
+
+    Of validation errors that is the first field's: pydantic's list them, Transformers' have them as their cause. vLLM adds a list
+    of some hundred architectures.
+    """
+    if type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:
+        text = str(error.__cause__)
+    elif type(error).__name__ == "ValidationError":
+        first: Any = error.errors()[0]  # type: ignore[attr-defined]
+        text = ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
+    elif isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError):  # alone, `'rope'` tells nothing
+        text = f"{type(error).__name__}: {error}"
+    else:
+        text = str(error)
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return line.partition(" Supported architectures:")[0]
