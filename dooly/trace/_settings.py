@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ def symbolic_sizes() -> Iterator[None]:
     """Make Dynamo give each parameter size and each integer attribute its own symbol, for the length of the scope.
 
     Two sizes that happen to be equal keep separate symbols (no duck shapes); only what the model's own operators require to be
-    equal is unified. Floating-point attributes, such as a norm's epsilon, enter by value. A class may be traced often.
+    equal is unified. Floating-point attributes, such as a norm's epsilon, enter by value. A class may be traced often. What torch
+    logs of an operator that fails on fake tensors, a traceback to stderr beside the error that it raises, is not logged.
     """
     import torch
 
@@ -31,5 +33,10 @@ def symbolic_sizes() -> Iterator[None]:
         suppress_errors=False,
     )
     shapes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # noqa: SLF001 - has no public name
-    with dynamo, shapes, torch.no_grad():
-        yield
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with dynamo, shapes, torch.no_grad():
+            yield
+    finally:
+        log.disabled = disabled

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import logging
 import pickle
 import re
 import weakref
@@ -301,9 +302,17 @@ def test_only_one_call_keeps_its_arguments() -> None:
 
 
 def test_an_error_of_the_module_stays_its_own() -> None:
-    """An input that the module itself refuses raises what it always raised."""
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
-        trace(nn.Linear(8, 8))(torch.randn(3, 7))
+    """An input that the module itself refuses raises what it always raised, and torch logs no traceback beside it."""
+    logged: list[logging.LogRecord] = []
+    log, handler = logging.getLogger("torch._subclasses.fake_tensor"), logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+            trace(nn.Linear(8, 8))(torch.randn(3, 7))
+    finally:
+        log.removeHandler(handler)
+    assert (logged, log.disabled) == ([], False)
 
 
 def test_arguments_keep_the_names_of_forward() -> None:
