@@ -8,7 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines.vllm._config import first_line
+from dooly.engines._refusals import first_line
 from dooly.engines.vllm._parallel import enter_layout
 from dooly.engines.vllm._provenance import configured_sizes
 from dooly.engines.vllm._stateful import is_experts, show_attention_calls
@@ -51,7 +51,7 @@ def meta_model(
             enter_layout(serving, pipeline_rank)
             try:
                 network = _build(config)
-            except (ValueError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+            except Exception as error:  # whatever the model's code makes of sizes that it cannot have
                 raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
             # What vLLM fills in at once, such as the norms of models that Transformers builds, is real until here.
             yield network.to("meta"), configured_sizes(unbuilt, model.config, _build)

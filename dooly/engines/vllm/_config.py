@@ -12,8 +12,6 @@ from dooly.engines._refusals import check_sizes, first_line
 from dooly.engines.vllm._version import import_vllm
 from dooly.errors import UnsupportedModelError
 
-__all__ = ["engine_arguments", "engine_config", "first_line"]
-
 _POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")
 
 if TYPE_CHECKING:
