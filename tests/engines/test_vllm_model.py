@@ -132,6 +132,14 @@ def test_models_share_operations(trace_config: TraceConfig, equal_sizes: dict[st
     assert wider["qkv_proj"].count == 6
 
 
+def test_values_that_building_reads_are_there(trace_config: TraceConfig) -> None:
+    """Attention slopes are computed while vLLM builds the model, and identify the attention; no weight has values."""
+    bloom = {"architectures": ["BloomForCausalLM"], "model_type": "bloom", "n_head": 8, "n_layer": 4, "layer_norm_epsilon": 1e-5}
+    attention = {op.name: op for op in trace_config("llama", bloom).operations}["attn"]
+    assert attention.count == 4
+    assert attention.attributes["alibi_slopes"]
+
+
 _STATE = """
 import json, os, sys, warnings
 import torch

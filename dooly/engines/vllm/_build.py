@@ -12,7 +12,7 @@ from dooly.engines._refusals import first_line
 from dooly.engines.vllm._parallel import enter_layout
 from dooly.engines.vllm._provenance import configured_sizes
 from dooly.engines.vllm._stateful import is_experts, show_attention_calls
-from dooly.engines.vllm._version import expert_tables_on_cpu, fresh_module_caches, transformers_classes_kept
+from dooly.engines.vllm._version import fresh_module_caches, transformers_classes_kept
 from dooly.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ def meta_model(
 
 
 def _build(config: Any) -> nn.Module:  # noqa: ANN401 - vLLM's VllmConfig
-    import torch
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
+    from dooly.engines.vllm._meta_device import MetaDevice
+
     dtype = set_default_torch_dtype(config.model_config.dtype)
-    with torch.device("meta"), dtype, expert_tables_on_cpu(), transformers_classes_kept():
+    with MetaDevice(), dtype, transformers_classes_kept():
         network: nn.Module = initialize_model(vllm_config=config)
     _finish_linear_layers(network)
     _close_experts(network)

@@ -115,7 +115,10 @@ def _pipelined(network: Any) -> Iterator[None]:  # noqa: ANN401 - a vLLM model
         self: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, received: dict[str, torch.Tensor] | None
     ) -> object:
         taken = None if received is None else IntermediateTensors({name: receive(t) for name, t in received.items()})
-        result = type(self).forward(self, input_ids, positions, taken, None)
+        # By name, as vLLM's runner does: models order their arguments differently.
+        result = type(self).forward(
+            self, input_ids=input_ids, positions=positions, intermediate_tensors=taken, inputs_embeds=None
+        )
         return {name: send(t) for name, t in result.tensors.items()} if isinstance(result, IntermediateTensors) else result
 
     network.forward = MethodType(forward, network)

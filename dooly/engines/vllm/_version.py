@@ -6,8 +6,6 @@ import logging
 import os
 import warnings
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import EngineError
@@ -102,27 +100,6 @@ def fresh_module_caches() -> Iterator[None]:
     finally:
         shared.clear()
         shared.update(kept)
-
-
-@contextmanager
-def expert_tables_on_cpu() -> Iterator[None]:
-    """Keep the tables that say which experts are local on the CPU: vLLM reads their values to log them."""
-    import torch
-
-    # vLLM 0.26 makes the tables in `layer`; later versions have a module for it.
-    package = "vllm.model_executor.layers.fused_moe"
-    owner: Any = import_module(f"{package}.{'expert_map_manager' if find_spec(f'{package}.expert_map_manager') else 'layer'}")
-    make = owner.determine_expert_map
-
-    def on_cpu(*arguments: object, **named: object) -> Any:  # noqa: ANN401 - as vLLM's function
-        with torch.device("cpu"):
-            return make(*arguments, **named)
-
-    owner.determine_expert_map = on_cpu
-    try:
-        yield
-    finally:
-        owner.determine_expert_map = make
 
 
 @contextmanager

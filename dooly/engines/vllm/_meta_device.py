@@ -1,0 +1,50 @@
+"""The device on which models are built: tensors have sizes only, but for small ones, whose values building may read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_MAX_VALUES = 1024
+"""Elements of the largest tensor that keeps its values: a table with one entry a head or an expert."""
+_WITHOUT_VALUES = frozenset({torch.empty, torch.empty_strided, torch.empty_permuted})
+"""What makes weights: nothing can be read of them before they load."""
+
+
+class MetaDevice(TorchFunctionMode):
+    """Make tensors on the meta device in the scope, as `torch.device("meta")` does, and those of few elements in memory.
+
+    Attention slopes, tables of experts and constants of activations are read while a model is built. Where tensors of both kinds
+    meet in one operation, the result has sizes only.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        """Run a function of PyTorch."""
+        named = dict(kwargs or {})
+        if func in _device_constructors() and named.get("device") is None:
+            made = func(*args, **named | {"device": "meta"})
+            has_values = func not in _WITHOUT_VALUES and made.numel() <= _MAX_VALUES
+            return func(*args, **named | {"device": "cpu"}) if has_values else made
+        try:
+            return func(*args, **named)
+        except RuntimeError:
+            if not any(map(_is_meta, [*args, *named.values()])):
+                raise
+            return func(*tree_map(_without_values, args), **tree_map(_without_values, named))
+
+
+def _is_meta(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta
+
+
+def _without_values(value: object) -> object:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
