@@ -195,7 +195,7 @@ def _dim_text(expr: str, value: int | None) -> str:
 
 def _breakable(text: str) -> str:
     """Return a path or an expression, escaped, that may go on in a new line behind its dots and signs; behind a number's not."""
-    return re.sub(r"(?<!\d)([.*/])", r"\1<wbr>", escape(text))
+    return re.sub(r"(?<!\d)(\*\*|[.*/])", r"\1<wbr>", escape(text))
 
 
 def _box_texts(row: CostedOperation) -> tuple[str, str]:

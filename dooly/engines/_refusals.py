@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError
@@ -9,6 +10,8 @@ from dooly.errors import InvalidInputError
 if TYPE_CHECKING:
     from dooly.engines._config import ModelSource
 
+_WIDTH = 400
+"""Characters of the longest reason that is shown whole."""
 _COMMON_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
 """Sizes of every text model in Transformers: a configuration class maps them to the names of its family."""
 
@@ -35,7 +38,7 @@ def first_line(error: BaseException) -> str:
     """
     if type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:
         text = str(error.__cause__)
-    elif type(error).__name__ == "ValidationError":
+    elif type(error).__name__ == "ValidationError" and callable(getattr(error, "errors", None)):
         first: Any = error.errors()[0]  # type: ignore[attr-defined]
         text = ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
     elif isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError):  # alone, `'rope'` tells nothing
@@ -43,4 +46,4 @@ def first_line(error: BaseException) -> str:
     else:
         text = str(error)
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return line.partition(" Supported architectures:")[0]
+    return shorten(line.partition(" Supported architectures:")[0], _WIDTH, placeholder=" ...")

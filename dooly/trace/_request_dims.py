@@ -18,6 +18,7 @@ RequestDims = Mapping[str, tuple[str | None, ...]]
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _STEP = re.compile(r"\.?(\w+)|\[(\d+)\]")
+_KEY = re.compile(r"\w+(\.\w+|\[\d+\])*")
 
 
 def check_form(request_dims: object) -> None:
@@ -31,7 +32,7 @@ def check_form(request_dims: object) -> None:
             f"request_dims: {spell(request_dims)} is no mapping; name forward's arguments, as {{'x': ('batch', 'seq')}}"
         )
     for key, names in request_dims.items():
-        if not isinstance(key, str) or not _STEP.match(key):
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise InvalidInputError(f"request_dims: {spell(key)} names no argument of forward; write its name as a string")
         place = f"request_dims[{key!r}]"
         if not isinstance(names, tuple | list) or not all(n is None or (isinstance(n, str) and n) for n in names):

@@ -92,3 +92,9 @@ def trace_config(tmp_path_factory: pytest.TempPathFactory) -> TraceConfig:
         return trace_vllm_model(ModelSource("made-up", folder), ServingConfig(**serving), pipeline_rank=rank)
 
     return run
+
+
+@pytest.fixture
+def llama() -> dict[str, Any]:
+    """Return the configuration of the model of equal sizes."""
+    return dict(LLAMA)

@@ -19,13 +19,29 @@ def test_tables_have_values_and_weights_have_none() -> None:
 
 
 def test_both_kinds_meet_in_an_operation() -> None:
-    """The result of a small and a large tensor has sizes only; a small one copies into a large one."""
+    """The result of a small and a large tensor has sizes only, in lists and products too; a small one copies into a large one."""
     with MetaDevice():
-        angles = torch.outer(torch.arange(4096), torch.arange(32))
-        angles[:, 0] = torch.zeros(4096)
-        angles[0].copy_(torch.ones(32))
-    assert angles.is_meta
-    assert angles.shape == (4096, 32)
+        small, large = torch.arange(8.0), torch.zeros(4096)
+        found = [
+            torch.cat([small, large]),
+            torch.stack([large[:8], small]),
+            torch.outer(large, small),
+            small @ torch.zeros(8, 4096),
+        ]
+        found += [small[large.long()], torch.as_tensor(large), torch.nn.functional.linear(small, torch.zeros(4096, 8))]
+        found[2][:, 0] = large
+        found[2][0].copy_(small)
+    assert [tensor.is_meta for tensor in found] == [True] * 7
+    assert [tuple(tensor.shape) for tensor in found[:4]] == [(4104,), (2, 8), (4096, 8), (4096,)]
+
+
+def test_values_are_not_lost_unseen() -> None:
+    """What has sizes only is not written into a tensor whose values may be read."""
+    with MetaDevice():
+        small, large = torch.zeros(8), torch.zeros(4096)
+        for write in (lambda: small.copy_(large[:8]), lambda: small.add_(large[:8]), lambda: small.__setitem__(0, large[0])):
+            with pytest.raises(NotImplementedError, match="writes into a small tensor"):
+                write()
 
 
 def test_an_error_of_the_model_stays_its_own() -> None:

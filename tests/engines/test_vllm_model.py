@@ -14,6 +14,7 @@ from dooly.errors import EngineError, InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from dooly.trace import TracedModel, TracedOperation
 
@@ -138,6 +139,25 @@ def test_values_that_building_reads_are_there(trace_config: TraceConfig) -> None
     attention = {op.name: op for op in trace_config("llama", bloom).operations}["attn"]
     assert attention.count == 4
     assert attention.attributes["alibi_slopes"]
+
+
+def test_tables_of_two_lengths_are_joined(trace_config: TraceConfig) -> None:
+    """Rotary tables for short and for long contexts, one of few elements, become one."""
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32, "rope_theta": 10000.0}
+    lengths = {"max_position_embeddings": 4096, "original_max_position_embeddings": 1024}
+    phi = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "rope_parameters": factors | lengths, "pad_token_id": 0}
+    assert trace_config("llama", phi | lengths, max_model_len=4096).operations
+
+
+def test_an_engine_of_the_process_changes_no_trace(trace_config: TraceConfig, llama: dict[str, object], tmp_path: Path) -> None:
+    """What vLLM sets for all models of a process when an engine starts does not reach the operations of the next trace."""
+    from dooly.engines.vllm import VllmEngine
+
+    before = trace_config("llama").operations
+    serving = ServingConfig(max_model_len=64, max_num_batched_tokens=16, max_num_seqs=1, kv_cache_memory_bytes=64 << 20)
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    VllmEngine(find_model(str(tmp_path)), serving, 1).close()
+    assert trace_config("llama").operations == before
 
 
 _STATE = """

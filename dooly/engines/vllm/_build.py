@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ from dooly.engines.vllm._parallel import enter_layout
 from dooly.engines.vllm._provenance import configured_sizes
 from dooly.engines.vllm._stateful import is_experts, show_attention_calls
 from dooly.engines.vllm._version import fresh_module_caches, transformers_classes_kept
-from dooly.errors import UnsupportedModelError
+from dooly.errors import DoolyError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -36,6 +37,7 @@ def meta_model(
     Raises:
         UnsupportedModelError: vLLM cannot build the model, or not in this parallel layout.
     """
+    from vllm import ir
     from vllm.config import set_current_vllm_config
     from vllm.distributed import (
         cleanup_dist_env_and_memory,
@@ -44,13 +46,15 @@ def meta_model(
     )
 
     unbuilt = deepcopy(config)  # building registers the model's layers in its configuration
-    with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config), fresh_module_caches():
+    with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config), fresh_module_caches(), ir.enable_torch_wrap():
         init_distributed_environment(1, 0, f"file://{Path(folder) / 'rendezvous'}", 0, "gloo")
         try:
             initialize_model_parallel(1, 1)
             enter_layout(serving, pipeline_rank)
             try:
                 network = _build(config)
+            except DoolyError:
+                raise
             except Exception as error:  # whatever the model's code makes of sizes that it cannot have
                 raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
             # What vLLM fills in at once, such as the norms of models that Transformers builds, is real until here.
@@ -60,13 +64,28 @@ def meta_model(
 
 
 def _build(config: Any) -> nn.Module:  # noqa: ANN401 - vLLM's VllmConfig
-    from vllm.model_executor.model_loader.utils import initialize_model
-    from vllm.utils.torch_utils import set_default_torch_dtype
+    import torch
 
     from dooly.engines.vllm._meta_device import MetaDevice
 
+    registered = vars(config.compilation_config)
+    before = {name: copy(value) for name, value in registered.items() if isinstance(value, (dict, list, set))}
+    try:
+        return _built_on(torch.device("meta"), config)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta tensor" not in str(error):
+            raise
+    # The model reads values of what it is built from: once more, with those there, and without the layers registered so far.
+    registered.update(before)
+    return _built_on(MetaDevice(), config)
+
+
+def _built_on(device: AbstractContextManager[Any], config: Any) -> nn.Module:  # noqa: ANN401 - vLLM's VllmConfig
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
     dtype = set_default_torch_dtype(config.model_config.dtype)
-    with MetaDevice(), dtype, transformers_classes_kept():
+    with device, dtype, transformers_classes_kept():
         network: nn.Module = initialize_model(vllm_config=config)
     _finish_linear_layers(network)
     _close_experts(network)

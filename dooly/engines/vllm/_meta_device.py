@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,22 +28,31 @@ class MetaDevice(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
-        """Run a function of PyTorch."""
+        """Run a function of PyTorch.
+
+        Raises:
+            NotImplementedError: It would write into a tensor in memory what has no values.
+        """
         named = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, torch.Tensor)]
+        has_meta = any(tensor.is_meta for tensor in tensors)
         if func in _device_constructors() and named.get("device") is None:
             made = func(*args, **named | {"device": "meta"})
-            has_values = func not in _WITHOUT_VALUES and made.numel() <= _MAX_VALUES
+            has_values = not has_meta and func not in _WITHOUT_VALUES and made.numel() <= _MAX_VALUES
             return func(*args, **named | {"device": "cpu"}) if has_values else made
-        try:
-            return func(*args, **named)
-        except RuntimeError:
-            if not any(map(_is_meta, [*args, *named.values()])):
-                raise
-            return func(*tree_map(_without_values, args), **tree_map(_without_values, named))
+        if has_meta and not all(tensor.is_meta for tensor in tensors):
+            target = named.get("out", args[0] if _is_in_place(func) else None)
+            if isinstance(target, torch.Tensor) and not target.is_meta:
+                name = getattr(func, "__name__", func)
+                raise NotImplementedError(f"{name} writes into a small tensor what only has sizes, of a meta tensor")
+            if target is None:
+                args, named = tree_map(_without_values, (args, named))
+        return func(*args, **named)
 
 
-def _is_meta(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_meta
+def _is_in_place(func: Callable[..., Any]) -> bool:
+    name: str = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _without_values(value: object) -> object:

@@ -76,10 +76,16 @@ def _called_by_forward(kind: type[nn.Module]) -> type[nn.Module]:
     """Return a class of the same name whose `forward` calls the module, which then runs the forward that it inherits."""
 
     def forward(self: Any, *args: object, **kwargs: object) -> object:  # noqa: ANN401 - a module with a mark
-        self.is_called = not self.is_called
-        return self(*args, **kwargs) if self.is_called else self.called_forward(*args, **kwargs)
+        if self.is_called:
+            return self.called_forward(*args, **kwargs)
+        self.is_called = True
+        try:
+            return self(*args, **kwargs)
+        finally:
+            self.is_called = False
 
-    return type(kind.__name__, (kind,), {"forward": forward, "called_forward": kind.forward, "is_called": False})
+    members = {"__module__": kind.__module__, "forward": forward, "called_forward": kind.forward, "is_called": False}
+    return type(kind.__name__, (kind,), members)
 
 
 def held_parameters(module: nn.Module) -> tuple[nn.Parameter, ...]:

@@ -108,7 +108,7 @@ def transformers_classes_kept() -> Iterator[None]:
     from vllm.model_executor.models.transformers.base import Base
 
     decorate = Base._decorate_for_torch_compile  # noqa: SLF001 - has no public name
-    Base._decorate_for_torch_compile = lambda _model: None  # noqa: SLF001
+    Base._decorate_for_torch_compile = lambda _model, **_named: None  # noqa: SLF001
     try:
         yield
     finally:
