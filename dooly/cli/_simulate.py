@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
+from dooly.batch import Batch
 from dooly.cli._options import CsvFile, Database, HtmlFile, JsonFile, Model, WorkloadText, engine_flags
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
+    from dooly.predict import StepLatency
     from dooly.simulate import SimulationResult
+
+_DECODE = Batch((1,), (1,))
+"""The step that every profile knows."""
+_MUCH_UNCERTAINTY = 0.25
+"""Fraction of a step's latency from which on its uncertainty is worth a warning."""
 
 
 @engine_flags()
@@ -35,6 +44,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
         latency = load_latency_model(Store.open(db), source, serving)
         config = scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size)
         result = serve(requests, latency, config)
+    _warn_if_uncertain(source.name, latency.step(_DECODE))
     if csv_file is not None:
         result.write_csv(csv_file)
     if html_file is not None:
@@ -43,6 +53,17 @@ def simulate(  # noqa: PLR0913 - one argument an option
         write_report(result, f"{source.name}: {workload}", html_file)
     if write_json(result.summary(), json_file):
         _show(result)
+
+
+def _warn_if_uncertain(model: str, step: StepLatency) -> None:
+    """Say so where a store does not tell a model's latencies well: measured by half, or on a machine that others used."""
+    share = step.uncertainty_s / step.seconds
+    if share > _MUCH_UNCERTAINTY:
+        typer.echo(
+            f"dooly: warning: {model}: one decode step is known to within {share:.0%} only; see with `dooly profile --dry-run` "
+            "what is not measured yet, or profile into a new --db PATH while nothing else runs",
+            err=True,
+        )
 
 
 def _show(result: SimulationResult) -> None:

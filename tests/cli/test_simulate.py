@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dooly.cli._simulate import _warn_if_uncertain
+from dooly.predict import StepLatency
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -44,3 +47,12 @@ def test_an_unprofiled_model_is_told_the_command(db: Path, dooly: Callable[..., 
     code, out, err = dooly("simulate", "smollm2-135m", "--db", db, "--workload", POISSON)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "dooly profile" in err
+
+
+@pytest.mark.parametrize(("uncertainty_s", "warned"), [(0.0005, ""), (0.0045, "45%")])
+def test_latencies_that_are_badly_known_are_told(uncertainty_s: float, warned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store measured by half, or under load, is one line of warning with the share; a good one is none."""
+    _warn_if_uncertain("made-up", StepLatency(0.01, uncertainty_s, {}, extrapolated=False))
+    err = capsys.readouterr().err
+    assert err.count("\n") == bool(warned)
+    assert warned in err
