@@ -102,7 +102,8 @@ class Traced(nn.Module):
         """Run the module; trace it first where this kind of call is new.
 
         Raises:
-            TraceError: The module's code cannot be captured in one graph; the message names its line.
+            TraceError: The module's code cannot be captured in one graph; the message names its line. Or the call, once traced,
+                cannot run on the meta device.
             InvalidInputError: `request_dims` does not fit the call.
         """
         if torch.compiler.is_compiling():  # part of a larger traced or compiled module
@@ -117,7 +118,15 @@ class Traced(nn.Module):
                 raise
             if self.most_general is traced:  # the others' arguments are the caller's to free
                 self._example = args, kwargs
-        return self.module(*args, **kwargs)
+        try:
+            return self.module(*args, **kwargs)
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta tensor" not in str(error):
+                raise
+            raise TraceError(
+                f"{type(self.module).__name__}: traced, see `.traced`; but the call itself reads values, which the meta device "
+                "does not have: catch this error, or call with a module and inputs on the CPU"
+            ) from error
 
     def _trace(self, call: BoundArguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedCall:
         check_names(self.request_dims, call)

@@ -335,3 +335,16 @@ def test_folded_layers_are_counted() -> None:
     traced = trace(model, fold_layers=True)
     assert torch.equal(traced(x), model(x))
     assert [op.count for op in traced.traced.operations if op.name == "linear1"] == [4]
+
+
+def test_a_call_that_reads_values_on_the_meta_device_is_traced_all_the_same() -> None:
+    """Where eager code looks at values, as attention masks of Transformers do, one line says that the trace is there."""
+
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if torch.compiler.is_compiling() or x.sum().item() > 0 else -x)
+
+    traced = trace(Masked(8, 4, device="meta"), request_dims={"x": ("rows", None)})
+    with pytest.raises(TraceError, match=r"^Masked: traced, see `\.traced`; [^\n]+$"):
+        traced(torch.empty(3, 8, device="meta"))
+    assert {name for op in traced.traced.operations for name in op.request_dims} == {"rows"}
