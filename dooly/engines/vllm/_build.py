@@ -72,8 +72,8 @@ def _build(config: Any) -> nn.Module:  # noqa: ANN401 - vLLM's VllmConfig
     before = {name: copy(value) for name, value in registered.items() if isinstance(value, (dict, list, set))}
     try:
         return _built_on(torch.device("meta"), config)
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta tensor" not in str(error):
+    except RuntimeError as error:
+        if not isinstance(error, NotImplementedError) and "meta tensor" not in str(error):
             raise
     # The model reads values of what it is built from: once more, with those there, and without the layers registered so far.
     registered.update(before)
