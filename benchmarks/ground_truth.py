@@ -17,8 +17,8 @@ from pathlib import Path
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.engines.vllm import VllmEngine, let_engine_choose_model_runner
 from dooly.measure import describe_environment
-from dooly.simulate import parse_workload
-from dooly.validate import KeptRuns, serve, write_runs
+from dooly.simulation import parse_workload
+from dooly.validation import KeptRuns, serve, write_runs
 
 DEFAULTS = {"enforce_eager": False, "async_scheduling": None}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dooly.engines import ServingConfig, find_model
-from dooly.trace import TracedModel
+from dooly.tracing import TracedModel
 
 REFERENCE = (
     "llama-3.1-8b", "llama-3.1-70b", "mistral-7b-v0.3", "qwen2.5-7b", "qwen2.5-32b", "deepseek-r1-distill-qwen-32b", "phi-4",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.simulate import SchedulerConfig, parse_workload, simulate
+from dooly.simulation import SchedulerConfig, parse_workload, simulate
 
 if TYPE_CHECKING:
     import numpy.typing as npt

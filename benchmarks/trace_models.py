@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.engines import ServingConfig, find_model, listed_models
 
 if TYPE_CHECKING:
-    from dooly.trace import TracedModel
+    from dooly.tracing import TracedModel
 
 CONTEXT = 1024
 """Positions that the one decode attends to."""

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# `trace`, `simulate` and `validate` are functions named like their packages: bound here, the names stay the functions.
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import DoolyError
 from dooly.measure import profile, profile_module
 from dooly.predict import LatencyModel, ModuleLatency, load_latency_model, load_module_latency
-from dooly.simulate import Workload, parse_workload, simulate
-from dooly.trace import TracedModel, trace
-from dooly.validate import validate
+from dooly.simulation import Workload, parse_workload, simulate
+from dooly.tracing import TracedModel, trace
+from dooly.validation import validate
 
 if TYPE_CHECKING:
     __version__: str

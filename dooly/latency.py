@@ -1,6 +1,6 @@
 """The contract between latency predictors and simulators.
 
-`LatencyBackend` is what `dooly.simulate` asks of a predictor; `dooly.predict.LatencyModel` meets it, and so may any other.
+`LatencyBackend` is what `dooly.simulation` asks of a predictor; `dooly.predict.LatencyModel` meets it, and so may any other.
 """
 
 from __future__ import annotations

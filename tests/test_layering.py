@@ -20,12 +20,12 @@ ORDER = (
     "dooly.batch",
     "dooly.latency",
     "dooly.models",
-    "dooly.trace",
+    "dooly.tracing",
     "dooly.engines",
     "dooly.measure",
     "dooly.predict",
-    "dooly.simulate",
-    "dooly.validate",
+    "dooly.simulation",
+    "dooly.validation",
     "dooly.cli",
     "dooly.__main__",
 )
@@ -34,7 +34,7 @@ FORBIDDEN = {
     "passes": ("dooly", "dbstore", "vllm", "zarr"),
     "dbstore": ("dooly", "passes", "torch", "vllm"),
     "dooly.predict": ("torch", "vllm"),
-    "dooly.simulate": ("torch", "vllm"),
+    "dooly.simulation": ("torch", "vllm"),
 }
 
 
@@ -50,7 +50,7 @@ def _imports(path: Path, package: str) -> Iterator[tuple[int, str]]:
 
 
 def _room(name: str) -> str:
-    """Return the room a dotted name lies in: `dooly.trace` for `dooly.trace._capture.x`, otherwise the top-level package."""
+    """Return the room a dotted name lies in: `dooly.tracing` for `dooly.tracing._capture.x`, otherwise the top-level package."""
     head, *rest = name.split(".")
     return f"{head}.{rest[0]}" if head == "dooly" and rest else head
 
@@ -104,14 +104,14 @@ def test_imports_point_one_way() -> None:
         ("passes/costs.py", "import dbstore", "passes must not import dbstore"),
         ("passes/costs.py", "from dooly.errors import DoolyError", "passes must not import dooly.errors"),
         ("dbstore/_store.py", "def read():\n    import torch.fx", "dbstore must not import torch"),
-        ("dooly/predict/_fit.py", "from dooly.simulate import Workload", "dooly.predict comes before dooly.simulate"),
+        ("dooly/predict/_fit.py", "from dooly.simulation import Workload", "dooly.predict comes before dooly.simulation"),
         ("dooly/predict/__init__.py", "from ..cli import main", "dooly.predict comes before dooly.cli"),
-        ("dooly/simulate/_clock.py", "def now():\n    import vllm", "dooly.simulate must not import vllm"),
-        ("dooly/trace/_fold.py", "from dooly import engines", "dooly.trace comes before dooly.engines"),
+        ("dooly/simulation/_clock.py", "def now():\n    import vllm", "dooly.simulation must not import vllm"),
+        ("dooly/tracing/_fold.py", "from dooly import engines", "dooly.tracing comes before dooly.engines"),
         (
-            "dooly/trace/_fold.py",
+            "dooly/tracing/_fold.py",
             "from typing import Any\nif Any:\n    from dooly import cli",
-            "dooly.trace comes before dooly.cli",
+            "dooly.tracing comes before dooly.cli",
         ),
         ("dooly/measure/_a.py", "import dooly", "dooly has no place in ORDER"),
         ("dooly/extras/_a.py", "from dooly.errors import DoolyError", "dooly.extras has no place in ORDER"),
@@ -127,8 +127,8 @@ def test_right_imports_pass(tmp_path: Path) -> None:
     """Imports down the order, inside a room and from other distributions are allowed."""
     files = {
         "dooly/__init__.py": "from dooly.cli import main",
-        "dooly/cli/__init__.py": "import dbstore\nfrom dooly.simulate import Workload\nfrom ._app import app",
-        "dooly/engines/_config.py": "import vllm\nfrom dooly.trace._capture import Capture\nfrom dooly import errors",
+        "dooly/cli/__init__.py": "import dbstore\nfrom dooly.simulation import Workload\nfrom ._app import app",
+        "dooly/engines/_config.py": "import vllm\nfrom dooly.tracing._capture import Capture\nfrom dooly import errors",
         "passes/graph.py": "import torch.fx\nfrom passes._errors import PassError",
     }
     assert violations(_write(tmp_path, files)) == []
@@ -143,8 +143,8 @@ def _loaded(statement: str, path: str = "") -> set[str]:
 
 
 def test_predictors_and_simulator_load_neither_torch_nor_an_engine() -> None:
-    """`dooly`, `dooly.predict` and `dooly.simulate` import without torch and vLLM."""
-    assert _loaded("import dooly, dooly.predict, dooly.simulate") == set()
+    """`dooly`, `dooly.predict` and `dooly.simulation` import without torch and vLLM."""
+    assert _loaded("import dooly, dooly.predict, dooly.simulation") == set()
 
 
 def test_a_loaded_torch_is_noticed(tmp_path: Path) -> None:

@@ -25,14 +25,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         dooly.trail  # noqa: B018 - the access is what fails
 
 
-def test_functions_win_over_packages_of_their_name() -> None:
-    """`dooly.trace`, `simulate` and `validate` are the functions, also once modules inside those packages were imported."""
-    code = (
-        "import dooly, dooly.trace._model, dooly.simulate._results, dooly.validate._real; from dooly.trace import TracedModel;"
-        "print(*(type(f).__name__ for f in (dooly.trace, dooly.simulate, dooly.validate)), dooly.TracedModel is TracedModel)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "function function function True\n"
+@pytest.mark.parametrize("name", sorted(dooly.__all__))
+def test_no_package_shares_its_name_with_a_public_name(name: str) -> None:
+    """A public name is one thing to Python, type checkers and the reference: nothing in the package can shadow it."""
+    assert not (ROOT / "dooly" / name).exists()
+    assert not (ROOT / "dooly" / f"{name}.py").exists()
 
 
 def test_importing_dooly_is_light() -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dooly.batch import Batch
-    from dooly.trace import TracedModel, TracedOperation
+    from dooly.tracing import TracedModel, TracedOperation
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def total_cost(rows: Sequence[CostedOperation]) -> Cost:
 
 def _cost(operation: TracedOperation, batch: Batch) -> Cost | None:
     from dooly.predict import BatchArrays, OperationWork
-    from dooly.trace import evaluate_form, form_names
+    from dooly.tracing import evaluate_form, form_names
 
     forms = (operation.request_flops, operation.request_bytes)
     # A forward of plain PyTorch has no engine around it: requests are rows, padded to the longest.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from dooly.cli._costs import CostedOperation
-    from dooly.trace import TracedModel
+    from dooly.tracing import TracedModel
 
 COLORS = {"stateful": "#ffe8cc", "products": "#d0ebff", "memory": "#f1f3f5"}
 """Fill of a box: stateful operations, matrix products, and what only moves and maps data."""

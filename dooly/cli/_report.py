@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dooly.simulate import SimulationResult
+    from dooly.simulation import SimulationResult
 
 
 def write_report(result: SimulationResult, title: str, path: Path) -> None:

@@ -13,7 +13,7 @@ from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
     from dooly.predict import StepLatency
-    from dooly.simulate import SimulationResult
+    from dooly.simulation import SimulationResult
 
 _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
@@ -35,8 +35,8 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """Simulate how the engine serves a workload; needs no engine."""
     from dbstore import Store
     from dooly.predict import load_latency_model
-    from dooly.simulate import parse_workload, scheduler_config
-    from dooly.simulate import simulate as serve
+    from dooly.simulation import parse_workload, scheduler_config
+    from dooly.simulation import simulate as serve
 
     source = find_model(model)
     requests = parse_workload(workload)

@@ -16,7 +16,7 @@ from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from dooly.engines import ModelSource
-    from dooly.trace import TracedModel
+    from dooly.tracing import TracedModel
 
 
 @engine_flags("dtype", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "attention_backend")

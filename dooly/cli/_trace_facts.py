@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dooly.trace import TracedDim, TracedModel
+    from dooly.tracing import TracedDim, TracedModel
 
 _LAYER = re.compile(r"^(?P<layer>.*?(?:^|\.)\d+)(?:\.(?P<name>.*))?$")
 

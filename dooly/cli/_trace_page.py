@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from dooly.cli._costs import CostedOperation
-    from dooly.trace import TracedDim, TracedModel, TracedOperation, TracedTensor
+    from dooly.tracing import TracedDim, TracedModel, TracedOperation, TracedTensor
 
 _DIM_COLORS = {"config": "#2b8a3e", "request": "#1864ab", "mixed": "#9c36b5"}
 _DIM_MARKS = {"config": "", "request": "font-weight: 600;", "mixed": "font-weight: 600; font-style: italic;"}

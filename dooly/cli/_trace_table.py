@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dooly.cli._costs import CostedOperation
-    from dooly.trace import TracedDim, TracedModel, TracedTensor
+    from dooly.tracing import TracedDim, TracedModel, TracedTensor
 
 _PIPE_WIDTH = 100
 """Columns where the output is no terminal."""

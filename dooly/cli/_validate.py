@@ -14,7 +14,7 @@ from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from dooly.validate import MetricReport, Validation
+    from dooly.validation import MetricReport, Validation
 
 _LOUD = 0.3
 """Difference between the real runs' times to first token, as a fraction, that the engine itself hardly makes."""
@@ -37,9 +37,9 @@ def validate(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Run the real engine beside the simulation, and print the error next to the engine's own noise."""
     from dbstore import Store
-    from dooly.simulate import parse_workload
-    from dooly.validate import read_runs, validate_kept
-    from dooly.validate import validate as run_both
+    from dooly.simulation import parse_workload
+    from dooly.validation import read_runs, validate_kept
+    from dooly.validation import validate as run_both
 
     if real is not None:
         _refuse_settings(context)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import check_sizes, first_line
 from dooly.errors import EngineError, InvalidInputError, TraceError, UnsupportedModelError
-from dooly.trace import TracedModel, capture_forward, fold_layers, instance_sizes, tabulate
+from dooly.tracing import TracedModel, capture_forward, fold_layers, instance_sizes, tabulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

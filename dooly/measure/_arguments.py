@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import Node
 
-    from dooly.trace import Traced
+    from dooly.tracing import Traced
     from passes.graph import CapturedGraph
     from passes.origins import Origins
 

@@ -10,7 +10,7 @@ from dbstore import Store
 from dooly.errors import InvalidInputError, spell
 
 if TYPE_CHECKING:
-    from dooly.trace import TracedModel
+    from dooly.tracing import TracedModel
 
 
 def check_store(function: str, store: object) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dbstore import JsonObject, Record, Store
     from dooly.measure._arguments import Symbols
-    from dooly.trace import Traced
+    from dooly.tracing import Traced
     from passes.pipeline import Analysis
 
 _BUDGET_NS = 300_000_000

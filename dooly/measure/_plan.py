@@ -15,7 +15,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from dbstore import JsonObject
-from dooly.trace import TracedModel, TracedOperation, evaluate_form, form_names, rename_form
+from dooly.tracing import TracedModel, TracedOperation, evaluate_form, form_names, rename_form
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dooly.engines.vllm import VllmEngine
     from dooly.measure._clocks import Clocks
     from dooly.measure._plan import Key
-    from dooly.trace import TracedOperation
+    from dooly.tracing import TracedOperation
 
 _REPLAY_BUDGET_NS = 150_000_000
 _STEP_BUDGET_NS = 120_000_000

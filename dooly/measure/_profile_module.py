@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dbstore import JsonObject, Record, Store
     from dooly.measure._module_profiler import ModuleKey
-    from dooly.trace import Traced
+    from dooly.tracing import Traced
 
 
 def profile_module(
@@ -51,7 +51,7 @@ def profile_module(
         MeasurementError: The module's device cannot be timed, it cannot be copied, or its forward fails at a combination or
             goes another way than the traced one there.
     """
-    from dooly.trace import Traced
+    from dooly.tracing import Traced
     from passes.pipeline import analyse
 
     if not isinstance(traced, Traced):

@@ -23,7 +23,7 @@ from dooly.measure._given import check_run
 from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
 from dooly.measure._profile import Profiler, Task, plan_tasks
 from dooly.measure._tasks import run_tasks
-from dooly.trace import TracedModel, TracedOperation
+from dooly.tracing import TracedModel, TracedOperation
 
 _TRACE_VERSION = 3
 """Raise it whenever tracing changes what it finds: stored traces of other versions are made anew."""
@@ -222,7 +222,7 @@ def _num_layers(traced: TracedModel) -> int:
 def _kinds(engine: VllmEngine) -> dict[str, list[str]]:
     """Return the layers of each kind in the reduced engine, by the path of the first of the kind."""
     from dooly.engines.vllm import stateful_attributes
-    from dooly.trace import layer_kinds
+    from dooly.tracing import layer_kinds
 
     kinds = layer_kinds(engine.network, stateful_attributes)
     return {f"{path}.{m[0]}": [f"{path}.{i}" for i in m] for path, groups in kinds.items() for m in groups}

@@ -26,7 +26,7 @@ from dooly.predict._latency_model import (
 )
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import Regressor, fit_regressor
-from dooly.trace import TracedModel
+from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dbstore import Record, Store
-    from dooly.trace import TracedOperation
+    from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
 

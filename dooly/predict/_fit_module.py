@@ -15,7 +15,7 @@ from dooly.predict._latency_model import FittedOperation
 from dooly.predict._module_latency import ModuleLatency, member_ns, whole_terms
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import fit_regressor
-from dooly.trace import TracedModel, evaluate_form, form_names
+from dooly.tracing import TracedModel, evaluate_form, form_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dbstore import Record, Store
     from dooly.predict._regressor import Regressor
-    from dooly.trace import Traced, TracedOperation
+    from dooly.tracing import Traced, TracedOperation
 
     Floats = npt.NDArray[np.float64]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dooly.engines import ServingConfig
     from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
-    from dooly.trace import TracedModel, TracedOperation
+    from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]

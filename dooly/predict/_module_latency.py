@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dbstore import Environment
     from dooly.predict._latency_model import FittedOperation
     from dooly.predict._regressor import Regressor
-    from dooly.trace import TracedModel
+    from dooly.tracing import TracedModel
 
     Floats = npt.NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.trace import evaluate_form
+from dooly.tracing import evaluate_form
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.predict._features import BatchArrays
-    from dooly.trace import TracedOperation
+    from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
 

@@ -68,7 +68,7 @@ def test_every_part_has_a_name_and_fits_a_call(gpu_run: ModuleType, device: str,
 def test_commands_parse(gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each `dooly` command of the plan names options that exist, and each workload of it is one."""
     from dooly.cli import main
-    from dooly.simulate import parse_workload
+    from dooly.simulation import parse_workload
 
     plan = gpu_run.PLANS["cuda"]
     for load in plan.loads:

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from dbstore import Store
-from dooly.trace import TracedModel
+from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

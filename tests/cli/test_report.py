@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dooly.cli._report import count_over_time, write_report
-from dooly.simulate import RequestTimes, SimulationResult
+from dooly.simulation import RequestTimes, SimulationResult
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dooly.trace import TracedModel
+from dooly.tracing import TracedModel
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {

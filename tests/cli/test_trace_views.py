@@ -19,7 +19,7 @@ from dooly.cli._flow_chart import draw_flow
 from dooly.cli._trace_facts import layer_counts
 from dooly.cli._trace_page import write_page
 from dooly.cli._trace_table import print_operations
-from dooly.trace import TracedModel, trace
+from dooly.tracing import TracedModel, trace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from dooly.trace import TracedModel
+    from dooly.tracing import TracedModel
 
     TraceConfig = Callable[..., TracedModel]
 

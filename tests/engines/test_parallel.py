@@ -10,7 +10,7 @@ from dooly.errors import InvalidInputError, UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dooly.trace import TracedModel, TracedOperation
+    from dooly.tracing import TracedModel, TracedOperation
 
     TraceConfig = Callable[..., TracedModel]
 

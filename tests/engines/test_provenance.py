@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dooly.engines import ServingConfig, find_model
-from dooly.trace import NO_PROVENANCE
+from dooly.tracing import NO_PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    from dooly.trace import Provenance, TracedModel
+    from dooly.tracing import Provenance, TracedModel
 
     TraceConfig = Callable[..., TracedModel]
     ProvenanceOf = Callable[..., Provenance]

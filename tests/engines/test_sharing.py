@@ -8,7 +8,7 @@ import pytest
 from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
-    from dooly.trace import TracedModel, TracedOperation
+    from dooly.tracing import TracedModel, TracedOperation
 
 pytest.importorskip("vllm", reason="vLLM is not installed; install the cpu or the cuda extra")
 pytestmark = pytest.mark.engine

@@ -9,7 +9,7 @@ import sympy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dooly.trace import TracedModel, TracedOperation
+    from dooly.tracing import TracedModel, TracedOperation
 
     TraceConfig = Callable[..., TracedModel]
 

@@ -12,7 +12,7 @@ from dooly.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dooly.trace import TracedModel
+    from dooly.tracing import TracedModel
 
     TraceConfig = Callable[..., TracedModel]
 

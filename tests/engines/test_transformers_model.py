@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 pytest.importorskip("transformers", reason="transformers is not installed; it comes with the cpu extra")
 
 from dooly.engines._transformers import trace_transformers_model
-from dooly.trace import trace
+from dooly.tracing import trace
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dooly.trace import TracedModel, TracedOperation
+    from dooly.tracing import TracedModel, TracedOperation
 
     TraceConfig = Callable[..., TracedModel]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dooly.trace import TracedOperation
+from dooly.tracing import TracedOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

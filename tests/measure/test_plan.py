@@ -12,7 +12,7 @@ from dooly.measure import LAYER, STEP, layer_of
 from dooly.measure._plan import engine_operations, parameter_bytes, point_of
 from dooly.measure._profile import plan_tasks
 from dooly.measure._tasks import PASSES, shuffled
-from dooly.trace import TracedDim, TracedModel, TracedOperation, TracedTensor
+from dooly.tracing import TracedDim, TracedModel, TracedOperation, TracedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from dooly.measure import profile_module, with_whole_module
 from dooly.measure._module_profiler import describe_module_environment, module_copies
 from dooly.measure._profile_module import plan_module_tasks
 from dooly.measure._tasks import PASSES
-from dooly.trace import Traced, TracedModel, trace
+from dooly.tracing import Traced, TracedModel, trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

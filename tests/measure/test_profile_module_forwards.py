@@ -11,7 +11,7 @@ import torch
 from dbstore import Store
 from dooly.errors import MeasurementError, TraceError
 from dooly.measure import profile_module
-from dooly.trace import trace
+from dooly.tracing import trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

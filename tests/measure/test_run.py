@@ -15,13 +15,13 @@ from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import on_this_machine, read_traced
 from dooly.measure._environment import cpu_name
 from dooly.measure._run import _write_traced, write_described
-from dooly.trace import TracedModel
+from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dooly.trace import TracedOperation
+    from dooly.tracing import TracedOperation
 
 pytestmark = pytest.mark.engine  # a trace is named by the engine's version
 

@@ -8,7 +8,7 @@ import torch
 from dooly.errors import MeasurementError
 from dooly.measure._arguments import arguments_at, graph_values, symbol_values, tensor_values
 from dooly.measure._subgraph import extract_subgraph, run_pieces, split_graph
-from dooly.trace import Traced, trace
+from dooly.tracing import Traced, trace
 from passes.pipeline import analyse
 
 if TYPE_CHECKING:

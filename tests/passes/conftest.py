@@ -26,7 +26,7 @@ def capture() -> Capture:
     """Return a function that captures `module(*inputs)` with every size a symbol."""
     import torch
 
-    from dooly.trace import dooly_backend, tracing
+    from dooly.tracing import dooly_backend, tracing
 
     def run(
         module: nn.Module,

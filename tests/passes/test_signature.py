@@ -154,7 +154,7 @@ _PROGRAM = """
 import sys, torch
 from functools import partial
 from torch import nn
-from dooly.trace import dooly_backend, tracing
+from dooly.tracing import dooly_backend, tracing
 from passes import analyse
 
 module = nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12))

@@ -14,7 +14,7 @@ from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import LAYER, STEP
 from dooly.measure._grid import measurement_batches
 from dooly.measure._plan import engine_operations, point_of
-from dooly.trace import TracedModel, TracedOperation
+from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,13 +20,13 @@ from dooly.measure import MODULE, with_whole_module
 from dooly.measure._plan import point_at
 from dooly.predict import ModuleLatency, load_module_latency
 from dooly.predict._fit_module import sizes_behind
-from dooly.trace import TracedModel, evaluate_form, trace
+from dooly.tracing import TracedModel, evaluate_form, trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import ModuleType
 
-    from dooly.trace import TracedOperation
+    from dooly.tracing import TracedOperation
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"batch": (1, 2, 4, 8), "seq": (16, 64, 256)}

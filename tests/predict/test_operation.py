@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dooly.batch import Batch
 from dooly.predict import BatchArrays, OperationWork
-from dooly.trace import TracedModel
+from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from dbstore import Store

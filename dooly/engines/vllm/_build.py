@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dooly.engines._config import ModelSource, ServingConfig
-    from dooly.trace import Provenance
+    from dooly.tracing import Provenance
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dooly.engines.vllm._parallel import receive, send
 from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
 from dooly.engines.vllm._version import import_vllm, process_kept
 from dooly.errors import InvalidInputError, TraceError, UnsupportedModelError
-from dooly.trace import TracedModel, TracedOperation, capture_forward, fold_layers, tabulate
+from dooly.tracing import TracedModel, TracedOperation, capture_forward, fold_layers, tabulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dooly.engines._config import ModelSource, ServingConfig
-    from dooly.trace import Provenance
+    from dooly.tracing import Provenance
     from passes.graph import CapturedGraph
 
 _NUM_TOKENS = 23

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._version import fresh_module_caches
 from dooly.errors import TraceError
-from dooly.trace import NO_PROVENANCE, ConfigFields, name_sizes
+from dooly.tracing import NO_PROVENANCE, ConfigFields, name_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
-    from dooly.trace import Provenance
+    from dooly.tracing import Provenance
 
 
 def configured_sizes(

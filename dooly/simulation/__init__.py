@@ -1,0 +1,33 @@
+"""Simulate how an engine serves a workload: vLLM v1's continuous batching in virtual time, priced by a latency backend.
+
+Needs neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
+from dooly.simulation._scheduler_config import SchedulerConfig
+from dooly.simulation._serving import scheduler_config
+from dooly.simulation._simulator import simulate
+from dooly.simulation._workload import LengthRange, Request, Workload, generate_workload
+from dooly.simulation._workload_files import read_workload
+from dooly.simulation._workload_spec import parse_workload
+
+__all__ = [
+    "ErrorReport",
+    "LengthRange",
+    "MetricError",
+    "NoiseReport",
+    "Request",
+    "RequestTimes",
+    "SchedulerConfig",
+    "SimulationResult",
+    "Workload",
+    "compare",
+    "generate_workload",
+    "noise",
+    "parse_workload",
+    "read_workload",
+    "scheduler_config",
+    "simulate",
+]

@@ -1,0 +1,242 @@
+"""Continuous batching as vLLM v1 (0.32) schedules it: synchronous, first come first served, no prefix caching.
+
+Each step serves the running requests first, in order of admission, then admits waiting ones while the token budget, the request
+slots and the KV blocks last. A running request that finds no free block evicts the request admitted last, which starts over.
+
+State lies in arrays indexed by a request's position in the workload, so a step costs a few array operations at any batch size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.batch import Batch
+from dooly.errors import WorkloadError
+from dooly.simulation._kv_blocks import KVBlockPool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._workload import Request
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScheduledStep:
+    """One step's work, a request an entry, in the order scheduled."""
+
+    requests: npt.NDArray[np.int64]
+    """Positions in the workload, shape (num_reqs,)."""
+    num_new_tokens: npt.NDArray[np.int64]
+    """Tokens computed in this step, shape (num_reqs,)."""
+    num_computed_tokens: npt.NDArray[np.int64]
+    """Tokens computed before, shape (num_reqs,)."""
+    first_scheduled: list[int]
+    """Positions of the requests that no earlier step held."""
+    max_num_steps: int
+    """How many steps in a row decode exactly these requests, this one included, unless a request arrives; 1 for other steps."""
+
+    def to_batch(self) -> Batch:
+        """Return the step as the predictors' batch."""
+        return Batch(tuple(self.num_new_tokens.tolist()), tuple(self.num_computed_tokens.tolist()), len(self.first_scheduled))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """What completed steps brought about, as positions in the workload."""
+
+    first_token: npt.NDArray[np.int64]
+    """Requests whose first token came out."""
+    finished: npt.NDArray[np.int64]
+    """Requests whose last token came out."""
+
+
+class Scheduler:
+    """Decides which tokens each step computes. Call `add`, then `schedule` and `complete` in turn."""
+
+    def __init__(self, requests: Sequence[Request], config: SchedulerConfig) -> None:
+        """Create a scheduler for requests that `add` will let in.
+
+        Args:
+            requests: The whole workload.
+            config: The engine's settings.
+
+        Raises:
+            WorkloadError: A request is too long for the model or for an empty KV cache, and so could never finish.
+        """
+        self.waiting: deque[int] = deque()
+        self.num_preemptions = 0
+        self._config = config
+        self._pool = KVBlockPool(config.num_kv_blocks, config.block_size)
+        self._watermark_blocks = int(config.watermark * config.num_kv_blocks)
+        self._running = np.empty(0, np.int64)
+        self._num_prompt_tokens = np.array([r.num_prompt_tokens for r in requests], np.int64)
+        self._num_total_tokens = self._num_prompt_tokens + np.array([r.num_output_tokens for r in requests], np.int64)
+        self._num_tokens = self._num_prompt_tokens.copy()  # known so far: the prompt and what was generated
+        self._num_computed_tokens = np.zeros(len(requests), np.int64)
+        self._was_scheduled = np.zeros(len(requests), np.bool_)
+        self._refuse_too_long(requests)
+
+    def _refuse_too_long(self, requests: Sequence[Request]) -> None:
+        config = self._config
+        over_model = np.flatnonzero(self._num_total_tokens > config.max_model_len)
+        if over_model.size:
+            request = requests[over_model[0]]
+            raise WorkloadError(
+                f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
+                f"exceed max_model_len {config.max_model_len} ({over_model.size} such requests); raise it or leave them out"
+            )
+        # The last token is generated but never computed, so it takes no slot.
+        over_cache = np.flatnonzero(self._pool.blocks_for_each(self._num_total_tokens - 1) > self._pool.capacity)
+        if over_cache.size:
+            request = requests[over_cache[0]]
+            raise WorkloadError(
+                f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
+                f"exceed the KV cache of {self._pool.capacity} blocks of {config.block_size} "
+                f"({over_cache.size} such requests); raise num_kv_blocks"
+            )
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether an added request has not finished."""
+        return bool(self.waiting) or self._running.size > 0
+
+    def add(self, request: int) -> None:
+        """Let in the request at this position of the workload, behind all that wait."""
+        self.waiting.append(request)
+
+    def schedule(self) -> ScheduledStep:
+        """Decide the next step and reserve its KV blocks. At least one request must be unfinished."""
+        # A long prompt is held back for the sake of the other requests only.
+        has_others = self._running.size + len(self.waiting) > 1
+        chunk_limit = self._config.long_prefill_token_threshold if has_others else 0
+        chunk_limit = chunk_limit or self._config.max_model_len
+        num_preemptions = self.num_preemptions
+        wanted, granted = self._serve_running(chunk_limit)
+        requests = self._running[: granted.size]
+        first_scheduled: list[int] = []
+        if self.num_preemptions == num_preemptions:
+            admitted, counts = self._admit(self._config.max_num_batched_tokens - int(granted.sum()), chunk_limit)
+            if admitted:
+                first_scheduled = [request for request in admitted if not self._was_scheduled[request]]
+                self._was_scheduled[first_scheduled] = True
+                new = np.array(admitted, np.int64)
+                requests = np.concatenate((requests, new))
+                granted = np.concatenate((granted, np.array(counts, np.int64)))
+                self._running = np.concatenate((self._running, new))
+            elif wanted.max() == 1:
+                return self._decode_step(requests, granted)
+        return ScheduledStep(requests, granted, self._num_computed_tokens[requests], first_scheduled, 1)
+
+    def _serve_running(self, chunk_limit: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Grant tokens and blocks to the running requests, evicting the last of them while blocks lack.
+
+        Returns:
+            The tokens that each running request lacks, and those granted to the first of them, which alone are scheduled.
+        """
+        running = self._running
+        computed = self._num_computed_tokens[running]
+        wanted = self._num_tokens[running] - computed
+        ends = np.minimum(np.cumsum(np.minimum(wanted, chunk_limit)), self._config.max_num_batched_tokens)
+        granted = np.diff(ends, prepend=0)
+        held = self._pool.blocks_for_each(computed)
+        lacking = self._pool.blocks_for_each(computed + granted) - held
+        num_lacking = int(lacking.sum())
+        if num_lacking <= self._pool.num_free:
+            self._pool.num_free -= num_lacking
+        else:
+            num_kept = self._evict(held.tolist(), lacking.tolist())
+            granted = granted[:num_kept]
+        return wanted, granted[granted > 0]
+
+    def _evict(self, held: list[int], lacking: list[int]) -> int:
+        """Reserve blocks for the running requests in order; return how many of them keep running."""
+        free = self._pool.num_free
+        num_kept = len(held)
+        position = 0
+        while position < num_kept:
+            # The last to be admitted gives way, be it the very request that lacks blocks.
+            while lacking[position] > free and num_kept > position:
+                num_kept -= 1
+                free += held[num_kept]
+            if position < num_kept:
+                free -= lacking[position]
+                position += 1
+        evicted = self._running[num_kept:].tolist()
+        self.waiting.extendleft(reversed(evicted))
+        self._num_computed_tokens[evicted] = 0
+        self.num_preemptions += len(evicted)
+        self._running = self._running[:num_kept]
+        self._pool.num_free = free
+        return num_kept
+
+    def _admit(self, budget: int, chunk_limit: int) -> tuple[list[int], list[int]]:
+        """Take requests off the waiting queue; return them and the tokens granted to each."""
+        config, pool = self._config, self._pool
+        admitted: list[int] = []
+        counts: list[int] = []
+        while budget > 0 and self.waiting and self._running.size + len(admitted) < config.max_num_seqs:
+            request = self.waiting[0]
+            num_tokens = int(self._num_tokens[request])
+            count = min(num_tokens, chunk_limit)
+            if not config.enable_chunked_prefill and count > budget:
+                break
+            count = min(count, budget)
+            num_required = pool.blocks_for(num_tokens if config.scheduler_reserve_full_isl else count)
+            if self._running.size or admitted:
+                num_required += self._watermark_blocks
+            if num_required > pool.num_free:
+                break
+            pool.num_free -= pool.blocks_for(count)
+            budget -= count
+            admitted.append(self.waiting.popleft())
+            counts.append(count)
+        return admitted, counts
+
+    def _decode_step(self, requests: npt.NDArray[np.int64], granted: npt.NDArray[np.int64]) -> ScheduledStep:
+        """Return a step in which every running request lacks one token, and how often it can be repeated.
+
+        Until one finishes or the blocks run out, the next step serves the same requests: whatever kept the first waiting request
+        out (no slot, no budget, too few blocks) still does, as the free blocks only dwindle.
+        """
+        computed = self._num_computed_tokens[requests]
+        max_num_steps = 1
+        if np.all(computed >= self._num_prompt_tokens[requests]):
+            num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
+            max_num_steps += self._pool.decode_steps_within(computed + 1, num_left - 1)
+        return ScheduledStep(requests, granted, computed, [], max_num_steps)
+
+    def complete(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
+        """Account for a scheduled step, done once or several times over.
+
+        Args:
+            step: What `schedule` returned last.
+            num_steps: From 1 to `step.max_num_steps`.
+
+        Returns:
+            Which requests got their first and their last token, at the end of the last of these steps.
+        """
+        requests = step.requests
+        reserved = step.num_computed_tokens + step.num_new_tokens
+        computed = reserved + (num_steps - 1)
+        self._num_computed_tokens[requests] = computed
+        known = self._num_tokens[requests] + (num_steps - 1)
+        if num_steps > 1:
+            self._pool.num_free -= int((self._pool.blocks_for_each(computed) - self._pool.blocks_for_each(reserved)).sum())
+        # A step that computes all known tokens of a request generates its next one.
+        generated = computed == known
+        first_token = requests[generated & (known == self._num_prompt_tokens[requests])]
+        known += generated
+        self._num_tokens[requests] = known
+        is_finished = known == self._num_total_tokens[requests]
+        finished = requests[is_finished]
+        if finished.size:
+            self._pool.num_free += int(self._pool.blocks_for_each(computed[is_finished]).sum())
+            self._running = self._running[self._num_tokens[self._running] < self._num_total_tokens[self._running]]
+        return Progress(first_token, finished)

@@ -1,0 +1,100 @@
+"""Serve a workload with the real engine, in real time, and keep when each request got its tokens."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dooly.simulation import RequestTimes, SimulationResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dooly.engines.vllm import VllmEngine
+    from dooly.simulation import Workload
+
+_IDLE_S = 0.0002
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """One step of the real engine."""
+
+    start_s: float
+    """When it began, in seconds from the run's start."""
+    duration_s: float
+    """How long it took, in seconds."""
+    work: tuple[tuple[int, int, int], ...]
+    """Place in the workload, new tokens and computed tokens of each request that was scheduled."""
+
+
+class RealRun:
+    """One pass of a workload through a running engine: send what has arrived, run a step, note the tokens."""
+
+    def __init__(self, engine: VllmEngine, workload: Workload, progress: Callable[[int], None] = lambda _done: None) -> None:
+        self._engine = engine
+        self._requests = workload.requests
+        self._prompts = [engine.prompt(r.num_prompt_tokens) for r in workload.requests]
+        self._progress = progress
+        self._places: dict[str, int] = {}
+        self._scheduled: dict[int, float] = {}
+        self._first: dict[int, float] = {}
+        self._finish: dict[int, float] = {}
+        self._steps: list[tuple[float, float, list[Any]]] = []
+
+    def run(self) -> SimulationResult:
+        """Serve the workload, and return each request's times in seconds from the start of the run."""
+        steps = sent = 0
+        preempted = self._engine.num_preemptions
+        self._origin = time.perf_counter()
+        while sent < len(self._requests) or self._engine.has_unfinished_requests():
+            while sent < len(self._requests) and self._requests[sent].arrival_ns / 1e9 <= self._now():
+                name = self._engine.add(self._prompts[sent], self._requests[sent].num_output_tokens)
+                self._places[name] = sent
+                sent += 1
+            if not self._engine.has_unfinished_requests():
+                time.sleep(_IDLE_S)
+                continue
+            self._step()
+            steps += 1
+            self._progress(len(self._finish))
+        return SimulationResult(self._rows(), steps, self._engine.num_preemptions - preempted, self._now())
+
+    def _step(self) -> None:
+        begin = self._now()
+        outputs = self._engine.step()
+        end = self._now()
+        self._steps.append((begin, end, self._engine.scheduler_outputs()))
+        for name in self._engine.scheduled():
+            self._scheduled.setdefault(self._places[name], begin)
+        for output in outputs:
+            place = self._places[output.request_id]
+            self._first.setdefault(place, end)
+            if output.finished:
+                self._finish[place] = end
+
+    def steps(self) -> tuple[StepRun, ...]:
+        """Return when each step ran and what it worked on, requests by their place in the workload."""
+        found = []
+        for begin, end, outputs in self._steps:
+            work = [(self._places[name], *tokens) for output in outputs for name, tokens in self._engine.work(output).items()]
+            found.append(StepRun(begin, end - begin, tuple(work)))
+        return tuple(found)
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._origin
+
+    def _rows(self) -> tuple[RequestTimes, ...]:
+        return tuple(
+            RequestTimes(
+                request.request_id,
+                request.arrival_ns / 1e9,
+                request.num_prompt_tokens,
+                request.num_output_tokens,
+                self._scheduled[place],
+                self._first[place],
+                self._finish[place],
+            )
+            for place, request in enumerate(self._requests)
+        )

@@ -1,0 +1,251 @@
+"""Judge a simulation by the real engine on the same workload, beside the engine's own run-to-run noise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+from dooly.batch import Batch
+from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import InvalidInputError
+from dooly.measure import Contention, describe_environment
+from dooly.predict import load_latency_model
+from dooly.simulation import (
+    MetricError,
+    Request,
+    SimulationResult,
+    Workload,
+    compare,
+    noise,
+    scheduler_config,
+    simulate,
+)
+from dooly.validation._kept import KeptRuns, ServedRun
+from dooly.validation._real import RealRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dbstore import Environment, Store
+    from dooly.engines.vllm import VllmEngine
+    from dooly.latency import LatencyBackend
+    from dooly.predict import LatencyModel
+
+_WARM_UP_REQUESTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MetricReport:
+    """How far the simulation is off in one metric. All are fractions."""
+
+    mape: float
+    """Mean over requests and real runs of |simulated - real| / real."""
+    mean_error: float
+    """Error of the simulated mean against the mean of the real runs' means; negative where the simulation is too fast."""
+    noise: float | None
+    """MAPE between the real runs; None where there was only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """How far predicted latencies are off from the real engine's steps, each of the batch that it really had. In fractions."""
+
+    num_steps: int
+    """Steps of all real runs."""
+    mape: float
+    """Mean over steps of |predicted - real| / real."""
+    median_error: float
+    """Median of the same."""
+    mean_error: float
+    """Error of the time that all steps take together; negative where the predictions are too fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A workload, served by the real engine and simulated."""
+
+    real: tuple[SimulationResult, ...]
+    """The real engine's runs."""
+    simulated: SimulationResult
+    """The simulation."""
+    ttft: MetricReport
+    """Error in time to first token."""
+    tpot: MetricReport | None
+    """Error in time per output token after the first; None where no request has two output tokens."""
+    step: StepReport
+    """Error of the latency model, a step at a time."""
+    others_cores: float
+    """Cores that other processes kept busy during the real runs; beyond a few percent, the real times are not the engine's."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data in the form of `dooly validate --json`; `real` is the first run."""
+        return {
+            "schema": 1,
+            "ttft": _report_to_json(self.ttft),
+            "tpot": _report_to_json(self.tpot),
+            "step": asdict(self.step),
+            "real": self.real[0].summary(),
+            "real_runs": [run.summary() for run in self.real],
+            "simulated": self.simulated.summary(),
+            "others_cores": self.others_cores,
+        }
+
+
+def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
+    model: ModelSource,
+    store: Store,
+    workload: Workload,
+    serving: ServingConfig | None = None,
+    *,
+    repeat: int = 2,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Validation:
+    """Simulate a workload, run it on the real engine, and compare.
+
+    Args:
+        model: A model that the store has a profile of.
+        store: The store with its profile.
+        workload: The requests.
+        serving: The engine settings, for both sides.
+        repeat: Runs of the real engine; their differences are its noise.
+        progress: Called with (requests finished, requests in all) during the real runs.
+
+    Raises:
+        MissingOperationError: The store lacks the model or an operation of it.
+        EngineError: The engine does not start.
+        InvalidInputError: `repeat` is below 1.
+    """
+    from dooly.engines.vllm import VllmEngine
+
+    if repeat < 1:
+        raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")
+    serving = serving or ServingConfig()
+    latency = load_latency_model(store, model, serving)
+    simulated = _simulated(workload, latency, serving)
+    engine = VllmEngine(model, serving)
+    try:
+        _check_same_machine(describe_environment(engine, serving), engine.num_kv_blocks, serving, latency)
+        runs, others_cores = serve(engine, workload, repeat, progress)
+    finally:
+        engine.close()
+    return _compared(runs, simulated, latency, others_cores)
+
+
+def validate_kept(model: ModelSource, store: Store, workload: Workload, kept: KeptRuns) -> Validation:
+    """Simulate a workload, and compare with runs of the real engine that were kept; needs no engine.
+
+    Args:
+        model: A model that the store has a profile of, in the environment of the runs.
+        store: The store with its profile.
+        workload: The requests that the runs served.
+        kept: The runs.
+
+    Raises:
+        MissingOperationError: The store lacks the model in that environment, or an operation of it.
+        InvalidInputError: The runs served another workload or another number of KV blocks than the settings give.
+    """
+    asked = [(r.arrival_ns / 1e9, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
+    if asked != list(kept.requests):
+        raise InvalidInputError(f"--real: the runs kept served {kept.workload}; give that as --workload")
+    latency = load_latency_model(store, model, kept.serving, kept.environment)
+    _check_same_machine(kept.environment, kept.num_kv_blocks, kept.serving, latency)
+    simulated = _simulated(workload, latency, kept.serving)
+    return _compared(kept.runs, simulated, latency, kept.others_cores)
+
+
+def serve(
+    engine: VllmEngine, workload: Workload, repeat: int, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> tuple[tuple[ServedRun, ...], float]:
+    """Serve a workload several times after a warm-up.
+
+    Returns:
+        The runs, and the cores that other processes kept busy meanwhile.
+    """
+    RealRun(engine, _warm_up(workload)).run()
+    contention = Contention()
+    number = len(workload.requests)
+    runs = []
+    for before in range(0, repeat * number, number):
+        run = RealRun(engine, workload, partial(_add_up, progress, before, repeat * number))
+        runs.append(ServedRun(run.run(), run.steps()))
+    return tuple(runs), contention.others_cores()
+
+
+def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig) -> SimulationResult:
+    return simulate(workload, latency, scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size))
+
+
+def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: LatencyModel, others_cores: float) -> Validation:
+    real = [run.result for run in runs]
+    errors = [compare(run, simulated) for run in real]
+    noises = noise(real) if len(real) > 1 else None
+    tpots = [e.tpot for e in errors if e.tpot is not None]
+    return Validation(
+        tuple(real),
+        simulated,
+        _report([e.ttft for e in errors], noises.ttft if noises else None),
+        _report(tpots, noises.tpot if noises else None) if tpots else None,
+        step_report(runs, latency),
+        others_cores,
+    )
+
+
+def step_report(runs: Sequence[ServedRun], latency: LatencyBackend) -> StepReport:
+    """Predict each step of real runs from the batch that it worked on: errors of the latencies alone, not of the schedule."""
+    predicted, real = [], []
+    for run in runs:
+        seen: set[int] = set()
+        for step in run.steps:
+            if step.work:
+                places, new, computed = zip(*step.work, strict=True)
+                predicted.append(latency.step_ns(Batch(new, computed, len(set(places) - seen))) / 1e9)
+                real.append(step.duration_s)
+                seen.update(places)
+    if not real:
+        raise InvalidInputError("--real: the runs kept hold no step; make them with benchmarks/ground_truth.py")
+    errors = [abs(p / r - 1) for p, r in zip(predicted, real, strict=True)]
+    return StepReport(len(real), mean(errors), median(errors), sum(predicted) / sum(real) - 1)
+
+
+def _add_up(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def _check_same_machine(here: Environment, num_kv_blocks: int, serving: ServingConfig, latency: LatencyModel) -> None:
+    """Raise unless the engine runs in the environment that the latencies were measured in, with the KV cache simulated."""
+    there = latency.environment
+    differing = [field.name for field in fields(here) if getattr(here, field.name) != getattr(there, field.name)]
+    if differing:
+        raise InvalidInputError(
+            f"{latency.traced.model}: measured in another environment (differs in {', '.join(differing)}); "
+            "profile it on this machine"
+        )
+    if num_kv_blocks != latency.num_kv_blocks(serving):
+        raise InvalidInputError(
+            f"--kv-cache-memory-bytes: the engine makes {num_kv_blocks} KV blocks of it, the simulation "
+            f"{latency.num_kv_blocks(serving)}; report the model as a bug"
+        )
+
+
+def _warm_up(workload: Workload) -> Workload:
+    """Return the first requests of a workload, all sent at once, with at most a few output tokens."""
+    requests = tuple(
+        Request(r.request_id, 0, r.num_prompt_tokens, min(r.num_output_tokens, 8)) for r in workload.requests[:_WARM_UP_REQUESTS]
+    )
+    return Workload(requests, "warm-up")
+
+
+def _report(errors: list[MetricError], noise_: float | None) -> MetricReport:
+    """Return the mean of the errors against each real run."""
+    # 1 + mean_error is simulated mean / real mean; the real runs' means are averaged, not their ratios.
+    real_means = [1 / (1 + e.mean_error) for e in errors]
+    mean_error = len(real_means) / sum(real_means) - 1
+    return MetricReport(sum(e.mape for e in errors) / len(errors), mean_error, noise_)
+
+
+def _report_to_json(report: MetricReport | None) -> dict[str, float | None]:
+    if report is None:
+        return {"mape": None, "mean_error": None, "noise": None}
+    return {"mape": report.mape, "mean_error": report.mean_error, "noise": report.noise}
