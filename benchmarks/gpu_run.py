@@ -1,6 +1,6 @@
 """Measure, validate and check one GPU, in parts, each of which ends within a given time; run it again and it continues.
 
-    python benchmarks/gpu_run.py --state DIR --seconds 1500 --out OUT
+    python benchmarks/gpu_run.py --state DIR --seconds 500 --out OUT
 
 DIR holds all that is found: the latency store `db`, the real engine's runs `groundtruth`, `results`, logs and what is done. After
 each part, OUT holds it as one archive in pieces, so that nothing is lost with the machine:
@@ -22,7 +22,7 @@ import sys
 import tarfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,18 +37,18 @@ MARGIN_S = 5.0
 class Plan:
     """What to run on one kind of device."""
 
-    dense: tuple[str, ...]
-    """Models to validate as well."""
-    sparse: tuple[str, ...]
-    """Models to profile only: whole, they take too long to start."""
+    model: str
+    """The model to profile, and to validate by runs of the whole engine."""
+    others: tuple[str, ...]
+    """Models to profile only."""
     backends: tuple[str, ...]
-    """Attention backends; empty text lets the engine choose."""
-    modes: tuple[str, ...]
-    """Modes of the real engine's runs."""
+    """Attention backends; the first serves the real engine's runs, empty text lets the engine choose."""
     serving: tuple[str, ...]
     """Engine flags."""
     loads: tuple[str, ...]
-    """Workloads, NAME=SPEC, from light to heavy."""
+    """Workloads of the engine as it runs by default, NAME=SPEC, from light to heavy."""
+    eager_loads: tuple[str, ...]
+    """Workloads of the eager engine."""
     profile_s: int
     """Seconds to measure in one part."""
     start_s: int
@@ -57,38 +57,34 @@ class Plan:
     """Seconds that the real engine may serve in one part."""
 
 
+LIGHT = "light=poisson:rate=4,requests=24,prompt=128-1024,output=64-256,seed=1"
+MEDIUM = "medium=poisson:rate=12,requests=96,prompt=128-1024,output=64-256,seed=2"
+HEAVY = "heavy=poisson:rate=32,requests=256,prompt=128-1024,output=64-256,seed=3"
 PLANS = {
     "cuda": Plan(
-        dense=("llama-3.1-8b", "qwen2.5-7b"),
-        sparse=("qwen3-30b-a3b",),
-        backends=("FLASH_ATTN", "TRITON_ATTN", "FLASHINFER"),
-        modes=("eager", "default"),
+        model="llama-3.1-8b",
+        others=("qwen2.5-7b",),
+        backends=("FLASH_ATTN", "TRITON_ATTN"),
         serving=(
             *("--max-model-len", "8192", "--max-num-batched-tokens", "2048", "--max-num-seqs", "256"),
             *("--kv-cache-memory-bytes", str(32 << 30)),
         ),
-        loads=(
-            "light=poisson:rate=4,requests=20,prompt=128-1024,output=32-128,seed=1",
-            "medium=poisson:rate=12,requests=72,prompt=128-1024,output=32-128,seed=2",
-            "heavy=poisson:rate=32,requests=224,prompt=128-1024,output=32-128,seed=3",
-        ),
-        profile_s=45,
-        start_s=75,
+        loads=(MEDIUM, HEAVY),
+        eager_loads=(MEDIUM,),
+        profile_s=130,
+        start_s=70,
         serve_s=75,
     ),
     "cpu": Plan(
-        dense=("smollm2-135m",),
-        sparse=(),
+        model="smollm2-135m",
+        others=(),
         backends=("",),
-        modes=("eager",),
         serving=(
             *("--max-model-len", "256", "--max-num-batched-tokens", "128", "--max-num-seqs", "4"),
             *("--kv-cache-memory-bytes", str(64 << 20)),
         ),
-        loads=(
-            "light=poisson:rate=2,requests=4,prompt=8-64,output=4-8,seed=1",
-            "heavy=poisson:rate=8,requests=8,prompt=8-64,output=4-8,seed=3",
-        ),
+        loads=("heavy=poisson:rate=8,requests=8,prompt=8-64,output=4-8,seed=3",),
+        eager_loads=("light=poisson:rate=2,requests=4,prompt=8-64,output=4-8,seed=1",),
         profile_s=20,
         start_s=120,
         serve_s=60,
@@ -111,42 +107,40 @@ class Part:
 
 
 def parts(plan: Plan, device: str, state: Path) -> tuple[Part, ...]:
-    """Return what to run, in order of worth. Ground truth and profiles first: the rest can be had from them later, anywhere."""
-    kernels = (PYTHON, str(ROOT / "benchmarks" / "kernel_sanity.py"), plan.dense[0])
+    """Return what to run, in order of worth: records and the engine's own runs first, the rest can be had from them anywhere."""
+    kernels = (PYTHON, str(ROOT / "benchmarks" / "kernel_sanity.py"), plan.model)
     kernels_file = ("--out", str(state / "results" / "kernels.json"))
-    compared = ("--db", str(state / "db"), *flags(plan.backends[0]))
     marker = "gpu" if device == "cuda" else "not gpu and not engine"
-    timer_tests = (PYTHON, "-m", "pytest", "-q", "-m", marker, "tests/measure")
-    pairs = [(model, backend) for backend in plan.backends for model in plan.dense]
-    sparse = [(model, backend) for backend in plan.backends for model in plan.sparse]
-    eager, *others = plan.modes
+    backend, *other_backends = plan.backends
     return (
-        Part("timer-tests", timer_tests, 120),
-        *(ground_truth(plan, *pair, eager, state) for pair in pairs),
-        *(profile(plan, *pair, state, "") for pair in pairs),
+        Part("timer-tests", (PYTHON, "-m", "pytest", "-q", "-m", marker, "tests/measure"), 120),
         Part("kernels", (*kernels, *kernels_file, "--device", device), 60),
-        *(profile(plan, *pair, state, "") for pair in sparse),
-        *(ground_truth(plan, *pair, mode, state) for mode in others for pair in pairs),
-        *(profile(plan, *pair, state, "-more") for pair in pairs + sparse),
-        *(judge(*pair, load, state) for pair in pairs for load in plan.loads),
-        Part("kernels-predicted", (*kernels, *kernels_file, *compared), 60, needs="catboost"),
+        profile(plan, plan.model, backend, state, plan.profile_s),
+        ground_truth(plan, backend, "default", plan.loads, state),
+        ground_truth(plan, backend, "eager", plan.eager_loads, state),
+        *(profile(plan, plan.model, other, state, plan.profile_s // 3) for other in other_backends),
+        *(profile(plan, other, backend, state, plan.profile_s // 2) for other in plan.others),
+        profile(plan, plan.model, backend, state, plan.profile_s, "-more"),
+        *(judge(plan.model, backend, load, state) for load in plan.eager_loads),
+        Part("kernels-predicted", (*kernels, *kernels_file, "--db", str(state / "db"), *flags(backend)), 60, needs="catboost"),
     )
 
 
-def ground_truth(plan: Plan, model: str, backend: str, mode: str, state: Path) -> Part:
-    """Return the part that runs the real engine on all loads; a compiled engine takes longer to start."""
-    loads = [word for load in plan.loads for word in ("--load", load)]
+def ground_truth(plan: Plan, backend: str, mode: str, loads: tuple[str, ...], state: Path) -> Part:
+    """Return the part that runs the real engine on loads, and batch by batch; a compiled engine takes longer to start."""
+    given = [word for load in loads for word in ("--load", load)]
     script = str(ROOT / "benchmarks" / "ground_truth.py")
-    command = (PYTHON, script, model, "--out", str(state / "groundtruth"), "--mode", mode, *loads, *flags(backend), *plan.serving)
+    kept = ("--out", str(state / "groundtruth"), "--mode", mode, "--steps")
     start_s = plan.start_s * (1 if mode == "eager" else 2)
-    return Part(f"ground-truth.{model}.{backend or 'auto'}.{mode}", command, start_s + plan.serve_s)
+    command = (PYTHON, script, plan.model, *kept, *given, *flags(backend), *plan.serving)
+    return Part(f"ground-truth.{plan.model}.{backend or 'auto'}.{mode}", command, start_s + plan.serve_s)
 
 
-def profile(plan: Plan, model: str, backend: str, state: Path, suffix: str) -> Part:
-    """Return the part that profiles a model for its share of the time."""
-    budget = ("--budget-seconds", str(plan.profile_s))
+def profile(plan: Plan, model: str, backend: str, state: Path, seconds: int, suffix: str = "") -> Part:  # noqa: PLR0913, PLR0917 - a part's own
+    """Return the part that profiles a model for so many seconds."""
+    budget = ("--budget-seconds", str(seconds))
     command = (PYTHON, "-m", "dooly", "profile", model, "--db", str(state / "db"), *budget, *flags(backend), *plan.serving)
-    return Part(f"profile{suffix}.{model}.{backend or 'auto'}", command, plan.start_s + plan.profile_s)
+    return Part(f"profile{suffix}.{model}.{backend or 'auto'}", command, plan.start_s + seconds)
 
 
 def judge(model: str, backend: str, load: str, state: Path) -> Part:
@@ -227,10 +221,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, required=True, help="what was found so far, and what will be")
     parser.add_argument("--out", type=Path, help="folder for the archive of the state after each part")
-    parser.add_argument("--seconds", type=float, default=1500, help="end within so long")
+    parser.add_argument("--seconds", type=float, default=500, help="end within so long")
     parser.add_argument("--part-seconds", type=float, default=600, help="stop each part after so long at most")
     parser.add_argument("--device", choices=tuple(PLANS), default="cuda")
-    parser.add_argument("--models", help="dense models, in place of the plan's, with commas between; no others are profiled")
+    parser.add_argument("--model", help="in place of the plan's; no others are profiled")
     parser.add_argument("--only", default="", help="parts whose name starts so")
     parser.add_argument("--list", action="store_true", help="print the parts, and which are done")
     return parser.parse_args()
@@ -241,9 +235,8 @@ def main() -> int:
     args = arguments()
     begin = time.monotonic()
     plan = PLANS[args.device]
-    if args.models:
-        changed = {"dense": tuple(args.models.split(",")), "sparse": ()}
-        plan = Plan(**{name: getattr(plan, name) for name in Plan.__slots__} | changed)
+    if args.model:
+        plan = replace(plan, model=args.model, others=())
     state = args.state.resolve()
     for name in ("logs", "done", "results", "groundtruth"):
         (state / name).mkdir(parents=True, exist_ok=True)

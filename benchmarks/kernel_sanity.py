@@ -4,8 +4,8 @@
     python benchmarks/kernel_sanity.py llama-3.1-8b --db PATH --out kernels.json
 
 The first call measures, with the timer that profiles use and, beside it, by the host's clock around many calls: a copy, and the
-products of the model's MLP at sizes that no profile holds. The second needs no device: it adds what a latency model fitted to the
-store predicts for those products, and the bandwidth at which decode attention reads its KV cache, beside that of the copy.
+products of the model's linear layers. The second needs no device: it adds what a latency model fitted to the store predicts for
+those products, and the bandwidth at which decode attention reads its KV cache, beside that of the copy.
 """
 
 from __future__ import annotations
@@ -25,16 +25,23 @@ if TYPE_CHECKING:
 
     import torch
 
-NUM_TOKENS = {"cuda": (700, 1400, 1900), "cpu": (72, 100)}
+NUM_TOKENS = {"cuda": (1, 8, 64, 256, 700, 1400, 1900), "cpu": (72, 100)}
 COPY_BYTES = {"cuda": 4 << 30, "cpu": 64 << 20}
 DECODES = {"cuda": ((32, 4000), (128, 2000)), "cpu": ((4, 180),)}
 ROUNDS = 20
 
 
 def products(model: ModelSource) -> dict[str, tuple[int, int]]:
-    """Return inputs and outputs of the linear layers of a model's MLP."""
-    hidden, inner = model.config["hidden_size"], model.config["intermediate_size"]
-    return {"gate_up_proj": (hidden, 2 * inner), "down_proj": (inner, hidden)}
+    """Return inputs and outputs of a model's linear layers."""
+    hidden, inner, heads = (model.config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    size = model.config.get("head_dim") or hidden // heads
+    groups = model.config.get("num_key_value_heads", heads)
+    return {
+        "gate_up_proj": (hidden, 2 * inner),
+        "down_proj": (inner, hidden),
+        "qkv_proj": (hidden, (heads + 2 * groups) * size),
+        "o_proj": (heads * size, hidden),
+    }
 
 
 def measure(model: ModelSource, kind: str) -> dict[str, Any]:
@@ -74,8 +81,8 @@ def timed(calls: list[Callable[[], object]], device: torch.device) -> dict[str, 
 
     from dooly.measure import Call, timer_for
 
-    prepared = timer_for(device).prepare([Call((str(i), ()), call) for i, call in enumerate(calls)])
-    samples = [ns for _ in range(ROUNDS) for ns in prepared.time_ns()]
+    prepared = timer_for(device).prepare([Call(("product", ()), call) for call in calls])
+    samples = [ns for _ in range(ROUNDS) for ns in prepared.time_ns() if ns is not None]
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     wait()
     begin = time.perf_counter_ns()

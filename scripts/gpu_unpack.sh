@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # Unpacks parts made by gpu_pack.sh into a folder for PYTHONPATH, in one call or in several:  gpu_unpack.sh SITE PART...
+# Wheels are taken as the archives that they are: the machine's time is short, and pip takes most of a minute for them.
 set -euo pipefail
-site=$1
+export site=$1
 shift
 mkdir -p "$site"
+unpack() {
+  case $1 in
+    *.tar.xz) tar xJf "$1" -C "$site" ;;
+    *.whl) python3 -m zipfile -e "$1" "$site" ;;
+  esac
+}
+export -f unpack
 for part in "$@"; do
-  found=0
-  for archive in "$part"/*.tar.xz; do
-    [ -e "$archive" ] || continue
-    tar xJf "$archive" -C "$site"
-    found=1
+  files=()
+  for file in "$part"/*.tar.xz "$part"/*.whl; do
+    [ -e "$file" ] && files+=("$file")
   done
-  wheels=("$part"/*.whl)
-  if [ -e "${wheels[0]}" ]; then
-    python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "${wheels[@]}"
-    found=1
-  fi
-  if [ "$found" = 0 ]; then
+  if [ "${#files[@]}" = 0 ]; then
     echo "gpu_unpack.sh: $part holds neither wheels nor archives; give a part made by gpu_pack.sh" >&2
     exit 1
   fi
+  printf '%s\0' "${files[@]}" | xargs -0 -n 1 -P "$(nproc)" bash -c 'unpack "$0"'
 done

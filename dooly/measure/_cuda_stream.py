@@ -89,6 +89,18 @@ class CudaStream:
         ones.mul_(1)
         graph.capture_end()
 
+    def short_work(self, count: int) -> Callable[[], object]:
+        """Return a call of so many kernels over one value, each behind the last."""
+        import torch
+
+        ones = torch.ones(1, device=self._device)
+
+        def run() -> None:
+            for _ in range(count):
+                ones.mul_(1)
+
+        return run
+
     def mark(self) -> torch.cuda.Event:
         """Record an event behind all work queued so far."""
         import torch

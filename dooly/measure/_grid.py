@@ -21,6 +21,7 @@ _TOKENS = (
     *(8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024),
     *(1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192),
 )
+_UNEQUAL = (4, 16, 48, 96, 160)
 _REQUESTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 
 
@@ -57,8 +58,17 @@ def _decodes(serving: ServingConfig) -> Iterator[Batch]:
     for count in (*(c for c in _REQUESTS if c < serving.max_num_seqs), serving.max_num_seqs):
         for context in (*_CONTEXTS, serving.max_model_len - _SPARE - 1):
             yield Batch((1,) * count, (max(1, context),) * count)
-    for count in (4, 16, 64):
-        yield Batch((1,) * count, tuple(16 + (i * 997) % max(1, serving.max_model_len // 2) for i in range(count)))
+    # Requests of one batch are unequal in an engine: attention waits for its longest, and reads the sum.
+    for count in (*(c for c in _UNEQUAL if c < serving.max_num_seqs), serving.max_num_seqs):
+        for longest in (1024, serving.max_model_len - _SPARE - 1):
+            yield Batch((1,) * count, _unequal(count, longest))
+
+
+def _unequal(count: int, longest: int) -> tuple[int, ...]:
+    """Return contexts of 16 to `longest` tokens, as many short as long ones on a logarithmic scale, in no order."""
+    ratio = max(1.0, longest / 16)
+    places = ((i * 0.6180339887498949) % 1 for i in range(1, count + 1))  # the golden ratio's multiples: even, without order
+    return tuple(round(16 * ratio**place) for place in places)
 
 
 def _mixed(serving: ServingConfig) -> Iterator[Batch]:
@@ -77,6 +87,10 @@ def _mixed(serving: ServingConfig) -> Iterator[Batch]:
     ):
         yield Batch((1,) * num_decodes + (prefill,), (context,) * num_decodes + (prefix,), 1)
     yield Batch((1,) * 8 + (100, 60), (200,) * 8 + (0, 0), 2)
+    for num_decodes in (*(c for c in _UNEQUAL if c < most), most):
+        contexts = _unequal(num_decodes, serving.max_model_len - _SPARE - 1)
+        for prefill in (128, 512, serving.max_num_batched_tokens - num_decodes):
+            yield Batch((1,) * num_decodes + (max(1, prefill),), (*contexts, 0), 1)
 
 
 _SPARE = 64

@@ -43,8 +43,8 @@ class Replay:
     samples_ns: dict[Key, list[int]] = field(default_factory=dict)
     """What was measured, by the operation's key."""
     attributes: dict[Key, dict[str, JSON]] = field(default_factory=dict)
-    """How it was measured, by the operation's key: `timing`, several joined by `+`, and `host_ahead`, whether no sample holds
-    launches of the host."""
+    """How it was measured, by the operation's key: `timing`, several joined by `+`; `host_ahead`, whether no sample holds
+    launches of the host; `overhead_ns`, where something was taken off each time of a captured graph."""
     _calls: list[Call] = field(default_factory=list)
     _in_forward: bool = False
 
@@ -93,7 +93,7 @@ class Replay:
                 continue
             host_ahead &= prepared.host_ahead
             for call, elapsed_ns in zip(calls, elapsed, strict=True):
-                if call.key is not None:
+                if call.key is not None and elapsed_ns is not None:
                     found.setdefault(call.key, []).append(elapsed_ns)
             enough = all(map(is_tight, found.values())) or time.perf_counter_ns() - begin > self.budget_ns
             if round_ + 1 >= MIN_ROUNDS and enough:
@@ -110,6 +110,8 @@ class Replay:
             timings = {*timings, *str(known["timing"]).split("+")}
             host_ahead = host_ahead and bool(known["host_ahead"])
         self.attributes[key] = {"timing": "+".join(sorted(timings)), "host_ahead": host_ahead}
+        if overhead_ns := self.timer.overhead_ns:
+            self.attributes[key]["overhead_ns"] = overhead_ns
 
 
 def is_tight(samples: Sequence[int]) -> bool:

@@ -20,6 +20,7 @@ from dooly.measure._cache import cache_bytes
 from dooly.measure._clocks import visible_gpus
 from dooly.measure._environment import cpu_name, describe_environment, installed_version
 from dooly.measure._given import check_run
+from dooly.measure._memory import cache_room_bytes
 from dooly.measure._plan import engine_operations, layer_of, parameter_bytes
 from dooly.measure._profile import Profiler, Task, plan_tasks
 from dooly.measure._tasks import run_tasks
@@ -183,7 +184,10 @@ def record_counts(store: Store, signature: str, environment: str) -> Counter[Jso
 
 @contextmanager
 def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingConfig) -> Iterator[VllmEngine]:
-    """Run the engine with as few layers as show every kind and keep weights cold, and with a KV cache that fits the batches."""
+    """Run the engine with as few layers as show every kind and keep weights cold, and with a KV cache that fits the batches.
+
+    Where that is more than the device has room for, batches that need it are infeasible there.
+    """
     from dooly.engines.vllm import VllmEngine
 
     num_layers = _num_layers(traced)
@@ -191,7 +195,8 @@ def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingCon
     item = 4 if serving.dtype == "float32" else 2
     token_bytes = max((h["num_kv_heads"] * (h["head_size"] + (h["head_size_v"] or 0)) * item for h in heads), default=1)
     tokens = serving.max_num_seqs * (serving.max_model_len + 256)
-    reduced = replace(serving, kv_cache_memory_bytes=max(tokens * token_bytes * num_layers, 64 << 20))
+    room = cache_room_bytes(str(traced.environment["platform"]))
+    reduced = replace(serving, kv_cache_memory_bytes=max(min(tokens * token_bytes * num_layers, room), 64 << 20))
     engine = VllmEngine(model, reduced, num_layers)
     try:
         yield engine

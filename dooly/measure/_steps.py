@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import MeasurementError
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from dooly.measure._timer import Timer
 
 _SPARE_TOKENS = 60
+
+
+class InfeasibleBatchError(MeasurementError):
+    """The engine cannot run a batch with the memory or the limits that it has."""
 
 
 @dataclass(slots=True)
@@ -36,6 +41,7 @@ class BatchRunner:
 
     Raises:
         MeasurementError: A request of several new tokens does not count as new.
+        InfeasibleBatchError: The engine's KV cache is too small for the batch.
     """
 
     def __init__(self, engine: VllmEngine, batch: Batch) -> None:
@@ -45,6 +51,12 @@ class BatchRunner:
         self._fresh: list[str] = []
         if any(new > 1 for new in batch.num_new_tokens[: batch.num_reqs - batch.num_new_requests]):
             raise MeasurementError("batch: requests of several new tokens must stand last and count as new; reorder the batch")
+        pairs = zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True)
+        blocks = sum(ceil((new + computed + _SPARE_TOKENS) / engine.block_size) for new, computed in pairs)
+        if blocks >= engine.num_kv_blocks:  # one of them is the engine's null block
+            raise InfeasibleBatchError(
+                f"batch of {batch.num_reqs} requests: needs {blocks} KV blocks, the engine has {engine.num_kv_blocks - 1}"
+            )
 
     @contextmanager
     def running(self) -> Iterator[BatchRunner]:
@@ -66,7 +78,7 @@ class BatchRunner:
         """Queue the new requests, run one step, and return both together, in nanoseconds.
 
         Raises:
-            MeasurementError: The engine scheduled another batch.
+            InfeasibleBatchError: The engine scheduled another batch.
         """
         self._engine.abort(self._fresh)
         pairs = list(zip(self._batch.num_new_tokens, self._batch.num_computed_tokens, strict=True))
@@ -77,7 +89,7 @@ class BatchRunner:
         elapsed = time.perf_counter_ns() - begin
         if len(outputs) != self._batch.num_reqs:
             msg = f"batch of {self._batch.num_reqs} requests: the engine ran {len(outputs)}; its limits are below the grid's"
-            raise MeasurementError(msg)
+            raise InfeasibleBatchError(msg)
         return elapsed
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from dbstore import Record
 from dooly.measure._contention import CONTENDED_CORES
+from dooly.measure._steps import InfeasibleBatchError
 from dooly.measure._timer import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run_tasks(
 ) -> tuple[tuple[Record, ...], float]:
     """Run tasks, in an order in which drift does not become shape, and return the records written and the seconds spent.
 
-    A task that runs out of memory is recorded as infeasible.
+    A task that runs out of memory, or whose batch the engine cannot run, is recorded as infeasible.
 
     Args:
         measurer: What measures a task.
@@ -97,6 +98,8 @@ def run_tasks(
             break
         try:
             records += measurer.measure(task)
+        except InfeasibleBatchError as error:
+            records += measurer.give_up(task, str(error))
         except (MemoryError, RuntimeError) as error:  # torch reports it as the latter
             if not is_out_of_memory(error):
                 raise

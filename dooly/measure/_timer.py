@@ -40,8 +40,11 @@ class PreparedCalls(Protocol):
     host_ahead: bool
     """Whether the last round's times hold no launch time of the host; always so on a CPU, which is the host."""
 
-    def time_ns(self) -> list[int]:
-        """Run all calls once in their order, and return how long each took, in nanoseconds."""
+    def time_ns(self) -> Sequence[int | None]:
+        """Run all calls once in their order, and return how long each took, in nanoseconds.
+
+        Where calls of one operation are timed together, the first of them has their mean and the others None.
+        """
         ...
 
 
@@ -67,11 +70,17 @@ class Timer(Protocol):
         """Return the device's clocks now; None where they cannot be read."""
         ...
 
+    @property
+    def overhead_ns(self) -> int:
+        """What was taken off each time of a captured graph, in nanoseconds."""
+        ...
+
 
 class CpuTimer:
     """Wall clock around each call: CPU operators have finished when they return."""
 
     mark_timing: Timing = "perf_counter"
+    overhead_ns = 0
 
     def prepare(self, calls: Sequence[Call]) -> PreparedCalls:
         """Return the calls as they are."""

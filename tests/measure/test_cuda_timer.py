@@ -20,17 +20,25 @@ LAUNCH_NS = 10_000
 """What queueing one call costs the host."""
 
 
+GRAPH_NS = 4_000
+"""What the launch of a graph costs the device."""
+
+
 class QueuedStream:
     """A stream whose calls take as long as they return, once the device reaches them."""
 
-    def __init__(self, fault: Callable[[], None] = lambda: None) -> None:
-        self.fault = fault
+    def __init__(self) -> None:
+        self.fault: Callable[[], None] = lambda: None
         self.captures = 0
         self.host_ns = 0
         self.device_ns = 0
         self.holds: list[int] = []
+        self._captured: list[int] | None = None
 
     def _launch(self, duration_ns: int) -> None:
+        if self._captured is not None:
+            self._captured.append(duration_ns)
+            return
         self.host_ns += LAUNCH_NS
         self.device_ns = max(self.device_ns, self.host_ns) + duration_ns
 
@@ -38,11 +46,18 @@ class QueuedStream:
         """Return a call that keeps the device busy for so long."""
         return lambda: self._launch(duration_ns)
 
+    def short_work(self, count: int) -> Callable[[], None]:
+        """Return a call of so many launches of 300 ns."""
+        return lambda: [self._launch(300) for _ in range(count)] and None
+
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
-        """Return the call, unless the fault that was put in strikes."""
+        """Return one launch of all that the call launches, unless the fault that was put in strikes."""
         self.captures += 1
         self.fault()
-        return call
+        self._captured = []
+        call()
+        work, self._captured = self._captured, None
+        return self.launches(GRAPH_NS + sum(work))
 
     def mark(self) -> int:
         """Return when the device will have done what is queued."""
@@ -79,45 +94,56 @@ def _exhausted() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
+def _timer(stream: QueuedStream, fault: Callable[[], None] = lambda: None) -> CudaTimer:
+    """Return a timer that knows its overhead, on a stream whose captures count from now and meet a fault."""
+    timer = CudaTimer(stream)
+    assert timer.overhead_ns == GRAPH_NS
+    stream.captures, stream.fault = 0, fault
+    return timer
+
+
 def test_calls_are_captured_and_replayed() -> None:
-    """Calls to time are captured once each; what only keeps the cache is launched plainly, and times are the device's alone."""
+    """Operations to time are captured once each; what only keeps the cache is launched plainly, and times are the device's alone.
+
+    What launching a graph takes of the device is no part of them.
+    """
     stream = QueuedStream()
     calls = [Call(("a", ()), stream.launches(700)), Call(None, stream.launches(50)), Call(("b", ()), stream.launches(3000))]
-    prepared = CudaTimer(stream).prepare(calls)
+    prepared = _timer(stream).prepare(calls)
     assert stream.captures == 2
     assert prepared.timings == ("cuda-graph", "cuda-events", "cuda-graph")
     assert prepared.time_ns() == [700, 50, 3000]
     assert prepared.host_ahead
 
 
+def test_calls_of_one_operation_are_timed_together() -> None:
+    """One graph holds them all: the first has their mean, the others nothing of their own."""
+    stream = QueuedStream()
+    durations = {"a": (700, 800, 900), "b": (100,)}
+    calls = [Call((name, ()), stream.launches(ns)) for name, times in durations.items() for ns in times]
+    prepared = _timer(stream).prepare([calls[0], calls[3], calls[1], calls[2]])
+    assert stream.captures == 2
+    assert prepared.time_ns() == [800, 100, None, None]
+    assert prepared.timings == ("cuda-graph",) * 4
+
+
 def test_a_refused_capture_falls_back_to_events_and_is_not_tried_again() -> None:
-    """The fault leaves the call timed by events around plain launches, in this and in later batches."""
-    stream = QueuedStream(_forbidden)
-    timer = CudaTimer(stream)
+    """The fault leaves the calls timed by events around plain launches, in this and in later batches."""
+    stream = QueuedStream()
+    timer = _timer(stream, _forbidden)
     for _ in range(2):
-        prepared = timer.prepare([Call(("a", ()), stream.launches(700))])
-        assert prepared.timings == ("cuda-events",)
-        assert prepared.time_ns() == [700]
+        prepared = timer.prepare([Call(("a", ()), stream.launches(ns)) for ns in (700, 900)])
+        assert prepared.timings == ("cuda-events",) * 2
+        assert prepared.time_ns() == [800, None]
     assert stream.captures == 1
     stream.fault = lambda: None
     assert timer.prepare([Call(("b", ()), stream.launches(1))]).timings == ("cuda-graph",)
 
 
-def test_all_calls_of_an_operation_are_timed_in_one_way() -> None:
-    """Where the second of three calls refuses capture, the first is launched plainly too, and the third is not tried."""
-    stream = QueuedStream()
-    stream.fault = lambda: _forbidden() if stream.captures == 2 else None
-    key = ("a", ())
-    prepared = CudaTimer(stream).prepare([Call(key, stream.launches(ns)) for ns in (700, 800, 900)])
-    assert prepared.timings == ("cuda-events",) * 3
-    assert prepared.time_ns() == [700, 800, 900]
-    assert stream.captures == 2
-
-
 def test_memory_that_runs_out_in_a_capture_is_not_a_refusal() -> None:
     """The point is infeasible, and the operation's next point is captured again."""
-    stream = QueuedStream(_exhausted)
-    timer = CudaTimer(stream)
+    stream = QueuedStream()
+    timer = _timer(stream, _exhausted)
     with pytest.raises(torch.OutOfMemoryError):
         timer.prepare([Call(("a", ()), stream.launches(1))])
     stream.fault = lambda: None
@@ -127,7 +153,7 @@ def test_memory_that_runs_out_in_a_capture_is_not_a_refusal() -> None:
 def test_the_stream_is_held_until_the_host_is_ahead() -> None:
     """Many short calls take longer to queue than the first hold lasts: it grows until no time holds a launch."""
     stream = QueuedStream()
-    prepared = CudaTimer(stream).prepare([Call(("a", (str(i),)), stream.launches(500)) for i in range(100)])
+    prepared = _timer(stream).prepare([Call(("a", (str(i),)), stream.launches(500)) for i in range(100)])
     assert prepared.time_ns() == [500] * 100
     assert prepared.host_ahead
     assert stream.holds[0] < stream.holds[-1] == 1_600_000
@@ -135,13 +161,14 @@ def test_the_stream_is_held_until_the_host_is_ahead() -> None:
 
 def test_calls_that_wait_for_the_device_are_told() -> None:
     """A call that synchronises never lets the host get ahead: its times are kept, and said to hold launches."""
-    stream = QueuedStream(_forbidden)
+    stream = QueuedStream()
+    timer = _timer(stream, _forbidden)
 
     def waits() -> None:
         stream.synchronize()
         stream._launch(500)
 
-    prepared = CudaTimer(stream).prepare([Call(("a", ()), waits)])
+    prepared = timer.prepare([Call(("a", ()), waits)])
     holds = len(stream.holds)
     (elapsed,) = prepared.time_ns()
     assert elapsed > 500
@@ -162,25 +189,29 @@ class _Layers(nn.Module):
 
 
 def test_a_replay_says_how_each_operation_was_timed() -> None:
-    """Modules of a step go through capture in the step's order; one that refuses it is told apart in what is recorded."""
+    """Operations of a step go through capture in the step's order; one that refuses it is told apart in what is recorded."""
     stream = QueuedStream()
     network = _Layers()
     order: list[int] = []
 
-    def third_fails() -> None:
+    def second_fails() -> None:
         order.append(len(order))
-        if len(order) == 3:
+        if len(order) == 2:
             _forbidden()
 
-    stream.fault = third_fails
+    timer = _timer(stream, second_fails)
     linear, other = ("linear", ("num_tokens",)), ("tanh", ("num_tokens",))
-    replay = Replay(CudaTimer(stream), {network.first: linear, network.second: linear, network.other: other}, budget_ns=10**7)
+    replay = Replay(timer, {network.first: linear, network.second: linear, network.other: other}, budget_ns=10**7)
     with replay.attached(network):
         network(torch.ones(2, 4))
-    assert order == [0, 1, 2]
-    assert replay.attributes[linear]["timing"] == "cuda-graph"
+    assert order == [0, 1]
+    assert replay.attributes[linear] | {"host_ahead": True} == {
+        "timing": "cuda-graph",
+        "host_ahead": True,
+        "overhead_ns": GRAPH_NS,
+    }
     assert replay.attributes[other]["timing"] == "cuda-events"
-    assert len(replay.samples_ns[linear]) == 2 * len(replay.samples_ns[other])
+    assert len(replay.samples_ns[linear]) == len(replay.samples_ns[other])
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,16 @@ def _grown(batch: Batch, number: int) -> list[tuple[int, int]]:
     return sorted((new, computed + (number if place < decodes else 0)) for place, (new, computed) in enumerate(pairs))
 
 
+def test_a_batch_beyond_the_kv_cache_is_infeasible(engine: VllmEngine) -> None:
+    """It is refused before the engine sees any of it, and the message tells both numbers."""
+    context = engine.num_kv_blocks * engine.block_size // 2
+    with pytest.raises(
+        InfeasibleBatchError, match=rf"2 requests: needs \d+ KV blocks, the engine has {engine.num_kv_blocks - 1}"
+    ):
+        BatchRunner(engine, Batch((1, 1), (context, context)))
+    assert not engine.has_unfinished_requests()
+
+
 def test_prompts_stay_in_the_vocabulary(engine: VllmEngine) -> None:
     """A model of few tokens gets prompts of those."""
     assert max(engine.prompt(5000)) < CONFIG["vocab_size"]  # type: ignore[operator]

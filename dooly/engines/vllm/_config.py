@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import check_sizes, first_line
-from dooly.engines.vllm._version import import_vllm
+from dooly.engines.vllm._version import import_vllm, quiet
 from dooly.errors import UnsupportedModelError
 
 _POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")
@@ -74,7 +72,7 @@ def _positions_kept(model: ModelSource, serving: ServingConfig, max_model_len: i
 
 def _engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig
     arguments = engine_arguments(model, serving)
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    with quiet():
         return arguments.create_engine_config()
 
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import first_line
 from dooly.engines.vllm._config import engine_arguments
 from dooly.engines.vllm._stateful import show_attention_calls
-from dooly.engines.vllm._version import import_vllm, model_runner_generation
+from dooly.engines.vllm._version import import_vllm, model_runner_generation, quiet
 from dooly.errors import EngineError
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ class VllmEngine:
         overrides = {} if num_layers is None else {"hf_overrides": partial(_shorten, num_layers=num_layers)}
         arguments = engine_arguments(model, serving, **overrides, **settings)
         try:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            with quiet():
                 self._engine = LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError, AssertionError) as error:
             raise EngineError(f"{model.name}: the vLLM engine did not start: {first_line(error)}") from error

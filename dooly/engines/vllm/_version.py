@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import EngineError
@@ -41,7 +43,9 @@ def import_vllm() -> Any:  # noqa: ANN401 - a module
     Raises:
         EngineError: vLLM is not installed.
     """
-    for name, value in (_ENVIRONMENT | _set_by_vllm).items():
+    # On a GPU the sampler asks for FlashInfer without a look whether it is there.
+    sampler = {} if find_spec("flashinfer") else {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    for name, value in (_ENVIRONMENT | sampler | _set_by_vllm).items():
         os.environ.setdefault(name, value)
     before = dict(os.environ)
     # vLLM applies its level late: what its modules log while they load would still reach stderr.
@@ -61,6 +65,13 @@ def let_engine_choose_model_runner() -> None:
     """Leave the generation of the model runner to the engines that start in this process from now on."""
     _ENVIRONMENT.pop(MODEL_RUNNER, None)
     os.environ.pop(MODEL_RUNNER, None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what Python code prints from the caller's streams within the scope: vLLM asks them for their file descriptors too."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 @contextmanager
