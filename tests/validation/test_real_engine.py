@@ -21,6 +21,7 @@ from dooly.errors import DoolyError, EngineError, InvalidInputError, MissingOper
 from dooly.measure import BatchRunner, describe_environment, profile
 from dooly.measure import _profile as profile_module
 from dooly.measure import _run as run_module
+from dooly.measure._steps import InfeasibleBatchError
 from dooly.predict import load_latency_model
 from dooly.simulation import parse_workload
 from dooly.validation import KeptRuns, read_runs, serve, validate, validate_kept, write_runs
