@@ -21,9 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dooly.catalog import describe_environment
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.engines.vllm import VllmEngine, let_engine_choose_model_runner
-from dooly.measure import describe_environment
 from dooly.simulation import parse_workload
 from dooly.validation import KeptRuns, serve, write_runs
 

@@ -48,7 +48,7 @@ def measure(model: ModelSource, kind: str) -> dict[str, Any]:
     """Measure a copy, and each product over weights that together exceed twice the last-level cache."""
     import torch
 
-    from dooly.measure import cache_bytes
+    from dooly.device import cache_bytes
 
     device = torch.device(kind)
     source = torch.empty(COPY_BYTES[kind], dtype=torch.uint8, device=device).random_()

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        from dooly.measure import trace_operations
+        from dooly.catalog import trace_operations
 
         print(json.dumps(trace_operations(find_model(options.models[0]), ServingConfig()).to_json()))
         return

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from dbstore import Record
-from dooly.measure._contention import CONTENDED_CORES
-from dooly.measure._steps import InfeasibleBatchError
-from dooly.measure._timer import is_out_of_memory
+from dooly.errors import MeasurementError
+from dooly.measure.timers import CONTENDED_CORES, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
 PASSES = 3
 """How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
 _UNSTEADY = 0.25
+
+
+class InfeasibleBatchError(MeasurementError):
+    """The engine cannot run a batch with the memory or the limits that it has."""
 
 
 class Planned(Protocol):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dbstore import Environment, RecordNotFoundError
 from dooly.batch import Batch
+from dooly.catalog import LAYER, STEP, check_store, feasible_records, layer_of, medians, profiled_model
 from dooly.engines import ModelSource, ServingConfig
-from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.measure import LAYER, STEP, check_store, layer_of, on_this_machine
 from dooly.predict._features import BatchArrays
 from dooly.predict._latency_model import (
     Domain,
@@ -26,15 +22,14 @@ from dooly.predict._latency_model import (
 )
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import Regressor, fit_regressor
-from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from dbstore import Record, Store
-    from dooly.tracing import TracedOperation
+    from dbstore import Environment, Record, Store
+    from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
 
@@ -59,7 +54,7 @@ def load_latency_model(
     check_store("load_latency_model", store)
     serving = serving or ServingConfig()
     serving.require_one_rank()
-    return fit_latency_model(store, *_traced(store, model, serving, environment))
+    return fit_latency_model(store, *profiled_model(store, model, serving, environment))
 
 
 def fit_latency_model(store: Store, traced: TracedModel, environment: Environment) -> LatencyModel:
@@ -136,17 +131,6 @@ def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
     return BatchArrays.of(found), latency_ns
 
 
-def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
-    """Return the points of records, each once, with the mean of its passes' medians, the slowest pass left out.
-
-    What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least.
-    """
-    passes: dict[Any, list[float]] = {}
-    for record in records:
-        passes.setdefault(record.point, []).append(record.median_ns)
-    return list(passes), np.array([mean(sorted(found)[: max(1, len(found) - 1)]) for found in passes.values()])
-
-
 def _domain(batches: BatchArrays) -> Domain:
     longest = int((batches.new + batches.computed).max())
     return Domain(int(batches.num_tokens.max()) + 1, int(batches.num_reqs.max()), longest + _SPARE)
@@ -161,74 +145,3 @@ def _records(store: Store, operation: TracedOperation, environment: Environment,
     place = f"{environment.device} with {environment.attention_backend}"
     remedies = (f"run `dooly profile {model} --db PATH`", f"profile {model} with smaller limits")
     return feasible_records(store, operation, environment, place, remedies)
-
-
-def feasible_records(
-    store: Store, operation: TracedOperation, environment: Environment, place: str, remedies: tuple[str, str]
-) -> tuple[Record, ...]:
-    """Return the feasible records of an operation.
-
-    Args:
-        store: An open store.
-        operation: The operation.
-        environment: Where it was measured.
-        place: How messages spell that.
-        remedies: What to do where it was not measured, and where no point was feasible.
-
-    Raises:
-        MissingOperationError: There are none.
-    """
-    name = f"operation {operation.module or operation.name} ({operation.signature})"
-    try:
-        records = store.read(operation.signature, environment.digest)
-    except RecordNotFoundError as error:
-        raise MissingOperationError(f"{name}: not measured on {place}; {remedies[0]}") from error
-    feasible = tuple(r for r in records if r.infeasible is None)
-    if not feasible:
-        reason = records[0].infeasible
-        raise MissingOperationError(f"{name}: no point of it could be measured on {environment.device} ({reason}); {remedies[1]}")
-    return feasible
-
-
-def _traced(
-    store: Store, model: ModelSource, serving: ServingConfig, wanted: Environment | None
-) -> tuple[TracedModel, Environment]:
-    """Return the trace of a model that fits the serving settings, with its environment; this machine's if there are several."""
-    found: dict[Environment, Any] = {}
-    for name in store.documents("traces"):
-        document: Any = store.read_document("traces", name)
-        environment = Environment.from_json(store.read_document("environments", document["environment"]))
-        fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
-        if document["config"] == model.digest and fits:
-            found[environment] = max(found.get(environment, document), document, key=lambda known: known.get("version", 0))
-    if not found:
-        backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
-        flags = f"--dtype {serving.dtype}{backend}"
-        raise MissingOperationError(
-            f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
-        )
-    if wanted is not None and wanted not in found:
-        nearest = min(found, key=lambda environment: len(_differing([wanted, environment])))
-        raise MissingOperationError(
-            f"{model.name}: not profiled in the environment asked for, only with other {_differences([wanted, nearest])}; "
-            f"run `dooly profile {model.name} --db PATH` in the one asked for, which is named first"
-        )
-    candidates = on_this_machine(list(found)) if wanted is None else [wanted]
-    if len(candidates) > 1:
-        raise InvalidInputError(
-            f"{model.name}: profiled in several environments ({_differences(candidates)}); choose one with --attention-backend, "
-            "or keep them in stores of their own"
-        )
-    return TracedModel.from_json(found[candidates[0]]["traced"]), candidates[0]
-
-
-def _differing(environments: Sequence[Environment]) -> dict[str, list[Any]]:
-    """Return the fields in which environments differ, with the values."""
-    documents = [asdict(environment) for environment in environments]
-    fields = {name: [document[name] for document in documents] for name in documents[0]}
-    return {name: values for name, values in fields.items() if len(set(values)) > 1}
-
-
-def _differences(environments: Sequence[Environment]) -> str:
-    """Return the fields in which environments differ, with the values, as text."""
-    return ", ".join(f"{name} ({' or '.join(map(str, values))})" for name, values in _differing(environments).items())

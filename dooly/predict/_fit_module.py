@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dbstore import Environment
-from dooly.errors import InvalidInputError, MissingOperationError, spell
-from dooly.measure import check_store, cpu_name, told_apart, with_whole_module
-from dooly.predict._fit import feasible_records, medians
+from dooly.catalog import check_store, feasible_records, medians, module_environment, told_apart, with_whole_module
+from dooly.errors import InvalidInputError, spell
 from dooly.predict._latency_model import FittedOperation
 from dooly.predict._module_latency import ModuleLatency, member_ns, whole_terms
 from dooly.predict._operation import OperationWork
@@ -60,7 +58,7 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
             f"dooly.load_module_latency: environment: {spell(environment)} is no dbstore.Environment; give one, or leave it out"
         )
     table = with_whole_module(told_apart(plain, store))
-    chosen = environment or _environment(store, table)
+    chosen = environment or module_environment(store, table)
     records = {op.signature: _records(store, op, chosen, table.model) for op in table.operations}
     fitted: dict[str, Regressor] = {}
     for operation in table.operations[:-1]:
@@ -138,24 +136,3 @@ def _records(store: Store, operation: TracedOperation, environment: Environment,
     place = f"{environment.device} with {environment.num_threads} threads"
     call = "call dooly.profile_module(traced, store, request_dims=...)"
     return feasible_records(store, operation, environment, place, (f"{call} on {model}", f"{call} on {model} with smaller sizes"))
-
-
-def _environment(store: Store, table: TracedModel) -> Environment:
-    """Return the environment that holds the whole module: this machine's if there are several."""
-    documents: list[Any] = [store.read_document("environments", digest) for digest in store.documents("environments")]
-    torch_only = [e for e in map(Environment.from_json, documents) if e.engine == "torch"]
-    whole = table.operations[-1].signature
-    keys = set(store.keys())
-    found = [e for e in torch_only if (whole, e.digest) in keys]
-    here = [e for e in found if (e.device, e.driver) == (cpu_name(), platform.release())]
-    candidates = here or found
-    if not candidates:
-        lacking = [op for op in table.operations if not any((op.signature, e.digest) in keys for e in torch_only)]
-        names = ", ".join(dict.fromkeys(op.module or op.name for op in lacking or table.operations[-1:]))
-        raise MissingOperationError(
-            f"{table.model}: the store lacks {names}; call dooly.profile_module(traced, store, request_dims=...) on it"
-        )
-    if len(candidates) > 1:
-        names = ", ".join(f"{e.device}, torch {e.torch_version}, {e.num_threads} threads" for e in candidates)
-        raise InvalidInputError(f"{table.model}: measured in several environments ({names}); give one of them as environment")
-    return candidates[0]

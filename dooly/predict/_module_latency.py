@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.catalog import MODULE, check_sizes
 from dooly.errors import OutOfDomainError
-from dooly.measure import MODULE, check_sizes
 from dooly.predict._latency_model import StepLatency, generic_path
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from dooly.batch import Batch
+from dooly.catalog import describe_environment
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
-from dooly.measure import Contention, describe_environment
+from dooly.measure import Contention
 from dooly.predict import load_latency_model
 from dooly.simulation import (
     MetricError,

@@ -8,8 +8,7 @@ import pytest
 
 from dbstore import JsonObject, Record
 from dooly.errors import MeasurementError
-from dooly.measure._steps import InfeasibleBatchError
-from dooly.measure._tasks import infeasible_record, record_of, run_tasks
+from dooly.measure._tasks import InfeasibleBatchError, infeasible_record, record_of, run_tasks
 
 KEY = ("a" * 32, "b" * 32)
 

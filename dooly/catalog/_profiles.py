@@ -1,0 +1,84 @@
+"""Which profile of a model, or of a plain module, a store holds: its trace, and the environment that it was measured in."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dbstore import Environment
+from dooly.catalog._environment import on_this_machine
+from dooly.device import cpu_name
+from dooly.errors import InvalidInputError, MissingOperationError
+from dooly.tracing import TracedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dbstore import Store
+    from dooly.engines import ModelSource, ServingConfig
+
+
+def profiled_model(
+    store: Store, model: ModelSource, serving: ServingConfig, wanted: Environment | None
+) -> tuple[TracedModel, Environment]:
+    """Return the trace of a model that fits the serving settings, with its environment; this machine's if there are several."""
+    found: dict[Environment, Any] = {}
+    for name in store.documents("traces"):
+        document: Any = store.read_document("traces", name)
+        environment = Environment.from_json(store.read_document("environments", document["environment"]))
+        fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
+        if document["config"] == model.digest and fits:
+            found[environment] = max(found.get(environment, document), document, key=lambda known: known.get("version", 0))
+    if not found:
+        backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
+        flags = f"--dtype {serving.dtype}{backend}"
+        raise MissingOperationError(
+            f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
+        )
+    if wanted is not None and wanted not in found:
+        nearest = min(found, key=lambda environment: len(_differing([wanted, environment])))
+        raise MissingOperationError(
+            f"{model.name}: not profiled in the environment asked for, only with other {_differences([wanted, nearest])}; "
+            f"run `dooly profile {model.name} --db PATH` in the one asked for, which is named first"
+        )
+    candidates = on_this_machine(list(found)) if wanted is None else [wanted]
+    if len(candidates) > 1:
+        raise InvalidInputError(
+            f"{model.name}: profiled in several environments ({_differences(candidates)}); choose one with --attention-backend, "
+            "or keep them in stores of their own"
+        )
+    return TracedModel.from_json(found[candidates[0]]["traced"]), candidates[0]
+
+
+def _differing(environments: Sequence[Environment]) -> dict[str, list[Any]]:
+    """Return the fields in which environments differ, with the values."""
+    documents = [asdict(environment) for environment in environments]
+    fields = {name: [document[name] for document in documents] for name in documents[0]}
+    return {name: values for name, values in fields.items() if len(set(values)) > 1}
+
+
+def _differences(environments: Sequence[Environment]) -> str:
+    """Return the fields in which environments differ, with the values, as text."""
+    return ", ".join(f"{name} ({' or '.join(map(str, values))})" for name, values in _differing(environments).items())
+
+
+def module_environment(store: Store, table: TracedModel) -> Environment:
+    """Return the environment that holds the whole module: this machine's if there are several."""
+    documents: list[Any] = [store.read_document("environments", digest) for digest in store.documents("environments")]
+    torch_only = [e for e in map(Environment.from_json, documents) if e.engine == "torch"]
+    whole = table.operations[-1].signature
+    keys = set(store.keys())
+    found = [e for e in torch_only if (whole, e.digest) in keys]
+    here = [e for e in found if (e.device, e.driver) == (cpu_name(), platform.release())]
+    candidates = here or found
+    if not candidates:
+        lacking = [op for op in table.operations if not any((op.signature, e.digest) in keys for e in torch_only)]
+        names = ", ".join(dict.fromkeys(op.module or op.name for op in lacking or table.operations[-1:]))
+        raise MissingOperationError(
+            f"{table.model}: the store lacks {names}; call dooly.profile_module(traced, store, request_dims=...) on it"
+        )
+    if len(candidates) > 1:
+        names = ", ".join(f"{e.device}, torch {e.torch_version}, {e.num_threads} threads" for e in candidates)
+        raise InvalidInputError(f"{table.model}: measured in several environments ({names}); give one of them as environment")
+    return candidates[0]

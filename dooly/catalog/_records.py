@@ -1,0 +1,68 @@
+"""The records that stand behind an operation: how many there are at each point, which were feasible, and their medians."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dbstore import RecordNotFoundError
+from dooly.errors import MissingOperationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dbstore import Environment, JsonObject, Record, Store
+    from dooly.tracing import TracedOperation
+
+    Floats = npt.NDArray[np.float64]
+
+
+def record_counts(store: Store, signature: str, environment: str) -> Counter[JsonObject]:
+    """Return how many records an operation has at each point."""
+    if not store.points(signature, environment):
+        return Counter()
+    points: list[Any] = [record.point for record in store.read(signature, environment)]
+    return Counter(points)
+
+
+def feasible_records(
+    store: Store, operation: TracedOperation, environment: Environment, place: str, remedies: tuple[str, str]
+) -> tuple[Record, ...]:
+    """Return the feasible records of an operation.
+
+    Args:
+        store: An open store.
+        operation: The operation.
+        environment: Where it was measured.
+        place: How messages spell that.
+        remedies: What to do where it was not measured, and where no point was feasible.
+
+    Raises:
+        MissingOperationError: There are none.
+    """
+    name = f"operation {operation.module or operation.name} ({operation.signature})"
+    try:
+        records = store.read(operation.signature, environment.digest)
+    except RecordNotFoundError as error:
+        raise MissingOperationError(f"{name}: not measured on {place}; {remedies[0]}") from error
+    feasible = tuple(r for r in records if r.infeasible is None)
+    if not feasible:
+        reason = records[0].infeasible
+        raise MissingOperationError(f"{name}: no point of it could be measured on {environment.device} ({reason}); {remedies[1]}")
+    return feasible
+
+
+def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
+    """Return the points of records, each once, with the mean of its passes' medians, the slowest pass left out.
+
+    What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least.
+    """
+    passes: dict[Any, list[float]] = {}
+    for record in records:
+        passes.setdefault(record.point, []).append(record.median_ns)
+    return list(passes), np.array([mean(sorted(found)[: max(1, len(found) - 1)]) for found in passes.values()])

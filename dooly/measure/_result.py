@@ -1,0 +1,25 @@
+"""What a call that measures returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """What one call of `profile` or `profile_module` did for one model."""
+
+    model: str
+    """Name of the model."""
+    num_operations: int
+    """Operations that one step of the model runs, each counted once."""
+    num_points: int
+    """Points that the model needs in all; a point is measured in several passes, and counts once for each."""
+    num_measured: int
+    """Points measured now."""
+    num_unsteady: int
+    """Points measured now whose samples spread widely, or while other processes competed for the cores."""
+    num_left: int
+    """Points left unmeasured because the budget ended."""
+    measuring_s: float
+    """Wall-clock seconds spent measuring."""

@@ -1,0 +1,161 @@
+"""Profile models into a store: trace, plan what is missing, measure it on a reduced engine, keep the traced model beside it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil
+from typing import TYPE_CHECKING
+
+from dooly.catalog import (
+    describe_environment,
+    layer_of,
+    parameter_bytes,
+    read_traced,
+    record_counts,
+    told_apart,
+    trace_operations,
+    write_described,
+    write_traced,
+)
+from dooly.device import cache_bytes, cache_room_bytes
+from dooly.engines import ModelSource, ServingConfig
+from dooly.measure._given import check_run
+from dooly.measure._result import ProfileResult
+from dooly.measure._tasks import run_tasks
+from dooly.measure.engine._profiler import Profiler, Task, plan_tasks
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Iterator
+
+    from dbstore import JsonObject, Store
+    from dooly.engines.vllm import VllmEngine
+    from dooly.tracing import TracedModel
+
+
+def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
+    model: ModelSource,
+    store: Store,
+    serving: ServingConfig | None = None,
+    *,
+    budget_s: float | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ProfileResult:
+    """Measure the operations of a model that a store lacks.
+
+    Every point is written as soon as it is measured, so a killed run loses the point in flight only, and a second run measures
+    what is left.
+
+    Args:
+        model: The model to profile.
+        store: An open, writable store.
+        serving: The engine's limits, which bound the batches.
+        budget_s: Seconds to measure at most; None measures everything.
+        dry_run: Plan only: measure and write nothing.
+        progress: Called with (points done, points planned) after each batch.
+
+    Raises:
+        UnsupportedModelError: The engine does not know the model.
+        EngineError: The engine does not start.
+        InvalidInputError: `store` is no open store, `budget_s` no number of seconds, or several ranks are asked for.
+    """
+    check_run("profile", store, budget_s, progress)
+    serving = serving or ServingConfig()
+    serving.require_one_rank()
+    known = read_traced(store, model, serving)
+    traced = known[0][0] if known else told_apart(trace_operations(model, serving), store)
+    plans = [_missing(found, serving, store, digest) for found, digest in known] or [_missing(traced, serving, store, None)]
+    tasks = max(plans, key=lambda plan: sum(len(task.missing) for task in plan))
+    if not tasks or dry_run:
+        return _result(traced, serving, tasks, 0, 0, 0.0)
+    with _reduced_engine(model, traced, serving) as engine:
+        environment = describe_environment(engine, serving)
+        write_described(store, environment, traced)
+        write_traced(store, model, serving, traced, environment)
+        tasks = _missing(traced, serving, store, environment.digest)
+        profiler = Profiler(engine, traced.operations, _kinds(engine), store, environment)
+        records, seconds = run_tasks(profiler, tasks, budget_s, progress)
+        unsteady = sum(bool(record.attributes.get("unsteady")) for record in records)
+        return _result(traced, serving, tasks, len(records), unsteady, seconds)
+
+
+def _result(  # noqa: PLR0913, PLR0917 - one argument a number in the result
+    traced: TracedModel, serving: ServingConfig, tasks: tuple[Task, ...], measured: int, unsteady: int, seconds: float
+) -> ProfileResult:
+    everything = plan_tasks(traced.operations, serving, lambda _signature, _point: 0)
+    return ProfileResult(
+        traced.model,
+        len({op.signature for op in traced.operations}),
+        sum(len(t.missing) for t in everything),
+        measured,
+        unsteady,
+        sum(len(t.missing) for t in tasks) - measured,
+        seconds,
+    )
+
+
+def _missing(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None) -> tuple[Task, ...]:
+    """Return the tasks that the store lacks in an environment; all where the environment is new."""
+    known: dict[str, Counter[JsonObject]] = {}
+
+    def count(signature: str, point: JsonObject) -> int:
+        if environment is None:
+            return 0
+        if signature not in known:
+            known[signature] = record_counts(store, signature, environment)
+        return known[signature][point]
+
+    return plan_tasks(traced.operations, serving, count)
+
+
+@contextmanager
+def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingConfig) -> Iterator[VllmEngine]:
+    """Run the engine with as few layers as show every kind and keep weights cold, and with a KV cache that fits the batches.
+
+    Where that is more than the device has room for, batches that need it are infeasible there.
+    """
+    from dooly.engines.vllm import VllmEngine
+
+    num_layers = _num_layers(traced)
+    heads = [op.attributes for op in traced.operations if "num_kv_heads" in op.attributes]
+    item = 4 if serving.dtype == "float32" else 2
+    token_bytes = max((h["num_kv_heads"] * (h["head_size"] + (h["head_size_v"] or 0)) * item for h in heads), default=1)
+    tokens = serving.max_num_seqs * (serving.max_model_len + 256)
+    room = cache_room_bytes(str(traced.environment["platform"]))
+    reduced = replace(serving, kv_cache_memory_bytes=max(min(tokens * token_bytes * num_layers, room), 64 << 20))
+    engine = VllmEngine(model, reduced, num_layers)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+_LEAST_LAYERS = {"cpu": 1, "cuda": 4}
+"""On a GPU the first layer waits for the host, which from then on runs ahead: several later ones are wanted."""
+
+
+def _num_layers(traced: TracedModel) -> int:
+    layers: dict[str, int] = {}
+    total = 0
+    for operation in traced.operations:
+        for module, _count in operation.placements:
+            if (layer := layer_of(module)) is not None:
+                layers[layer] = layers.get(layer, 0) + parameter_bytes(operation)
+    for operation in traced.operations:
+        if operation.name == "layer":
+            total += operation.count
+    shown = max(int(path.rpartition(".")[2]) for path in layers) + 1
+    platform_ = str(traced.environment["platform"])
+    cold = ceil(2 * cache_bytes(platform_) / min(layers.values()))
+    return min(total, max(shown, cold, _LEAST_LAYERS[platform_]))
+
+
+def _kinds(engine: VllmEngine) -> dict[str, list[str]]:
+    """Return the layers of each kind in the reduced engine, by the path of the first of the kind."""
+    from dooly.engines.vllm import stateful_attributes
+    from dooly.tracing import layer_kinds
+
+    kinds = layer_kinds(engine.network, stateful_attributes)
+    return {f"{path}.{m[0]}": [f"{path}.{i}" for i in m] for path, groups in kinds.items() for m in groups}

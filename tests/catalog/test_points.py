@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dbstore import JsonObject
+from dooly.batch import Batch
+from dooly.catalog import LAYER, STEP, engine_operations, layer_of, parameter_bytes, point_of
+from dooly.tracing import TracedDim, TracedModel, TracedOperation, TracedTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Make = Callable[..., TracedOperation]
+
+BATCH = Batch((1, 1, 30), (40, 20, 0), 1)
+
+
+def test_a_point_holds_what_the_latency_depends_on(operation: Make) -> None:
+    """Linear layers see the tokens, sampling the requests, attention each request, the step the new requests as well."""
+    attention = operation("t", "layers.0.attn", stateful=True, request_dims=("num_tokens", "query_key_pairs", "kv_tokens"))
+    step = operation("s", "", stage="engine", stateful=True)
+    requests = [[1, 20], [1, 40], [30, 0]]
+    assert point_of(operation("a", "q"), BATCH) == JsonObject({"dims": [32]})
+    assert point_of(operation("r", "sampler", request_dims=("num_reqs",)), BATCH) == JsonObject({"dims": [3]})
+    assert point_of(attention, BATCH) == JsonObject({"batch": requests})
+    assert point_of(step, BATCH) == JsonObject({"batch": requests, "num_new_requests": 1})
+
+
+def test_the_order_of_requests_does_not_make_a_point(operation: Make) -> None:
+    """Attention over the same requests in another order is the same point."""
+    attention = operation("t", "layers.0.attn", stateful=True)
+    assert point_of(attention, Batch((1, 2), (5, 6))) == point_of(attention, Batch((2, 1), (6, 5)))
+
+
+@pytest.mark.parametrize(
+    ("module", "layer"),
+    [
+        ("model.layers.0.mlp.gate_up_proj", "model.layers.0"),
+        ("model.layers.11.input_layernorm", "model.layers.11"),
+        ("model.norm", None),
+        ("lm_head", None),
+        ("", None),
+    ],
+)
+def test_layers_are_told_by_their_number(module: str, layer: str | None) -> None:
+    """A module belongs to the numbered layer on its path, if any."""
+    assert layer_of(module) == layer
+
+
+def test_each_kind_of_layer_and_the_step_are_operations(operation: Make) -> None:
+    """Layers count as often as their modules; what identifies them is what they run, not where."""
+    modules = (
+        operation("e", "model.embed_tokens"),
+        operation("q", "model.layers.0.q", count=5),
+        operation("w", "model.layers.0.attn", count=5),
+        operation("f", "model.layers.5.attn", count=1),
+    )
+    found = engine_operations(TracedModel("m", {}, modules), ())
+    assert [(op.name, op.module, op.count, op.stage) for op in found] == [
+        (LAYER, "model.layers.0", 5, "engine"),
+        (LAYER, "model.layers.5", 1, "engine"),
+        (STEP, "", 1, "engine"),
+    ]
+    renamed = tuple(operation(op.signature, op.module.replace("model.", "net."), count=op.count) for op in modules)
+    assert [op.signature for op in engine_operations(TracedModel("n", {}, renamed), ())] == [op.signature for op in found]
+    other = engine_operations(TracedModel("m", {}, (*modules, operation("k", "model.layers.0.k", count=5))), ())
+    assert [ours.signature == theirs.signature for ours, theirs in zip(found, other, strict=True)] == [False, True, True]
+
+
+def test_the_steps_identity_covers_code_outside_modules(operation: Make) -> None:
+    """What no module runs is measured with the step, so another such code is another step operation."""
+    traced = TracedModel("m", {}, (operation("q", "model.layers.0.q"),))
+    layer, step = engine_operations(traced, ())
+    layer_of_other, other = engine_operations(traced, (operation("x", ""),))
+    assert layer_of_other.signature == layer.signature
+    assert other.signature != step.signature
+
+
+def _tensor(dtype: str, *sizes: int, is_parameter: bool) -> TracedTensor:
+    return TracedTensor(dtype, tuple(TracedDim(str(n), "config", n) for n in sizes), is_parameter)
+
+
+def test_parameters_are_counted_in_bytes(operation: Make) -> None:
+    """Weights count in their type's bytes, activations and tables looked up by index do not."""
+    weight, bias = (_tensor("bfloat16", *sizes, is_parameter=True) for sizes in ((8, 4), (8,)))
+    activation = TracedTensor("bfloat16", (TracedDim("num_tokens", "request", None), *weight.shape[1:]), is_parameter=False)
+    index = TracedTensor("int64", activation.shape[:1], is_parameter=False)
+    assert parameter_bytes(operation("a", "q", inputs=(activation, weight, bias))) == 2 * (32 + 8)
+    assert parameter_bytes(operation("e", "embed", inputs=(index, weight))) == 0

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dbstore import JsonObject
+from dooly.catalog import point_of
+from dooly.engines import ServingConfig
+from dooly.measure import PASSES, plan_tasks
+from dooly.measure._tasks import shuffled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dooly.tracing import TracedOperation
+
+    Make = Callable[..., TracedOperation]
+
+Key = tuple[str, JsonObject]
+"""Signature and point."""
+SERVING = ServingConfig(max_model_len=512, max_num_batched_tokens=256, max_num_seqs=8)
+
+
+def _points(operations: tuple[TracedOperation, ...], known: Counter[Key]) -> Counter[Key]:
+    """Return how often a plan would measure each point, and check that no pass measures one twice."""
+    tasks = plan_tasks(operations, SERVING, lambda signature, point: known[signature, point])
+    points = [(task.number, op.signature, point_of(op, task.batch)) for task in tasks for op in task.missing]
+    assert len(set(points)) == len(points)
+    return Counter((signature, point) for _, signature, point in points)
+
+
+def test_operations_of_one_signature_share_their_points(operation: Make) -> None:
+    """The same operation in two modules is measured once."""
+    both = (operation("a", "layers.0.q"), operation("a", "layers.0.k"))
+    assert _points(both, Counter()) == _points(both[:1], Counter())
+
+
+def test_a_plan_over_a_full_store_is_empty(operation: Make) -> None:
+    """What is measured is not planned again, and a store with one point less gives a plan of that point."""
+    operations = (operation("a", "layers.0.q"), operation("r", "sampler", stage="sample", request_dims=("num_reqs",)))
+    everything = _points(operations, Counter())
+    assert len(everything) > 20
+    assert set(everything.values()) == {PASSES}
+    assert _points(operations, everything) == Counter()
+    lost = Counter({("a", JsonObject({"dims": [64]})): 1})
+    assert _points(operations, everything - lost) == lost
+
+
+def test_a_model_that_shares_operations_plans_the_rest(operation: Make) -> None:
+    """Beside a model with operations a and b, one with b and c needs the points of c only."""
+    a, b, c = (operation(name, f"layers.0.{name}") for name in "abc")
+    known = _points((a, b), Counter())
+    rest = _points((b, c), known)
+    assert {signature for signature, _ in rest} == {"c"}
+    assert rest == _points((c,), Counter())
+
+
+def test_a_task_lists_an_operation_once(operation: Make) -> None:
+    """A batch that gives two placements one point has one operation to measure."""
+    tasks = plan_tasks((operation("a", "q"), operation("a", "k")), SERVING, lambda _signature, _point: 0)
+    assert all(len(task.missing) == 1 for task in tasks)
+
+
+def test_the_order_of_work_is_mixed_and_the_same_each_time(operation: Make) -> None:
+    """Tasks run pass by pass, each pass shuffled in a way that does not change from run to run."""
+    tasks = plan_tasks((operation("a", "q"),), SERVING, lambda _signature, _point: 0)
+    order = shuffled(tasks)
+    assert order == shuffled(tasks) != list(tasks)
+    assert sorted(order, key=tasks.index) == list(tasks)
+    assert [task.number for task in order] == [task.number for task in tasks]
