@@ -15,6 +15,7 @@ from dooly.predict._latency_model import (
     FittedLayer,
     FittedOperation,
     LatencyModel,
+    MeasuredOperation,
     layer_features,
     layer_terms,
     step_features,
@@ -63,14 +64,14 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
     Raises:
         MissingOperationError: The store lacks an operation of the model.
     """
-    fitted: dict[str, Regressor] = {}
+    fitted: dict[str, MeasuredOperation] = {}
     records = {op.signature: _records(store, op, environment, traced.model) for op in traced.operations}
     for operation in traced.operations:
         if operation.stage != "engine" and operation.signature not in fitted:
             work = OperationWork(operation)
             batches, latency_ns = _points(work, records[operation.signature])
             regressor = fit_regressor(work.terms(batches), work.features(batches), latency_ns)
-            fitted[operation.signature] = regressor
+            fitted[operation.signature] = MeasuredOperation(regressor)
     rows = [op for op in traced.operations if op.stage != "engine"]
     outside = tuple(
         FittedOperation(op, OperationWork(op), fitted[op.signature])
@@ -94,7 +95,7 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
 
 
 def _layer(
-    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, Regressor], records: Sequence[Record]
+    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, MeasuredOperation], records: Sequence[Record]
 ) -> FittedLayer:
     members = tuple(
         FittedOperation(op, OperationWork(op), fitted[op.signature])
@@ -105,7 +106,7 @@ def _layer(
     batches, latency_ns = _batches(records)
     inner = np.zeros(len(latency_ns))
     for member in members:
-        inner += member.regressor.predict_ns(member.work.terms(batches), member.work.features(batches))
+        inner += member.latency_ns(batches)
     regressor: Regressor = fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns)
     return FittedLayer(layer, members, regressor)
 
