@@ -49,15 +49,3 @@ class Files(Protocol):
     def sweep(self) -> None:
         """Remove what killed writers left aside."""
         ...
-
-
-def open_files(path_or_url: str) -> Files:
-    """Return the storage at a local path, a `file://` URL or any other fsspec URL."""
-    from dbstore._local import LocalFiles
-
-    scheme, separator, rest = path_or_url.partition("://")
-    if not separator or scheme == "file":
-        return LocalFiles(rest if separator else path_or_url)
-    from dbstore._remote import RemoteFiles
-
-    return RemoteFiles(path_or_url)

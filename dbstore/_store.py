@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from dbstore import _sweeps
 from dbstore._environment import Environment
 from dbstore._errors import InvalidRecordError, RecordNotFoundError, SchemaVersionError, StoreError, StoreNotFoundError
-from dbstore._files import GROUP, Files, open_files
+from dbstore._files import GROUP, Files
 from dbstore._json import JSON, JsonObject
+from dbstore._open import open_files
 from dbstore._reading import key_path, read_entries, read_keys, read_sweeps
 from dbstore._record import Record, checked_name
 from dbstore._survey import Problem, StoreInfo, survey, verify

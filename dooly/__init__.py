@@ -18,6 +18,7 @@ from dooly.validation import validate
 
 if TYPE_CHECKING:
     __version__: str
+    """Version of the installed distribution."""
 
 __all__ = [
     "Batch",

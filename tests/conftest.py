@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dooly.tracing import TracedOperation
+from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,3 +53,15 @@ def operation() -> Callable[..., TracedOperation]:
         return TracedOperation(**(values | fields))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def residuals(modules: ModuleType) -> TracedModel:
+    """The operations of an embedding, two equal layers and a head, its tokens named as an engine names them."""
+    import torch
+
+    from dooly.tracing import trace
+
+    module = trace(modules.Residuals(), request_dims={"ids": ("num_tokens",)})
+    module(torch.ones(5, dtype=torch.int64))
+    return module.traced

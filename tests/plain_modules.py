@@ -96,3 +96,48 @@ class Pairs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (rows, rows)."""
         return (x * self.scale) @ x.T
+
+
+class Residual(nn.Module):
+    """A projection and its inverse, with a residual around both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intermediate_size_of_all_the_experts_together = 24
+        self.up = nn.Linear(8, self.intermediate_size_of_all_the_experts_together, bias=False)
+        self.down = nn.Linear(24, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (tokens, 8)."""
+        inner = self.up(x).view(-1, self.intermediate_size_of_all_the_experts_together)
+        return x + self.down(torch.relu(inner))
+
+
+class Residuals(nn.Module):
+    """An embedding, two equal layers and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.layers = nn.ModuleList(Residual() for _ in range(2))
+        self.lm_head = nn.Linear(8, 32, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (tokens, 32)."""
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(x)
+
+
+class Branches(nn.Module):
+    """Three projections side by side; the first goes to the next line and past it, the last skips it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.inner, self.join = (nn.Linear(8, 8, bias=False) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (tokens, 8)."""
+        first = self.first(x)
+        return self.join(self.inner(first + self.second(x)) + first + self.third(x))

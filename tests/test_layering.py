@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import networkx as nx
 import pytest
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ ORDER = (
     "dooly.predict",
     "dooly.simulation",
     "dooly.validation",
+    "dooly.report",
     "dooly.cli",
     "dooly.__main__",
 )
@@ -86,6 +88,20 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def circles(root: Path) -> list[tuple[str, ...]]:
+    """Return the groups of modules under `root` that import each other, around whatever corner; each sorted by name."""
+    paths = {path: ".".join(path.relative_to(root).with_suffix("").parts) for p in PACKAGES for path in (root / p).rglob("*.py")}
+    names = {path: name.removesuffix(".__init__") for path, name in paths.items()}
+    modules = set(names.values())
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for path, name in names.items():
+        for _line, imported in _imports(path, ".".join(path.parent.relative_to(root).parts)):
+            target = imported if imported in modules else imported.rpartition(".")[0]
+            if target in modules:
+                graph.add_edge(name, target)
+    return sorted(tuple(sorted(group)) for group in nx.strongly_connected_components(graph) if len(group) > 1)
+
+
 def _write(root: Path, files: dict[str, str]) -> Path:
     for name, source in files.items():
         path = root / name
@@ -136,6 +152,23 @@ def test_right_imports_pass(tmp_path: Path) -> None:
         "passes/graph.py": "import torch.fx\nfrom passes._errors import PassError",
     }
     assert violations(_write(tmp_path, files)) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Within a room too imports point one way, those within functions and for types included."""
+    assert circles(ROOT) == []
+
+
+def test_a_circle_is_named(tmp_path: Path) -> None:
+    """Modules that import each other are found around a corner and within functions; one that its package re-exports is none."""
+    files = {
+        "dbstore/__init__.py": "from dbstore._a import A",
+        "dbstore/_a.py": "def open():\n    from dbstore._b import B",
+        "dbstore/_b.py": "if TYPE_CHECKING:\n    from dbstore import _c",
+        "dbstore/_c.py": "import dbstore._a",
+        "dbstore/_d.py": "from dbstore import A",
+    }
+    assert circles(_write(tmp_path, files)) == [("dbstore._a", "dbstore._b", "dbstore._c")]
 
 
 def _loaded(statement: str, path: str = "") -> set[str]:

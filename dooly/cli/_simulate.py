@@ -48,9 +48,9 @@ def simulate(  # noqa: PLR0913 - one argument an option
     if csv_file is not None:
         result.write_csv(csv_file)
     if html_file is not None:
-        from dooly.cli._report import write_report
+        from dooly.report import write_simulation
 
-        write_report(result, f"{source.name}: {workload}", html_file)
+        write_simulation(result, f"{source.name}: {workload}", html_file)
     if write_json(result.summary(), json_file):
         _show(result)
 

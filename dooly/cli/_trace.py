@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dooly.cli._batch import DEFAULT_BATCH, parse_batch
-from dooly.cli._costs import cost_operations
 from dooly.cli._options import BatchText, EngineName, HtmlFile, JsonFile, Model, engine_flags
 from dooly.cli._output import progress_bar, write_json
 from dooly.cli._trace_table import print_operations
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
+from dooly.report import cost_operations
 
 if TYPE_CHECKING:
     from dooly.engines import ModelSource
@@ -37,9 +37,9 @@ def trace(  # noqa: PLR0913 - one argument an option
         traced = _traced(source, serving, engine, pipeline_rank)
     rows = cost_operations(traced, step)
     if html_file is not None:
-        from dooly.cli._trace_page import write_page
+        from dooly.report import write_trace
 
-        write_page(traced, rows, batch, html_file)
+        write_trace(traced, rows, batch, html_file)
     if write_json(traced.to_json(), json_file):
         print_operations(traced, rows, batch)
 

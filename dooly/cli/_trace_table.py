@@ -5,9 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from dooly.cli._costs import total_cost
-from dooly.cli._output import human
-from dooly.cli._trace_facts import config_values, layer_counts, layer_of, spell_dim
+from dooly.report import config_values, human, layer_counts, layer_of, spell_dim, total_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from dooly.cli._costs import CostedOperation
+    from dooly.report import CostedOperation
     from dooly.tracing import TracedDim, TracedModel, TracedTensor
 
 _PIPE_WIDTH = 100

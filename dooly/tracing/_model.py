@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError
-from dooly.tracing._text import format_table
+from dooly.tracing._text import NO_BREAK, format_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,7 +122,7 @@ class TracedModel:
         return f"<TracedModel {self.model}: {len(self.operations)} operations>"
 
     def __str__(self) -> str:
-        return format_table(self)
+        return format_table(self.model, [("operation", "count", "stage", "inputs -> outputs"), *map(_cells, self.operations)])
 
     @property
     def edges(self) -> tuple[tuple[str, str], ...]:
@@ -193,3 +193,13 @@ def _operation_from_json(data: Mapping[str, Any]) -> TracedOperation:
 def _tensor_from_json(data: Mapping[str, Any]) -> TracedTensor:
     shape = tuple(TracedDim(d["expr"], d["origin"], d.get("value")) for d in data["shape"])
     return TracedTensor(data["dtype"], shape, data["is_parameter"], data.get("parameter"))
+
+
+def _cells(operation: TracedOperation) -> tuple[str, str, str, str]:
+    """Return path, count, stage, and the shapes read and written, over names, none of them broken in a line."""
+    shapes = [*map(_shape, operation.inputs), f"->{NO_BREAK}{' '.join(map(_shape, operation.outputs))}"]
+    return operation.module or operation.name, str(operation.count), operation.stage, " ".join(shapes)
+
+
+def _shape(tensor: TracedTensor) -> str:
+    return f"[{', '.join(dim.expr for dim in tensor.shape)}]".replace(" ", NO_BREAK)

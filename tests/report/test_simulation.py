@@ -1,11 +1,12 @@
-"""The HTML report."""
+"""The page of a simulation."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from dooly.cli._report import count_over_time, write_report
+from dooly.report import write_simulation
+from dooly.report._simulation import count_over_time
 from dooly.simulation import RequestTimes, SimulationResult
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def test_open_intervals_are_counted_from_each_change_on() -> None:
 def test_the_report_stands_alone(tmp_path: Path) -> None:
     """The page carries title and script, and loads nothing from elsewhere; requests of one token need no TPOT."""
     rows = (RequestTimes(0, 0.0, 10, 3, 0.1, 0.2, 0.4), RequestTimes(1, 0.1, 10, 1, 0.2, 0.3, 0.3))
-    write_report(SimulationResult(rows, 4, 0, 0.01), "a title", tmp_path / "report.html")
+    write_simulation(SimulationResult(rows, 4, 0, 0.01), "a title", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "a title" in page
     assert "Plotly.newPlot" in page

@@ -1,4 +1,4 @@
-"""What the table and the page of `dooly trace` both tell of a traced model."""
+"""What tables and pages both tell of a traced model."""
 
 from __future__ import annotations
 

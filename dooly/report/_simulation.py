@@ -1,4 +1,4 @@
-"""The report that `dooly simulate --html` writes: one file that needs no network."""
+"""The page of a simulation: one file that needs no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dooly.simulation import SimulationResult
 
 
-def write_report(result: SimulationResult, title: str, path: Path) -> None:
+def write_simulation(result: SimulationResult, title: str, path: Path) -> None:
     """Write TTFT and TPOT distributions and a timeline of requests as one self-contained HTML page."""
     from plotly import graph_objects
     from plotly.subplots import make_subplots

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from dooly.cli._trace_facts import layer_of
+from dooly.report._trace_facts import layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from plotly.graph_objects import Figure
 
-    from dooly.cli._costs import CostedOperation
+    from dooly.report._costs import CostedOperation
     from dooly.tracing import TracedModel
 
 COLORS = {"stateful": "#ffe8cc", "products": "#d0ebff", "memory": "#f1f3f5"}

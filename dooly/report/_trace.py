@@ -1,4 +1,4 @@
-"""The page that `dooly trace --html` writes: data flow, costs and dimensions of a model, in one file that needs no network."""
+"""The page of a traced model: data flow, costs and dimensions of a model, in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from string import Template
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from dooly.cli._costs import total_cost
-from dooly.cli._flow_chart import COLORS, draw_flow, kind_of
-from dooly.cli._output import human
-from dooly.cli._trace_facts import config_values, layer_counts, spell_dim
+from dooly.report._costs import total_cost
+from dooly.report._flow_chart import COLORS, draw_flow, kind_of
+from dooly.report._quantity import human
+from dooly.report._trace_facts import config_values, layer_counts, spell_dim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from plotly.graph_objects import Figure
 
-    from dooly.cli._costs import CostedOperation
+    from dooly.report._costs import CostedOperation
     from dooly.tracing import TracedDim, TracedModel, TracedOperation, TracedTensor
 
 _DIM_COLORS = {"config": "#2b8a3e", "request": "#1864ab", "mixed": "#9c36b5"}
@@ -91,7 +91,7 @@ Rest the pointer on FLOPs or bytes for their closed form.</p>
 """)
 
 
-def write_page(traced: TracedModel, rows: Sequence[CostedOperation], batch: str, path: Path) -> None:
+def write_trace(traced: TracedModel, rows: Sequence[CostedOperation], batch: str, path: Path) -> None:
     """Write a traced model as one self-contained HTML page, with FLOPs and bytes in the batch that `batch` spells."""
     total = total_cost(rows)
     incomplete = (

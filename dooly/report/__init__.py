@@ -1,0 +1,23 @@
+"""Pages and figures: a traced model and a simulation, each as one HTML file that needs no network."""
+
+from dooly.report._costs import Cost, CostedOperation, cost_operations, total_cost
+from dooly.report._flow_chart import draw_flow
+from dooly.report._quantity import human
+from dooly.report._simulation import write_simulation
+from dooly.report._trace import write_trace
+from dooly.report._trace_facts import config_values, layer_counts, layer_of, spell_dim
+
+__all__ = [
+    "Cost",
+    "CostedOperation",
+    "config_values",
+    "cost_operations",
+    "draw_flow",
+    "human",
+    "layer_counts",
+    "layer_of",
+    "spell_dim",
+    "total_cost",
+    "write_simulation",
+    "write_trace",
+]
