@@ -54,6 +54,11 @@ def writable_or_stdout(path: Path | None) -> Path | None:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a config.json, or a name that `dooly models` lists.")]
 Database = Annotated[str, typer.Option("--db", metavar="PATH", help="Latency store: a folder or an fsspec URL.")]
+OptionalDatabase = Annotated[str | None, typer.Option("--db", metavar="PATH", help="Latency store: a folder or an fsspec URL.")]
+HardwareName = Annotated[
+    str | None,
+    typer.Option("--hardware", metavar="NAME", help="A device that `dooly hardware` lists, in place of --db."),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
+from dooly.predict._fit_hardware import listed_hardware
 from dooly.predict._fit_module import load_module_latency
 from dooly.predict._hardware import Hardware
 from dooly.predict._latency_model import LatencyModel, StepLatency
@@ -16,6 +17,7 @@ __all__ = [
     "OperationWork",
     "StepLatency",
     "fit_latency_model",
+    "listed_hardware",
     "load_latency_model",
     "load_module_latency",
 ]

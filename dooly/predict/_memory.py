@@ -50,7 +50,7 @@ def weight_bytes(traced: TracedModel) -> int:
 
 
 def peak_activation_bytes(traced: TracedModel, serving: ServingConfig) -> int:
-    """Return the most bytes that one step's activations take at the engine's limits: the largest operation's and hidden states."""
+    """Return the most bytes that a step's activations take at the engine's limits: its largest operation's and hidden states."""
     peak = hidden = 0
     for operation in traced.operations:
         if operation.stage != "engine":
