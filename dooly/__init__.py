@@ -11,7 +11,16 @@ from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import DoolyError
 from dooly.measure import profile, profile_module
-from dooly.predict import LatencyModel, ModuleLatency, load_latency_model, load_module_latency
+from dooly.predict import (
+    Hardware,
+    Interconnect,
+    LatencyModel,
+    ModuleLatency,
+    StepLatency,
+    listed_hardware,
+    load_latency_model,
+    load_module_latency,
+)
 from dooly.simulation import Workload, parse_workload, simulate
 from dooly.tracing import TracedModel, trace
 from dooly.validation import validate
@@ -23,13 +32,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "DoolyError",
+    "Hardware",
+    "Interconnect",
     "LatencyModel",
     "ModuleLatency",
     "ServingConfig",
+    "StepLatency",
     "TracedModel",
     "Workload",
     "__version__",
     "find_model",
+    "listed_hardware",
     "load_latency_model",
     "load_module_latency",
     "parse_workload",

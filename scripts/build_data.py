@@ -3,8 +3,8 @@
     python scripts/build_data.py tables               # needs the engine; minutes
     python scripts/build_data.py devices GPUDATA      # needs pyarrow; minutes
 
-GPUDATA holds aiconfigurator's tables, a folder a system (`aiconfigurator/h200_sxm`, ...). For each family it prints how far off
-it is on configurations held out of its fit.
+GPUDATA holds aiconfigurator's tables, a folder a system (`aiconfigurator/h200_sxm`, ...), and LLMServingSim's bundles
+(`llmservingsim/rtxpro6000/MODEL/tpN`). For each family it prints how far off it is on configurations held out of its fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dooly.engines import ServingConfig, listed_models
+from dooly.engines import ServingConfig, find_model, listed_models
 from dooly.errors import UnsupportedModelError
 
 DATA = Path(__file__).parents[1] / "dooly" / "data"
@@ -24,6 +24,13 @@ SYSTEMS = {
 }
 FLOPS_PER_S, NUM_SMS = 989e12, 132
 RANKS = (1, 2, 4, 8)
+BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
+BUNDLED = (("llama-3.1-8b", 1), ("llama-3.1-8b", 2), ("qwen3-32b", 2))
+"""Models and ranks whose operations were measured; mixtures of experts are not read yet."""
+RTX = ("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 102_641_958_912, 1.597e12, 503.8e12, 188)
+"""Name, device, memory as the driver reports it; bandwidth, dense bf16 rate and multiprocessors by the datasheet."""
+GAP_NS = 500.0
+"""Between two kernels of a CUDA graph: one of 2.9 us took 3.4 us there (A. Gray, NVIDIA Technical Blog, 5 September 2019)."""
 
 
 def build_devices(gpudata: Path) -> None:
@@ -36,6 +43,27 @@ def build_devices(gpudata: Path) -> None:
         for family, found in build_device(gpudata / "aiconfigurator" / folder, DATA / name, facts).items():
             errors = f"{found.relative_error:.1%} median, {found.relative_error_p90:.1%} p90"
             print(f"{name} {family}: {found.num_points} points of {found.num_configurations} configurations, held out {errors}")
+
+
+def build_bundled(gpudata: Path) -> None:
+    """Write the data of the device that bundles were measured on."""
+    from dooly.catalog import operation_table
+    from dooly.imports import build_bundled_device
+    from dooly.predict import Hardware
+
+    name, device, memory_bytes, bandwidth, flops_per_s, num_sms = RTX
+    facts = Hardware(
+        name, device, memory_bytes, bandwidth, flops_per_s, num_sms, bandwidth, 0.0, "vllm 0.19.0", BUNDLES, gap_ns=GAP_NS
+    )
+    bundles = {
+        gpudata / "llmservingsim" / name / model / f"tp{ranks}": operation_table(
+            find_model(model), ServingConfig(tensor_parallel_size=ranks)
+        )
+        for model, ranks in BUNDLED
+    }
+    for folder, found in build_bundled_device(bundles, DATA / name, facts).items():
+        errors = ", ".join(f"{r.relative_error:.1%} median, {r.relative_error_p90:.1%} p90" for r in found.attention.values())
+        print(f"{folder.parent.name} {folder.name}: attention held out {errors}; not placed: {', '.join(found.unplaced)}")
 
 
 def build_tables() -> None:
@@ -61,5 +89,6 @@ if __name__ == "__main__":
         build_tables()
     elif what == "devices" and rest:
         build_devices(Path(rest[0]))
+        build_bundled(Path(rest[0]))
     else:
         sys.exit(__doc__)

@@ -27,6 +27,7 @@ ORDER = (
     "dooly.catalog",
     "dooly.measure",
     "dooly.predict",
+    "dooly.imports",
     "dooly.simulation",
     "dooly.validation",
     "dooly.report",
@@ -37,6 +38,7 @@ ORDER = (
 FORBIDDEN = {
     "passes": ("dooly", "dbstore", "vllm", "zarr"),
     "dbstore": ("dooly", "passes", "torch", "vllm"),
+    "dooly.imports": ("torch", "vllm", "dooly.measure"),
     "dooly.predict": ("torch", "vllm", "dooly.measure"),  # both stand on the catalog, side by side
     "dooly.simulation": ("torch", "vllm"),
 }

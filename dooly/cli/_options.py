@@ -59,6 +59,14 @@ HardwareName = Annotated[
     str | None,
     typer.Option("--hardware", metavar="NAME", help="A device that `dooly hardware` lists, in place of --db."),
 ]
+InterconnectText = Annotated[
+    str | None,
+    typer.Option(
+        "--interconnect",
+        metavar="SPEC",
+        help="With --hardware: a link between ranks in place of measured collectives, as bandwidth=16,latency=20 (GB/s, us).",
+    ),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import typer
 
 from dooly.batch import Batch
-from dooly.cli._options import CsvFile, HardwareName, HtmlFile, JsonFile, Model, OptionalDatabase, WorkloadText, engine_flags
+from dooly.cli._options import (
+    CsvFile,
+    HardwareName,
+    HtmlFile,
+    InterconnectText,
+    JsonFile,
+    Model,
+    OptionalDatabase,
+    WorkloadText,
+    engine_flags,
+)
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 
@@ -28,6 +38,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     workload: WorkloadText,
     db: OptionalDatabase = None,
     hardware: HardwareName = None,
+    interconnect: InterconnectText = None,
     json_file: JsonFile = None,
     csv_file: CsvFile = None,
     html_file: HtmlFile = None,
@@ -37,15 +48,16 @@ def simulate(  # noqa: PLR0913 - one argument an option
     if (db is None) == (hardware is None):
         raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
     from dbstore import Store
-    from dooly.predict import load_latency_model
+    from dooly.predict import Interconnect, load_latency_model
     from dooly.simulation import parse_workload, scheduler_config
     from dooly.simulation import simulate as serve
 
     source = find_model(model)
+    link = None if interconnect is None else Interconnect.parse(interconnect)
     requests = parse_workload(workload)
     with progress_bar(f"{source.name}: simulating"):
         store = None if db is None else Store.open(db)
-        latency = load_latency_model(store, source, serving, hardware=hardware)
+        latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
         config = scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size)
         result = serve(requests, latency, config)
     if hardware is None:

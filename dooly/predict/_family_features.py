@@ -69,6 +69,25 @@ def prefill_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWor
     )
 
 
+def mixed_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWork) -> tuple[Floats, Floats]:
+    """Return roofline and features of attention over batches of any kind, decodes and prefills together, equal or not.
+
+    For a shape that was measured so itself: how unequal decodes are enters by the longest and the spread over the mean.
+    """
+    flops, traffic = _attention_cost(
+        shape,
+        work.num_decodes + work.prefill_tokens,
+        work.decode_kv_tokens + work.prefill_pairs,
+        work.decode_kv_tokens + work.prefill_kv_tokens,
+    )
+    count = np.maximum(work.num_decodes, 1)
+    mean = np.maximum(work.decode_kv_tokens / count, 1)
+    spread = np.sqrt(np.maximum(work.decode_kv_squares / count - mean**2, 0)) / mean
+    amounts = (work.columns(), mean, work.decode_longest, flops, traffic, work.prefill_pairs / np.maximum(work.prefill_tokens, 1))
+    features: Floats = np.column_stack([*(np.log1p(values) for values in amounts), spread, work.decode_longest / mean])
+    return hardware.roofline_ns(flops, traffic), features
+
+
 def _attention_cost(shape: AttentionShape, queries: Floats, pairs: Floats, kv_tokens: Floats) -> tuple[Floats, Floats]:
     item = cache_bytes(shape.dtype)
     cache = 2 * shape.num_kv_heads * shape.head_size * item * (kv_tokens + queries)

@@ -85,6 +85,10 @@ class AttentionWork:
     """Requests with several queries."""
     longest: Floats
     """Positions that the longest request reads."""
+    decode_longest: Floats
+    """Positions that the longest decode reads."""
+    decode_kv_squares: Floats
+    """Squares of the positions that each decode reads, summed: with the sum, how unequal they are."""
 
     @classmethod
     def of(cls, batches: BatchArrays, window: int | None) -> AttentionWork:
@@ -102,6 +106,8 @@ class AttentionWork:
             num_decodes=_sum(decode, decode),
             num_prefills=_sum(prefill, prefill),
             longest=np.where(new > 0, read, 0).max(axis=1).astype(np.float64),
+            decode_longest=np.where(decode, read, 0).max(axis=1).astype(np.float64),
+            decode_kv_squares=_sum(read * read, decode),
         )
 
     @property

@@ -12,17 +12,9 @@ from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit_hardware import load_hardware_model
-from dooly.predict._latency_model import (
-    Domain,
-    FittedLayer,
-    FittedOperation,
-    LatencyModel,
-    MeasuredOperation,
-    layer_features,
-    layer_terms,
-    step_features,
-    step_terms,
-)
+from dooly.predict._fitted import FittedLayer, FittedOperation, layer_features, layer_terms, step_features, step_terms
+from dooly.predict._latency_model import Domain, LatencyModel
+from dooly.predict._measured import MeasuredOperation
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import Regressor, fit_regressor
 
@@ -32,18 +24,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dbstore import Environment, Record, Store
+    from dooly.predict._interconnect import Interconnect
     from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
 
 
-def load_latency_model(
+def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardware and its link
     store: Store | None = None,
     model: ModelSource | None = None,
     serving: ServingConfig | None = None,
     environment: Environment | None = None,
     *,
     hardware: str | None = None,
+    interconnect: Interconnect | None = None,
 ) -> LatencyModel:
     """Return the latency model of a model: fitted to what a store holds about it, or for a device whose measurements ship.
 
@@ -53,6 +47,7 @@ def load_latency_model(
         serving: The engine settings that the model was profiled with, or for `hardware`, those to predict.
         environment: The environment that it was profiled in; None where the store holds it in one only.
         hardware: Name of a device that `dooly hardware` lists, in place of a store.
+        interconnect: A link between its ranks that prices collectives, in place of what was measured of them.
 
     Raises:
         MissingOperationError: The store lacks the model, the environment, or an operation, and the message names the command that
@@ -66,7 +61,7 @@ def load_latency_model(
     if hardware is not None:
         if store is not None or environment is not None:
             raise InvalidInputError("load_latency_model: hardware stands in place of a store and an environment; give either")
-        return load_hardware_model(hardware, model, serving)
+        return load_hardware_model(hardware, model, serving, interconnect)
     opened = check_store("load_latency_model", store)
     serving.require_one_rank()
     return fit_latency_model(opened, *profiled_model(opened, model, serving, environment))

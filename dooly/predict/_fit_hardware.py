@@ -10,8 +10,9 @@ from dbstore import Environment
 from dooly.catalog import LAYER, layer_of, operation_table
 from dooly.errors import InvalidInputError
 from dooly.predict._device_latencies import DeviceLatencies
+from dooly.predict._fitted import FittedLayer, FittedOperation
 from dooly.predict._hardware import Hardware
-from dooly.predict._latency_model import Domain, FittedLayer, FittedOperation, LatencyModel
+from dooly.predict._latency_model import Domain, LatencyModel
 from dooly.predict._operation import OperationWork
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dooly.engines import ModelSource, ServingConfig
-    from dooly.predict._device_latencies import OperationLatency
+    from dooly.predict._interconnect import Interconnect
+    from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
 _BLOCK_SIZE = 16
@@ -32,7 +34,9 @@ def listed_hardware() -> tuple[Hardware, ...]:
         return tuple(Hardware.read(file.parent) for file in sorted(data.glob("*/hardware.json")))
 
 
-def load_hardware_model(name: str, model: ModelSource, serving: ServingConfig) -> LatencyModel:
+def load_hardware_model(
+    name: str, model: ModelSource, serving: ServingConfig, interconnect: Interconnect | None = None
+) -> LatencyModel:
     """Return the latency model of a model on a device whose measurements ship with Dooly.
 
     Its steps are the sum of their operations, as in an engine that runs them in CUDA graphs and schedules ahead: what the engine
@@ -47,7 +51,7 @@ def load_hardware_model(name: str, model: ModelSource, serving: ServingConfig) -
         if not (folder / "hardware.json").is_file():
             known = ", ".join(hardware.name for hardware in listed_hardware())
             raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")
-        device = DeviceLatencies(folder)
+        device = DeviceLatencies(folder, interconnect)
         return assemble(operation_table(model, serving), device, serving)
 
 
@@ -58,7 +62,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
     def fitted(operation: TracedOperation) -> FittedOperation:
         if operation.signature not in latencies:
             latencies[operation.signature] = device.of(operation, traced.model)
-        return FittedOperation(operation, OperationWork(operation), latencies[operation.signature])
+        return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
     rows = [op for op in traced.operations if op.stage != "engine"]
     outside = tuple(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.errors import OutOfDomainError, UnsupportedModelError
-from dooly.predict._device_latencies import SOURCES
 from dooly.predict._features import BatchArrays
+from dooly.predict._fitted import generic_path, operation_name, step_features, step_terms
 from dooly.predict._memory import cache_room_bytes, token_bytes
+from dooly.predict._sources import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from dbstore import Environment
     from dooly.batch import Batch
     from dooly.engines import ServingConfig
-    from dooly.predict._device_latencies import OperationLatency, Source
+    from dooly.predict._fitted import FittedLayer, FittedOperation
     from dooly.predict._hardware import Hardware
-    from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
-    from dooly.tracing import TracedModel, TracedOperation
+    from dooly.predict._sources import Source
+    from dooly.tracing import TracedModel
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -46,59 +47,6 @@ class StepLatency:
     provenance: Mapping[Source, float]
     """Share of the seconds that is from records of the very operations (`measured`), from others of their families (`family`),
     or from bytes over a measured bandwidth (`estimated`); the shares add up to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredOperation:
-    """What the records of an operation say it takes."""
-
-    regressor: Regressor
-    """Fitted to the records."""
-    source: Source = "measured"
-    """Where the latencies are from."""
-
-    @property
-    def relative_error(self) -> float:
-        """Median relative error on held-out points."""
-        return self.regressor.relative_error
-
-    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
-        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
-        return self.regressor.predict_ns(work.terms(batches), work.features(batches))
-
-
-@dataclass(frozen=True, slots=True)
-class FittedOperation:
-    """An operation with what predicts it."""
-
-    operation: TracedOperation
-    """The traced operation."""
-    work: OperationWork
-    """Its closed forms."""
-    latency: OperationLatency
-    """What it takes, and where that is from."""
-
-    def latency_ns(self, batches: BatchArrays) -> Floats:
-        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
-        return self.latency.latency_ns(self.work, batches)
-
-
-@dataclass(frozen=True, slots=True)
-class FittedLayer:
-    """A kind of layer: its operations, and the regressor of the whole."""
-
-    operation: TracedOperation
-    """The whole layer."""
-    members: tuple[FittedOperation, ...]
-    """The operations that it runs, one entry a run."""
-    regressor: Regressor | None
-    """Latency of the layer, on the sum of its operations; None where no layer was measured as a whole, and the sum is all."""
-
-    def whole_ns(self, inner: Floats, batches: BatchArrays) -> Floats:
-        """Return the latency of the layer in each batch, given the sum of its operations, shape (num_batches,) both."""
-        if self.regressor is None:
-            return inner
-        return self.regressor.predict_ns(layer_terms(inner, batches), layer_features(batches))
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,36 +251,3 @@ class LatencyModel:
         beyond = {flag: found for flag, found in asked.items() if found[0] > found[1]}
         facts = ", ".join(f"{value} {what} where {limit} were measured" for value, limit, what in beyond.values())
         return f"step: {facts}; profile {self.traced.model} with a larger {' and '.join(beyond)}, or simulate with a smaller"
-
-
-def layer_terms(inner: Floats, batches: BatchArrays) -> Floats:
-    """Return the base terms of a whole layer: its operations' sum, a constant, and a part per token."""
-    return np.column_stack([inner, np.ones(len(inner)), batches.num_tokens])
-
-
-def layer_features(batches: BatchArrays) -> Floats:
-    """Return the tree features of a whole layer."""
-    work = batches.attention(None)
-    return np.column_stack([batches.num_tokens, batches.num_reqs, work.decode_kv_tokens, work.prefill_pairs])
-
-
-def step_terms(batches: BatchArrays) -> Floats:
-    """Return the base terms of the engine's own work in a step."""
-    counts = (batches.num_reqs, batches.num_tokens, batches.num_new_requests)
-    return np.column_stack([np.ones(len(batches.new)), *counts])
-
-
-def step_features(batches: BatchArrays) -> Floats:
-    """Return the tree features of the engine's own work in a step."""
-    return np.column_stack([batches.num_reqs, batches.num_tokens, batches.num_new_requests])
-
-
-def operation_name(operation: TracedOperation) -> str:
-    """Return what breakdowns call an operation: its module, and the collective that the module runs behind its own work."""
-    collective = operation.name in {"all_reduce", "all_gather", "gather", "reduce_scatter"}
-    return f"{operation.module}.{operation.name}" if collective else operation.module
-
-
-def generic_path(module: str) -> str:
-    """Return a module path with the layer's number taken out."""
-    return ".".join("*" if part.isdigit() else part for part in module.split("."))

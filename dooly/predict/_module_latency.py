@@ -9,7 +9,8 @@ import numpy as np
 
 from dooly.catalog import MODULE, check_sizes
 from dooly.errors import OutOfDomainError
-from dooly.predict._latency_model import StepLatency, generic_path
+from dooly.predict._fitted import generic_path
+from dooly.predict._latency_model import StepLatency
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

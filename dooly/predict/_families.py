@@ -1,0 +1,79 @@
+"""Operations that were not measured themselves, by the families that they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.predict._family_features import decode_inputs, linear_inputs, prefill_inputs
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dooly.predict._family import FamilyRegressor
+    from dooly.predict._features import BatchArrays
+    from dooly.predict._hardware import Hardware
+    from dooly.predict._kinds import AttentionShape, LinearLayer
+    from dooly.predict._operation import OperationWork
+    from dooly.predict._sources import Source
+
+    Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFamily:
+    """A linear layer, by the family of all."""
+
+    layer: LinearLayer
+    """Its widths."""
+    hardware: Hardware
+    """The device."""
+    regressor: FamilyRegressor
+    """The family's regressor."""
+    source: Source = "family"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error over widths that the family did not know."""
+        return self.regressor.relative_error
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        m = work.sizes(batches)
+        n, k = (np.full(len(m), float(size)) for size in (self.layer.n, self.layer.k))
+        return self.regressor.predict_ns(*linear_inputs(self.hardware, m, n, k, 2.0))
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionFamily:
+    """Attention, by the families of its decodes and prefills; in a batch of both, one after the other."""
+
+    shape: AttentionShape
+    """Its heads."""
+    hardware: Hardware
+    """The device."""
+    decodes: FamilyRegressor
+    """The regressor of batches that decode."""
+    prefills: FamilyRegressor
+    """The regressor of batches that prefill."""
+    source: Source = "family"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error over shapes that the families did not know, of the worse of the two."""
+        return max(self.decodes.relative_error, self.prefills.relative_error)
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        amounts = batches.attention(work.window)
+        has_decodes, has_prefills = amounts.num_decodes > 0, amounts.num_prefills > 0
+        total = np.zeros(len(has_decodes))
+        if has_decodes.any():
+            total += np.where(has_decodes, self.decodes.predict_ns(*decode_inputs(self.hardware, self.shape, amounts)), 0)
+        if has_prefills.any():
+            total += np.where(has_prefills, self.prefills.predict_ns(*prefill_inputs(self.hardware, self.shape, amounts)), 0)
+        return np.asarray(total - np.where(has_decodes & has_prefills, self.hardware.launch_ns, 0))

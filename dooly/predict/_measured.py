@@ -1,0 +1,137 @@
+"""Operations that were measured themselves: fitted to their records, or between the points of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.predict._family_features import mixed_inputs
+from dooly.predict._sources import ESTIMATE_ERROR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from dooly.predict._family import FamilyRegressor
+    from dooly.predict._features import BatchArrays
+    from dooly.predict._hardware import Hardware
+    from dooly.predict._kinds import AttentionShape
+    from dooly.predict._operation import OperationWork
+    from dooly.predict._regressor import Regressor
+    from dooly.predict._sources import Source
+
+    Floats = npt.NDArray[np.float64]
+
+_FEW = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredOperation:
+    """What the records of an operation say it takes."""
+
+    regressor: Regressor
+    """Fitted to the records."""
+    source: Source = "measured"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error on held-out points."""
+        return self.regressor.relative_error
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        return self.regressor.predict_ns(work.terms(batches), work.features(batches))
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredSizes:
+    """An operation of one request dimension, between the sizes that were measured by interpolation."""
+
+    sizes: Floats
+    """Measured values of the dimension, growing, shape (num_points,)."""
+    measured_ns: Floats
+    """Their latencies, shape (num_points,)."""
+    source: Source = "measured"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error at measured sizes that are left out, each alone."""
+        return left_out_error(self.sizes, self.measured_ns)
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        asked = work.sizes(batches)
+        # Beyond the largest size an operation is as busy as it gets.
+        beyond = np.maximum(asked / self.sizes[-1], 1)
+        return np.asarray(np.interp(asked, self.sizes, self.measured_ns) * beyond)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredAttention:
+    """Attention of one shape, by a regressor of its own over batches of every kind."""
+
+    shape: AttentionShape
+    """Its heads."""
+    hardware: Hardware
+    """The device."""
+    regressor: FamilyRegressor
+    """The shape's regressor."""
+    source: Source = "measured"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error at batches that were held out."""
+        return self.regressor.relative_error
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        return self.regressor.predict_ns(*mixed_inputs(self.hardware, self.shape, batches.attention(work.window)))
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveTable:
+    """A collective, between the payloads that were measured by interpolation of logarithms."""
+
+    payload_bytes: Floats
+    """Measured payloads, growing, shape (num_points,)."""
+    measured_ns: Floats
+    """Their latencies, shape (num_points,)."""
+    source: Source = "measured"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error at measured payloads that are left out, each alone."""
+        return left_out_error(np.log(self.payload_bytes), np.log(self.measured_ns), np.expm1)
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        payload = work.payload_bytes(batches)
+        # Below the smallest payload latency counts alone; above the largest, bandwidth does.
+        beyond = np.maximum(payload / self.payload_bytes[-1], 1)
+        logs = np.interp(np.log(payload), np.log(self.payload_bytes), np.log(self.measured_ns))
+        return np.asarray(np.exp(logs) * beyond)
+
+
+def left_out_error(
+    x: Floats, y: Floats, relative: Callable[[Floats], Floats] | None = None, fallback: float = ESTIMATE_ERROR
+) -> float:
+    """Return the median relative error of interpolating each inner point between its neighbours.
+
+    Args:
+        x: Growing places, shape (num_points,).
+        y: Values, shape (num_points,).
+        relative: Makes a difference of two values relative; by default it is divided by the value.
+        fallback: What too few points are taken to have.
+    """
+    if len(x) <= _FEW:
+        return fallback
+    weight = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
+    difference = y[:-2] + weight * (y[2:] - y[:-2]) - y[1:-1]
+    return float(np.median(np.abs(difference / y[1:-1] if relative is None else relative(difference))))

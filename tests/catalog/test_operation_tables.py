@@ -1,0 +1,90 @@
+"""Tables of operations without a profile: shipped ones, the user's cache, and what neither may give."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dooly.catalog import _operation_tables, operation_table, shipped_file, write_table
+from dooly.engines import ModelSource, ServingConfig, find_model
+from dooly.errors import EngineError, MissingOperationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dooly.tracing import TracedModel
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, in a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without an engine."""
+
+    def refuse(*_: object) -> TracedModel:
+        raise EngineError("engine vllm: not installed")
+
+    monkeypatch.setattr(_operation_tables, "trace_operations", refuse)
+
+
+def _other(tmp_path: Path) -> ModelSource:
+    """Return a model of a listed name with another configuration."""
+    folder = tmp_path / "llama-3.1-8b"
+    folder.mkdir()
+    config = find_model("llama-3.1-8b").config | {"num_hidden_layers": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    return find_model(str(folder))
+
+
+@pytest.mark.usefixtures("untraced")
+def test_listed_models_ship_at_every_number_of_ranks() -> None:
+    """A rank's part of the layers, with the collectives that join them."""
+    for ranks in (1, 2, 4, 8):
+        table = operation_table(find_model("llama-3.1-70b"), ServingConfig(tensor_parallel_size=ranks))
+        assert table.environment["tensor_parallel_size"] == ranks
+        assert any(op.name == "all_reduce" for op in table.operations) == (ranks > 1)
+
+
+@pytest.mark.usefixtures("untraced", "cache")
+def test_a_name_is_not_enough(tmp_path: Path) -> None:
+    """A model of a listed name and another configuration is not given the shipped table."""
+    with pytest.raises(MissingOperationError, match=r"llama-3\.1-8b: its table .* does not ship .* needs the engine"):
+        operation_table(_other(tmp_path), ServingConfig())
+
+
+def test_a_trace_is_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was traced once is read from the cache; a file that was cut off is traced anew."""
+    model, shipped = _other(tmp_path), operation_table(find_model("llama-3.1-8b"), ServingConfig())
+    calls = []
+
+    def trace(source: ModelSource, _serving: ServingConfig) -> TracedModel:
+        calls.append(source.name)
+        return replace(shipped, model=source.name)
+
+    monkeypatch.setattr(_operation_tables, "trace_operations", trace)
+    tables = [operation_table(model, ServingConfig()) for _ in range(2)]
+    assert len(calls) == 1
+    assert tables[0].to_json() == tables[1].to_json()
+    (file,) = (cache / "dooly" / "tables").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    operation_table(model, ServingConfig())
+    operation_table(model, ServingConfig(tensor_parallel_size=2))
+    assert len(calls) == 3
+
+
+def test_a_shipped_table_is_what_was_written(tmp_path: Path) -> None:
+    """Writing a table again gives the same content."""
+    model, serving = find_model("mistral-7b-v0.3"), ServingConfig()
+    table = operation_table(model, serving)
+    file = tmp_path / "t.json.xz"
+    write_table(table, model, file)
+    assert lzma.decompress(file.read_bytes()) == lzma.decompress(shipped_file(model, serving).read_bytes())

@@ -1,0 +1,50 @@
+"""`dooly hardware` and `dooly simulate --hardware`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dooly.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORKLOAD = "poisson:rate=4,requests=12,prompt=100-400,output=8-32,seed=0"
+
+
+def test_devices_are_listed_with_their_source(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row a device, and who measured below."""
+    assert main(["hardware"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("h100", "h200", "NVIDIA H200", "rtxpro6000", "aiconfigurator", "LLMServingSim"))
+
+
+def test_a_simulation_says_what_it_stands_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a store: shares by source, how well a step is known, blocks and what was taken for granted."""
+    file = tmp_path / "r.json"
+    words = ["simulate", "llama-3.1-70b", "--hardware", "h200", "--tensor-parallel-size", "4", "--workload", WORKLOAD]
+    assert main([*words, "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("% family", "% estimated", "% measured", "KV blocks", "taken for granted"))
+    document = json.loads(file.read_text())
+    assert sum(document["provenance"].values()) == pytest.approx(1)
+    assert document["requests"] == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        ([], "give either --db PATH, or --hardware NAME"),
+        (["--db", "x", "--hardware", "h200"], "give either --db PATH, or --hardware NAME"),
+        (["--hardware", "h300"], "--hardware: 'h300' is none of"),
+        (["--hardware", "h200", "--interconnect", "fast"], "--interconnect: 'fast' is not as"),
+        (["--hardware", "h200", "--gpu-memory-utilization", "2"], "--gpu-memory-utilization: 2.0 does not lie above 0"),
+    ],
+)
+def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], flags: list[str], rule: str) -> None:
+    """Exit code 2, and a line that says what to give."""
+    assert main(["simulate", "llama-3.1-8b", "--workload", WORKLOAD, *flags]) == 2
+    assert rule in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,139 @@
+"""Devices whose measurements ship: what their answers stand on, and what they refuse."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import numpy as np
+import pytest
+
+import dooly
+from dooly.batch import Batch
+from dooly.engines import ServingConfig, find_model
+from dooly.errors import InvalidInputError, MissingOperationError
+from dooly.predict import LatencyModel, listed_hardware, load_latency_model
+from dooly.predict._memory import peak_activation_bytes, token_bytes, weight_bytes
+
+SERVING = ServingConfig(max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256, tensor_parallel_size=4)
+
+
+@pytest.fixture(scope="module")
+def large() -> LatencyModel:
+    """Llama 3.1 70B on four H200."""
+    return load_latency_model(model=find_model("llama-3.1-70b"), serving=SERVING, hardware="h200")
+
+
+def test_every_device_names_its_source_and_the_notice_names_the_device() -> None:
+    """Facts are positive, and NOTICE has each folder of data."""
+    notice = (resources.files("dooly") / "data" / "NOTICE").read_text()
+    devices = listed_hardware()
+    assert {"h100", "h200", "rtxpro6000"} <= {device.name for device in devices}
+    for device in devices:
+        assert f"{device.name}/" in notice or f"{device.name}," in notice
+        assert device.source
+        assert min(device.memory_bytes, device.memory_bytes_per_s, device.flops_per_s, device.launch_ns) > 0
+
+
+def test_a_decode_takes_no_less_than_its_bytes(large: LatencyModel) -> None:
+    """One decode reads all weights of a rank: no faster than the memory's datasheet, and no slower than twice that here."""
+    step = large.step(Batch((1,), (1000,)))
+    least_s = weight_bytes(large.traced) / 4.8e12
+    assert least_s < step.seconds < 2 * least_s
+    assert weight_bytes(large.traced) == pytest.approx(141.1e9 / 4, rel=0.02)
+
+
+def test_an_answer_says_where_its_seconds_are_from(large: LatencyModel) -> None:
+    """Collectives are measured, products and attention are of families, norms are estimated; the shares add up."""
+    step = large.step(Batch((1,) * 32, (1000,) * 32))
+    assert sum(step.provenance.values()) == pytest.approx(1)
+    assert all(share > 0 for share in step.provenance.values())
+    assert step.provenance["family"] > 0.5
+    assert "model.layers.*.mlp.down_proj.all_reduce" in step.breakdown_s
+    assert sum(step.breakdown_s.values()) == pytest.approx(step.seconds)
+    assert 0 < step.uncertainty_s < 0.2 * step.seconds
+
+
+def test_many_steps_are_priced_as_one_by_one(large: LatencyModel) -> None:
+    """The simulator's path and the breakdown agree to a nanosecond, and shares are kept of all that was priced."""
+    contexts = np.array([100, 900, 3000])
+    steps = large.decode_run_ns(contexts, 4)
+    alone = [large.step(Batch((1, 1, 1), tuple(map(int, contexts + i)))).seconds for i in range(4)]
+    assert steps == pytest.approx([round(1e9 * seconds) for seconds in alone], abs=1)
+    assert sum(large.provenance.values()) == pytest.approx(1)
+
+
+def test_more_work_takes_longer(large: LatencyModel) -> None:
+    """Steps grow with tokens, with context and with requests."""
+    prefills = [large.step(Batch((n,), (0,), 1)).seconds for n in (64, 256, 1024, 2048)]
+    contexts = [large.step(Batch((1,) * 64, (c,) * 64)).seconds for c in (128, 1024, 8000)]
+    requests = [large.step(Batch((1,) * n, (2000,) * n)).seconds for n in (1, 16, 64, 256)]
+    for seconds in (prefills, contexts, requests):
+        assert seconds == sorted(seconds)
+
+
+def test_blocks_fill_what_memory_has_left(large: LatencyModel) -> None:
+    """Weights, activations and 1 GiB come off nine tenths of the memory; an override and a given size win."""
+    left = 0.9 * 151_397_597_184 - weight_bytes(large.traced) - peak_activation_bytes(large.traced, SERVING) - (1 << 30)
+    block_bytes = 16 * token_bytes(large.traced, "bfloat16")
+    assert block_bytes == 16 * 80 * 2 * 2 * 128 * 2
+    assert large.num_kv_blocks(SERVING) == int(left) // block_bytes
+    given = ServingConfig(tensor_parallel_size=4, kv_cache_memory_bytes=100 * block_bytes)
+    assert large.num_kv_blocks(given) == 100
+    assert large.num_kv_blocks(ServingConfig(tensor_parallel_size=4, num_gpu_blocks_override=7)) == 7
+
+
+def test_attention_of_a_measured_shape_knows_unequal_decodes() -> None:
+    """On a device with tables of its own, many unequal decodes take longer than equal ones of the same sum."""
+    model = load_latency_model(
+        model=find_model("llama-3.1-8b"), hardware="rtxpro6000", serving=ServingConfig(max_model_len=32768)
+    )
+    equal = model.step(Batch((1,) * 32, (1024,) * 32))
+    unequal = model.step(Batch((1,) * 32, (*(512,) * 28, *(4608,) * 4)))
+    assert equal.provenance["measured"] == pytest.approx(1)
+    assert unequal.seconds > equal.seconds
+
+
+def test_an_unknown_device_lists_those_there_are() -> None:
+    """The message names the flag, the value and the choices."""
+    with pytest.raises(InvalidInputError, match="--hardware: 'h300' is none of h100, h200, rtxpro6000"):
+        load_latency_model(model=find_model("llama-3.1-8b"), hardware="h300")
+
+
+def test_what_nothing_covers_is_named() -> None:
+    """Experts have no family yet: the operation is named, and what would measure it."""
+    with pytest.raises(MissingOperationError, match=r"qwen3-30b-a3b: .*experts.* has no family .*dooly profile"):
+        load_latency_model(model=find_model("qwen3-30b-a3b"), hardware="h200")
+
+
+def test_ranks_without_a_collective_are_refused_unless_a_link_is_stated() -> None:
+    """A device without measured collectives says so, and takes a stated link."""
+    serving, model = ServingConfig(tensor_parallel_size=2), find_model("llama-3.1-8b")
+    with pytest.raises(
+        MissingOperationError, match=r"all_reduce over 2 ranks; rtxpro6000 has it over none only; .*--interconnect"
+    ):
+        load_latency_model(model=model, serving=serving, hardware="rtxpro6000")
+    link = dooly.Interconnect.parse("bandwidth=16,latency=20")
+    linked = load_latency_model(model=model, serving=serving, hardware="rtxpro6000", interconnect=link)
+    assert linked.step(Batch((1,), (10,))).provenance["estimated"] > 0.1
+
+
+def test_weights_beyond_the_memory_are_refused() -> None:
+    """The message names both sizes and the way out."""
+    serving = ServingConfig()
+    model = load_latency_model(model=find_model("llama-3.1-70b"), serving=serving, hardware="h100")
+    with pytest.raises(InvalidInputError, match=r"its weights take 141\.1 GB of a rank, h100 gives 77\.3 GB .*--tensor-parallel"):
+        model.num_kv_blocks(serving)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ({"hardware": "h200"}, "model: none given"),
+        ({"model": find_model("llama-3.1-8b"), "hardware": "h200", "store": object()}, "hardware stands in place of a store"),
+        ({"model": find_model("llama-3.1-8b")}, "store: None is no open store"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, object], rule: str) -> None:
+    """Each in one line."""
+    with pytest.raises(InvalidInputError, match=rule):
+        load_latency_model(**arguments)  # type: ignore[arg-type]
