@@ -3,6 +3,7 @@
 from dooly.catalog._environment import describe_environment, installed_version, on_this_machine
 from dooly.catalog._given import check_sizes, check_store, given_sizes
 from dooly.catalog._models import read_traced, write_described, write_traced
+from dooly.catalog._operation_tables import operation_table, shipped_file, write_table
 from dooly.catalog._points import (
     LAYER,
     MODULE,
@@ -37,15 +38,18 @@ __all__ = [
     "medians",
     "module_environment",
     "on_this_machine",
+    "operation_table",
     "parameter_bytes",
     "point_at",
     "point_of",
     "profiled_model",
     "read_traced",
     "record_counts",
+    "shipped_file",
     "told_apart",
     "trace_operations",
     "with_whole_module",
     "write_described",
+    "write_table",
     "write_traced",
 ]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedModel
 
 
-def check_store(function: str, store: object) -> None:
-    """Check that a store is an open one.
+def check_store(function: str, store: object) -> Store:
+    """Check that a store is an open one, and return it.
 
     Args:
         function: Name of the function that takes it.
@@ -27,6 +27,7 @@ def check_store(function: str, store: object) -> None:
         raise InvalidInputError(
             f"dooly.{function}: store: {spell(store)} is no open store; give dbstore.Store.open(PATH), with mode 'a' to measure"
         )
+    return store
 
 
 def given_sizes(table: TracedModel, request_dims: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, ...]]:

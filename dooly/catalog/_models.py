@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dbstore import Environment, Store
     from dooly.engines import ModelSource, ServingConfig
 
-_TRACE_VERSION = 3
+TRACE_VERSION = 3
 """Raise it whenever tracing changes what it finds: stored traces of other versions are made anew."""
 
 
@@ -39,7 +39,7 @@ def write_traced(store: Store, model: ModelSource, serving: ServingConfig, trace
         "model": model.name,
         "config": model.digest,
         "environment": environment.digest,
-        "version": _TRACE_VERSION,
+        "version": TRACE_VERSION,
         "traced": traced.to_json(),
     }
     name = f"{_trace_digest(model, serving)}-{environment.digest}"
@@ -72,7 +72,7 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
     variables = [*map(os.environ.get, _VARIABLES), os.environ.get(MODEL_RUNNER, "0")]
     gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
     machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]
-    found = [_TRACE_VERSION, SCHEME, model.digest, settings, versions, _torch_build(), machine]
+    found = [TRACE_VERSION, SCHEME, model.digest, settings, versions, _torch_build(), machine]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
 
 

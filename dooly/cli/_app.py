@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dooly.cli._db import db
+from dooly.cli._hardware import hardware
 from dooly.cli._models import models
 from dooly.cli._profile import profile
 from dooly.cli._simulate import simulate
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _DEBUG = "--debug"
 
 app = typer.Typer(name="dooly", add_completion=False, pretty_exceptions_enable=False)
-for command in (models, trace, profile, simulate, validate):
+for command in (models, hardware, trace, profile, simulate, validate):
     app.command()(command)
 app.add_typer(db)
 

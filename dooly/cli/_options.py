@@ -21,7 +21,9 @@ _HELP = {
     "max_model_len": "Longest sequence, prompt and output together, in tokens.",
     "max_num_batched_tokens": "Most tokens that one step computes.",
     "max_num_seqs": "Most requests that one step works on.",
-    "kv_cache_memory_bytes": "Size of the KV cache, in bytes.",
+    "kv_cache_memory_bytes": "Size of the KV cache, in bytes; by default 1 GiB, or with --hardware what its memory has room for.",
+    "num_gpu_blocks_override": "Blocks of the KV cache, in place of what memory has room for.",
+    "gpu_memory_utilization": "Share of a device's memory for weights, activations and KV cache; counts with --hardware.",
     "tensor_parallel_size": "Ranks that share each layer.",
     "pipeline_parallel_size": "Ranks that each run a part of the layers.",
     "enable_expert_parallel": "Share whole experts over the tensor-parallel ranks, instead of parts of each.",
@@ -52,6 +54,11 @@ def writable_or_stdout(path: Path | None) -> Path | None:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a config.json, or a name that `dooly models` lists.")]
 Database = Annotated[str, typer.Option("--db", metavar="PATH", help="Latency store: a folder or an fsspec URL.")]
+OptionalDatabase = Annotated[str | None, typer.Option("--db", metavar="PATH", help="Latency store: a folder or an fsspec URL.")]
+HardwareName = Annotated[
+    str | None,
+    typer.Option("--hardware", metavar="NAME", help="A device that `dooly hardware` lists, in place of --db."),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

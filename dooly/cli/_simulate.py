@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from dooly.batch import Batch
-from dooly.cli._options import CsvFile, Database, HtmlFile, JsonFile, Model, WorkloadText, engine_flags
+from dooly.cli._options import CsvFile, HardwareName, HtmlFile, JsonFile, Model, OptionalDatabase, WorkloadText, engine_flags
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
-    from dooly.predict import StepLatency
+    from dooly.predict import LatencyModel, StepLatency
     from dooly.simulation import SimulationResult
 
 _DECODE = Batch((1,), (1,))
@@ -25,14 +25,17 @@ _MUCH_UNCERTAINTY = 0.25
 def simulate(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
-    db: Database,
     workload: WorkloadText,
+    db: OptionalDatabase = None,
+    hardware: HardwareName = None,
     json_file: JsonFile = None,
     csv_file: CsvFile = None,
     html_file: HtmlFile = None,
     serving: ServingConfig,
 ) -> None:
-    """Simulate how the engine serves a workload; needs no engine."""
+    """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
+    if (db is None) == (hardware is None):
+        raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
     from dbstore import Store
     from dooly.predict import load_latency_model
     from dooly.simulation import parse_workload, scheduler_config
@@ -41,18 +44,34 @@ def simulate(  # noqa: PLR0913 - one argument an option
     source = find_model(model)
     requests = parse_workload(workload)
     with progress_bar(f"{source.name}: simulating"):
-        latency = load_latency_model(Store.open(db), source, serving)
+        store = None if db is None else Store.open(db)
+        latency = load_latency_model(store, source, serving, hardware=hardware)
         config = scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size)
         result = serve(requests, latency, config)
-    _warn_if_uncertain(source.name, latency.step(_DECODE))
+    if hardware is None:
+        _warn_if_uncertain(source.name, latency.step(_DECODE))
     if csv_file is not None:
         result.write_csv(csv_file)
     if html_file is not None:
         from dooly.report import write_simulation
 
         write_simulation(result, f"{source.name}: {workload}", html_file)
-    if write_json(result.summary(), json_file):
+    if write_json(result.summary() | {"provenance": dict(latency.provenance)}, json_file):
         _show(result)
+        _show_sources(latency, config.num_kv_blocks)
+
+
+def _show_sources(latency: LatencyModel, num_kv_blocks: int) -> None:
+    """Say what the answer stands on: where its seconds are from, how well they are known, and what was taken for granted."""
+    shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share)
+    step = latency.step(_DECODE, extrapolate=True)
+    typer.echo(f" seconds: {shares}; one decode step is known to within {step.uncertainty_s / step.seconds:.0%}")
+    if latency.hardware is not None:
+        device = latency.hardware
+        typer.echo(
+            f" {device.device}: kernels of {device.engine}, measured by {device.source}; {num_kv_blocks} KV blocks of "
+            f"{latency.block_size} tokens; taken for granted: host work hidden behind the device's, 1 GiB for CUDA and graphs"
+        )
 
 
 def _warn_if_uncertain(model: str, step: StepLatency) -> None:

@@ -39,6 +39,9 @@ class ModelSource:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:32]
 
 
+_KV_CACHE_BYTES = 1 << 30
+
+
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
     """How an engine serves a model. Names are vLLM's own; the defaults suit a small machine."""
@@ -51,8 +54,13 @@ class ServingConfig:
     """Most tokens that one step computes."""
     max_num_seqs: int = 64
     """Most requests that one step works on."""
-    kv_cache_memory_bytes: int = 1 << 30
-    """Size of the KV cache, in bytes."""
+    kv_cache_memory_bytes: int | None = None
+    """Size of the KV cache, in bytes; None for 1 GiB on this machine, and on a device whose measurements ship with Dooly for what
+    its memory has room for."""
+    num_gpu_blocks_override: int | None = None
+    """Blocks of the KV cache, in place of what memory has room for."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a device's memory that weights, activations and KV cache may take together; on this machine 0.3 is used."""
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""
     pipeline_parallel_size: int = 1
@@ -68,6 +76,13 @@ class ServingConfig:
         for name, value in asdict(self).items():
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise InvalidInputError(f"--{name.replace('_', '-')}: {value} is not at least 1")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise InvalidInputError(f"--gpu-memory-utilization: {self.gpu_memory_utilization} does not lie above 0 and up to 1")
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Size of the KV cache on this machine, in bytes."""
+        return _KV_CACHE_BYTES if self.kv_cache_memory_bytes is None else self.kv_cache_memory_bytes
 
     def require_one_rank(self) -> None:
         """Refuse a parallel layout where several ranks would have to run.

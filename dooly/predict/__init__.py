@@ -2,18 +2,22 @@
 
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
+from dooly.predict._fit_hardware import listed_hardware
 from dooly.predict._fit_module import load_module_latency
+from dooly.predict._hardware import Hardware
 from dooly.predict._latency_model import LatencyModel, StepLatency
 from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
 
 __all__ = [
     "BatchArrays",
+    "Hardware",
     "LatencyModel",
     "ModuleLatency",
     "OperationWork",
     "StepLatency",
     "fit_latency_model",
+    "listed_hardware",
     "load_latency_model",
     "load_module_latency",
 ]

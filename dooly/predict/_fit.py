@@ -9,12 +9,15 @@ import numpy as np
 from dooly.batch import Batch
 from dooly.catalog import LAYER, STEP, check_store, feasible_records, layer_of, medians, profiled_model
 from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import InvalidInputError
 from dooly.predict._features import BatchArrays
+from dooly.predict._fit_hardware import load_hardware_model
 from dooly.predict._latency_model import (
     Domain,
     FittedLayer,
     FittedOperation,
     LatencyModel,
+    MeasuredOperation,
     layer_features,
     layer_terms,
     step_features,
@@ -35,26 +38,38 @@ if TYPE_CHECKING:
 
 
 def load_latency_model(
-    store: Store, model: ModelSource, serving: ServingConfig | None = None, environment: Environment | None = None
+    store: Store | None = None,
+    model: ModelSource | None = None,
+    serving: ServingConfig | None = None,
+    environment: Environment | None = None,
+    *,
+    hardware: str | None = None,
 ) -> LatencyModel:
-    """Fit the latency model of a model to what a store holds about it.
+    """Return the latency model of a model: fitted to what a store holds about it, or for a device whose measurements ship.
 
     Args:
-        store: An open store.
+        store: An open store, where no `hardware` is named.
         model: The model, by its configuration.
-        serving: The engine settings that the model was profiled with.
+        serving: The engine settings that the model was profiled with, or for `hardware`, those to predict.
         environment: The environment that it was profiled in; None where the store holds it in one only.
+        hardware: Name of a device that `dooly hardware` lists, in place of a store.
 
     Raises:
-        MissingOperationError: The store lacks the model, the environment, or an operation; the message names the command that
-            measures it.
-        InvalidInputError: The store holds the model in several environments, or several ranks are asked for; or `store` is no
-            open store.
+        MissingOperationError: The store lacks the model, the environment, or an operation, and the message names the command that
+            measures it; or nothing that was measured on `hardware` covers an operation.
+        InvalidInputError: There is no such hardware; the store holds the model in several environments, or several ranks are
+            asked of it; `store` is no open store, or there are both a store and hardware.
     """
-    check_store("load_latency_model", store)
+    if model is None:
+        raise InvalidInputError("load_latency_model: model: none given; give what dooly.find_model returns")
     serving = serving or ServingConfig()
+    if hardware is not None:
+        if store is not None or environment is not None:
+            raise InvalidInputError("load_latency_model: hardware stands in place of a store and an environment; give either")
+        return load_hardware_model(hardware, model, serving)
+    opened = check_store("load_latency_model", store)
     serving.require_one_rank()
-    return fit_latency_model(store, *profiled_model(store, model, serving, environment))
+    return fit_latency_model(opened, *profiled_model(opened, model, serving, environment))
 
 
 def fit_latency_model(store: Store, traced: TracedModel, environment: Environment) -> LatencyModel:
@@ -69,10 +84,11 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
     (step,) = (op for op in engine if op.name == STEP)
     batches, latency_ns = _batches(records[step.signature])
     domain = _domain(batches)
-    fitted: dict[str, Regressor] = {}
+    fitted: dict[str, MeasuredOperation] = {}
     for operation in rows:
         if operation.signature not in fitted:
-            fitted[operation.signature] = _fit_operation(OperationWork(operation), records[operation.signature], domain)
+            regressor = _fit_operation(OperationWork(operation), records[operation.signature], domain)
+            fitted[operation.signature] = MeasuredOperation(regressor)
     outside = tuple(
         FittedOperation(op, OperationWork(op), fitted[op.signature])
         for op in rows
@@ -100,7 +116,7 @@ def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domai
 
 
 def _layer(
-    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, Regressor], records: Sequence[Record]
+    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, MeasuredOperation], records: Sequence[Record]
 ) -> FittedLayer:
     members = tuple(
         FittedOperation(op, OperationWork(op), fitted[op.signature])
@@ -111,7 +127,7 @@ def _layer(
     batches, latency_ns = _batches(records)
     inner = np.zeros(len(latency_ns))
     for member in members:
-        inner += member.regressor.predict_ns(member.work.terms(batches), member.work.features(batches))
+        inner += member.latency_ns(batches)
     regressor: Regressor = fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns)
     return FittedLayer(layer, members, regressor)
 

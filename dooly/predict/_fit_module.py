@@ -9,8 +9,7 @@ import numpy as np
 from dbstore import Environment
 from dooly.catalog import check_store, feasible_records, medians, module_environment, told_apart, with_whole_module
 from dooly.errors import InvalidInputError, spell
-from dooly.predict._latency_model import FittedOperation
-from dooly.predict._module_latency import ModuleLatency, member_ns, whole_terms
+from dooly.predict._module_latency import ModuleLatency, ModuleMember, member_ns, whole_terms
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import fit_regressor
 from dooly.tracing import TracedModel, evaluate_form, form_names
@@ -64,7 +63,7 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
     for operation in table.operations[:-1]:
         if operation.signature not in fitted:
             fitted[operation.signature] = _fit_operation(OperationWork(operation), records[operation.signature])
-    members = tuple(FittedOperation(op, OperationWork(op), fitted[op.signature]) for op in table.operations[:-1])
+    members = tuple(ModuleMember(op, OperationWork(op), fitted[op.signature]) for op in table.operations[:-1])
     whole = table.operations[-1]
     points, latency_ns = medians(records[whole.signature])
     measured = np.array([point["dims"] for point in points], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The latency of engine steps, from the records of a store: one regressor an operation, added up over a model's operations."""
+"""The latency of engine steps: what each operation takes, added up over a model's operations, with where each answer is from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.errors import OutOfDomainError, UnsupportedModelError
+from dooly.predict._device_latencies import SOURCES
 from dooly.predict._features import BatchArrays
+from dooly.predict._memory import cache_room_bytes, token_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from dbstore import Environment
     from dooly.batch import Batch
     from dooly.engines import ServingConfig
+    from dooly.predict._device_latencies import OperationLatency, Source
+    from dooly.predict._hardware import Hardware
     from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
     from dooly.tracing import TracedModel, TracedOperation
@@ -39,18 +43,44 @@ class StepLatency:
     be negative, and `step` what the engine does around the model; `module` is what a plain module takes beyond its operations."""
     extrapolated: bool
     """Whether the batch lies outside what was measured."""
+    provenance: Mapping[Source, float]
+    """Share of the seconds that is from records of the very operations (`measured`), from others of their families (`family`),
+    or from bytes over a measured bandwidth (`estimated`); the shares add up to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredOperation:
+    """What the records of an operation say it takes."""
+
+    regressor: Regressor
+    """Fitted to the records."""
+    source: Source = "measured"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error on held-out points."""
+        return self.regressor.relative_error
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        return self.regressor.predict_ns(work.terms(batches), work.features(batches))
 
 
 @dataclass(frozen=True, slots=True)
 class FittedOperation:
-    """An operation with its regressor."""
+    """An operation with what predicts it."""
 
     operation: TracedOperation
     """The traced operation."""
     work: OperationWork
     """Its closed forms."""
-    regressor: Regressor
-    """Its fitted latency."""
+    latency: OperationLatency
+    """What it takes, and where that is from."""
+
+    def latency_ns(self, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        return self.latency.latency_ns(self.work, batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +91,19 @@ class FittedLayer:
     """The whole layer."""
     members: tuple[FittedOperation, ...]
     """The operations that it runs, one entry a run."""
-    regressor: Regressor
-    """Latency of the layer, on the sum of its operations."""
+    regressor: Regressor | None
+    """Latency of the layer, on the sum of its operations; None where no layer was measured as a whole, and the sum is all."""
+
+    def whole_ns(self, inner: Floats, batches: BatchArrays) -> Floats:
+        """Return the latency of the layer in each batch, given the sum of its operations, shape (num_batches,) both."""
+        if self.regressor is None:
+            return inner
+        return self.regressor.predict_ns(layer_terms(inner, batches), layer_features(batches))
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """The largest request dimensions that were measured."""
+    """The largest request dimensions that were measured, or that the engine's limits allow."""
 
     num_tokens: int
     """Tokens in a step."""
@@ -89,12 +125,17 @@ class LatencyModel:
         environment: Environment,
         outside: tuple[FittedOperation, ...],
         layers: tuple[FittedLayer, ...],
-        step: Regressor,
+        step: Regressor | None,
         domain: Domain,
+        hardware: Hardware | None = None,
     ) -> None:
         self.traced = traced
         self.environment = environment
         self.domain = domain
+        self.hardware = hardware
+        """The device whose shipped measurements these are; None where they are a store's."""
+        self.priced_ns: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
+        """Nanoseconds of all steps priced so far, by where they are from."""
         self._outside = outside
         self._layers = layers
         self._step = step
@@ -106,25 +147,26 @@ class LatencyModel:
         return self.environment.block_size
 
     def num_kv_blocks(self, serving: ServingConfig) -> int:
-        """Return how many KV blocks the engine makes of `kv_cache_memory_bytes`, the null block included.
+        """Return how many KV blocks the engine has, the null block included.
+
+        They are what `num_gpu_blocks_override` says, or as many as `kv_cache_memory_bytes` holds; for a device whose measurements
+        ship with Dooly, without either, as many as its memory has room for beside weights and activations.
 
         Raises:
             UnsupportedModelError: The model attends over sliding windows.
         """
+        if serving.num_gpu_blocks_override is not None:
+            return serving.num_gpu_blocks_override
         windows = [op.module for op in self.traced.operations if op.attributes.get("sliding_window") not in {None, -1}]
         if windows:
             raise UnsupportedModelError(
                 f"{self.traced.model}: {windows[0]} attends over a sliding window, whose KV cache groups the scheduler does "
                 "not model yet; simulate a model with full attention"
             )
-        block_bytes = 0
-        for operation in self.traced.operations:
-            if "num_kv_heads" in operation.attributes:
-                a = operation.attributes
-                item_bytes = cache_item_bytes(a["kv_cache_dtype"], serving.dtype)
-                token_bytes = a["num_kv_heads"] * (a["head_size"] + (a["head_size_v"] or 0)) * item_bytes
-                block_bytes += operation.count * token_bytes * self.block_size
-        return serving.kv_cache_memory_bytes // block_bytes
+        block_bytes = self.block_size * token_bytes(self.traced, serving.dtype)
+        if self.hardware is not None and serving.kv_cache_memory_bytes is None:
+            return cache_room_bytes(self.traced, serving, self.hardware) // block_bytes
+        return serving.kv_cache_bytes // block_bytes
 
     def step(self, batch: Batch, *, extrapolate: bool = False) -> StepLatency:
         """Predict one step, operation by operation.
@@ -141,25 +183,37 @@ class LatencyModel:
         if outside and not extrapolate:
             raise OutOfDomainError(self._beyond(arrays))
         parts: dict[str, float] = {}
+        sources: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         variance = 0.0
+
+        def add(name: str, source: Source, nanoseconds: float) -> None:
+            parts[name] = parts.get(name, 0.0) + nanoseconds
+            sources[source] += nanoseconds
+
         for fitted in self._outside:
-            nanoseconds = _predict(fitted, arrays)[0]
-            parts[fitted.operation.module] = parts.get(fitted.operation.module, 0.0) + nanoseconds
-            variance += (fitted.regressor.relative_error * nanoseconds) ** 2
+            nanoseconds = fitted.latency_ns(arrays)[0]
+            add(operation_name(fitted.operation), fitted.latency.source, nanoseconds)
+            variance += (fitted.latency.relative_error * nanoseconds) ** 2
         for layer in self._layers:
-            inner = 0.0
+            inner, count = 0.0, layer.operation.count
             for fitted in layer.members:
-                nanoseconds = _predict(fitted, arrays)[0]
+                nanoseconds = fitted.latency_ns(arrays)[0]
                 inner += nanoseconds
-                path = generic_path(fitted.operation.module)
-                parts[path] = parts.get(path, 0.0) + layer.operation.count * nanoseconds
-            whole = layer.regressor.predict_ns(layer_terms(np.array([inner]), arrays), layer_features(arrays))[0]
-            parts["layer"] = parts.get("layer", 0.0) + layer.operation.count * (whole - inner)
-            variance += (layer.regressor.relative_error * layer.operation.count * whole) ** 2
-        parts["step"] = self._step.predict_ns(step_terms(arrays), step_features(arrays))[0]
-        variance += (self._step.relative_error * parts["step"]) ** 2
+                add(generic_path(operation_name(fitted.operation)), fitted.latency.source, count * nanoseconds)
+                if layer.regressor is None:
+                    variance += (fitted.latency.relative_error * count * nanoseconds) ** 2
+            if layer.regressor is not None:
+                whole = layer.whole_ns(np.array([inner]), arrays)[0]
+                add("layer", "measured", count * (whole - inner))
+                variance += (layer.regressor.relative_error * count * whole) ** 2
+        if self._step is not None:
+            own_ns = self._step.predict_ns(step_terms(arrays), step_features(arrays))[0]
+            add("step", "measured", own_ns)
+            variance += (self._step.relative_error * own_ns) ** 2
+        total_ns = sum(parts.values())
         seconds = {name: ns / 1e9 for name, ns in parts.items()}
-        return StepLatency(sum(seconds.values()), variance**0.5 / 1e9, seconds, outside)
+        shares = {source: ns / total_ns for source, ns in sources.items()}
+        return StepLatency(total_ns / 1e9, variance**0.5 / 1e9, seconds, outside, shares)
 
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step, in nanoseconds.
@@ -189,23 +243,34 @@ class LatencyModel:
         """
         if not self._covers(batches):
             raise OutOfDomainError(self._beyond(batches))
-        total = self._step.predict_ns(step_terms(batches), step_features(batches))
+        sources = {source: np.zeros(len(batches.new)) for source in SOURCES}
+        if self._step is not None:
+            sources["measured"] += self._step.predict_ns(step_terms(batches), step_features(batches))
         for fitted in self._outside:
-            total += self._by_table(fitted, batches)
+            sources[fitted.latency.source] += self._by_table(fitted, batches)
         attention: dict[str, Floats] = {}
         for layer in self._layers:
             inner = np.zeros(len(batches.new))
             for fitted in layer.members:
                 signature = fitted.operation.signature
                 if not fitted.work.is_attention:
-                    inner += self._by_table(fitted, batches)
-                    continue
-                if signature not in attention:
-                    attention[signature] = _predict(fitted, batches)
-                inner += attention[signature]
-            whole = layer.regressor.predict_ns(layer_terms(inner, batches), layer_features(batches))
-            total += layer.operation.count * whole
-        return np.asarray(np.maximum(np.rint(total), 1), dtype=np.int64)
+                    nanoseconds = self._by_table(fitted, batches)
+                else:
+                    if signature not in attention:
+                        attention[signature] = fitted.latency_ns(batches)
+                    nanoseconds = attention[signature]
+                inner += nanoseconds
+                sources[fitted.latency.source] += layer.operation.count * nanoseconds
+            sources["measured"] += layer.operation.count * (layer.whole_ns(inner, batches) - inner)
+        for source, nanoseconds in sources.items():
+            self.priced_ns[source] += float(nanoseconds.sum())
+        return np.asarray(np.maximum(np.rint(sum(sources.values())), 1), dtype=np.int64)
+
+    @property
+    def provenance(self) -> Mapping[Source, float]:
+        """Share of all seconds priced so far by where they are from, as `StepLatency` has it."""
+        total_ns = max(sum(self.priced_ns.values()), 1.0)
+        return {source: nanoseconds / total_ns for source, nanoseconds in self.priced_ns.items()}
 
     def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
         """Predict an operation of one request dimension from a table over all its values, made at the first use."""
@@ -218,7 +283,7 @@ class LatencyModel:
             if not per_token:
                 filled = (sizes[:, None] >= sizes[None, :]).astype(np.int64)
                 rows = BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes))
-            table = self._tables[key] = _predict(fitted, rows)
+            table = self._tables[key] = fitted.latency_ns(rows)
         index = (batches.num_tokens if per_token else batches.num_reqs) - 1
         return np.asarray(table[index])
 
@@ -262,14 +327,10 @@ def step_features(batches: BatchArrays) -> Floats:
     return np.column_stack([batches.num_reqs, batches.num_tokens, batches.num_new_requests])
 
 
-def cache_item_bytes(kv_cache_dtype: str, dtype: str) -> int:
-    """Return the size of one value in the KV cache, in bytes."""
-    sizes = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
-    return sizes[dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
-
-
-def _predict(fitted: FittedOperation, batches: BatchArrays) -> Floats:
-    return fitted.regressor.predict_ns(fitted.work.terms(batches), fitted.work.features(batches))
+def operation_name(operation: TracedOperation) -> str:
+    """Return what breakdowns call an operation: its module, and the collective that the module runs behind its own work."""
+    collective = operation.name in {"all_reduce", "all_gather", "gather", "reduce_scatter"}
+    return f"{operation.module}.{operation.name}" if collective else operation.module
 
 
 def generic_path(module: str) -> str:

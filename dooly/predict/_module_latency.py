@@ -17,11 +17,23 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dbstore import Environment
-    from dooly.predict._latency_model import FittedOperation
+    from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
-    from dooly.tracing import TracedModel
+    from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleMember:
+    """An operation of a plain module with its regressor."""
+
+    operation: TracedOperation
+    """The traced operation."""
+    work: OperationWork
+    """Its closed forms."""
+    regressor: Regressor
+    """Its fitted latency."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class ModuleLatency:
     """The module's operations, its whole forward as the last."""
     environment: Environment
     """Where they were measured."""
-    members: tuple[FittedOperation, ...]
+    members: tuple[ModuleMember, ...]
     """The operations, each with its regressor."""
     whole: Regressor
     """Latency of the whole forward, on the sum of the operations."""
@@ -69,7 +81,7 @@ class ModuleLatency:
         whole_ns = float(self.whole.predict_ns(whole_terms(np.array([inner])), features)[0])
         parts[MODULE] = parts.get(MODULE, 0.0) + whole_ns - inner
         seconds = {name: ns / 1e9 for name, ns in parts.items()}
-        return StepLatency(whole_ns / 1e9, self.whole.relative_error * whole_ns / 1e9, seconds, outside)
+        return StepLatency(whole_ns / 1e9, self.whole.relative_error * whole_ns / 1e9, seconds, outside, {"measured": 1.0})
 
     def _covers(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether sizes lie between two measured combinations, in every dimension."""
@@ -86,7 +98,7 @@ class ModuleLatency:
         )
 
 
-def member_ns(fitted: FittedOperation, sizes: Mapping[str, Floats], num_points: int) -> Floats:
+def member_ns(fitted: ModuleMember, sizes: Mapping[str, Floats], num_points: int) -> Floats:
     """Return what an operation takes over all its runs in one forward, in nanoseconds, shape (num_points,)."""
     work = fitted.work
     latency_ns = fitted.regressor.predict_ns(work.roofline_terms(sizes, num_points), work.request_features(sizes, num_points))

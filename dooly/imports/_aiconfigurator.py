@@ -1,0 +1,122 @@
+"""aiconfigurator's tables (ai-dynamo/aiconfigurator, Apache-2.0): kernels of vLLM by shape, in milliseconds, one row a point.
+
+Their collector times CUDA-graph replays of the engine's own layers between events. What is read here: bfloat16 linear layers,
+grouped-query attention without a window over a bfloat16 cache, and collectives; the rest of a folder is named as left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dooly.errors import InvalidInputError
+from dooly.predict._features import BatchArrays
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+
+NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a table, as arrays of one length."""
+
+    values: dict[str, npt.NDArray[Any]]
+    """Arrays by name."""
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.values[name]
+
+    def where(self, **wanted: object) -> Columns:
+        """Return the rows whose columns have the wanted values."""
+        mask = np.ones(len(next(iter(self.values.values()))), dtype=bool)
+        for name, value in wanted.items():
+            mask &= self.values[name] == value
+        return self.kept(mask)
+
+    def kept(self, mask: npt.NDArray[np.bool_]) -> Columns:
+        """Return the rows that a mask keeps."""
+        return Columns({name: column[mask] for name, column in self.values.items()})
+
+    @property
+    def latency_ns(self) -> Floats:
+        """Latencies in nanoseconds, shape (num_rows,)."""
+        return np.asarray(self.values["latency"], dtype=np.float64) * NS_PER_MS
+
+
+def read_table(folder: Path, name: str, columns: tuple[str, ...]) -> Columns:
+    """Return columns of the table `name` in a folder.
+
+    Raises:
+        InvalidInputError: The table is not there, is no parquet file, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / f"{name}_perf.parquet"
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInputError(
+            f"{path}: is no aiconfigurator table ({str(error).splitlines()[0]}); give their folder"
+        ) from error
+    missing = [column for column in (*columns, "latency") if column not in table.column_names]
+    if missing:
+        raise InvalidInputError(f"{path}: lacks the column {missing[0]}; this version reads aiconfigurator's tables of vLLM 0.24")
+    return Columns({name: table[name].to_numpy(zero_copy_only=False) for name in (*columns, "latency")})
+
+
+def linear_layers(folder: Path) -> Columns:
+    """Return the bfloat16 products: `m`, `n`, `k` and latency."""
+    table = read_table(folder, "gemm", ("gemm_dtype", "m", "n", "k"))
+    return table.where(gemm_dtype="bfloat16")
+
+
+_ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "kv_cache_dtype")
+
+
+def decodes(folder: Path) -> tuple[Columns, BatchArrays]:
+    """Return full-attention decodes over a bfloat16 cache, with the batches that they ran."""
+    return _attention(folder, "generation_attention")
+
+
+def prefills(folder: Path) -> tuple[Columns, BatchArrays]:
+    """Return full-attention prefills of prompts of several tokens over a bfloat16 cache, with the batches that they ran."""
+    return _attention(folder, "context_attention")
+
+
+def _attention(folder: Path, name: str) -> tuple[Columns, BatchArrays]:
+    rows = read_table(folder, name, (*_ATTENTION, "kernel_source")).where(window_size=0, kv_cache_dtype="bfloat16")
+    rows = rows.where(kernel_source="vllm_flash_attn_fa3")  # the kernel that the engine chooses on these devices
+    if name == "context_attention":
+        rows = rows.kept(rows["isl"] > 1)
+    count = np.asarray(rows["batch_size"], dtype=np.int64)
+    filled = np.arange(count.max())[None, :] < count[:, None]
+    new, computed = (np.asarray(rows[column], dtype=np.int64)[:, None] for column in ("isl", "step"))
+    return rows, BatchArrays(filled * new, filled * computed, np.zeros_like(count))
+
+
+def collectives(folder: Path) -> list[tuple[str, int, Ints, Floats]]:
+    """Return operator, ranks, payloads in bytes and latencies in nanoseconds of each collective, by growing payload.
+
+    An all-reduce is the engine's own kernel within CUDA graphs; the others are NCCL's. Messages count elements of two bytes.
+    """
+    own = read_table(folder, "custom_allreduce", ("num_gpus", "message_size", "backend", "op_name")).where(backend="vllm_graph")
+    nccl = read_table(folder, "nccl", ("num_gpus", "message_size", "nccl_dtype", "op_name")).where(nccl_dtype="half")
+    found = []
+    for table, operators in ((own, ("all_reduce",)), (nccl, ("all_gather", "reduce_scatter"))):
+        for operator in operators:
+            for ranks in np.unique(table["num_gpus"]):
+                rows = table.where(op_name=operator, num_gpus=ranks)
+                order = np.argsort(rows["message_size"])
+                sizes = 2 * np.asarray(rows["message_size"], dtype=np.int64)[order]
+                found.append((operator, int(ranks), sizes, rows.latency_ns[order]))
+    return found

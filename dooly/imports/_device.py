@@ -1,0 +1,97 @@
+"""Make the data that ships for a device out of aiconfigurator's tables: facts, families, collectives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dooly.imports import _aiconfigurator as tables
+from dooly.predict._family import FamilyRegressor, fit_family
+from dooly.predict._family_features import decode_inputs, linear_inputs, prefill_inputs
+from dooly.predict._features import AttentionWork
+from dooly.predict._kinds import AttentionShape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from dooly.predict._hardware import Hardware
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+    Inputs = Callable[[Hardware, AttentionShape, AttentionWork], tuple[Floats, Floats]]
+
+_BYTES_READ = 2
+"""Of an element whose scale is computed."""
+
+
+def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRegressor]:
+    """Write a device's data, and return its families by name.
+
+    Args:
+        folder: aiconfigurator's tables of one system.
+        out: Folder to write to.
+        facts: The device's facts; what its tables tell is filled in.
+
+    Raises:
+        InvalidInputError: A table is missing or lacks a column.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    products = tables.linear_layers(folder)
+    hardware = replace(facts, launch_ns=float(products.latency_ns.min()), moved_bytes_per_s=_moved_bytes_per_s(folder))
+    (out / "hardware.json").write_text(json.dumps(asdict(hardware), indent=1) + "\n")
+    payloads = {f"{operator}-{ranks}": np.stack([sizes, ns]) for operator, ranks, sizes, ns in tables.collectives(folder)}
+    np.savez_compressed(out / "collectives.npz", **payloads)  # type: ignore[arg-type] # numpy's stub takes no mapping
+    found = {
+        "linear": fit_family(*linear_points(hardware, products)),
+        "decodes": fit_family(*attention_points(hardware, decode_inputs, *tables.decodes(folder))),
+        "prefills": fit_family(*attention_points(hardware, prefill_inputs, *tables.prefills(folder))),
+    }
+    for name, regressor in found.items():
+        regressor.save(out / f"{name}.cbm")
+    return found
+
+
+def linear_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
+    """Return roofline, features, latencies and configurations of products, as `fit_family` takes them."""
+    m, n, k = (np.asarray(rows[name], dtype=np.float64) for name in ("m", "n", "k"))
+    return *linear_inputs(hardware, m, n, k, 2.0), rows.latency_ns, _numbered(n, k)
+
+
+def attention_points(
+    hardware: Hardware,
+    inputs: Inputs,
+    rows: tables.Columns,
+    batches: Any,  # noqa: ANN401 - BatchArrays
+) -> tuple[Floats, Floats, Floats, Ints]:
+    """Return roofline, features, latencies and configurations of attention, as `fit_family` takes them."""
+    sizes = [np.asarray(rows[name], dtype=np.int64) for name in ("num_heads", "num_key_value_heads", "head_dim")]
+    configurations, work = _numbered(*sizes), batches.attention(None)
+    places, found = [], []
+    for number in np.unique(configurations):
+        place = np.flatnonzero(configurations == number)
+        heads, kv_heads, size = (int(values[place[0]]) for values in sizes)
+        part = AttentionWork(*(getattr(work, field.name)[place] for field in fields(AttentionWork)))
+        places.append(place)
+        found.append(inputs(hardware, AttentionShape(heads, kv_heads, size, "bfloat16"), part))
+    order = np.argsort(np.concatenate(places))
+    roofline, features = (np.concatenate(parts)[order] for parts in zip(*found, strict=True))
+    return roofline, features, rows.latency_ns, configurations
+
+
+def _numbered(*columns: npt.NDArray[Any]) -> Ints:
+    """Return the number of each row's combination of values."""
+    return np.asarray(np.unique(np.stack(columns), axis=1, return_inverse=True)[1].ravel(), dtype=np.int64)
+
+
+def _moved_bytes_per_s(folder: Path) -> float:
+    """Return the bandwidth that reading reaches where scales of activations are computed, over the largest of them."""
+    rows = tables.read_table(folder, "computescale", ("m", "k"))
+    moved = _BYTES_READ * np.asarray(rows["m"], dtype=np.float64) * rows["k"]
+    largest = np.argsort(moved)[-10:]
+    return float(np.median(1e9 * moved[largest] / rows.latency_ns[largest]))

@@ -1,0 +1,118 @@
+"""The latency regressor of a family: one CatBoost model for an operation over all its configurations on one device.
+
+It learns the logarithm of the ratio to the device's roofline (Williams et al., CACM 2009) from features of configuration and
+request alike, so that it predicts configurations that nobody measured. Its error is that over held-out *configurations*: points
+of a known one say nothing about the next. CatBoost: Prokhorenkova et al., NeurIPS 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dooly.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+
+_FOLDS = 4
+_TREES: dict[str, Any] = {
+    "loss_function": "RMSE",
+    "iterations": 1000,
+    "depth": 6,
+    "learning_rate": 0.08,
+    "l2_leaf_reg": 3.0,
+    "random_seed": 0,
+    "verbose": False,
+    "allow_writing_files": False,
+    "boosting_type": "Plain",
+    "bootstrap_type": "No",
+    "random_strength": 0,
+    "border_count": 254,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyRegressor:
+    """Predicts the latency of a family's operations from their roofline and features."""
+
+    model: Any
+    """CatBoost's model of the logarithm of the ratio to the roofline."""
+    relative_error: float
+    """Median relative error on configurations held out of the fit."""
+    relative_error_p90: float
+    """Its 90th percentile."""
+    num_configurations: int
+    """Configurations that were measured."""
+    num_points: int
+    """Measured points behind the fit."""
+
+    def predict_ns(self, roofline_ns: Floats, features: Floats) -> Floats:
+        """Return latencies in nanoseconds, shape (num_points,).
+
+        Args:
+            roofline_ns: The least time that the device could take, shape (num_points,).
+            features: The family's features, shape (num_points, num_features).
+        """
+        return np.asarray(roofline_ns * np.exp(self.model.predict(features)))
+
+    def save(self, path: Path) -> None:
+        """Write the regressor in CatBoost's own format, its errors among the file's metadata."""
+        for name in ("relative_error", "relative_error_p90", "num_configurations", "num_points"):
+            self.model.get_metadata()[name] = str(getattr(self, name))
+        self.model.save_model(str(path))
+
+    @classmethod
+    def load(cls, path: Path) -> FamilyRegressor:
+        """Return the regressor that `save` wrote.
+
+        Raises:
+            InvalidInputError: The file holds none.
+        """
+        from catboost import CatBoostError, CatBoostRegressor
+
+        model = CatBoostRegressor()
+        try:
+            model.load_model(str(path))
+            facts = model.get_metadata()
+            errors = (float(facts["relative_error"]), float(facts["relative_error_p90"]))
+            return cls(model, *errors, int(facts["num_configurations"]), int(facts["num_points"]))
+        except (CatBoostError, KeyError, ValueError) as error:
+            raise InvalidInputError(f"{path}: holds no family regressor ({error}); build it again") from error
+
+
+def fit_family(roofline_ns: Floats, features: Floats, latency_ns: Floats, configurations: Ints) -> FamilyRegressor:
+    """Fit a family's regressor, and judge it by configurations held out.
+
+    Args:
+        roofline_ns: The least time that the device could take at each point, shape (num_points,).
+        features: Features of each point, shape (num_points, num_features).
+        latency_ns: Measured latencies, shape (num_points,).
+        configurations: Number of the configuration that each point belongs to, shape (num_points,).
+    """
+    target = np.log(latency_ns / roofline_ns)
+    known = np.unique(configurations)
+    folds = np.random.default_rng(0).permutation(len(known)) % _FOLDS
+    fold_of = folds[np.searchsorted(known, configurations)]
+    errors = np.empty(len(target))
+    for fold in range(_FOLDS):
+        held = fold_of == fold
+        model = _fitted(features[~held], target[~held])
+        errors[held] = np.abs(np.exp(model.predict(features[held]) - target[held]) - 1)
+    median, p90 = np.quantile(errors, [0.5, 0.9])
+    return FamilyRegressor(_fitted(features, target), float(median), float(p90), len(known), len(target))
+
+
+def _fitted(features: Floats, target: Floats) -> Any:  # noqa: ANN401 - a CatBoostRegressor
+    from catboost import CatBoostRegressor
+
+    model = CatBoostRegressor(**_TREES)
+    model.fit(features, target)
+    return model

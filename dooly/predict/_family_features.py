@@ -1,0 +1,86 @@
+"""Roofline and features of the families: what a point's latency on a device is learnt from.
+
+Beside sizes, FLOPs and bytes these are counts of the tiles that kernels cut the work into, and of the waves that those take on
+the device's multiprocessors: a last wave that is hardly filled takes as long as a full one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dooly.predict._features import AttentionWork
+    from dooly.predict._hardware import Hardware
+    from dooly.predict._kinds import AttentionShape
+
+    Floats = npt.NDArray[np.float64]
+
+LAUNCH_NS = 2_000.0
+"""Least time of any kernel in the rooflines: a scale, whose truth the trees learn."""
+_TILES = (64, 128, 256)
+_QUERY_TILE = 128
+
+
+def linear_inputs(hardware: Hardware, m: Floats, n: Floats, k: Floats, item_bytes: float) -> tuple[Floats, Floats]:
+    """Return roofline in nanoseconds, shape (num_points,), and features of products x[m, k] · weight[n, k].
+
+    Args:
+        hardware: The device.
+        m: Rows, shape (num_points,), as the others.
+        n: Outputs.
+        k: Inputs.
+        item_bytes: Bytes of an element.
+    """
+    flops, traffic = 2 * m * n * k, item_bytes * (m * k + n * k + m * n)
+    columns = [m, n, k, flops, traffic, flops / traffic]
+    for tile in _TILES:
+        tiles = np.ceil(m / tile) * np.ceil(n / _TILES[1])
+        waves = np.ceil(tiles / hardware.num_sms)
+        columns += [tiles, waves, waves * hardware.num_sms / tiles, np.ceil(m / tile) * tile / m]
+    return hardware.roofline_ns(flops, traffic), np.log(np.column_stack(columns))
+
+
+def decode_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWork) -> tuple[Floats, Floats]:
+    """Return roofline and features of the decodes of batches, as `linear_inputs` does; rows without decodes are meaningless."""
+    count, read = np.maximum(work.num_decodes, 1), np.maximum(work.decode_kv_tokens, 1)
+    flops, traffic = _attention_cost(shape, count, read, read)
+    blocks = count * shape.num_kv_heads
+    return hardware.roofline_ns(flops, traffic), _logs(
+        shape, flops, traffic, count, read / count, blocks, blocks / hardware.num_sms, np.ceil(blocks / hardware.num_sms)
+    )
+
+
+def prefill_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWork) -> tuple[Floats, Floats]:
+    """Return roofline and features of the prefills of batches, as `linear_inputs` does; rows without prefills are meaningless.
+
+    A query's own length and the keys that it sees enter apart, so that a chunk behind a context is no other thing than a prompt.
+    """
+    queries, pairs = np.maximum(work.prefill_tokens, 1), np.maximum(work.prefill_pairs, 1)
+    flops, traffic = _attention_cost(shape, queries, pairs, np.maximum(work.prefill_kv_tokens, 1))
+    tiles = shape.num_heads * work.num_prefills * np.ceil(queries / np.maximum(work.num_prefills, 1) / _QUERY_TILE)
+    tiles = np.maximum(tiles, 1)
+    waves = np.ceil(tiles / hardware.num_sms)
+    return hardware.roofline_ns(flops, traffic), _logs(
+        shape, flops, traffic, queries, pairs / queries, tiles, waves, waves * hardware.num_sms / tiles
+    )
+
+
+def _attention_cost(shape: AttentionShape, queries: Floats, pairs: Floats, kv_tokens: Floats) -> tuple[Floats, Floats]:
+    item = cache_bytes(shape.dtype)
+    cache = 2 * shape.num_kv_heads * shape.head_size * item * (kv_tokens + queries)
+    return 4 * shape.num_heads * shape.head_size * pairs, cache + 4 * shape.num_heads * shape.head_size * queries
+
+
+def cache_bytes(dtype: str) -> int:
+    """Return the size of one value of a KV cache, in bytes."""
+    return {"bfloat16": 2, "float16": 2, "float32": 4}.get(dtype, 1)
+
+
+def _logs(shape: AttentionShape, *columns: Floats) -> Floats:
+    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_size, shape.num_heads / shape.num_kv_heads)
+    logs: Floats = np.log(np.column_stack([*columns, *(np.full(len(columns[0]), float(size)) for size in sizes)]))
+    return logs

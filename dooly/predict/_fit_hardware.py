@@ -1,0 +1,99 @@
+"""The latency model of a model on a device whose measurements ship with Dooly."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from dbstore import Environment
+from dooly.catalog import LAYER, layer_of, operation_table
+from dooly.errors import InvalidInputError
+from dooly.predict._device_latencies import DeviceLatencies
+from dooly.predict._hardware import Hardware
+from dooly.predict._latency_model import Domain, FittedLayer, FittedOperation, LatencyModel
+from dooly.predict._operation import OperationWork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dooly.engines import ModelSource, ServingConfig
+    from dooly.predict._device_latencies import OperationLatency
+    from dooly.tracing import TracedModel, TracedOperation
+
+_BLOCK_SIZE = 16
+"""Tokens in a KV block, as vLLM has it on CUDA."""
+
+
+def listed_hardware() -> tuple[Hardware, ...]:
+    """Return the devices whose measurements ship with Dooly, by name."""
+    with _data() as data:
+        return tuple(Hardware.read(file.parent) for file in sorted(data.glob("*/hardware.json")))
+
+
+def load_hardware_model(name: str, model: ModelSource, serving: ServingConfig) -> LatencyModel:
+    """Return the latency model of a model on a device whose measurements ship with Dooly.
+
+    Its steps are the sum of their operations, as in an engine that runs them in CUDA graphs and schedules ahead: what the engine
+    does beside them is taken to be hidden behind the device's work.
+
+    Raises:
+        InvalidInputError: There is no such device; the message names those there are.
+        MissingOperationError: Nothing covers an operation of the model, or its table of operations cannot be had.
+    """
+    with _data() as data:
+        folder = data / name
+        if not (folder / "hardware.json").is_file():
+            known = ", ".join(hardware.name for hardware in listed_hardware())
+            raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")
+        device = DeviceLatencies(folder)
+        return assemble(operation_table(model, serving), device, serving)
+
+
+def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfig) -> LatencyModel:
+    """Return the latency model that adds up what a device takes for each operation of a table."""
+    latencies: dict[str, OperationLatency] = {}
+
+    def fitted(operation: TracedOperation) -> FittedOperation:
+        if operation.signature not in latencies:
+            latencies[operation.signature] = device.of(operation, traced.model)
+        return FittedOperation(operation, OperationWork(operation), latencies[operation.signature])
+
+    rows = [op for op in traced.operations if op.stage != "engine"]
+    outside = tuple(
+        fitted(op) for op in rows for module, count in op.placements if layer_of(module) is None for _ in range(count)
+    )
+    layers = tuple(
+        FittedLayer(layer, tuple(fitted(op) for op in rows for m, _ in op.placements if layer_of(m) == layer.module), None)
+        for layer in traced.operations
+        if layer.stage == "engine" and layer.name == LAYER
+    )
+    domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
+    return LatencyModel(traced, _environment(device.hardware, serving), outside, layers, None, domain, device.hardware)
+
+
+def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
+    engine, _, version = hardware.engine.partition(" ")
+    return Environment(
+        device=hardware.device,
+        device_kind="cuda",
+        driver="unknown",
+        torch_version="unknown",
+        engine=engine,
+        engine_version=version,
+        attention_backend="FLASH_ATTN",
+        dtype=serving.dtype,
+        kv_cache_dtype="auto",
+        block_size=_BLOCK_SIZE,
+        execution_mode="cudagraph",
+        quantization=None,
+        num_threads=None,
+    )
+
+
+@contextmanager
+def _data() -> Iterator[Path]:
+    """Give the folder of the data that ships, as files."""
+    with resources.as_file(resources.files("dooly") / "data") as folder:
+        yield folder

@@ -1,0 +1,58 @@
+"""A device whose measurements ship with Dooly: its facts, and what it takes for each kind of operation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.predict._family_features import LAUNCH_NS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Facts of a device, and where its measurements are from."""
+
+    name: str
+    """Name on the command line, as `h200`."""
+    device: str
+    """Name as its driver reports it."""
+    memory_bytes: int
+    """Memory of one device."""
+    memory_bytes_per_s: float
+    """Bandwidth of its memory by the datasheet."""
+    flops_per_s: float
+    """Dense bfloat16 rate by the datasheet."""
+    num_sms: int
+    """Multiprocessors."""
+    moved_bytes_per_s: float
+    """Bandwidth that operations reach which only move bytes, measured."""
+    launch_ns: float
+    """What the shortest measured operation takes, in nanoseconds."""
+    engine: str
+    """Engine and version whose kernels were measured."""
+    source: str
+    """Who measured, and under which licence."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Hardware:
+        """Return the facts in a folder's `hardware.json`."""
+        return cls(**json.loads((folder / "hardware.json").read_text()))
+
+    def roofline_ns(self, flops: Floats, traffic: Floats) -> Floats:
+        """Return the least time that operations could take, in nanoseconds, shape (num_points,).
+
+        Args:
+            flops: Floating-point operations, shape (num_points,).
+            traffic: Bytes moved, shape (num_points,).
+        """
+        return np.asarray(LAUNCH_NS + 1e9 * np.maximum(flops / self.flops_per_s, traffic / self.memory_bytes_per_s))

@@ -1,0 +1,92 @@
+"""How much of a device's memory is left for the KV cache, as vLLM works it out: what may be used, less weights and work space."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from dooly.errors import InvalidInputError
+from dooly.tracing import evaluate_form
+
+if TYPE_CHECKING:
+    from dooly.engines import ServingConfig
+    from dooly.predict._hardware import Hardware
+    from dooly.tracing import TracedModel, TracedTensor
+
+_ITEM_BYTES = {"float32": 4, "int32": 4, "int64": 8, "bfloat16": 2, "float16": 2}
+_CONTEXT_BYTES = 1 << 30
+"""What CUDA, its libraries and the engine's captured graphs take beside tensors: taken to be 1 GiB."""
+_HIDDEN_COPIES = 4
+"""Hidden states that live beside an operation's own operands while it runs: residual, embeddings, two in flight."""
+
+
+def cache_item_bytes(kv_cache_dtype: str, dtype: str) -> int:
+    """Return the size of one value in the KV cache, in bytes."""
+    sizes = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+    return sizes[dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
+
+
+def token_bytes(traced: TracedModel, dtype: str) -> int:
+    """Return the bytes of one token's keys and values over all layers of a rank."""
+    total = 0
+    for operation in traced.operations:
+        if "num_kv_heads" in operation.attributes:
+            a = operation.attributes
+            item_bytes = cache_item_bytes(a["kv_cache_dtype"], dtype)
+            total += operation.count * a["num_kv_heads"] * (a["head_size"] + (a["head_size_v"] or 0)) * item_bytes
+    return total
+
+
+def weight_bytes(traced: TracedModel) -> int:
+    """Return the bytes of one rank's parameters, each counted once: a layer's for every layer, a tied one for all its readers."""
+    sizes: dict[str, int] = {}
+    for operation in traced.operations:
+        for tensor in operation.inputs:
+            if tensor.is_parameter:
+                # A buffer without a name, such as a rotary table, is shared by all layers.
+                name = tensor.parameter or f"{operation.signature} buffer"
+                sizes[name] = _bytes_at(tensor, 1) * (operation.count if tensor.parameter else 1)
+    return sum(sizes.values())
+
+
+def peak_activation_bytes(traced: TracedModel, serving: ServingConfig) -> int:
+    """Return the most bytes that a step's activations take at the engine's limits: its largest operation's and hidden states."""
+    peak = hidden = 0
+    for operation in traced.operations:
+        if operation.stage != "engine":
+            size = serving.max_num_batched_tokens if operation.stage == "decoder" else serving.max_num_seqs
+            operands = [t for t in (*operation.inputs, *operation.outputs) if not t.is_parameter]
+            peak = max(peak, sum(_bytes_at(t, size) for t in operands))
+            if operation.module_class == "RMSNorm":
+                hidden = max(hidden, *(_bytes_at(t, size) for t in operands))
+    return peak + _HIDDEN_COPIES * hidden
+
+
+def _bytes_at(tensor: TracedTensor, size: int) -> int:
+    """Return a tensor's bytes where each dimension that the request sets has one size."""
+    known = {"num_tokens": size, "num_reqs": size}
+    dims = (d.value if d.value is not None else int(evaluate_form(_plain(d.expr), known)) for d in tensor.shape)
+    return prod(dims) * _ITEM_BYTES.get(tensor.dtype, 1)
+
+
+def _plain(expression: str) -> str:
+    """Return a dimension's expression where it is one of an engine's, else the number of tokens: others are rare and small."""
+    return expression if expression in {"num_tokens", "num_reqs"} else "num_tokens"
+
+
+def cache_room_bytes(traced: TracedModel, serving: ServingConfig, hardware: Hardware) -> int:
+    """Return the bytes that a rank's KV cache gets.
+
+    Raises:
+        InvalidInputError: The weights leave no room.
+    """
+    usable = int(hardware.memory_bytes * serving.gpu_memory_utilization)
+    weights, activations = weight_bytes(traced), peak_activation_bytes(traced, serving)
+    room = usable - weights - activations - _CONTEXT_BYTES
+    if room <= 0:
+        raise InvalidInputError(
+            f"{traced.model}: its weights take {weights / 1e9:.1f} GB of a rank, {hardware.name} gives "
+            f"{usable / 1e9:.1f} GB (--gpu-memory-utilization {serving.gpu_memory_utilization}); "
+            "raise --tensor-parallel-size"
+        )
+    return room
