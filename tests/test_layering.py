@@ -27,6 +27,7 @@ ORDER = (
     "dooly.catalog",
     "dooly.measure",
     "dooly.predict",
+    "dooly.imports",
     "dooly.simulation",
     "dooly.validation",
     "dooly.report",
