@@ -200,6 +200,27 @@ def test_several_environments_are_refused(
     assert chosen.environment == other
 
 
+def test_a_store_shared_with_a_later_version_stays_readable(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """What a later version measured, under a field that this one does not know, is an environment of its own."""
+    newer = replace(environment, later={"fan": "slow"})
+    store = make_store(tmp_path / "db", environment, newer)
+    assert load_latency_model(store, model, serving, environment).environment == environment
+    assert load_latency_model(store, model, serving, newer).environment == newer
+    with pytest.raises(InvalidInputError, match=r"several environments \(fan \((None or slow|slow or None)\)\)"):
+        load_latency_model(store, model, serving)
+
+
+def test_environments_of_other_models_are_not_looked_at(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """Whatever another model's environment holds, even nothing that this version reads, leaves this one's alone."""
+    store = make_store(tmp_path / "db", environment)
+    store.write_document("traces", "other", {"model": "other", "config": "other", "environment": "unreadable", "traced": {}})
+    assert load_latency_model(store, model, serving).environment == environment
+
+
 @pytest.mark.parametrize(
     "batch",
     [Batch((400,), (0,), 1), Batch((1,) * 20, (50,) * 20), Batch((1,), (5_000,))],
