@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING
 
 from dbstore._errors import InvalidRecordError
-from dbstore._json import JSON, canonical_json, digest
+from dbstore._json import JSON, JsonObject, canonical_json, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,9 @@ _CHOICES = {"device_kind": ("cpu", "cuda"), "execution_mode": ("eager", "compile
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """All that changes latency beside the operation. Fields with a default came later, and are left out of documents where None.
+
+    A document of a later version may have more fields still. They are kept and tell environments apart, so that what was measured
+    in them is found and never mixed with the rest; a store that several versions share stays readable to all.
 
     Raises:
         InvalidRecordError: a text is empty, a count is below 1, or a choice is unknown.
@@ -56,12 +59,17 @@ class Environment:
     """Processor that launches the device's work; None where it is the device."""
     model_runner: str | None = None
     """Generation of the engine's model runner, where it has several."""
+    later: Mapping[str, JSON] = JsonObject({})
+    """Fields of a later version, as its document has them; kept as a `JsonObject`."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            problem = _problem(field.name, str(field.type), getattr(self, field.name))
+        object.__setattr__(self, "later", JsonObject(self.later))
+        if known := sorted(_KNOWN.keys() & self.later.keys()):
+            raise InvalidRecordError(f"Environment.later: has {', '.join(known)}; give a known field by its own name")
+        for name, annotation in _KNOWN.items():
+            problem = _problem(name, annotation, getattr(self, name))
             if problem is not None:
-                raise InvalidRecordError(f"Environment.{field.name}: {problem}, got {getattr(self, field.name)!r}")
+                raise InvalidRecordError(f"Environment.{name}: {problem}, got {getattr(self, name)!r}")
 
     @property
     def digest(self) -> str:
@@ -70,20 +78,20 @@ class Environment:
 
     def to_json(self) -> dict[str, JSON]:
         """Return the fields as a JSON object."""
-        return {name: value for name, value in asdict(self).items() if name in _REQUIRED or value is not None}
+        values = {name: getattr(self, name) for name in _KNOWN}
+        return {name: value for name, value in values.items() if name in _REQUIRED or value is not None} | dict(self.later)
 
     @classmethod
     def from_json(cls, document: Mapping[str, JSON]) -> Environment:
-        """Return the environment that `to_json` wrote.
+        """Return the environment that `to_json` wrote, in this version or a later one.
 
         Raises:
-            InvalidRecordError: a field is missing, unknown or invalid.
+            InvalidRecordError: a field is missing or invalid.
         """
-        names = {field.name for field in fields(cls)}
-        for what, wrong in (("lacks", _REQUIRED - set(document)), ("has unknown", set(document) - names)):
-            if wrong:
-                raise InvalidRecordError(f"Environment: document {what} {', '.join(sorted(wrong))}; give exactly its fields")
-        return cls(**document)
+        if lacking := sorted(_REQUIRED - set(document)):
+            raise InvalidRecordError(f"Environment: document lacks {', '.join(lacking)}; give all of its fields")
+        known = {name: document[name] for name in _KNOWN if name in document}
+        return cls(**known, later={name: value for name, value in document.items() if name not in _KNOWN})
 
 
 def _problem(name: str, annotation: str, value: object) -> str | None:
@@ -98,4 +106,6 @@ def _problem(name: str, annotation: str, value: object) -> str | None:
     return None if choices is None or value in choices else f"must be one of {', '.join(choices)}"
 
 
+_KNOWN = {field.name: str(field.type) for field in fields(Environment) if field.name != "later"}
+"""The fields that this version knows, with their types."""
 _REQUIRED = {field.name for field in fields(Environment) if field.default is MISSING}

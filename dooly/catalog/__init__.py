@@ -1,6 +1,6 @@
 """What a store knows about a model: its table of operations, the environments it was measured in, the records behind each."""
 
-from dooly.catalog._environment import describe_environment, installed_version, on_this_machine
+from dooly.catalog._environment import describe_environment, describe_module_environment, installed_version, on_this_machine
 from dooly.catalog._given import check_sizes, check_store, given_sizes
 from dooly.catalog._models import read_traced, write_described, write_traced
 from dooly.catalog._operation_tables import operation_table, shipped_file, write_table
@@ -29,6 +29,7 @@ __all__ = [
     "check_sizes",
     "check_store",
     "describe_environment",
+    "describe_module_environment",
     "engine_operations",
     "feasible_records",
     "given_sizes",

@@ -1,4 +1,4 @@
-"""What the environment of a measurement is: device, driver, versions, backend and settings, as the running engine has them."""
+"""What the environment of a measurement is: device, driver, versions, backend and settings, as the measuring process has them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 from dbstore import Environment
 from dooly.device import Gpu, cpu_name, visible_gpus
+from dooly.errors import MeasurementError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from torch import nn
 
     from dooly.engines import ServingConfig
     from dooly.engines.vllm import VllmEngine
@@ -42,6 +45,36 @@ def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environm
         clocks=gpu.limits if gpu else None,
         host=cpu_name() if on_gpu else None,
         model_runner=engine.model_runner if on_gpu else None,
+    )
+
+
+def describe_module_environment(module: nn.Module) -> Environment:
+    """Return the environment that a plain module is measured in: this process on the device of the module.
+
+    Raises:
+        MeasurementError: Dooly cannot time that device.
+    """
+    import torch
+
+    tensors = [*module.parameters(), *module.buffers()]
+    device_kind = tensors[0].device.type if tensors else "cpu"
+    if device_kind != "cpu":
+        raise MeasurementError(f"device {device_kind!r}: plain modules can be timed on 'cpu' only; move the module there")
+    return Environment(
+        device=cpu_name(),
+        device_kind=device_kind,
+        driver=platform.release(),
+        torch_version=torch.__version__,
+        engine="torch",
+        engine_version=torch.__version__,
+        # Which attention kernel and which element types an operation has stands in its graph, and so in its signature.
+        attention_backend="as traced",
+        dtype=f"as traced, float32 products {torch.get_float32_matmul_precision()}",
+        kv_cache_dtype="none",
+        block_size=1,
+        execution_mode="eager",
+        quantization=None,
+        num_threads=torch.get_num_threads(),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
@@ -26,9 +25,10 @@ def profiled_model(
     found: dict[Environment, Any] = {}
     for name in store.documents("traces"):
         document: Any = store.read_document("traces", name)
+        if document["config"] != model.digest:
+            continue
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
-        fits = environment.dtype == serving.dtype and serving.attention_backend in (None, environment.attention_backend)
-        if document["config"] == model.digest and fits:
+        if environment.dtype == serving.dtype and serving.attention_backend in {None, environment.attention_backend}:
             found[environment] = max(found.get(environment, document), document, key=lambda known: known.get("version", 0))
     if not found:
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
@@ -53,8 +53,9 @@ def profiled_model(
 
 def _differing(environments: Sequence[Environment]) -> dict[str, list[Any]]:
     """Return the fields in which environments differ, with the values."""
-    documents = [asdict(environment) for environment in environments]
-    fields = {name: [document[name] for document in documents] for name in documents[0]}
+    documents = [environment.to_json() for environment in environments]
+    names = dict.fromkeys(name for document in documents for name in document)
+    fields = {name: [document.get(name) for document in documents] for name in names}
     return {name: values for name, values in fields.items() if len(set(values)) > 1}
 
 
@@ -66,7 +67,7 @@ def _differences(environments: Sequence[Environment]) -> str:
 def module_environment(store: Store, table: TracedModel) -> Environment:
     """Return the environment that holds the whole module: this machine's if there are several."""
     documents: list[Any] = [store.read_document("environments", digest) for digest in store.documents("environments")]
-    torch_only = [e for e in map(Environment.from_json, documents) if e.engine == "torch"]
+    torch_only = [Environment.from_json(document) for document in documents if document.get("engine") == "torch"]
     whole = table.operations[-1].signature
     keys = set(store.keys())
     found = [e for e in torch_only if (whole, e.digest) in keys]

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-LAUNCH_NS = 2_000.0
-"""Least time of any kernel in the rooflines: a scale, whose truth the trees learn."""
 _TILES = (64, 128, 256)
 _QUERY_TILE = 128
 

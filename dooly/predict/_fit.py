@@ -73,15 +73,17 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
     Raises:
         MissingOperationError: The store lacks an operation of the model.
     """
-    fitted: dict[str, MeasuredOperation] = {}
     records = {op.signature: _records(store, op, environment, traced.model) for op in traced.operations}
-    for operation in traced.operations:
-        if operation.stage != "engine" and operation.signature not in fitted:
-            work = OperationWork(operation)
-            batches, latency_ns = _points(work, records[operation.signature])
-            regressor = fit_regressor(work.terms(batches), work.features(batches), latency_ns)
-            fitted[operation.signature] = MeasuredOperation(regressor)
     rows = [op for op in traced.operations if op.stage != "engine"]
+    engine = [op for op in traced.operations if op.stage == "engine"]
+    (step,) = (op for op in engine if op.name == STEP)
+    batches, latency_ns = _batches(records[step.signature])
+    domain = _domain(batches)
+    fitted: dict[str, MeasuredOperation] = {}
+    for operation in rows:
+        if operation.signature not in fitted:
+            regressor = _fit_operation(OperationWork(operation), records[operation.signature], domain)
+            fitted[operation.signature] = MeasuredOperation(regressor)
     outside = tuple(
         FittedOperation(op, OperationWork(op), fitted[op.signature])
         for op in rows
@@ -89,18 +91,23 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
         if layer_of(module) is None
         for _ in range(count)
     )
-    engine = [op for op in traced.operations if op.stage == "engine"]
     layers = tuple(_layer(op, rows, fitted, records[op.signature]) for op in engine if op.name == LAYER)
-    (step,) = (op for op in engine if op.name == STEP)
-    batches, latency_ns = _batches(records[step.signature])
     return LatencyModel(
         traced,
         environment,
         outside,
         layers,
         fit_regressor(step_terms(batches), step_features(batches), latency_ns),
-        _domain(batches),
+        domain,
     )
+
+
+def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain) -> Regressor:
+    batches, latency_ns = _points(work, records)
+    features = work.features(batches)
+    if work.operation.request_dims == ("num_reqs",) and domain.num_reqs == 1:
+        features = features[:, :0]  # its one point is all that is ever asked for
+    return fit_regressor(work.terms(batches), features, latency_ns)
 
 
 def _layer(

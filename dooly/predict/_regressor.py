@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _FOLDS = 5
 _MIN_POINTS = 8
 _EXACT = 1e-6
+_RESOLUTION_NS = 500.0
+"""Latencies below this count by their absolute error: CUDA events resolve half a microsecond, so 0 and 1 may be the same."""
+_UNJUDGED = 1.0
+"""Relative error of a fit that no other point judges: as much as the latency itself."""
 _TREES: dict[str, Any] = {
     "loss_function": "MAE",
     "iterations": 150,
@@ -49,7 +53,7 @@ class Regressor:
     trees: ObliviousTrees | None
     """CatBoost's model of the logarithm of the ratio to the base; None where the points are too few."""
     relative_error: float
-    """Median relative error on held-out points."""
+    """Median relative error on held-out points; 1 where none can be held out."""
     num_points: int
     """Measured points behind the fit."""
 
@@ -76,20 +80,20 @@ def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regres
         latency_ns: Median latency at each point, shape (num_points,).
     """
     weights, trees = _fit(terms, features, latency_ns)
-    regressor = Regressor(weights, trees, 0.0, len(latency_ns))
-    return Regressor(weights, trees, _held_out_error(regressor, terms, features, latency_ns), len(latency_ns))
+    return Regressor(weights, trees, _held_out_error(terms, features, latency_ns), len(latency_ns))
 
 
 def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, ObliviousTrees | None]:
     from scipy.optimize import nnls
 
     scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)
-    solution, _ = nnls(terms / scale / latency_ns[:, None], np.ones(len(latency_ns)))
+    resolved_ns = np.maximum(latency_ns, _RESOLUTION_NS)
+    solution, _ = nnls(terms / scale / resolved_ns[:, None], latency_ns / resolved_ns)
     weights = solution / scale
     base = terms @ weights
     if len(latency_ns) < _MIN_POINTS or np.any(base <= 0):
         return weights, None
-    log_ratio = np.log(latency_ns / base)
+    log_ratio = np.log(resolved_ns / np.maximum(base, _RESOLUTION_NS))
     if np.ptp(log_ratio) < _EXACT:  # the base says it all, and CatBoost refuses targets that are equal
         return weights, None
     from catboost import CatBoostRegressor
@@ -99,11 +103,14 @@ def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, O
     return weights, ObliviousTrees.of(model)
 
 
-def _held_out_error(whole: Regressor, terms: Floats, features: Floats, latency_ns: Floats) -> float:
-    """Return the median relative error over points that a fit without them predicts; of few points, each is left out alone."""
+def _held_out_error(terms: Floats, features: Floats, latency_ns: Floats) -> float:
+    """Return the median relative error over points that a fit without them predicts; of few points, each is left out alone.
+
+    A single point judges nothing but itself, which is enough where there is no other: an operation of no request dimension.
+    """
     count = len(latency_ns)
     if count == 1:
-        return float(np.abs(whole.predict_ns(terms, features) / latency_ns - 1)[0])
+        return _UNJUDGED if features.shape[1] else 0.0
     folds = _FOLDS if count >= 2 * _FOLDS else count
     order = np.random.default_rng(0).permutation(count)
     errors = np.empty(count)
@@ -112,5 +119,5 @@ def _held_out_error(whole: Regressor, terms: Floats, features: Floats, latency_n
         rest = np.setdiff1d(order, held)
         weights, trees = _fit(terms[rest], features[rest], latency_ns[rest])
         predicted = Regressor(weights, trees, 0.0, len(rest)).predict_ns(terms[held], features[held])
-        errors[held] = np.abs(predicted / latency_ns[held] - 1)
+        errors[held] = np.abs(predicted - latency_ns[held]) / np.maximum(latency_ns[held], _RESOLUTION_NS)
     return float(np.median(errors))

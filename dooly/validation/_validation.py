@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -216,9 +216,8 @@ def _add_up(progress: Callable[[int, int], None], before: int, total: int, done:
 
 def _check_same_machine(here: Environment, num_kv_blocks: int, serving: ServingConfig, latency: LatencyModel) -> None:
     """Raise unless the engine runs in the environment that the latencies were measured in, with the KV cache simulated."""
-    there = latency.environment
-    differing = [field.name for field in fields(here) if getattr(here, field.name) != getattr(there, field.name)]
-    if differing:
+    ours, theirs = here.to_json(), latency.environment.to_json()
+    if differing := [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]:
         raise InvalidInputError(
             f"{latency.traced.model}: measured in another environment (differs in {', '.join(differing)}); "
             "profile it on this machine"

@@ -52,7 +52,7 @@ def test_an_unprofiled_model_is_told_the_command(db: Path, dooly: Callable[..., 
 @pytest.mark.parametrize(("uncertainty_s", "warned"), [(0.0005, ""), (0.0045, "45%")])
 def test_latencies_that_are_badly_known_are_told(uncertainty_s: float, warned: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A store measured by half, or under load, is one line of warning with the share; a good one is none."""
-    _warn_if_uncertain("made-up", StepLatency(0.01, uncertainty_s, {}, extrapolated=False))
+    _warn_if_uncertain("made-up", StepLatency(0.01, uncertainty_s, {}, extrapolated=False, provenance={"measured": 1.0}))
     err = capsys.readouterr().err
     assert err.count("\n") == bool(warned)
     assert warned in err

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dbstore import Environment, InvalidRecordError, StoreError
+from dbstore import Environment, InvalidRecordError, JsonObject, StoreError
+from dbstore._json import canonical_json, digest
 
 
 def test_document_round_trip(environment: Environment) -> None:
@@ -23,7 +24,13 @@ def test_digest_is_stable(environment: Environment) -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Environment)])
 def test_every_field_changes_the_digest(environment: Environment, name: str) -> None:
     """Two environments that differ in one field have two digests."""
-    others: dict[str, Any] = {"device_kind": "cuda", "execution_mode": "cudagraph", "block_size": 16, "num_threads": None}
+    others: dict[str, Any] = {
+        "later": {"fan": "red"},
+        "device_kind": "cuda",
+        "execution_mode": "cudagraph",
+        "block_size": 16,
+        "num_threads": None,
+    }
     assert replace(environment, **{name: others.get(name, "other")}).digest != environment.digest
 
 
@@ -47,10 +54,20 @@ def test_fields_of_a_gpu_are_kept_where_they_are_known(environment: Environment)
     assert Environment.from_json(on_gpu.to_json()) == on_gpu
 
 
-def test_unknown_field_is_named(environment: Environment) -> None:
-    """A document with a field of a later version is refused by that field's name."""
-    with pytest.raises(InvalidRecordError, match="unknown colour"):
-        Environment.from_json(environment.to_json() | {"colour": "red"})
+def test_fields_of_a_later_version_are_kept(environment: Environment) -> None:
+    """A document with a field of a later version is read; the field stays part of the environment and of its digest."""
+    document = environment.to_json() | {"fan": {"colours": ["red"]}, "later": 1}
+    newer = Environment.from_json(document)
+    assert newer.to_json() == JsonObject(document)
+    assert newer.digest == digest(canonical_json(document))
+    assert len({newer, Environment.from_json(newer.to_json()), environment, replace(newer, later={"fan": 2})}) == 3
+    assert replace(newer, later={}) == environment
+
+
+def test_a_known_field_is_not_hidden_among_later_ones(environment: Environment) -> None:
+    """What this version knows has one place only."""
+    with pytest.raises(InvalidRecordError, match=r"Environment\.later: has device; give a known field by its own name"):
+        replace(environment, later={"device": "other"})
 
 
 @pytest.mark.parametrize(

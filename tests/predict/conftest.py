@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dooly.batch import Batch
+
+    Laws = dict[str, Callable[[Batch], float]]
 
 SERVING = ServingConfig(max_model_len=512, max_num_batched_tokens=256, max_num_seqs=8)
 ATTENTION = {"num_heads": 4, "num_kv_heads": 2, "head_size": 32, "head_size_v": 32, "kv_cache_dtype": "auto"}
@@ -103,7 +106,7 @@ def _attention_ns(batch: Batch) -> float:
     return 4_000 + sum(20 * (n + c) if n == 1 else 900 + 2 * (n * c + n * (n + 1) / 2) for n, c in pairs)
 
 
-LAWS: dict[str, Callable[[Batch], float]] = {
+LAWS: Laws = {
     "embed": lambda b: 2_000 + 10 * b.num_tokens,
     "up": lambda b: 20_000 + 300 * b.num_tokens,
     "down": lambda b: 15_000 + 200 * b.num_tokens,
@@ -112,23 +115,35 @@ LAWS: dict[str, Callable[[Batch], float]] = {
     "sampler": lambda b: 10_000 + 1_000 * b.num_reqs,
     STEP: lambda b: 400_000 + 20_000 * b.num_reqs + 50 * b.num_tokens + 10_000 * b.num_new_requests,
 }
-"""Nanoseconds of one run of each operation. A layer takes 8,000 beyond its operations."""
-LAWS[LAYER] = lambda b: 8_000 + sum(LAWS[name](b) for name in ("up", "down", "attention"))
+"""Nanoseconds of one run of each operation, sums of what the model's base is made of."""
+BENT_LAWS: Laws = LAWS | {
+    "up": lambda b: 20_000 + max(90_000, 1_000 * b.num_tokens),
+    "down": lambda b: 15_000 + max(60_000, 800 * b.num_tokens),
+}
+"""Laws with rooflines' bends, which no such sum follows."""
 
 
-def _step_ns(batch: Batch) -> float:
-    return 3 * LAWS[LAYER](batch) + sum(LAWS[name](batch) for name in ("embed", "head", "sampler", STEP))
+def _run_ns(name: str, batch: Batch, laws: Laws) -> float:
+    """Return what one run of an operation takes; a layer takes 8,000 beyond its operations."""
+    return 8_000 + sum(laws[part](batch) for part in ("up", "down", "attention")) if name == LAYER else laws[name](batch)
 
 
-def _fill(store: Store, traced: TracedModel, model: ModelSource, environment: Environment, without: str | None) -> None:
+def _step_ns(batch: Batch, laws: Laws = LAWS) -> float:
+    return 3 * _run_ns(LAYER, batch, laws) + sum(laws[name](batch) for name in ("embed", "head", "sampler", STEP))
+
+
+def _fill(  # noqa: PLR0913, PLR0917 - what a store is made of
+    store: Store, model: ModelSource, environment: Environment, without: str | None, limits: ServingConfig, laws: Laws
+) -> None:
+    traced = _traced()
     store.write_document("environments", environment.digest, environment.to_json())
     document = {"model": model.name, "config": model.digest, "environment": environment.digest, "traced": traced.to_json()}
     store.write_document("traces", f"trace-{environment.digest}", document)
     records = {}
     for operation in (op for op in traced.operations if op.name != without):
-        for batch in measurement_batches(SERVING):
+        for batch in measurement_batches(limits):
             point = point_of(operation, batch)
-            samples = np.array([round(LAWS[operation.name](batch))] * 3)
+            samples = np.array([round(_run_ns(operation.name, batch, laws))] * 3)
             records[operation.signature, point] = Record(operation.signature, environment.digest, point, samples)
     store.write(*records.values())
 
@@ -152,6 +167,18 @@ def law_ns() -> Callable[[Batch], float]:
 
 
 @pytest.fixture(scope="session")
+def bent_laws() -> Laws:
+    """Laws of the operations that bend within the measured range."""
+    return BENT_LAWS
+
+
+@pytest.fixture(scope="session")
+def bent_law_ns() -> Callable[[Batch], float]:
+    """What a step over a batch takes by the bent laws."""
+    return partial(_step_ns, laws=BENT_LAWS)
+
+
+@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     """The small model's configuration."""
     folder = tmp_path_factory.mktemp("made-up")
@@ -161,12 +188,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 
 @pytest.fixture(scope="session")
 def make_store(model: ModelSource) -> Callable[..., Store]:
-    """Return a function that fills a store with the records of the small model, in each environment given."""
+    """Return a function that fills a store with the records of the small model, in each environment given.
 
-    def make(path: Path, *environments: Environment, without: str | None = None) -> Store:
+    It takes the name of an operation to leave out, the limits of the grid, and laws in place of the usual ones.
+    """
+
+    def make(
+        path: Path,
+        *environments: Environment,
+        without: str | None = None,
+        limits: ServingConfig = SERVING,
+        laws: Laws = LAWS,
+    ) -> Store:
         store = Store.open(path, "a")
         for environment in environments:
-            _fill(store, _traced(), model, environment, without)
+            _fill(store, model, environment, without, limits, laws)
         return store
 
     return make

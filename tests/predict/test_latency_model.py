@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dbstore import Record
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
@@ -46,6 +47,47 @@ def test_a_step_follows_the_laws(latency: LatencyModel, law_ns: Callable[[Batch]
     assert step.seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.05)
     assert 0 < step.uncertainty_s < 0.1 * step.seconds
     assert not step.extrapolated
+
+
+@pytest.mark.parametrize(("trees", "within"), [(True, True), (False, False)])
+def test_bent_laws_need_the_trees(  # noqa: PLR0913, PLR0917 - fixtures
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    serving: ServingConfig,
+    bent_laws: dict[str, Callable[[Batch], float]],
+    bent_law_ns: Callable[[Batch], float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trees: bool,  # noqa: FBT001 - a case
+    within: bool,  # noqa: FBT001 - the expected answer
+) -> None:
+    """Where operations bend as rooflines do, whole steps are right with the trees, and off by more without them."""
+    if not trees:
+        monkeypatch.setattr("dooly.predict._regressor._MIN_POINTS", 10**9)
+    latency = load_latency_model(make_store(tmp_path / "db", environment, laws=bent_laws), model, serving)
+    errors = [abs(latency.step_ns(batch) / bent_law_ns(batch) - 1) for batch in HELD_OUT]
+    assert (max(errors) < 0.05) == within
+
+
+def test_a_profile_of_single_requests_knows_what_runs_once_a_request(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """Where steps hold one request at most, its point of sampling is all there is, and no cause for doubt."""
+    limits = replace(serving, max_num_seqs=1)
+    latency = load_latency_model(make_store(tmp_path / "db", environment, limits=limits), model, limits)
+    step = latency.step(Batch((75,), (0,), 1))
+    assert step.uncertainty_s < 0.02 * step.seconds
+
+
+def test_a_point_alone_leaves_a_step_uncertain(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """A store that knows an operation at one size only says that it hardly knows steps of others."""
+    store = make_store(tmp_path / "db", environment, without="head")
+    store.write(Record("head-signature", environment.digest, {"dims": [1]}, np.array([30_000])))
+    step = load_latency_model(store, model, serving).step(Batch((1,) * 5, (100,) * 5))
+    assert step.uncertainty_s >= step.breakdown_s["head"]
 
 
 @pytest.mark.parametrize("batch", HELD_OUT, ids=str)
@@ -156,6 +198,27 @@ def test_several_environments_are_refused(
     assert "OTHER_ATTN" in str(caught.value)
     chosen = load_latency_model(store, model, replace(serving, attention_backend="OTHER_ATTN"))
     assert chosen.environment == other
+
+
+def test_a_store_shared_with_a_later_version_stays_readable(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """What a later version measured, under a field that this one does not know, is an environment of its own."""
+    newer = replace(environment, later={"fan": "slow"})
+    store = make_store(tmp_path / "db", environment, newer)
+    assert load_latency_model(store, model, serving, environment).environment == environment
+    assert load_latency_model(store, model, serving, newer).environment == newer
+    with pytest.raises(InvalidInputError, match=r"several environments \(fan \((None or slow|slow or None)\)\)"):
+        load_latency_model(store, model, serving)
+
+
+def test_environments_of_other_models_are_not_looked_at(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """Whatever another model's environment holds, even nothing that this version reads, leaves this one's alone."""
+    store = make_store(tmp_path / "db", environment)
+    store.write_document("traces", "other", {"model": "other", "config": "other", "environment": "unreadable", "traced": {}})
+    assert load_latency_model(store, model, serving).environment == environment
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from dooly.predict._regressor import fit_regressor
 
@@ -89,3 +90,36 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     together = regressor.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None])
     alone = [regressor.predict_ns(_terms(HELD_OUT[[i]]), HELD_OUT[[i], None])[0] for i in range(len(HELD_OUT))]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+def test_one_point_says_nothing_of_others() -> None:
+    """A fit that no other point judges claims no accuracy; two points judge each other."""
+    one, two = (fit_regressor(_terms(n), n[:, None], _roofline_ns(n)) for n in (MEASURED[9:10], MEASURED[[9, 30]]))
+    assert one.relative_error == 1.0
+    assert two.relative_error > 1.0
+
+
+def test_one_point_is_all_there_is_without_request_dimensions() -> None:
+    """An operation that nothing in a request changes is known from its only point."""
+    regressor = fit_regressor(np.ones((1, 1)), np.empty((1, 0)), np.array([5000.0]))
+    assert regressor.relative_error == 0.0
+    assert regressor.predict_ns(np.ones((1, 1)), np.empty((1, 0)))[0] == pytest.approx(5000.0)
+
+
+@pytest.mark.parametrize("lost_ns", [0.0, 1.0])
+def test_points_below_the_resolution_do_not_upset_the_others(lost_ns: float) -> None:
+    """A point too short to be timed is one of small latency: the longer ones are predicted as without it."""
+    for measured in (MEASURED, MEASURED[::6]):
+        latency_ns = 20.0 * measured
+        latency_ns[0] = lost_ns
+        regressor = fit_regressor(_terms(measured), measured[:, None], latency_ns)
+        predicted = regressor.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None])
+        np.testing.assert_allclose(predicted[2:], 20.0 * HELD_OUT[2:], rtol=0.05)
+        assert regressor.relative_error < 0.05
+
+
+def test_an_operation_that_is_never_resolved_takes_no_time() -> None:
+    """Where every median is 0 the prediction is 0, and finite."""
+    regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], np.zeros(len(MEASURED)))
+    assert regressor.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None]).tolist() == [0.0] * len(HELD_OUT)
+    assert regressor.relative_error == 0.0

@@ -6,12 +6,20 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
-from dooly.catalog import given_sizes, point_at, record_counts, told_apart, with_whole_module, write_described
+from dooly.catalog import (
+    describe_module_environment,
+    given_sizes,
+    point_at,
+    record_counts,
+    told_apart,
+    with_whole_module,
+    write_described,
+)
 from dooly.errors import InvalidInputError, spell
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import PASSES, run_tasks
-from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, describe_module_environment, set_modes, state_kept
+from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, set_modes, state_kept
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,9 +11,8 @@ from itertools import cycle
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from dbstore import Environment
 from dooly.catalog import parameter_bytes
-from dooly.device import cpu_name, last_level_cache_bytes
+from dooly.device import last_level_cache_bytes
 from dooly.errors import DoolyError, MeasurementError
 from dooly.measure._tasks import infeasible_record, record_of
 from dooly.measure.timers import MAX_ROUNDS, MIN_ROUNDS, Contention, is_out_of_memory, is_tight
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dbstore import JsonObject, Record, Store
+    from dbstore import Environment, JsonObject, Record, Store
     from dooly.measure.module._arguments import Symbols
     from dooly.tracing import Traced
     from passes.pipeline import Analysis
@@ -217,33 +215,3 @@ def set_modes(module: nn.Module, training: Mapping[str, bool]) -> None:
     """Put a module and those within it into training mode or out of it, by path; one that is not told stays as it is."""
     for path, child in module.named_modules():
         child.training = training.get(path, child.training)
-
-
-def describe_module_environment(module: nn.Module) -> Environment:
-    """Return the environment that a plain module is measured in: this process on the device of the module.
-
-    Raises:
-        MeasurementError: Dooly cannot time that device.
-    """
-    import torch
-
-    tensors = [*module.parameters(), *module.buffers()]
-    device_kind = tensors[0].device.type if tensors else "cpu"
-    if device_kind != "cpu":
-        raise MeasurementError(f"device {device_kind!r}: plain modules can be timed on 'cpu' only; move the module there")
-    return Environment(
-        device=cpu_name(),
-        device_kind=device_kind,
-        driver=platform.release(),
-        torch_version=torch.__version__,
-        engine="torch",
-        engine_version=torch.__version__,
-        # Which attention kernel and which element types an operation has stands in its graph, and so in its signature.
-        attention_backend="as traced",
-        dtype=f"as traced, float32 products {torch.get_float32_matmul_precision()}",
-        kv_cache_dtype="none",
-        block_size=1,
-        execution_mode="eager",
-        quantization=None,
-        num_threads=torch.get_num_threads(),
-    )

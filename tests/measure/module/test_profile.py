@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from dbstore import JsonObject, Store
-from dooly.catalog import with_whole_module
+from dooly.catalog import describe_module_environment, with_whole_module
 from dooly.errors import InvalidInputError
 from dooly.measure import profile_module
 from dooly.measure._tasks import PASSES
 from dooly.measure.module._profile import plan_module_tasks
-from dooly.measure.module._profiler import describe_module_environment, module_copies
+from dooly.measure.module._profiler import module_copies
 from dooly.tracing import Traced, TracedModel, trace
 
 if TYPE_CHECKING:
