@@ -32,6 +32,8 @@ def test_full_attention_by_hand() -> None:
         "num_decodes": 1,
         "num_prefills": 1,
         "longest": 10,
+        "decode_longest": 10,
+        "decode_kv_squares": 100,
         "query_key_pairs": 22,
         "kv_tokens": 15,
     }
@@ -47,6 +49,8 @@ def test_a_sliding_window_by_hand() -> None:
         "num_decodes": 1,
         "num_prefills": 1,
         "longest": 5,
+        "decode_longest": 4,
+        "decode_kv_squares": 16,
         "query_key_pairs": 15,
         "kv_tokens": 9,
     }
