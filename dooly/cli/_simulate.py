@@ -101,7 +101,7 @@ def _show(result: SimulationResult) -> None:
     summary = result.summary()
     statistics = tuple(summary["ttft_s"])
     table = new_table("ms", *statistics, numbers=statistics)
-    for metric in ("ttft", "tpot", "e2e"):
+    for metric in ("ttft", "tpot", "itl", "e2e"):
         values = summary[f"{metric}_s"].values()
         table.add_row(metric.upper(), *("-" if value is None else f"{1e3 * value:.1f}" for value in values))
     rates = [

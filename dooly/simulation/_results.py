@@ -1,7 +1,7 @@
 """What happened to each request, in a simulation or in the real engine, and how far two such runs lie apart.
 
 TTFT is first token less arrival, E2E finish less arrival, TPOT finish less first token per output token after the first; requests
-of one output token have no TPOT.
+of one output token have no TPOT. ITL is each time between two tokens of a request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from dooly.simulation._token_gaps import TokenGaps
+
 _PERCENTILES = (50, 90, 95, 99)
+_NAMES = ("mean", *(f"p{p}" for p in _PERCENTILES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class SimulationResult:
     """How often a running request was evicted to start over."""
     wall_s: float
     """Seconds that producing this result took: the simulator's own running time, or the real run's."""
+    token_gaps: TokenGaps | None = None
+    """Times between tokens; None where they were not noted."""
 
     def __post_init__(self) -> None:
         if len({row.request_id for row in self.rows}) != len(self.rows) or not self.rows:
@@ -101,15 +106,19 @@ class SimulationResult:
         """
         duration_s = self.duration_s
         num_output_tokens = sum(row.num_output_tokens for row in self.rows)
+        num_tokens = num_output_tokens + sum(row.num_prompt_tokens for row in self.rows)
+        itl = None if self.token_gaps is None else self.token_gaps.statistics_s(_PERCENTILES)
         return {
             "schema": 1,
             "requests": len(self.rows),
             "duration_s": duration_s,
             "ttft_s": _statistics(self.ttft_s()),
             "tpot_s": _statistics(self.tpot_s()),
+            "itl_s": dict(zip(_NAMES, itl or (None,) * len(_NAMES), strict=True)),
             "e2e_s": _statistics(self.e2e_s()),
             "throughput": {
                 "output_tokens_per_s": num_output_tokens / duration_s if duration_s else None,
+                "total_tokens_per_s": num_tokens / duration_s if duration_s else None,
                 "requests_per_s": len(self.rows) / duration_s if duration_s else None,
             },
             "wall_s": self.wall_s,
@@ -124,10 +133,9 @@ class SimulationResult:
 
 
 def _statistics(values: npt.NDArray[np.float64]) -> dict[str, float | None]:
-    names = ("mean", *(f"p{p}" for p in _PERCENTILES))
     if not values.size:
-        return dict.fromkeys(names)
-    return dict(zip(names, (float(values.mean()), *np.percentile(values, _PERCENTILES).tolist()), strict=True))
+        return dict.fromkeys(_NAMES)
+    return dict(zip(_NAMES, (float(values.mean()), *np.percentile(values, _PERCENTILES).tolist()), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

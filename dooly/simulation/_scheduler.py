@@ -55,6 +55,8 @@ class Progress:
     """Requests whose first token came out."""
     finished: npt.NDArray[np.int64]
     """Requests whose last token came out."""
+    generated: npt.NDArray[np.int64]
+    """Requests that got a token, at the end of each of the steps."""
 
 
 class Scheduler:
@@ -239,4 +241,4 @@ class Scheduler:
         if finished.size:
             self._pool.num_free += int(self._pool.blocks_for_each(computed[is_finished]).sum())
             self._running = self._running[self._num_tokens[self._running] < self._num_total_tokens[self._running]]
-        return Progress(first_token, finished)
+        return Progress(first_token, finished, requests[generated])

@@ -13,6 +13,7 @@ import numpy as np
 
 from dooly.simulation._results import RequestTimes, SimulationResult
 from dooly.simulation._scheduler import ScheduledStep, Scheduler
+from dooly.simulation._token_gaps import TokenClock
 from dooly.simulation._workload import NS_PER_S
 
 if TYPE_CHECKING:
@@ -44,18 +45,24 @@ def simulate(workload: Workload, latency: LatencyBackend, config: SchedulerConfi
     rows = tuple(
         RequestTimes(
             request.request_id,
-            request.arrival_ns / NS_PER_S,
+            arrival_ns / NS_PER_S,
             request.num_prompt_tokens,
             request.num_output_tokens,
             scheduled_ns / NS_PER_S,
             first_token_ns / NS_PER_S,
             finish_ns / NS_PER_S,
         )
-        for request, scheduled_ns, first_token_ns, finish_ns in zip(
-            workload.requests, run.scheduled_ns.tolist(), run.first_token_ns.tolist(), run.finish_ns.tolist(), strict=True
+        for request, arrival_ns, scheduled_ns, first_token_ns, finish_ns in zip(
+            workload.requests,
+            run.arrivals_ns,
+            run.scheduled_ns.tolist(),
+            run.first_token_ns.tolist(),
+            run.finish_ns.tolist(),
+            strict=True,
         )
     )
-    return SimulationResult(rows, run.num_steps, run.scheduler.num_preemptions, time.perf_counter() - started_s)
+    wall_s = time.perf_counter() - started_s
+    return SimulationResult(rows, run.num_steps, run.scheduler.num_preemptions, wall_s, run.tokens.gaps())
 
 
 class _Run:
@@ -69,8 +76,12 @@ class _Run:
         self.first_token_ns = np.zeros(num_requests, np.int64)
         self.finish_ns = np.zeros(num_requests, np.int64)
         self._latency = latency
-        self._arrivals_ns = [request.arrival_ns for request in workload.requests]
+        self.arrivals_ns = [request.arrival_ns for request in workload.requests]
+        self.tokens = TokenClock(num_requests)
+        self._closed = workload.concurrency is not None
         self._num_arrived = 0
+        self._num_sent = num_requests if workload.concurrency is None else min(workload.concurrency, num_requests)
+        """Requests whose arrival is known: in a closed loop, those of users whose request before has ended."""
         self._now_ns = 0
         self._last_decode_ns = 1
 
@@ -79,26 +90,35 @@ class _Run:
         while True:
             self._admit_arrivals()
             if not self.scheduler.has_unfinished:
-                if self._num_arrived == len(self._arrivals_ns):
+                if self._num_arrived == self._num_sent:
                     return
-                self._now_ns = self._arrivals_ns[self._num_arrived]
+                self._now_ns = self.arrivals_ns[self._num_arrived]
                 continue
             step = self.scheduler.schedule()
             self.scheduled_ns[step.first_scheduled] = self._now_ns
             if step.max_num_steps > 1:
                 ends_ns = self._decode_until_arrival(step)
-                num_steps, self._now_ns = len(ends_ns), int(ends_ns[-1])
             else:
-                num_steps = 1
-                self._now_ns += self._latency.step_ns(step.to_batch())
+                ends_ns = np.array([self._now_ns + self._latency.step_ns(step.to_batch())], dtype=np.int64)
+            num_steps, self._now_ns = len(ends_ns), int(ends_ns[-1])
             self.num_steps += num_steps
             progress = self.scheduler.complete(step, num_steps)
             self.first_token_ns[progress.first_token] = self._now_ns
             self.finish_ns[progress.finished] = self._now_ns
+            if progress.generated.size:
+                self.tokens.tick(progress.generated, ends_ns)
+            if self._closed:
+                self._send_next(len(progress.finished))
+
+    def _send_next(self, num_requests: int) -> None:
+        """Let users whose requests have just ended send the next ones."""
+        last = min(self._num_sent + num_requests, len(self.arrivals_ns))
+        self.arrivals_ns[self._num_sent : last] = [self._now_ns] * (last - self._num_sent)
+        self._num_sent = last
 
     def _admit_arrivals(self) -> None:
-        arrivals_ns = self._arrivals_ns
-        while self._num_arrived < len(arrivals_ns) and arrivals_ns[self._num_arrived] <= self._now_ns:
+        arrivals_ns = self.arrivals_ns
+        while self._num_arrived < self._num_sent and arrivals_ns[self._num_arrived] <= self._now_ns:
             self.scheduler.add(self._num_arrived)
             self._num_arrived += 1
 
@@ -106,11 +126,7 @@ class _Run:
         """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
         num_steps = step.max_num_steps
         # Behind a request that cannot be admitted, an arrival changes nothing.
-        next_ns = (
-            None
-            if self.scheduler.waiting or self._num_arrived == len(self._arrivals_ns)
-            else self._arrivals_ns[self._num_arrived]
-        )
+        next_ns = None if self.scheduler.waiting or self._num_arrived == self._num_sent else self.arrivals_ns[self._num_arrived]
         if next_ns is not None:
             # Price no more steps than will be needed, at the last step's pace; what this leaves out, the next call takes up.
             num_steps = min(num_steps, (next_ns - self._now_ns) // self._last_decode_ns + 1)

@@ -46,8 +46,16 @@ class Workload:
     """At least one, sorted by `arrival_ns`, with distinct `request_id`."""
     description: str
     """Where the requests come from, for reports."""
+    concurrency: int | None = None
+    """In a closed loop, how many users there are: each sends the next request when its last one has ended, so that arrivals
+    follow from what the engine does. None where requests arrive at their own times."""
 
     def __post_init__(self) -> None:
+        if self.concurrency is not None and (self.concurrency < 1 or any(r.arrival_ns for r in self.requests)):
+            raise WorkloadError(
+                f"{self.description}: a closed loop needs a concurrency of at least 1, got {self.concurrency}, and requests that "
+                "arrive at 0"
+            )
         if not self.requests:
             raise WorkloadError(f"{self.description}: no request; a workload needs at least one")
         seen: set[int] = set()

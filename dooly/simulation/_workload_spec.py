@@ -1,4 +1,4 @@
-"""`--workload SPEC|FILE`: `kind:key=value,...` with the kinds poisson, gamma and azure, or the path of a workload file."""
+"""`--workload SPEC|FILE`: `kind:key=value,...` of kind poisson, gamma, closed or azure, or the path of a workload file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ NumberT = TypeVar("NumberT", int, float)
 _REQUIRED = {
     "poisson": ("rate", "requests", "prompt", "output"),
     "gamma": ("rate", "cv", "requests", "prompt", "output"),
+    "closed": ("concurrency", "requests", "prompt", "output"),
     "azure": ("path",),
 }
-_OPTIONAL = {"poisson": ("seed",), "gamma": ("seed",), "azure": ("requests", "rate", "seed", "max_tokens")}
+_OPTIONAL = {"poisson": ("seed",), "gamma": ("seed",), "closed": ("seed",), "azure": ("requests", "rate", "seed", "max_tokens")}
 
 
 def parse_workload(text: str) -> Workload:
@@ -31,6 +32,8 @@ def parse_workload(text: str) -> Workload:
             - `poisson:rate=2,requests=100,prompt=512,output=64-256,seed=0`: Poisson arrivals at `rate` a second (`inf` sends all
               at once); lengths are a number or a range, drawn uniformly;
             - `gamma:...,cv=3`: the same with gaps of that coefficient of variation;
+            - `closed:concurrency=32,requests=320,prompt=1024,output=128`: so many users, each of whom sends the next request when
+              the last one has ended;
             - `azure:path=FILE,requests=200,rate=1.5,seed=0,max_tokens=2000`: lengths in order from an Azure 2023 trace, Poisson
               arrivals at `rate`, or the trace's own without it; rows longer than `max_tokens` in all are left out;
             - the path of a workload file (see `read_workload`).
@@ -47,13 +50,18 @@ def parse_workload(text: str) -> Workload:
     options = _split(text, kind, body)
     if kind == "azure":
         return _azure(text, options)
-    return generate_workload(
+    workload = generate_workload(
         _number(text, options, "requests", int),
-        _number(text, options, "rate", float),
+        _number(text, {"rate": "inf", **options}, "rate", float),
         _length_range(text, options, "prompt"),
         _length_range(text, options, "output"),
         seed=_number(text, {"seed": "0", **options}, "seed", int),
         cv=_number(text, {"cv": "1", **options}, "cv", float),
+    )
+    return (
+        replace(workload, description=text, concurrency=_number(text, options, "concurrency", int))
+        if kind == "closed"
+        else workload
     )
 
 

@@ -35,6 +35,8 @@ class RealRun:
     def __init__(self, engine: VllmEngine, workload: Workload, progress: Callable[[int], None] = lambda _done: None) -> None:
         self._engine = engine
         self._requests = workload.requests
+        self._concurrency = workload.concurrency
+        self._arrival: list[float] = [r.arrival_ns / 1e9 for r in workload.requests]
         self._prompts = [engine.prompt(r.num_prompt_tokens) for r in workload.requests]
         self._progress = progress
         self._places: dict[str, int] = {}
@@ -49,7 +51,7 @@ class RealRun:
         preempted = self._engine.num_preemptions
         self._origin = time.perf_counter()
         while sent < len(self._requests) or self._engine.has_unfinished_requests():
-            while sent < len(self._requests) and self._requests[sent].arrival_ns / 1e9 <= self._now():
+            while sent < len(self._requests) and self._may_send(sent):
                 name = self._engine.add(self._prompts[sent], self._requests[sent].num_output_tokens)
                 self._places[name] = sent
                 sent += 1
@@ -60,6 +62,15 @@ class RealRun:
             steps += 1
             self._progress(len(self._finish))
         return SimulationResult(self._rows(), steps, self._engine.num_preemptions - preempted, self._now())
+
+    def _may_send(self, place: int) -> bool:
+        """Tell whether a request is due: its time has come, or in a closed loop, a user has no request under way."""
+        if self._concurrency is None:
+            return self._arrival[place] <= self._now()
+        if place - len(self._finish) >= self._concurrency:
+            return False
+        self._arrival[place] = self._now()
+        return True
 
     def _step(self) -> None:
         begin = self._now()
@@ -89,7 +100,7 @@ class RealRun:
         return tuple(
             RequestTimes(
                 request.request_id,
-                request.arrival_ns / 1e9,
+                self._arrival[place],
                 request.num_prompt_tokens,
                 request.num_output_tokens,
                 self._scheduled[place],

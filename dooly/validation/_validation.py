@@ -147,8 +147,9 @@ def validate_kept(model: ModelSource, store: Store, workload: Workload, kept: Ke
         MissingOperationError: The store lacks the model in that environment, or an operation of it.
         InvalidInputError: The runs served another workload or another number of KV blocks than the settings give.
     """
-    asked = [(r.arrival_ns / 1e9, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
-    if asked != list(kept.requests):
+    timed = workload.concurrency is None
+    asked = [(r.arrival_ns / 1e9 if timed else 0.0, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
+    if asked != [(arrival_s if timed else 0.0, *lengths) for arrival_s, *lengths in kept.requests]:
         raise InvalidInputError(f"--real: the runs kept served {kept.workload}; give that as --workload")
     latency = load_latency_model(store, model, kept.serving, kept.environment)
     _check_same_machine(kept.environment, kept.num_kv_blocks, kept.serving, latency)

@@ -28,7 +28,9 @@ def test_summary_of_two_requests() -> None:
     assert summary["ttft_s"] == pytest.approx({"mean": 2, "p50": 2, "p90": 2.8, "p95": 2.9, "p99": 2.98})
     assert summary["tpot_s"] == pytest.approx({"mean": 2.25, "p50": 2.25, "p90": 2.85, "p95": 2.925, "p99": 2.985})
     assert summary["e2e_s"] == pytest.approx({"mean": 6.5, "p50": 6.5, "p90": 8.5, "p95": 8.75, "p99": 8.95})
-    assert summary["throughput"] == pytest.approx({"output_tokens_per_s": 6 / 9, "requests_per_s": 2 / 9})
+    assert summary["throughput"] == pytest.approx(
+        {"output_tokens_per_s": 6 / 9, "total_tokens_per_s": 26 / 9, "requests_per_s": 2 / 9}
+    )
     rest = {key: summary[key] for key in ("schema", "requests", "duration_s", "wall_s")}
     assert rest == {"schema": 1, "requests": 2, "duration_s": 9, "wall_s": 0.5}
     assert list(summary) == ["schema", "requests", "duration_s", "ttft_s", "tpot_s", "e2e_s", "throughput", "wall_s"]
