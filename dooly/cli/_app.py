@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dooly.cli._compare import compare
 from dooly.cli._db import db
 from dooly.cli._hardware import hardware
 from dooly.cli._models import models
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _DEBUG = "--debug"
 
 app = typer.Typer(name="dooly", add_completion=False, pretty_exceptions_enable=False)
-for command in (models, hardware, trace, profile, simulate, validate):
+for command in (models, hardware, trace, profile, simulate, validate, compare):
     app.command()(command)
 app.add_typer(db)
 

@@ -55,6 +55,8 @@ def simulate(  # noqa: PLR0913 - one argument an option
     source = find_model(model)
     link = None if interconnect is None else Interconnect.parse(interconnect)
     requests = parse_workload(workload)
+    for note in requests.notes:
+        typer.echo(f"dooly: note: {note}", err=True)
     with progress_bar(f"{source.name}: simulating"):
         store = None if db is None else Store.open(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)

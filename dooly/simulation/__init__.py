@@ -5,7 +5,9 @@ Needs neither torch nor vLLM.
 
 from __future__ import annotations
 
+from dooly.simulation._comparison import Compared, compare_runs
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
+from dooly.simulation._runs import read_run
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.simulation._serving import scheduler_config
 from dooly.simulation._simulator import simulate
@@ -14,6 +16,7 @@ from dooly.simulation._workload_files import read_workload
 from dooly.simulation._workload_spec import parse_workload
 
 __all__ = [
+    "Compared",
     "ErrorReport",
     "LengthRange",
     "MetricError",
@@ -24,9 +27,11 @@ __all__ = [
     "SimulationResult",
     "Workload",
     "compare",
+    "compare_runs",
     "generate_workload",
     "noise",
     "parse_workload",
+    "read_run",
     "read_workload",
     "scheduler_config",
     "simulate",

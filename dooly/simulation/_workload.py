@@ -49,6 +49,8 @@ class Workload:
     concurrency: int | None = None
     """In a closed loop, how many users there are: each sends the next request when its last one has ended, so that arrivals
     follow from what the engine does. None where requests arrive at their own times."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of how the requests were read, such as failed ones that were left out."""
 
     def __post_init__(self) -> None:
         if self.concurrency is not None and (self.concurrency < 1 or any(r.arrival_ns for r in self.requests)):

@@ -1,6 +1,7 @@
-"""Workload files: Azure 2023 CSV, the CSV that `simulate --csv` writes, and LLMServingSim's JSONL.
+"""Workload files: Azure, BurstGPT and Vidur CSV, the CSV that `simulate --csv` writes, LLMServingSim's JSONL, and real runs.
 
-The header, or the suffix `.jsonl`, tells which. A row that breaks a rule is an error naming file and line; none is skipped.
+The header tells which, or the suffix and the keys of the first line. A row that breaks a rule is an error naming file and line;
+what is left out is counted and said.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import json
 import math
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
-from dooly.errors import WorkloadError
+from dooly.errors import InvalidInputError, WorkloadError
+from dooly.simulation._runs import STAMPED_KEYS, read_run
 from dooly.simulation._workload import NS_PER_S, Request, Workload
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 DOOLY_COLUMNS = ("request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens")
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- the traces' times carry no zone
+VIDUR_COLUMNS = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
+BURST_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 JSONL_KEYS = ("input_toks", "output_toks", "arrival_time_ns")
 
 
@@ -29,7 +34,8 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
     """Read a workload file.
 
     Args:
-        path: Azure 2023 CSV, a CSV with Dooly's own columns (others are ignored), or LLMServingSim's JSONL.
+        path: Azure 2023 or 2024, BurstGPT or Vidur CSV, a CSV with Dooly's own columns (others are ignored), LLMServingSim's
+            JSONL, or a real run as `read_run` takes it, whose requests arrive when they were sent.
         limit: Keep only that many requests, the first in the file.
         rate_scale: Divides all arrival times; 2 doubles the request rate.
         max_tokens: Leave out requests whose prompt and output together are longer.
@@ -44,9 +50,10 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
         raise WorkloadError(f"rate_scale must be a positive finite number, got {rate_scale}")
     if limit is not None and limit < 1:
         raise WorkloadError(f"limit must be at least 1, got {limit}")
+    notes: list[str] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            read = _reader_of(path, handle)
+            read = _reader_of(path, handle, notes)
             kept = []
             for request in read(path, handle):
                 if max_tokens is None or request.num_prompt_tokens + request.num_output_tokens <= max_tokens:
@@ -57,32 +64,83 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
         raise WorkloadError(
             f"{path}: cannot be read as a text file ({error}); give a workload file or a specification"
         ) from error
-    origin_ns = min((request.arrival_ns for request in kept), default=0) if read is _read_azure else 0
+    origin_ns = min((request.arrival_ns for request in kept), default=0) if read in _FROM_FIRST else 0
     if rate_scale != 1 or origin_ns:
         kept = [replace(r, arrival_ns=round((r.arrival_ns - origin_ns) / rate_scale)) for r in kept]
-    return Workload(tuple(sorted(kept, key=lambda request: request.arrival_ns)), str(path))
+    return Workload(tuple(sorted(kept, key=lambda request: request.arrival_ns)), str(path), notes=tuple(notes))
 
 
-def _reader_of(path: Path, handle: TextIO) -> Callable[[Path, TextIO], Iterator[Request]]:
+def _reader_of(path: Path, handle: TextIO, notes: list[str]) -> Callable[[Path, TextIO], Iterator[Request]]:
     """Return the generator function that reads this kind of file; leaves `handle` at its start."""
-    if path.suffix == ".jsonl":
-        return _read_jsonl
-    header = next(csv.reader([handle.readline()]), [])
+    first = handle.readline()
     handle.seek(0)
+    if path.suffix == ".json":
+        return _read_run
+    if path.suffix == ".jsonl":
+        if '"hash_ids"' in first:
+            raise WorkloadError(
+                f"{path}:1: a Mooncake trace, whose hash_ids are prompts that begin alike; the simulator has no prefix caching "
+                "yet, and without it their cost would be another"
+            )
+        return _read_run if all(f'"{key}"' in first for key in STAMPED_KEYS) else _read_jsonl
+    header = next(csv.reader([first]), [])
     if set(AZURE_COLUMNS) <= set(header):
         return _read_azure
     if set(DOOLY_COLUMNS) <= set(header):
         return _read_dooly
-    raise WorkloadError(
-        f"{path}:1: the header must hold {','.join(AZURE_COLUMNS)} or {','.join(DOOLY_COLUMNS)}, "
-        f"got {','.join(header)!r}; JSONL files must end in .jsonl"
-    )
+    if set(VIDUR_COLUMNS) <= set(header):
+        return _read_vidur
+    if set(BURST_COLUMNS) <= set(header):
+        return partial(_read_burst, notes)
+    known = " or ".join(",".join(columns) for columns in (AZURE_COLUMNS, DOOLY_COLUMNS, VIDUR_COLUMNS, BURST_COLUMNS))
+    raise WorkloadError(f"{path}:1: the header must hold {known}, got {','.join(header)!r}; JSONL files must end in .jsonl")
+
+
+def _read_run(path: Path, _handle: TextIO) -> Iterator[Request]:
+    try:
+        rows = read_run(path).rows
+    except InvalidInputError as error:
+        raise WorkloadError(str(error)) from error
+    for row in rows:
+        yield Request(row.request_id, round(row.arrival_s * NS_PER_S), row.num_prompt_tokens, row.num_output_tokens)
+
+
+def _read_vidur(path: Path, handle: TextIO) -> Iterator[Request]:
+    reader = csv.DictReader(handle)
+    for index, row in enumerate(reader):
+        place = f"{path}:{reader.line_num}"
+        arrival_ns = _seconds_ns(place, "arrived_at", row["arrived_at"])
+        prompt = _whole_number(place, "num_prefill_tokens", row["num_prefill_tokens"])
+        yield Request(index, arrival_ns, prompt, _whole_number(place, "num_decode_tokens", row["num_decode_tokens"]))
+
+
+def _read_burst(notes: list[str], path: Path, handle: TextIO) -> Iterator[Request]:
+    """Yield BurstGPT's requests; those without response tokens failed, and are left out."""
+    reader = csv.DictReader(handle)
+    failed = 0
+    for index, row in enumerate(reader):
+        place = f"{path}:{reader.line_num}"
+        output = _whole_number(place, "Response tokens", row["Response tokens"], minimum=0)
+        if output == 0:
+            failed += 1
+            continue
+        arrival_ns = _seconds_ns(place, "Timestamp", row["Timestamp"])
+        yield Request(index, arrival_ns, _whole_number(place, "Request tokens", row["Request tokens"]), output)
+    if failed:
+        notes.append(f"{path}: {failed} failed request{'s' if failed > 1 else ''} without response tokens left out")
 
 
 def _read_azure(path: Path, handle: TextIO) -> Iterator[Request]:
     reader = csv.DictReader(handle)
+    others = [name for name in reader.fieldnames or () if name not in AZURE_COLUMNS]
     for index, row in enumerate(reader):
         place = f"{path}:{reader.line_num}"
+        costly = [name for name in others if (row[name] or "0").strip() not in {"0", "0.0"}]
+        if costly:
+            raise WorkloadError(
+                f"{place}: {costly[0]} is {row[costly[0]]!r}, which the simulator does not price; take the column out "
+                "to leave it unpriced"
+            )
         try:
             arrival_ns = _timestamp_ns(row["TIMESTAMP"] or "")
         except (ValueError, TypeError) as error:
@@ -105,17 +163,9 @@ def _read_dooly(path: Path, handle: TextIO) -> Iterator[Request]:
     reader = csv.DictReader(handle)
     for row in reader:
         place = f"{path}:{reader.line_num}"
-        try:
-            arrival_s = float(row["arrival_s"])
-        except (TypeError, ValueError):
-            arrival_s = math.nan
-        if not 0 <= arrival_s < math.inf:
-            raise WorkloadError(
-                f"{place}: arrival_s must be a number of seconds, at least 0, got {row['arrival_s']!r}; correct the row"
-            )
         yield Request(
             _whole_number(place, "request_id", row["request_id"], minimum=0),
-            round(arrival_s * NS_PER_S),
+            _seconds_ns(place, "arrival_s", row["arrival_s"]),
             _whole_number(place, "num_prompt_tokens", row["num_prompt_tokens"]),
             _whole_number(place, "num_output_tokens", row["num_output_tokens"]),
         )
@@ -136,6 +186,21 @@ def _read_jsonl(path: Path, handle: TextIO) -> Iterator[Request]:
         prompt, output = (_whole_number(place, key, row[key]) for key in ("input_toks", "output_toks"))
         yield Request(index, _whole_number(place, "arrival_time_ns", row["arrival_time_ns"], minimum=0), prompt, output)
         index += 1
+
+
+def _seconds_ns(place: str, name: str, value: str | None) -> int:
+    """Return a field's seconds as nanoseconds; `place` and `name` go into the error."""
+    try:
+        seconds = float(value or "")
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise WorkloadError(f"{place}: {name} must be a number of seconds, at least 0, got {value!r}; correct the row")
+    return round(seconds * NS_PER_S)
+
+
+_FROM_FIRST = (_read_azure,)
+"""Readers of files whose times count from another moment than the workload's start."""
 
 
 def _whole_number(place: str, name: str, value: object, *, minimum: int = 1) -> int:

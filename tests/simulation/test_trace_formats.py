@@ -1,0 +1,89 @@
+"""Traces that others publish: BurstGPT, Vidur, Azure 2024 and 2025, Mooncake."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dooly.errors import WorkloadError
+from dooly.simulation import Workload, read_workload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BURST = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+5,ChatGPT,472,18,490,Conversation log
+118,GPT-4,417,0,417,Conversation log
+185.5,ChatGPT,1360,276,1636,API log
+"""
+VIDUR = """arrived_at,num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio
+0.0,374,44,418,8.5
+0.314579,396,109,505,3.6330275229357798
+"""
+AZURE_2024 = """TIMESTAMP,ContextTokens,GeneratedTokens
+2024-05-10 00:00:00.009930+00:00,2162,5
+2024-05-10 00:00:00.017335+00:00,2399,6
+"""
+AZURE_2025 = """TIMESTAMP,NumImages,ContextTokens,GeneratedTokens
+2025-05-10 00:00:00.5,0,2162,5
+2025-05-10 00:00:01.5,{images},2399,6
+"""
+MOONCAKE = '{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}\n'
+
+
+def _read(tmp_path: Path, text: str, name: str = "t.csv") -> Workload:
+    (tmp_path / name).write_text(text)
+    return read_workload(tmp_path / name)
+
+
+def _rows(workload: Workload) -> list[tuple[int, int, int, int]]:
+    return [(r.request_id, r.arrival_ns, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
+
+
+def test_burstgpt_requests_that_failed_are_left_out_and_counted(tmp_path: Path) -> None:
+    """A row without response tokens is a failed request."""
+    workload = _read(tmp_path, BURST)
+    assert _rows(workload) == [(0, 5_000_000_000, 472, 18), (2, 185_500_000_000, 1360, 276)]
+    (note,) = workload.notes
+    assert "1 failed request without response tokens left out" in note
+
+
+def test_vidurs_own_traces(tmp_path: Path) -> None:
+    """Seconds, prefill and decode tokens."""
+    workload = _read(tmp_path, VIDUR)
+    assert _rows(workload) == [(0, 0, 374, 44), (1, 314_579_000, 396, 109)]
+    assert workload.notes == ()
+
+
+def test_azures_times_may_carry_a_zone(tmp_path: Path) -> None:
+    """Times count from the first row."""
+    assert _rows(_read(tmp_path, AZURE_2024)) == [(0, 0, 2162, 5), (1, 7_405_000, 2399, 6)]
+
+
+def test_a_column_that_changes_the_cost_is_not_dropped(tmp_path: Path) -> None:
+    """Images are not priced: a row that has some is refused by name, and rows without any are read."""
+    assert len(_read(tmp_path, AZURE_2025.format(images=0)).requests) == 2
+    with pytest.raises(WorkloadError, match=r"t\.csv:3: NumImages is '2', which the simulator does not price; take"):
+        _read(tmp_path, AZURE_2025.format(images=2))
+
+
+def test_shared_prefixes_are_refused_by_name(tmp_path: Path) -> None:
+    """A Mooncake trace without its shared prefixes would cost something else."""
+    with pytest.raises(WorkloadError, match=r"t\.jsonl:1: a Mooncake trace, whose hash_ids .* no prefix caching yet"):
+        _read(tmp_path, MOONCAKE, "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (BURST.replace("472", "none"), r"t\.csv:2: Request tokens must be a whole number"),
+        (BURST.replace("185.5", "later"), r"t\.csv:4: Timestamp must be a number of seconds"),
+        (VIDUR.replace("0.314579", "-1"), r"t\.csv:3: arrived_at must be a number of seconds"),
+        (VIDUR.replace(",44,", ",,"), r"t\.csv:2: num_decode_tokens must be a whole number"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, text: str, rule: str) -> None:
+    """File, line, rule and value."""
+    with pytest.raises(WorkloadError, match=rule):
+        _read(tmp_path, text)
