@@ -9,6 +9,7 @@ STAMP  := $(VENV)/.installed
 TORCH    := torch==2.13.0
 MODEL    ?= smollm2-135m
 DB       ?= .quickstart/db
+GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=1024,output=128
 WORKLOAD ?= poisson:rate=2,requests=40,prompt=64-256,output=16-64,seed=0
 
 .DEFAULT_GOAL := help
@@ -28,7 +29,8 @@ $(STAMP): pyproject.toml scripts/drop_broken_packages.py
 	$(BIN)/python scripts/drop_broken_packages.py torchvision torchaudio torchcodec
 	touch $@
 
-quickstart: $(STAMP) ## trace a model, measure its operations, simulate it and run the real engine beside it
+quickstart: $(STAMP) ## ask for a 70 B model on four H200s, then measure a small model here and run the real engine beside it
+	$(BIN)/dooly simulate llama-3.1-70b --hardware h200 --tensor-parallel-size 4 --workload '$(GPU_WORKLOAD)'
 	$(BIN)/dooly trace $(MODEL)
 	$(BIN)/dooly profile $(MODEL) --db $(DB)
 	$(BIN)/dooly validate $(MODEL) --db $(DB) --workload '$(WORKLOAD)'
