@@ -33,17 +33,22 @@ def operation_table(model: ModelSource, serving: ServingConfig) -> TracedModel:
     """
     if (table := _read(shipped_file(model, serving), model)) is not None:
         return table
-    cached = _cached_file(model, serving)
-    if (table := _read(cached, model)) is not None:
-        return table
     try:
-        table = trace_operations(model, serving)
-    except EngineError as error:
+        return _traced(model, serving)
+    except (EngineError, ModuleNotFoundError) as error:
         layout = f"{serving.tensor_parallel_size} tensor-parallel ranks, {serving.dtype}"
         raise MissingOperationError(
             f"{model.name}: its table of operations for {layout} does not ship with Dooly, and tracing it needs the engine "
-            f"({error})"
+            f"({error}); install it with `pip install 'dooly-llm[cpu]'`"
         ) from error
+
+
+def _traced(model: ModelSource, serving: ServingConfig) -> TracedModel:
+    """Return the table in the user's cache, or trace the model and keep its table there."""
+    cached = _cached_file(model, serving)
+    if (table := _read(cached, model)) is not None:
+        return table
+    table = trace_operations(model, serving)
     cached.parent.mkdir(parents=True, exist_ok=True)
     write_table(table, model, cached)
     return table
