@@ -1,7 +1,7 @@
 """aiconfigurator's tables (ai-dynamo/aiconfigurator, Apache-2.0): kernels of vLLM by shape, in milliseconds, one row a point.
 
 Their collector times CUDA-graph replays of the engine's own layers between events. What is read here: bfloat16 linear layers,
-grouped-query attention without a window over a bfloat16 cache, and collectives; the rest of a folder is named as left out.
+grouped-query attention without a window over a bfloat16 cache, mixtures of bfloat16 experts, and collectives.
 """
 
 from __future__ import annotations
@@ -78,6 +78,16 @@ def linear_layers(folder: Path) -> Columns:
     """Return the bfloat16 products: `m`, `n`, `k` and latency."""
     table = read_table(folder, "gemm", ("gemm_dtype", "m", "n", "k"))
     return table.where(gemm_dtype="bfloat16")
+
+
+_EXPERTS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+
+
+def experts(folder: Path) -> Columns:
+    """Return mixtures of bfloat16 experts whose tokens are spread evenly, one rank's part; the router is not in it."""
+    return read_table(folder, "moe", (*_EXPERTS, "moe_dtype", "distribution")).where(
+        moe_dtype="bfloat16", distribution="balanced"
+    )
 
 
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "kv_cache_dtype")

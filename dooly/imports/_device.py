@@ -10,9 +10,9 @@ import numpy as np
 
 from dooly.imports import _aiconfigurator as tables
 from dooly.predict._family import FamilyRegressor, fit_family
-from dooly.predict._family_features import decode_inputs, linear_inputs, prefill_inputs
+from dooly.predict._family_features import decode_inputs, experts_inputs, linear_inputs, prefill_inputs
 from dooly.predict._features import AttentionWork
-from dooly.predict._kinds import AttentionShape
+from dooly.predict._kinds import AttentionShape, Experts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,7 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
     found = {
         "linear": fit_family(*linear_points(hardware, products)),
         "decodes": fit_family(*attention_points(hardware, decode_inputs, *tables.decodes(folder))),
+        "experts": fit_family(*experts_points(hardware, tables.experts(folder))),
         "prefills": fit_family(*attention_points(hardware, prefill_inputs, *tables.prefills(folder))),
     }
     for name, regressor in found.items():
@@ -82,6 +83,23 @@ def attention_points(
     order = np.argsort(np.concatenate(places))
     roofline, features = (np.concatenate(parts)[order] for parts in zip(*found, strict=True))
     return roofline, features, rows.latency_ns, configurations
+
+
+def experts_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
+    """Return roofline, features, latencies and configurations of mixtures of experts, as `fit_family` takes them."""
+    names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+    hidden, inner, top_k, number, tensor, expert = (np.asarray(rows[name], dtype=np.int64) for name in names)
+    sizes = (hidden, inner // tensor, top_k, number, number // expert)
+    tokens, configurations = np.asarray(rows["num_tokens"], dtype=np.float64), _numbered(*sizes)
+    roofline, features = np.empty(len(tokens)), None
+    for place in (np.flatnonzero(configurations == c) for c in np.unique(configurations)):
+        shape = Experts(*(int(values[place[0]]) for values in sizes), "bfloat16")
+        roofline[place], found = experts_inputs(hardware, shape, tokens[place])
+        features = np.empty((len(tokens), found.shape[1])) if features is None else features
+        features[place] = found
+    assert features is not None
+    # A model's own layouts are no configurations apart: all are held out with it.
+    return roofline, features, rows.latency_ns, _numbered(hidden, inner, top_k, number)
 
 
 def _numbered(*columns: npt.NDArray[Any]) -> Ints:

@@ -13,11 +13,11 @@ import numpy as np
 
 from dooly.errors import MissingOperationError
 from dooly.predict._estimated import MovedBytes
-from dooly.predict._families import AttentionFamily, LinearFamily
+from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily
 from dooly.predict._family import FamilyRegressor
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
-from dooly.predict._kinds import AttentionShape, Collective, LinearLayer, kind_of, moves_only
+from dooly.predict._kinds import AttentionShape, Collective, Experts, LinearLayer, kind_of, moves_only, router_of
 from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class DeviceLatencies:
         return FamilyRegressor.load(self._folder / "linear.cbm")
 
     @cached_property
+    def experts(self) -> FamilyRegressor:
+        """The family of mixtures of experts."""
+        return FamilyRegressor.load(self._folder / "experts.cbm")
+
+    @cached_property
     def attention(self) -> tuple[FamilyRegressor, FamilyRegressor]:
         """The families of decodes and of prefills."""
         return FamilyRegressor.load(self._folder / "decodes.cbm"), FamilyRegressor.load(self._folder / "prefills.cbm")
@@ -87,6 +92,10 @@ class DeviceLatencies:
                 return MeasuredAttention(kind, self.hardware, FamilyRegressor.load(own))
             if (self._folder / "decodes.cbm").is_file():
                 return AttentionFamily(kind, self.hardware, *self.attention)
+        if isinstance(kind, Experts) and kind.dtype in {"bfloat16", "float16"} and (self._folder / "experts.cbm").is_file():
+            router = router_of(operation)
+            linear = router and LinearFamily(router, self.hardware, self.linear)
+            return ExpertsFamily(kind, self.hardware, self.experts, linear)
         if isinstance(kind, Collective):
             return self._collective(kind, operation, model)
         if kind is None and moves_only(operation):

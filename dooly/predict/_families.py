@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.predict._family_features import decode_inputs, linear_inputs, prefill_inputs
+from dooly.predict._family_features import decode_inputs, experts_inputs, linear_inputs, prefill_inputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dooly.predict._family import FamilyRegressor
     from dooly.predict._features import BatchArrays
     from dooly.predict._hardware import Hardware
-    from dooly.predict._kinds import AttentionShape, LinearLayer
+    from dooly.predict._kinds import AttentionShape, Experts, LinearLayer
     from dooly.predict._operation import OperationWork
     from dooly.predict._sources import Source
 
@@ -77,3 +77,29 @@ class AttentionFamily:
         if has_prefills.any():
             total += np.where(has_prefills, self.prefills.predict_ns(*prefill_inputs(self.hardware, self.shape, amounts)), 0)
         return np.asarray(total - np.where(has_decodes & has_prefills, self.hardware.launch_ns, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsFamily:
+    """A mixture of experts, by the family of all, and its router before it; tokens are taken to spread evenly."""
+
+    shape: Experts
+    """Its sizes."""
+    hardware: Hardware
+    """The device."""
+    regressor: FamilyRegressor
+    """The family's regressor."""
+    router: LinearFamily | None
+    """The router's product; None where the operation does not hold it."""
+    source: Source = "family"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error over mixtures that the family did not know."""
+        return self.regressor.relative_error
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        experts = self.regressor.predict_ns(*experts_inputs(self.hardware, self.shape, work.sizes(batches)))
+        return experts if self.router is None else experts + self.router.latency_ns(work, batches)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dooly.predict._features import AttentionWork
     from dooly.predict._hardware import Hardware
-    from dooly.predict._kinds import AttentionShape
+    from dooly.predict._kinds import AttentionShape, Experts
 
     Floats = npt.NDArray[np.float64]
 
@@ -65,6 +65,26 @@ def prefill_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWor
     return hardware.roofline_ns(flops, traffic), _logs(
         shape, flops, traffic, queries, pairs / queries, tiles, waves, waves * hardware.num_sms / tiles
     )
+
+
+def experts_inputs(hardware: Hardware, shape: Experts, m: Floats) -> tuple[Floats, Floats]:
+    """Return roofline and features of a mixture of experts over `m` tokens that are spread evenly, as `linear_inputs` does.
+
+    Of E experts, M choices reach E (1 - (1 - 1/E)**M): those whose weights are read.
+    """
+    share = shape.num_local_experts / shape.num_experts
+    choices = m * shape.top_k * share
+    reached = shape.num_local_experts * -np.expm1(m * shape.top_k * np.log1p(-1 / shape.num_experts))
+    weights = 3 * shape.hidden_size * shape.intermediate_size
+    flops = 2 * choices * weights
+    traffic = 2 * (reached * weights + choices * (2 * shape.hidden_size + 3 * shape.intermediate_size))
+    each = np.maximum(choices / np.maximum(reached, 1e-9), 1)
+    tiles = [reached * np.ceil(each / t) * np.ceil(2 * shape.intermediate_size / _TILES[1]) for t in _TILES]
+    waves = [np.ceil(t / hardware.num_sms) for t in tiles]
+    sizes = (shape.hidden_size, shape.intermediate_size, shape.top_k, shape.num_experts, shape.num_local_experts)
+    columns = [m, choices, reached, each, flops, traffic, flops / traffic, *tiles, *waves]
+    features: Floats = np.log(np.column_stack([*columns, *(np.full(len(m), float(size)) for size in sizes)]))
+    return hardware.roofline_ns(flops, traffic), features
 
 
 def mixed_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWork) -> tuple[Floats, Floats]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LINEAR, ATTENTION, COLLECTIVE, MOVES = "linear", "attention", "collective", "moves"
 _COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "gather")
+_GATED = 3
+"""Matrices of a gated expert: gate, up and down."""
 _MATRIX = 2
 """Dimensions of a linear layer's weight."""
 
@@ -57,12 +59,30 @@ class Collective:
     """Ranks that take part."""
 
 
-Kind = LinearLayer | AttentionShape | Collective
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of gated experts without biases, one rank's part of it."""
+
+    hidden_size: int
+    """Width of the tokens."""
+    intermediate_size: int
+    """Width within an expert, of the part that a rank has."""
+    top_k: int
+    """Experts that each token goes to."""
+    num_experts: int
+    """Experts over all ranks."""
+    num_local_experts: int
+    """Experts of a rank."""
+    dtype: str
+    """Element type of weights and activations."""
+
+
+Kind = LinearLayer | AttentionShape | Experts | Collective
 
 
 def kind_of(operation: TracedOperation) -> Kind | None:
     """Return the kind of an operation with the configuration that tells it from others of the kind; None for any other."""
-    return _attention(operation) or _collective(operation) or _linear(operation)
+    return _attention(operation) or _experts(operation) or _collective(operation) or _linear(operation)
 
 
 def moves_only(operation: TracedOperation) -> bool:
@@ -76,6 +96,25 @@ def _attention(operation: TracedOperation) -> AttentionShape | None:
     if not plain or a["head_size"] != a["head_size_v"]:
         return None
     return AttentionShape(a["num_heads"], a["num_kv_heads"], a["head_size"], a["kv_cache_dtype"])
+
+
+def _experts(operation: TracedOperation) -> Experts | None:
+    a = operation.attributes
+    if a.get("kind") != "MoE":
+        return None
+    router = a["num_experts"] * a["hidden_size"]
+    gated = a["expert_parameters"] == _GATED * a["hidden_size"] * a["intermediate_size"]
+    # Beside the router nothing may run in it that the family does not know, such as shared experts.
+    if not gated or a["has_bias"] or a["custom_routing"] or a["shared_parameters"] not in {0, router}:
+        return None
+    sizes = (a["hidden_size"], a["intermediate_size"], a["top_k"], a["num_experts"], a["num_local_experts"])
+    return Experts(*sizes, a["dtype"])
+
+
+def router_of(operation: TracedOperation) -> LinearLayer | None:
+    """Return the router's product where a mixture of experts runs it too."""
+    a = operation.attributes
+    return LinearLayer(a["num_experts"], a["hidden_size"], a["dtype"]) if a["shared_parameters"] else None
 
 
 def _collective(operation: TracedOperation) -> Collective | None:
