@@ -85,9 +85,8 @@ _EXPERTS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "m
 
 def experts(folder: Path) -> Columns:
     """Return mixtures of bfloat16 experts whose tokens are spread evenly, one rank's part; the router is not in it."""
-    return read_table(folder, "moe", (*_EXPERTS, "moe_dtype", "distribution")).where(
-        moe_dtype="bfloat16", distribution="balanced"
-    )
+    rows = read_table(folder, "moe", (*_EXPERTS, "moe_dtype", "distribution"))
+    return rows.where(moe_dtype="bfloat16", distribution="balanced")
 
 
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "kv_cache_dtype")

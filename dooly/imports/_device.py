@@ -93,7 +93,8 @@ def experts_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Fl
     tokens, configurations = np.asarray(rows["num_tokens"], dtype=np.float64), _numbered(*sizes)
     roofline, features = np.empty(len(tokens)), None
     for place in (np.flatnonzero(configurations == c) for c in np.unique(configurations)):
-        shape = Experts(*(int(values[place[0]]) for values in sizes), "bfloat16")
+        width, within, chosen, all_experts, own = (int(values[place[0]]) for values in sizes)
+        shape = Experts(width, within, chosen, all_experts, own, "bfloat16")
         roofline[place], found = experts_inputs(hardware, shape, tokens[place])
         features = np.empty((len(tokens), found.shape[1])) if features is None else features
         features[place] = found

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedOperation
 
+_DTYPES = ("bfloat16", "float16")
+"""Element types that the families were measured in, or that take as long."""
+
 
 class DeviceLatencies:
     """The latencies of a device whose measurements lie in a folder: facts, families, tables of collectives."""
@@ -85,25 +88,35 @@ class DeviceLatencies:
         if operation.signature in self.measured:
             return self.measured[operation.signature]
         kind = kind_of(operation)
-        if isinstance(kind, LinearLayer) and kind.dtype in {"bfloat16", "float16"} and (self._folder / "linear.cbm").is_file():
-            return LinearFamily(kind, self.hardware, self.linear)
-        if isinstance(kind, AttentionShape) and kind.dtype in {"bfloat16", "float16"}:
-            if (own := self._folder / f"attention-{operation.signature}.cbm").is_file():
-                return MeasuredAttention(kind, self.hardware, FamilyRegressor.load(own))
-            if (self._folder / "decodes.cbm").is_file():
-                return AttentionFamily(kind, self.hardware, *self.attention)
-        if isinstance(kind, Experts) and kind.dtype in {"bfloat16", "float16"} and (self._folder / "experts.cbm").is_file():
-            router = router_of(operation)
-            linear = router and LinearFamily(router, self.hardware, self.linear)
-            return ExpertsFamily(kind, self.hardware, self.experts, linear)
+        found: OperationLatency | None = None
         if isinstance(kind, Collective):
-            return self._collective(kind, operation, model)
-        if kind is None and moves_only(operation):
-            return MovedBytes(self.hardware)
+            found = self._collective(kind, operation, model)
+        elif kind is None:
+            found = MovedBytes(self.hardware) if moves_only(operation) else None
+        elif kind.dtype in _DTYPES:
+            found = self._family(kind, operation)
+        if found is not None:
+            return found
         raise MissingOperationError(
             f"{model}: {operation.module or operation.name} ({operation.module_class}) has no family in what was measured on "
             f"{self.hardware.name}; profile the model on such a device with `dooly profile`, and simulate with --db"
         )
+
+    def _family(self, kind: LinearLayer | AttentionShape | Experts, operation: TracedOperation) -> OperationLatency | None:
+        """Return what predicts an operation by others of its kind, or attention by a table of its own; None without such."""
+        if isinstance(kind, AttentionShape):
+            own = self._folder / f"attention-{operation.signature}.cbm"
+            if own.is_file():
+                return MeasuredAttention(kind, self.hardware, FamilyRegressor.load(own))
+            return AttentionFamily(kind, self.hardware, *self.attention) if self._has("decodes") else None
+        if isinstance(kind, LinearLayer):
+            return LinearFamily(kind, self.hardware, self.linear) if self._has("linear") else None
+        router = router_of(operation)
+        linear = None if router is None else LinearFamily(router, self.hardware, self.linear)
+        return ExpertsFamily(kind, self.hardware, self.experts, linear) if self._has("experts") else None
+
+    def _has(self, family: str) -> bool:
+        return (self._folder / f"{family}.cbm").is_file()
 
     def _collective(self, wanted: Collective, operation: TracedOperation, model: str) -> OperationLatency:
         if self._interconnect is not None:

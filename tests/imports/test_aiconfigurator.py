@@ -58,6 +58,15 @@ def folder(tmp_path: Path) -> Path:
         ]
         unread = [_attention(FA3, 128, batch_size=1, isl=2, step=0), _attention("other", 0, batch_size=1, isl=2, step=0)]
         _write(tmp_path, name, rows + unread)
+    mixtures = [
+        {"num_tokens": t, "hidden_size": h, "inter_size": i, "topk": 2, "num_experts": 8, "moe_tp_size": 2, "moe_ep_size": 1}
+        | {"moe_dtype": dtype, "distribution": spread, "latency": 0.01 + t * h * i / 1e11}
+        for t in (1, 16, 256)
+        for h in (512, 1024, 2048)
+        for i in (512, 1024)
+        for dtype, spread in (("bfloat16", "balanced"), ("bfloat16", "power_law_1.2"), ("fp8", "balanced"))
+    ]
+    _write(tmp_path, "moe", mixtures)
     messages = [128, 1024, 8192]
     reduce = [
         {"num_gpus": p, "message_size": m, "backend": b, "op_name": "all_reduce", "latency": 0.004 * p + m / 1e6}
@@ -109,7 +118,9 @@ def test_a_device_is_built_and_read(folder: Path, tmp_path: Path) -> None:
     facts = json.loads((out / "hardware.json").read_text())
     assert facts["moved_bytes_per_s"] == pytest.approx(2e12)
     assert facts["launch_ns"] == pytest.approx(4000, rel=0.01)
-    assert {name: found.num_configurations for name, found in families.items()} == {"linear": 16, "decodes": 12, "prefills": 12}
+    counts = {name: found.num_configurations for name, found in families.items()}
+    assert counts == {"linear": 16, "decodes": 12, "prefills": 12, "experts": 6}
+    assert families["experts"].num_points == 3 * 6
     device = DeviceLatencies(out)
     assert device.linear.relative_error == families["linear"].relative_error
     assert Collective("all_gather", 2) in device.collectives

@@ -100,9 +100,24 @@ def test_an_unknown_device_lists_those_there_are() -> None:
 
 
 def test_what_nothing_covers_is_named() -> None:
-    """Experts have no family yet: the operation is named, and what would measure it."""
-    with pytest.raises(MissingOperationError, match=r"qwen3-30b-a3b: .*experts.* has no family .*dooly profile"):
-        load_latency_model(model=find_model("qwen3-30b-a3b"), hardware="h200")
+    """Attention over a sliding window has no family yet: the operation is named, and what would measure it."""
+    with pytest.raises(MissingOperationError, match=r"gemma-2-9b: .*self_attn\.attn .* has no family .*dooly profile"):
+        load_latency_model(model=find_model("gemma-2-9b"), hardware="h200")
+
+
+def test_a_mixture_of_experts_is_of_a_family() -> None:
+    """More tokens reach more experts, up to all of them; a decode reads only those that its token goes to."""
+    model = load_latency_model(model=find_model("qwen3-30b-a3b"), hardware="h200")
+
+    def experts_s(num_reqs: int) -> float:
+        breakdown = model.step(Batch((1,) * num_reqs, (100,) * num_reqs)).breakdown_s
+        return breakdown["model.layers.*.mlp.experts"]
+
+    times = [experts_s(n) for n in (1, 8, 64)]
+    assert times == sorted(times)
+    assert times[2] > 3 * times[0]
+    all_weights_s = 48 * 128 * 3 * 2048 * 768 * 2 / 4.8e12
+    assert all_weights_s * 8 / 128 < times[0] < times[2] < 2.5 * all_weights_s
 
 
 def test_ranks_without_a_collective_are_refused_unless_a_link_is_stated() -> None:
