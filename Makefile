@@ -9,6 +9,7 @@ STAMP  := $(VENV)/.installed
 TORCH    := torch==2.13.0
 MODEL    ?= smollm2-135m
 DB       ?= .quickstart/db
+LIMITS   ?= --max-model-len 512 --max-num-batched-tokens 512 --max-num-seqs 16
 GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=1024,output=128
 WORKLOAD ?= poisson:rate=2,requests=40,prompt=64-256,output=16-64,seed=0
 
@@ -32,8 +33,9 @@ $(STAMP): pyproject.toml scripts/drop_broken_packages.py
 quickstart: $(STAMP) ## ask for a 70 B model on four H200s, then measure a small model here and run the real engine beside it
 	$(BIN)/dooly simulate llama-3.1-70b --hardware h200 --tensor-parallel-size 4 --workload '$(GPU_WORKLOAD)'
 	$(BIN)/dooly trace $(MODEL)
-	$(BIN)/dooly profile $(MODEL) --db $(DB)
-	$(BIN)/dooly validate $(MODEL) --db $(DB) --workload '$(WORKLOAD)'
+	dtype=$$($(BIN)/python -c 'from dooly.device import native_dtype; print(native_dtype())') && \
+	$(BIN)/dooly profile $(MODEL) --db $(DB) --dtype $$dtype $(LIMITS) && \
+	$(BIN)/dooly validate $(MODEL) --db $(DB) --dtype $$dtype $(LIMITS) --workload '$(WORKLOAD)'
 
 test: $(STAMP) ## run all tests that need no GPU; those of the passes must reach every branch of them
 	$(BIN)/python -m pytest tests/passes --cov

@@ -104,10 +104,22 @@ def fit_family(roofline_ns: Floats, features: Floats, latency_ns: Floats, config
     errors = np.empty(len(target))
     for fold in range(_FOLDS):
         held = fold_of == fold
-        model = _fitted(features[~held], target[~held])
-        errors[held] = np.abs(np.exp(model.predict(features[held]) - target[held]) - 1)
+        errors[held] = held_out_errors(roofline_ns, features, latency_ns, ~held, held)
     median, p90 = np.quantile(errors, [0.5, 0.9])
     return FamilyRegressor(_fitted(features, target), float(median), float(p90), len(known), len(target))
+
+
+def held_out_errors(
+    roofline_ns: Floats,
+    features: Floats,
+    latency_ns: Floats,
+    trained: npt.NDArray[np.bool_],
+    held: npt.NDArray[np.bool_],
+) -> Floats:
+    """Return the relative errors at the points `held` of a fit to the points `trained`, shape (num_held,)."""
+    target = np.log(latency_ns / roofline_ns)
+    model = _fitted(features[trained], target[trained])
+    return np.asarray(np.abs(np.exp(model.predict(features[held]) - target[held]) - 1))
 
 
 def _fitted(features: Floats, target: Floats) -> Any:  # noqa: ANN401 - a CatBoostRegressor

@@ -17,6 +17,7 @@ import torch
 from dbstore import Environment, Store
 from dooly.batch import Batch
 from dooly.catalog import describe_environment
+from dooly.device import native_dtype
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.errors import DoolyError, EngineError, InvalidInputError, MissingOperationError, UnsupportedModelError
 from dooly.measure import BatchRunner, profile
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
-SERVING = ServingConfig(max_model_len=256, max_num_batched_tokens=128, max_num_seqs=4, kv_cache_memory_bytes=64 << 20)
+SERVING = ServingConfig(
+    dtype=native_dtype(), max_model_len=256, max_num_batched_tokens=128, max_num_seqs=4, kv_cache_memory_bytes=64 << 20
+)
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

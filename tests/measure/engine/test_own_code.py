@@ -10,6 +10,7 @@ import pytest
 from dbstore import Store
 from dooly.batch import Batch
 from dooly.catalog import read_traced
+from dooly.device import native_dtype
 from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import profile
 from dooly.measure.engine import _profiler as profiler_module
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-SERVING = ServingConfig(max_model_len=96, max_num_batched_tokens=16, max_num_seqs=1, kv_cache_memory_bytes=64 << 20)
+SERVING = ServingConfig(
+    dtype=native_dtype(), max_model_len=96, max_num_batched_tokens=16, max_num_seqs=1, kv_cache_memory_bytes=64 << 20
+)
 OLMO2 = {
     "architectures": ["Olmo2ForCausalLM"],
     "model_type": "olmo2",
