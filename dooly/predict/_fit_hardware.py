@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
+_BACKEND = "FLASH_ATTN"
+"""The attention whose kernels were measured."""
 _BLOCK_SIZE = 16
 """Tokens in a KV block, as vLLM has it on CUDA."""
 
@@ -43,9 +45,11 @@ def load_hardware_model(
     does beside them is taken to be hidden behind the device's work.
 
     Raises:
-        InvalidInputError: There is no such device; the message names those there are.
+        InvalidInputError: There is no such device, and the message names those there are; or the settings ask for a pipeline or
+            for attention that was not measured.
         MissingOperationError: Nothing covers an operation of the model, or its table of operations cannot be had.
     """
+    _check_serving(name, serving)
     with _data() as data:
         folder = data / name
         if not (folder / "hardware.json").is_file():
@@ -53,6 +57,18 @@ def load_hardware_model(
             raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")
         device = DeviceLatencies(folder, interconnect)
         return assemble(operation_table(model, serving), device, serving)
+
+
+def _check_serving(name: str, serving: ServingConfig) -> None:
+    """Refuse settings whose effect nothing measured on a device tells."""
+    if serving.pipeline_parallel_size > 1:
+        raise InvalidInputError(
+            f"--pipeline-parallel-size: {serving.pipeline_parallel_size} ranks of a pipeline are traced but not simulated yet; use 1"
+        )
+    if serving.attention_backend not in {None, _BACKEND}:
+        raise InvalidInputError(
+            f"--attention-backend: {name} was measured with {_BACKEND} only, not {serving.attention_backend}; leave it out"
+        )
 
 
 def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfig) -> LatencyModel:
@@ -86,7 +102,7 @@ def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
         torch_version="unknown",
         engine=engine,
         engine_version=version,
-        attention_backend="FLASH_ATTN",
+        attention_backend=_BACKEND,
         dtype=serving.dtype,
         kv_cache_dtype="auto",
         block_size=_BLOCK_SIZE,
