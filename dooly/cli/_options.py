@@ -72,8 +72,8 @@ WorkloadText = Annotated[
     typer.Option(
         "--workload",
         metavar="SPEC|FILE",
-        help="As poisson:rate=2,requests=100,prompt=512,output=64-256,seed=0, or closed:concurrency=32,... of users who wait; "
-        "or a workload file.",
+        help="As poisson:rate=2,prompt=512,output=64-256, also with requests=100,seed=0; closed:concurrency=32,... for users who "
+        "wait for their answers; or a workload file.",
     ),
 ]
 BatchText = Annotated[

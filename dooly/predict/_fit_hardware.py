@@ -63,7 +63,7 @@ def _check_serving(name: str, serving: ServingConfig) -> None:
     """Refuse settings whose effect nothing measured on a device tells."""
     if serving.pipeline_parallel_size > 1:
         raise InvalidInputError(
-            f"--pipeline-parallel-size: {serving.pipeline_parallel_size} ranks of a pipeline are traced but not simulated yet; use 1"
+            f"--pipeline-parallel-size: {serving.pipeline_parallel_size} ranks can be traced but not simulated yet; use 1"
         )
     if serving.attention_backend not in {None, _BACKEND}:
         raise InvalidInputError(
