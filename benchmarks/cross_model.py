@@ -2,9 +2,9 @@
 
     python benchmarks/cross_model.py [--batches 200]
 
-Linear layers go by a family fitted to Llama's ten pairs of widths, attention by Llama's regressor (as a ratio to the roofline), and
-all that Llama has not by its bytes; collectives over a stated link are the same on both sides, so that errors stand without them too.
-Batches are drawn at random: decodes of unequal contexts, four in ten beside a prompt.
+Linear layers go by a family fitted to Llama's ten pairs of widths, attention by Llama's regressor (as a ratio to the roofline),
+and all that Llama has not by its bytes. Collectives over a stated link are the same on both sides, so errors also stand without
+them. Batches are drawn at random: decodes of unequal contexts, four in ten beside a prompt.
 """
 
 from __future__ import annotations
