@@ -33,7 +33,7 @@ def test_summary_of_two_requests() -> None:
     )
     rest = {key: summary[key] for key in ("schema", "requests", "duration_s", "wall_s")}
     assert rest == {"schema": 1, "requests": 2, "duration_s": 9, "wall_s": 0.5}
-    assert list(summary) == ["schema", "requests", "duration_s", "ttft_s", "tpot_s", "e2e_s", "throughput", "wall_s"]
+    assert list(summary) == ["schema", "requests", "duration_s", "ttft_s", "tpot_s", "itl_s", "e2e_s", "throughput", "wall_s"]
 
 
 def test_requests_of_one_token_have_no_tpot() -> None:
