@@ -27,8 +27,8 @@ RANKS = (1, 2, 4, 8)
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
 BUNDLED = (("llama-3.1-8b", 1), ("llama-3.1-8b", 2), ("qwen3-32b", 2))
 """Models and ranks whose operations were measured; mixtures of experts are not read yet."""
-RTX = ("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 102_641_958_912, 1.597e12, 503.8e12, 188)
-"""Name, device, memory as the driver reports it; bandwidth, dense bf16 rate and multiprocessors by the datasheet."""
+RTX = ("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 96_000_000_000, 1.597e12, 503.8e12, 188)
+"""Name, device; memory, bandwidth, bf16 rate and multiprocessors by the datasheet. Its bundles do not tell the attention."""
 GAP_NS = 500.0
 """Between two kernels of a CUDA graph: one of 2.9 us took 3.4 us there (A. Gray, NVIDIA Technical Blog, 5 September 2019)."""
 
@@ -39,7 +39,8 @@ def build_devices(gpudata: Path) -> None:
     from dooly.predict import Hardware
 
     for name, (folder, device, memory_bytes, bandwidth) in SYSTEMS.items():
-        facts = Hardware(name, device, memory_bytes, bandwidth, FLOPS_PER_S, NUM_SMS, bandwidth, 0.0, "vllm 0.24.0", SOURCE)
+        speeds = (memory_bytes, bandwidth, FLOPS_PER_S, NUM_SMS, bandwidth, 0.0)
+        facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN")
         for family, found in build_device(gpudata / "aiconfigurator" / folder, DATA / name, facts).items():
             errors = f"{found.relative_error:.1%} median, {found.relative_error_p90:.1%} p90"
             print(f"{name} {family}: {found.num_points} points of {found.num_configurations} configurations, held out {errors}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+from contextlib import suppress
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,9 @@ def _traced(model: ModelSource, serving: ServingConfig) -> TracedModel:
     if (table := _read(cached, model)) is not None:
         return table
     table = trace_operations(model, serving)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    write_table(table, model, cached)
+    with suppress(OSError):  # a cache that cannot be written costs the next trace, not this answer
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_table(table, model, cached)
     return table
 
 

@@ -62,6 +62,8 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         if store is not None or environment is not None:
             raise InvalidInputError("load_latency_model: hardware stands in place of a store and an environment; give either")
         return load_hardware_model(hardware, model, serving, interconnect)
+    if interconnect is not None:
+        raise InvalidInputError("--interconnect: prices the collectives of --hardware only; name the hardware, or leave it out")
     opened = check_store("load_latency_model", store)
     serving.require_one_rank()
     return fit_latency_model(opened, *profiled_model(opened, model, serving, environment))

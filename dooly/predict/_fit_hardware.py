@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
-_BACKEND = "FLASH_ATTN"
-"""The attention whose kernels were measured."""
 _BLOCK_SIZE = 16
 """Tokens in a KV block, as vLLM has it on CUDA."""
 
@@ -49,25 +47,26 @@ def load_hardware_model(
             for attention that was not measured.
         MissingOperationError: Nothing covers an operation of the model, or its table of operations cannot be had.
     """
-    _check_serving(name, serving)
     with _data() as data:
         folder = data / name
         if not (folder / "hardware.json").is_file():
             known = ", ".join(hardware.name for hardware in listed_hardware())
             raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")
         device = DeviceLatencies(folder, interconnect)
+        _check_serving(device.hardware, serving)
         return assemble(operation_table(model, serving), device, serving)
 
 
-def _check_serving(name: str, serving: ServingConfig) -> None:
+def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
     """Refuse settings whose effect nothing measured on a device tells."""
     if serving.pipeline_parallel_size > 1:
         raise InvalidInputError(
             f"--pipeline-parallel-size: {serving.pipeline_parallel_size} ranks can be traced but not simulated yet; use 1"
         )
-    if serving.attention_backend not in {None, _BACKEND}:
+    if serving.attention_backend not in {None, hardware.attention_backend}:
         raise InvalidInputError(
-            f"--attention-backend: {name} was measured with {_BACKEND} only, not {serving.attention_backend}; leave it out"
+            f"--attention-backend: the attention measured on {hardware.name} is {hardware.attention_backend}, not "
+            f"{serving.attention_backend}; leave it out"
         )
 
 
@@ -102,7 +101,7 @@ def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
         torch_version="unknown",
         engine=engine,
         engine_version=version,
-        attention_backend=_BACKEND,
+        attention_backend=hardware.attention_backend,
         dtype=serving.dtype,
         kv_cache_dtype="auto",
         block_size=_BLOCK_SIZE,

@@ -43,6 +43,8 @@ class Hardware:
     """Engine and version whose kernels were measured."""
     source: str
     """Who measured, and under which licence."""
+    attention_backend: str = "unknown"
+    """Attention whose kernels were measured, by the engine's name."""
     gap_ns: float = 0.0
     """What passes between two kernels of a CUDA graph, where kernels were timed alone; 0 where their times hold it."""
 

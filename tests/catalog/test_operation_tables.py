@@ -81,6 +81,14 @@ def test_a_trace_is_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.Monkey
     assert len(calls) == 3
 
 
+def test_a_cache_that_cannot_be_written_loses_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file stands where the cache's folder would be: the traced table is returned all the same."""
+    cache.write_text("no folder")
+    shipped = operation_table(find_model("llama-3.1-8b"), ServingConfig())
+    monkeypatch.setattr(_operation_tables, "trace_operations", lambda *_: shipped)
+    assert operation_table(_other(tmp_path), ServingConfig()) == shipped
+
+
 def test_a_shipped_table_is_what_was_written(tmp_path: Path) -> None:
     """Writing a table again gives the same content."""
     model, serving = find_model("mistral-7b-v0.3"), ServingConfig()
