@@ -6,7 +6,7 @@
 # fits the first joins it: each part costs a journey. A part above PART_MIB (60) ends the script with an error.
 # On the machine: gpu_unpack.sh SITE PART..., then PYTHONPATH=SITE.
 set -euo pipefail
-packer=$1 out=$2 most=${3:-60}
+packer=$1 out=$(realpath -m "$2") most=${3:-60}
 "$packer" "$out"
 parts=("$out"/part*)
 last=${parts[-1]}
