@@ -35,7 +35,7 @@ class CudaStream:
         self._device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         self._gpu = Gpu.of(self._device)
         self._side = torch.cuda.Stream(self._device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._open_pool()
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
         """Capture a call on a stream aside, after one run of it there, and return the graph's replay.
@@ -50,8 +50,8 @@ class CudaStream:
         with torch.cuda.stream(self._side):
             call()  # libraries set up this stream's workspaces here, as they must not while it captures
             torch.cuda.synchronize(self._device)
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 call()
             except BaseException:
                 self._abandon(graph)
@@ -81,13 +81,20 @@ class CudaStream:
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._device.index, self._pool)  # noqa: SLF001 - has no public name
             torch._C._cuda_releasePool(self._device.index, self._pool)  # noqa: SLF001 - has no public name
+        self._open_pool()
+
+    def _open_pool(self) -> None:
+        """Take a new pool of memory for graphs, and capture one that stays: torch refuses a pool that no graph uses any more."""
+        import torch
+
         self._pool = torch.cuda.graph_pool_handle()
         ones = torch.ones(1, device=self._device)
         torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        ones.mul_(1)
-        graph.capture_end()
+        self._kept = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._side):
+            self._kept.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            ones.mul_(1)
+            self._kept.capture_end()
 
     def short_work(self, count: int) -> Callable[[], object]:
         """Return a call of so many kernels over one value, each behind the last."""

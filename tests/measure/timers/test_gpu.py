@@ -107,6 +107,14 @@ def test_a_call_that_waits_for_the_device_is_timed_by_events(timer: Timer, devic
     assert (after.time_ns()[0] or 0) > 0
 
 
+def test_graphs_follow_graphs_that_are_gone(timer: Timer, device: torch.device) -> None:
+    """Calls are captured also where all that was captured before them is forgotten; random numbers are as before."""
+    x = torch.ones(1 << 20, device=device)
+    for _ in range(3):
+        assert timer.prepare([Call(KEY, lambda: x.mul_(1))]).timings == ("cuda-graph",)
+    assert float(torch.rand(8, device=device).sum()) > 0
+
+
 def test_memory_that_runs_out_is_told(timer: Timer, device: torch.device) -> None:
     """A call that asks for more than the device has ends in an error of allocation, and the next call runs."""
     too_much = 2 * torch.cuda.get_device_properties(device).total_memory
