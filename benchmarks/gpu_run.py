@@ -40,7 +40,7 @@ class Plan:
     model: str
     """The model to profile, and to validate by runs of the whole engine."""
     others: tuple[str, ...]
-    """Models to profile only."""
+    """Models to profile too, and to run whole as they run by default."""
     backends: tuple[str, ...]
     """Attention backends; the first serves the real engine's runs, empty text lets the engine choose."""
     serving: tuple[str, ...]
@@ -49,6 +49,8 @@ class Plan:
     """Workloads of the engine as it runs by default, NAME=SPEC, from light to heavy."""
     eager_loads: tuple[str, ...]
     """Workloads of the eager engine."""
+    other_loads: tuple[str, ...]
+    """Workloads of the other models, by default."""
     profile_s: int
     """Seconds to measure in one part."""
     start_s: int
@@ -59,6 +61,7 @@ class Plan:
 
 LIGHT = "light=poisson:rate=4,requests=24,prompt=128-1024,output=64-256,seed=1"
 MEDIUM = "medium=poisson:rate=12,requests=96,prompt=128-1024,output=64-256,seed=2"
+LONG = "long=poisson:rate=3,requests=24,prompt=2048-7000,output=64-128,seed=4"
 HEAVY = "heavy=poisson:rate=32,requests=256,prompt=128-1024,output=64-256,seed=3"
 PLANS = {
     "cuda": Plan(
@@ -71,6 +74,7 @@ PLANS = {
         ),
         loads=(MEDIUM, HEAVY),
         eager_loads=(MEDIUM,),
+        other_loads=(LONG, HEAVY),
         profile_s=130,
         start_s=70,
         serve_s=75,
@@ -85,6 +89,7 @@ PLANS = {
         ),
         loads=("heavy=poisson:rate=8,requests=8,prompt=8-64,output=4-8,seed=3",),
         eager_loads=("light=poisson:rate=2,requests=4,prompt=8-64,output=4-8,seed=1",),
+        other_loads=(),
         profile_s=20,
         start_s=120,
         serve_s=60,
@@ -116,8 +121,9 @@ def parts(plan: Plan, device: str, state: Path) -> tuple[Part, ...]:
         Part("timer-tests", (PYTHON, "-m", "pytest", "-q", "-m", marker, "tests/measure"), 120),
         Part("kernels", (*kernels, *kernels_file, "--device", device), 60),
         profile(plan, plan.model, backend, state, plan.profile_s),
-        ground_truth(plan, backend, "default", plan.loads, state),
-        ground_truth(plan, backend, "eager", plan.eager_loads, state),
+        ground_truth(plan, plan.model, backend, "default", plan.loads, state),
+        *(ground_truth(plan, other, backend, "default", plan.other_loads, state) for other in plan.others),
+        ground_truth(plan, plan.model, backend, "eager", plan.eager_loads, state),
         *(profile(plan, plan.model, other, state, plan.profile_s // 3) for other in other_backends),
         *(profile(plan, other, backend, state, plan.profile_s // 2) for other in plan.others),
         profile(plan, plan.model, backend, state, plan.profile_s, "-more"),
@@ -126,14 +132,14 @@ def parts(plan: Plan, device: str, state: Path) -> tuple[Part, ...]:
     )
 
 
-def ground_truth(plan: Plan, backend: str, mode: str, loads: tuple[str, ...], state: Path) -> Part:
-    """Return the part that runs the real engine on loads, and batch by batch; a compiled engine takes longer to start."""
+def ground_truth(plan: Plan, model: str, backend: str, mode: str, loads: tuple[str, ...], state: Path) -> Part:  # noqa: PLR0913, PLR0917 - a part's own
+    """Return the part that runs the real engine on loads; one that compiles starts later, and runs batch by batch too."""
     given = [word for load in loads for word in ("--load", load)]
     script = str(ROOT / "benchmarks" / "ground_truth.py")
-    kept = ("--out", str(state / "groundtruth"), "--mode", mode, "--steps")
+    kept = ("--out", str(state / "groundtruth"), "--mode", mode, *(() if mode == "eager" else ("--steps",)))
     start_s = plan.start_s * (1 if mode == "eager" else 2)
-    command = (PYTHON, script, plan.model, *kept, *given, *flags(backend), *plan.serving)
-    return Part(f"ground-truth.{plan.model}.{backend or 'auto'}.{mode}", command, start_s + plan.serve_s)
+    command = (PYTHON, script, model, *kept, *given, *flags(backend), *plan.serving)
+    return Part(f"ground-truth.{model}.{backend or 'auto'}.{mode}", command, start_s + plan.serve_s)
 
 
 def profile(plan: Plan, model: str, backend: str, state: Path, seconds: int, suffix: str = "") -> Part:  # noqa: PLR0913, PLR0917 - a part's own
