@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.imports import _aiconfigurator as tables
-from dooly.imports._device import attention_points, experts_points, linear_points
-from dooly.predict import Hardware
-from dooly.predict._family import held_out_errors
-from dooly.predict._family_features import decode_inputs, prefill_inputs
+from dooly.imports import family_points
+from dooly.predict import Hardware, held_out_errors
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,17 +27,6 @@ if TYPE_CHECKING:
 HELD_OUT = 0.15
 FACTS = {"h100_sxm": 3.35e12, "h200_sxm": 4.8e12}
 KNOWN = {"linear": (10, 40, 160, 400), "decodes": (10, 25, 85), "prefills": (10, 25, 96), "experts": (10, 13)}
-
-
-def points_of(folder: Path) -> dict[str, Points]:
-    """Return roofline, features, latencies and configurations of every family."""
-    hardware = Hardware("", "", 1, FACTS[folder.name], 989e12, 132, 1.0, 0.0, "", "")
-    return {
-        "linear": linear_points(hardware, tables.linear_layers(folder)),
-        "decodes": attention_points(hardware, decode_inputs, *tables.decodes(folder)),
-        "prefills": attention_points(hardware, prefill_inputs, *tables.prefills(folder)),
-        "experts": experts_points(hardware, tables.experts(folder)),
-    }
 
 
 def judge(points: Points, known: int, seed: int) -> tuple[float, float]:
@@ -62,7 +48,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = []
-    for family, points in points_of(args.folder).items():
+    hardware = Hardware("", "", 1, FACTS[args.folder.name], 989e12, 132, 1.0, 0.0, "", "")
+    for family, points in family_points(args.folder, hardware).items():
         for known in KNOWN[family]:
             found = np.array([judge(points, known, seed) for seed in range(args.seeds)])
             medians, p90s = found.T

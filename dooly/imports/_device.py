@@ -47,24 +47,37 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
     (out / "hardware.json").write_text(json.dumps(asdict(hardware), indent=1) + "\n")
     payloads = {f"{operator}-{ranks}": np.stack([sizes, ns]) for operator, ranks, sizes, ns in tables.collectives(folder)}
     np.savez_compressed(out / "collectives.npz", **payloads)  # type: ignore[arg-type] # numpy's stub takes no mapping
-    found = {
-        "linear": fit_family(*linear_points(hardware, products)),
-        "decodes": fit_family(*attention_points(hardware, decode_inputs, *tables.decodes(folder))),
-        "experts": fit_family(*experts_points(hardware, tables.experts(folder))),
-        "prefills": fit_family(*attention_points(hardware, prefill_inputs, *tables.prefills(folder))),
-    }
+    found = {name: fit_family(*points) for name, points in family_points(folder, hardware).items()}
     for name, regressor in found.items():
         regressor.save(out / f"{name}.cbm")
     return found
 
 
-def linear_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
+def family_points(folder: Path, hardware: Hardware) -> dict[str, tuple[Floats, Floats, Floats, Ints]]:
+    """Return roofline, features, latencies and configurations of every family in a system's tables, as `fit_family` takes them.
+
+    Args:
+        folder: aiconfigurator's tables of one system.
+        hardware: The system's device.
+
+    Raises:
+        InvalidInputError: A table is missing or lacks a column.
+    """
+    return {
+        "linear": _linear_points(hardware, tables.linear_layers(folder)),
+        "decodes": _attention_points(hardware, decode_inputs, *tables.decodes(folder)),
+        "experts": _experts_points(hardware, tables.experts(folder)),
+        "prefills": _attention_points(hardware, prefill_inputs, *tables.prefills(folder)),
+    }
+
+
+def _linear_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
     """Return roofline, features, latencies and configurations of products, as `fit_family` takes them."""
     m, n, k = (np.asarray(rows[name], dtype=np.float64) for name in ("m", "n", "k"))
     return *linear_inputs(hardware, m, n, k, 2.0), rows.latency_ns, _numbered(n, k)
 
 
-def attention_points(
+def _attention_points(
     hardware: Hardware,
     inputs: Inputs,
     rows: tables.Columns,
@@ -85,7 +98,7 @@ def attention_points(
     return roofline, features, rows.latency_ns, configurations
 
 
-def experts_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
+def _experts_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
     """Return roofline, features, latencies and configurations of mixtures of experts, as `fit_family` takes them."""
     names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
     hidden, inner, top_k, number, tensor, expert = (np.asarray(rows[name], dtype=np.int64) for name in names)

@@ -1,5 +1,6 @@
 """Prediction: latency models fitted to a store's records. Loads neither torch nor an engine."""
 
+from dooly.predict._family import held_out_errors
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
 from dooly.predict._fit_hardware import listed_hardware
@@ -9,6 +10,7 @@ from dooly.predict._interconnect import Interconnect
 from dooly.predict._latency_model import LatencyModel, StepLatency
 from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
+from dooly.predict._other_records import load_model_by_others
 
 __all__ = [
     "BatchArrays",
@@ -19,7 +21,9 @@ __all__ = [
     "OperationWork",
     "StepLatency",
     "fit_latency_model",
+    "held_out_errors",
     "listed_hardware",
     "load_latency_model",
+    "load_model_by_others",
     "load_module_latency",
 ]

@@ -47,11 +47,7 @@ def load_hardware_model(
             for attention that was not measured.
         MissingOperationError: Nothing covers an operation of the model, or its table of operations cannot be had.
     """
-    with _data() as data:
-        folder = data / name
-        if not (folder / "hardware.json").is_file():
-            known = ", ".join(hardware.name for hardware in listed_hardware())
-            raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")
+    with device_folder(name) as folder:
         device = DeviceLatencies(folder, interconnect)
         _check_serving(device.hardware, serving)
         return assemble(operation_table(model, serving), device, serving)
@@ -109,6 +105,21 @@ def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
         quantization=None,
         num_threads=None,
     )
+
+
+@contextmanager
+def device_folder(name: str) -> Iterator[Path]:
+    """Give the folder of a device whose measurements ship with Dooly.
+
+    Raises:
+        InvalidInputError: There is no such device, and the message names those there are.
+    """
+    with _data() as data:
+        folder = data / name
+        if not (folder / "hardware.json").is_file():
+            known = ", ".join(hardware.name for hardware in listed_hardware())
+            raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")
+        yield folder
 
 
 @contextmanager
