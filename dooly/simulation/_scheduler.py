@@ -1,7 +1,11 @@
-"""Continuous batching as vLLM v1 (0.32) schedules it: synchronous, first come first served, no prefix caching.
+"""Continuous batching as vLLM v1 (0.32) schedules it: synchronous or ahead, first come first served, no prefix caching.
 
 Each step serves the running requests first, in order of admission, then admits waiting ones while the token budget, the request
 slots and the KV blocks last. A running request that finds no free block evicts the request admitted last, which starts over.
+
+How long a request is stands in the workload, so what a step brings about is known as soon as it is scheduled. A synchronous engine
+accounts for it at once; one that schedules ahead takes the tokens for granted (`advance`), and frees what has ended only when the
+step has run (`retire`). A request whose last token is under way keeps its slot and its blocks, and is not scheduled again.
 
 State lies in arrays indexed by a request's position in the workload, so a step costs a few array operations at any batch size.
 """
@@ -57,10 +61,12 @@ class Progress:
     """Requests whose last token came out."""
     generated: npt.NDArray[np.int64]
     """Requests that got a token, at the end of each of the steps."""
+    num_held_blocks: npt.NDArray[np.int64]
+    """Blocks that each of `finished` holds."""
 
 
 class Scheduler:
-    """Decides which tokens each step computes. Call `add`, then `schedule` and `complete` in turn."""
+    """Decides which tokens each step computes. Call `add`, then `schedule` and `complete`, or `advance` and `retire`, in turn."""
 
     def __init__(self, requests: Sequence[Request], config: SchedulerConfig) -> None:
         """Create a scheduler for requests that `add` will let in.
@@ -114,14 +120,16 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> ScheduledStep:
-        """Decide the next step and reserve its KV blocks. At least one request must be unfinished."""
+        """Decide the next step and reserve its KV blocks. At least one request must be unfinished.
+
+        The step is empty where the last tokens of all requests are under way.
+        """
         # A long prompt is held back for the sake of the other requests only.
         has_others = self._running.size + len(self.waiting) > 1
         chunk_limit = self._config.long_prefill_token_threshold if has_others else 0
         chunk_limit = chunk_limit or self._config.max_model_len
         num_preemptions = self.num_preemptions
-        wanted, granted = self._serve_running(chunk_limit)
-        requests = self._running[: granted.size]
+        wanted, requests, granted = self._serve_running(chunk_limit)
         first_scheduled: list[int] = []
         if self.num_preemptions == num_preemptions:
             admitted, counts = self._admit(self._config.max_num_batched_tokens - int(granted.sum()), chunk_limit)
@@ -132,19 +140,20 @@ class Scheduler:
                 requests = np.concatenate((requests, new))
                 granted = np.concatenate((granted, np.array(counts, np.int64)))
                 self._running = np.concatenate((self._running, new))
-            elif wanted.max() == 1:
+            elif wanted.max(initial=0) == 1:
                 return self._decode_step(requests, granted)
         return ScheduledStep(requests, granted, self._num_computed_tokens[requests], first_scheduled, 1)
 
-    def _serve_running(self, chunk_limit: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _serve_running(self, chunk_limit: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Grant tokens and blocks to the running requests, evicting the last of them while blocks lack.
 
         Returns:
-            The tokens that each running request lacks, and those granted to the first of them, which alone are scheduled.
+            The tokens that each running request lacks, which of them are scheduled, and the tokens granted to each of these.
         """
         running = self._running
         computed = self._num_computed_tokens[running]
-        wanted = self._num_tokens[running] - computed
+        known = self._num_tokens[running]
+        wanted = np.where(known < self._num_total_tokens[running], known - computed, 0)
         ends = np.minimum(np.cumsum(np.minimum(wanted, chunk_limit)), self._config.max_num_batched_tokens)
         granted = np.diff(ends, prepend=0)
         held = self._pool.blocks_for_each(computed)
@@ -155,7 +164,8 @@ class Scheduler:
         else:
             num_kept = self._evict(held.tolist(), lacking.tolist())
             granted = granted[:num_kept]
-        return wanted, granted[granted > 0]
+        is_scheduled = granted > 0
+        return wanted, running[: granted.size][is_scheduled], granted[is_scheduled]
 
     def _evict(self, held: list[int], lacking: list[int]) -> int:
         """Reserve blocks for the running requests in order; return how many of them keep running."""
@@ -209,7 +219,7 @@ class Scheduler:
         """
         computed = self._num_computed_tokens[requests]
         max_num_steps = 1
-        if np.all(computed >= self._num_prompt_tokens[requests]):
+        if requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests]):
             num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
             max_num_steps += self._pool.decode_steps_within(computed + 1, num_left - 1)
         return ScheduledStep(requests, granted, computed, [], max_num_steps)
@@ -224,6 +234,12 @@ class Scheduler:
         Returns:
             Which requests got their first and their last token, at the end of the last of these steps.
         """
+        progress = self.advance(step, num_steps)
+        self.retire(progress)
+        return progress
+
+    def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
+        """Take a scheduled step's tokens for granted, and return what it will bring about, as `complete` does."""
         requests = step.requests
         reserved = step.num_computed_tokens + step.num_new_tokens
         computed = reserved + (num_steps - 1)
@@ -237,8 +253,18 @@ class Scheduler:
         known += generated
         self._num_tokens[requests] = known
         is_finished = known == self._num_total_tokens[requests]
-        finished = requests[is_finished]
-        if finished.size:
-            self._pool.num_free += int(self._pool.blocks_for_each(computed[is_finished]).sum())
-            self._running = self._running[self._num_tokens[self._running] < self._num_total_tokens[self._running]]
-        return Progress(first_token, finished, requests[generated])
+        return Progress(
+            first_token, requests[is_finished], requests[generated], self._pool.blocks_for_each(computed[is_finished])
+        )
+
+    def retire(self, progress: Progress) -> None:
+        """Let go of the requests that a step has ended, once it has run."""
+        if not progress.finished.size:
+            return
+        is_held = self._num_computed_tokens[progress.finished] > 0
+        self._pool.num_free += int(progress.num_held_blocks[is_held].sum())
+        if not is_held.all():
+            # Evicted while its last token was under way.
+            ended = set(progress.finished[~is_held].tolist())
+            self.waiting = deque(request for request in self.waiting if request not in ended)
+        self._running = self._running[~np.isin(self._running, progress.finished)]

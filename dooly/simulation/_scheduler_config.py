@@ -30,6 +30,9 @@ class SchedulerConfig:
     watermark: float = 0.0
     """Fraction of the KV blocks kept free when admitting a request beside running ones, from 0 to below 1."""
 
+    async_scheduling: bool = False
+    """Whether the next step is scheduled while one runs, as vLLM does by itself: tokens come out a step later."""
+
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
             if getattr(self, name) < 1:

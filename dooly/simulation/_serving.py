@@ -14,7 +14,9 @@ _MIN_BLOCKS = 2
 """The null block and one to use."""
 
 
-def scheduler_config(serving: ServingConfig, num_kv_blocks: int, block_size: int) -> SchedulerConfig:
+def scheduler_config(
+    serving: ServingConfig, num_kv_blocks: int, block_size: int, *, async_scheduling: bool = False
+) -> SchedulerConfig:
     """Return the simulator's scheduler settings for an engine's serving settings."""
     if num_kv_blocks < _MIN_BLOCKS:
         raise InvalidInputError(
@@ -27,4 +29,5 @@ def scheduler_config(serving: ServingConfig, num_kv_blocks: int, block_size: int
         max_num_seqs=serving.max_num_seqs,
         max_num_batched_tokens=serving.max_num_batched_tokens,
         block_size=block_size,
+        async_scheduling=async_scheduling,
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from dooly.simulation import Request, SchedulerConfig
-from dooly.simulation._scheduler import Scheduler
+from dooly.simulation._scheduler import Progress, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
 
 MAX_MODEL_LEN = 512
+DEPTH = 2
+"""Steps under way at once in an engine that schedules ahead."""
 MODEL_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -99,6 +103,26 @@ def our_steps(case: Case) -> Iterator[Step]:
         )
 
 
+def our_steps_ahead(case: Case) -> Iterator[Step]:
+    """Run our scheduler as an engine that schedules the next step while one runs."""
+    scheduler = Scheduler(case.requests, case.config)
+    under_way: deque[Progress] = deque()
+    for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished):
+        step = scheduler.schedule()
+        progress = scheduler.advance(step)
+        columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
+        batch = list(zip(*columns, strict=True))
+        ended: set[int] = set()
+        first_token: set[int] = set()
+        if batch:
+            under_way.append(progress)
+        if len(under_way) == DEPTH or not batch:
+            done = under_way.popleft()
+            scheduler.retire(done)
+            first_token, ended = set(done.first_token.tolist()), set(done.finished.tolist())
+        yield Step(batch, set(step.first_scheduled), first_token, ended)
+
+
 def our_steps_taken_together(case: Case) -> Iterator[Step]:
     """Run our scheduler with decode steps taken together up to the next arrival, and unfold them."""
     scheduler = Scheduler(case.requests, case.config)
@@ -155,6 +179,7 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
     pytest.importorskip("vllm", reason="the oracle is vLLM's own scheduler")
     import torch
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler as VllmAsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler as VllmScheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
@@ -184,27 +209,31 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
         engine_config.cache_config.num_gpu_blocks = config.num_kv_blocks
         attention = FullAttentionSpec(block_size=config.block_size, num_kv_heads=2, head_size=16, dtype=torch.bfloat16)
         kv_cache = KVCacheConfig(config.num_kv_blocks, [], [KVCacheGroupSpec(["layer"], attention)])
-        return VllmScheduler(engine_config, kv_cache, StructuredOutputManager(engine_config), config.block_size)
+        scheduler = VllmAsyncScheduler if config.async_scheduling else VllmScheduler
+        return scheduler(engine_config, kv_cache, StructuredOutputManager(engine_config), config.block_size)
 
     return make
 
 
-def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
-    """Run vLLM's scheduler, answering each step with the tokens that a model would have sampled."""
+def add_to_vllm(case: Case, scheduler: Any, position: int) -> None:  # noqa: ANN401 -- vLLM may be absent
+    """Add a request of the case to vLLM's scheduler."""
     from vllm import SamplingParams
-    from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request as VllmRequest
 
-    def add(position: int) -> None:
-        ours = case.requests[position]
-        sampling = SamplingParams(max_tokens=ours.num_output_tokens, ignore_eos=True)
-        sampling.update_from_generation_config({}, None)
-        prompt = [1] * ours.num_prompt_tokens
-        scheduler.add_request(VllmRequest(str(position), prompt, sampling, None, arrival_time=float(ours.arrival_ns)))
+    ours = case.requests[position]
+    sampling = SamplingParams(max_tokens=ours.num_output_tokens, ignore_eos=True)
+    sampling.update_from_generation_config({}, None)
+    prompt = [1] * ours.num_prompt_tokens
+    scheduler.add_request(VllmRequest(str(position), prompt, sampling, None, arrival_time=float(ours.arrival_ns)))
+
+
+def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's scheduler, answering each step with the tokens that a model would have sampled."""
+    from vllm.v1.outputs import ModelRunnerOutput
 
     seen: set[int] = set()
     has_token: set[int] = set()
-    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0):
+    for _ in arrivals(case, partial(add_to_vllm, case, scheduler), lambda: scheduler.get_num_unfinished_requests() > 0):
         output = scheduler.schedule()
         before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
         before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
@@ -218,6 +247,46 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
         yield Step(batch, positions - seen, with_token - has_token, {p for p in positions if str(p) not in scheduler.requests})
         seen |= positions
         has_token |= with_token
+
+
+def vllm_steps_ahead(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's asynchronous scheduler as its engine core does, with two batches under way."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    under_way: deque[tuple[Any, list[str], list[list[int]]]] = deque()
+    seen: set[int] = set()
+    has_token: set[int] = set()
+    add = partial(add_to_vllm, case, scheduler)
+    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0):
+        output = scheduler.schedule()
+        before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
+        before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
+        names = list(output.num_scheduled_tokens)
+        batch = [(int(name), count, before[name]) for name, count in output.num_scheduled_tokens.items()]
+        positions = {position for position, _, _ in batch}
+        first_token: set[int] = set()
+        ended: set[int] = set()
+        if names:
+            sampled = [[] if scheduler.requests[name].is_prefill_chunk else [2] for name in names]
+            under_way.append((output, names, sampled))
+        if len(under_way) == DEPTH or not names:
+            done, names, sampled = under_way.popleft()
+            scheduler.update_from_output(done, ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled))
+            first_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens} - has_token
+            ended = {int(name) for name in names if name not in scheduler.requests}
+        yield Step(batch, positions - seen, first_token, ended)
+        seen |= positions
+        has_token |= first_token
+
+
+@pytest.mark.parametrize("first_seed", range(0, 120, 20))
+def test_same_schedule_as_vllm_ahead(first_seed: int, make_vllm_scheduler: Callable[[SchedulerConfig], Any]) -> None:
+    """The same where the next step is scheduled while one runs, as the engine does by itself."""
+    for seed in range(first_seed, first_seed + 20):
+        case = random_case(seed)
+        case = case._replace(config=replace(case.config, async_scheduling=True))
+        expected = list(vllm_steps_ahead(case, make_vllm_scheduler(case.config)))
+        assert list(our_steps_ahead(case)) == expected, f"seed {seed}: {case.config}"
 
 
 @pytest.mark.parametrize("first_seed", range(0, 120, 20))
