@@ -1,10 +1,12 @@
 """The contract between latency predictors and simulators.
 
 `LatencyBackend` is what `dooly.simulation` asks of a predictor; `dooly.predict.LatencyModel` meets it, and so may any other.
+`HostTimes` is what the engine's host adds where it schedules ahead and its device waits for it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -28,3 +30,29 @@ class LatencyBackend(Protocol):
         result has shape (num_steps,) and equals `step_ns` of each step's batch.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimes:
+    """What an engine's host takes to launch a step on a device, in integer nanoseconds.
+
+    vLLM captures decodes whole in CUDA graphs, and steps with prompts in pieces around attention, both up to a number of tokens;
+    beyond it each kernel is launched on its own. While the device is busier than the host, none of this shows.
+    """
+
+    prepare_ns: int = 0
+    """From scheduling a step to its first kernel."""
+    whole_ns: int = 0
+    """All of a step of decodes, captured whole."""
+    pieces_ns: int = 0
+    """All of a step with prompts, captured in pieces."""
+    plain_ns: int = 0
+    """All of a step that is not captured."""
+    max_captured_tokens: int = 512
+    """Tokens of the largest step that is captured."""
+
+    def launch_ns(self, num_tokens: int, *, only_decodes: bool) -> int:
+        """Return what launching a step takes."""
+        if num_tokens > self.max_captured_tokens:
+            return self.plain_ns
+        return self.whole_ns if only_decodes else self.pieces_ns

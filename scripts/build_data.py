@@ -22,6 +22,9 @@ SYSTEMS = {
     "h100": ("h100_sxm", "NVIDIA H100 80GB HBM3", 85_899_345_920, 3.35e12),
     "h200": ("h200_sxm", "NVIDIA H200", 151_397_597_184, 4.8e12),
 }
+HOST = (1_500_000, 2_000_000, 10_000_000, 22_000_000)
+"""What a host took to launch steps of Llama 3.1 8B and Qwen2.5 7B beside an H200, by the chosen batches in
+benchmarks/groundtruth/h200: means over both; `dooly.latency.HostTimes` says what each is."""
 FLOPS_PER_S, NUM_SMS = 989e12, 132
 RANKS = (1, 2, 4, 8)
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
@@ -36,11 +39,12 @@ GAP_NS = 500.0
 def build_devices(gpudata: Path) -> None:
     """Write the data of every device."""
     from dooly.imports import build_device
+    from dooly.latency import HostTimes
     from dooly.predict import Hardware
 
     for name, (folder, device, memory_bytes, bandwidth) in SYSTEMS.items():
         speeds = (memory_bytes, bandwidth, FLOPS_PER_S, NUM_SMS, bandwidth, 0.0)
-        facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN")
+        facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN", host=HostTimes(*HOST))
         for family, found in build_device(gpudata / "aiconfigurator" / folder, DATA / name, facts).items():
             errors = f"{found.relative_error:.1%} median, {found.relative_error_p90:.1%} p90"
             print(f"{name} {family}: {found.num_points} points of {found.num_configurations} configurations, held out {errors}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
@@ -37,6 +38,11 @@ def profiled_model(
             f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
         )
     if wanted is not None and wanted not in found:
+        # A GPU's engine in CUDA graphs runs the kernels that were measured in the eager one.
+        like = replace(wanted, execution_mode="eager", model_runner=None)
+        same = [e for e in found if e.device_kind == "cuda" and replace(e, model_runner=None) == like]
+        if wanted.execution_mode != "eager" and len(same) == 1:
+            return TracedModel.from_json(found[same[0]]["traced"]), same[0]
         nearest = min(found, key=lambda environment: len(_differing([wanted, environment])))
         raise MissingOperationError(
             f"{model.name}: not profiled in the environment asked for, only with other {_differences([wanted, nearest])}; "

@@ -28,6 +28,7 @@ _HELP = {
     "pipeline_parallel_size": "Ranks that each run a part of the layers.",
     "enable_expert_parallel": "Share whole experts over the tensor-parallel ranks, instead of parts of each.",
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
+    "enforce_eager": "With a GPU's --db: the engine without CUDA graphs and scheduling ahead.",
 }
 
 

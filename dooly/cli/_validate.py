@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dooly.cli._options import Database, JsonFile, Model, RealFile, WorkloadText, engine_flags
+from dooly.cli._options import HardwareName, JsonFile, Model, OptionalDatabase, RealFile, WorkloadText, engine_flags
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOUD = 0.3
 """Difference between the real runs' times to first token, as a fraction, that the engine itself hardly makes."""
 
-_WITH_KEPT_RUNS = ("model", "db", "workload", "real", "json_file")
+_WITH_KEPT_RUNS = ("model", "db", "hardware", "workload", "real", "json_file")
 """What can be said where the real engine is not run."""
 
 
@@ -28,7 +28,8 @@ def validate(  # noqa: PLR0913 - one argument an option
     context: typer.Context,
     model: Model,
     *,
-    db: Database,
+    db: OptionalDatabase = None,
+    hardware: HardwareName = None,
     workload: WorkloadText,
     repeat: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of the real engine, whose spread is the noise.")] = 2,
     real: RealFile = None,
@@ -41,14 +42,19 @@ def validate(  # noqa: PLR0913 - one argument an option
     from dooly.validation import read_runs, validate_kept
     from dooly.validation import validate as run_both
 
+    if (db is None) == (hardware is None):
+        raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
+    if hardware is not None and real is None:
+        raise typer.BadParameter("--hardware: no such device is here to run the engine on; give kept runs with --real")
     if real is not None:
         _refuse_settings(context)
     source = find_model(model)
     requests = parse_workload(workload)
-    store = Store.open(db)
+    store = None if db is None else Store.open(db)
     if real is not None:
-        validation = validate_kept(source, store, requests, read_runs(real))
+        validation = validate_kept(source, store, requests, read_runs(real), hardware)
     else:
+        assert store is not None
         with progress_bar(f"{source.name}: simulating, starting the engine") as update:
             progress = partial(update, what=f"{source.name}: real engine")
             validation = run_both(source, store, requests, serving, repeat=repeat, progress=progress)

@@ -69,6 +69,8 @@ class ServingConfig:
     """Whether the tensor-parallel ranks share the experts of a mixture whole, instead of sharing each expert."""
     attention_backend: str | None = None
     """Attention backend by the engine's name; None lets the engine choose."""
+    enforce_eager: bool = False
+    """Whether to predict a GPU's engine without CUDA graphs and scheduling ahead, as profiles run it; on a CPU it has neither."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {"bfloat16", "float16", "float32"}:

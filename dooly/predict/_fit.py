@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +12,9 @@ from dooly.catalog import LAYER, STEP, check_store, feasible_records, layer_of, 
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict._features import BatchArrays
-from dooly.predict._fit_hardware import load_hardware_model
+from dooly.predict._fit_hardware import host_times, load_hardware_model
 from dooly.predict._fitted import FittedLayer, FittedOperation, layer_features, layer_terms, step_features, step_terms
-from dooly.predict._latency_model import Domain, LatencyModel
+from dooly.predict._latency_model import CUDA_GRAPHS, Domain, LatencyModel
 from dooly.predict._measured import MeasuredOperation
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import Regressor, fit_regressor
@@ -66,11 +67,21 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         raise InvalidInputError("--interconnect: prices the collectives of --hardware only; name the hardware, or leave it out")
     opened = check_store("load_latency_model", store)
     serving.require_one_rank()
-    return fit_latency_model(opened, *profiled_model(opened, model, serving, environment))
+    in_graphs = environment is not None and environment.execution_mode == CUDA_GRAPHS
+    traced, measured = profiled_model(opened, model, serving, environment)
+    in_graphs |= environment is None and measured.device_kind == "cuda" and not serving.enforce_eager
+    return fit_latency_model(opened, traced, measured, in_graphs=in_graphs)
 
 
-def fit_latency_model(store: Store, traced: TracedModel, environment: Environment) -> LatencyModel:
+def fit_latency_model(store: Store, traced: TracedModel, environment: Environment, *, in_graphs: bool = False) -> LatencyModel:
     """Fit the latency model of a traced model in one environment.
+
+    Args:
+        store: The store with the records.
+        traced: The traced model.
+        environment: The environment of the records.
+        in_graphs: Whether to predict an engine in CUDA graphs that schedules ahead from the records of the eager one: what layers
+            and steps take beyond their operations there is the host's, and falls away.
 
     Raises:
         MissingOperationError: The store lacks an operation of the model.
@@ -93,7 +104,10 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
         if layer_of(module) is None
         for _ in range(count)
     )
-    layers = tuple(_layer(op, rows, fitted, records[op.signature]) for op in engine if op.name == LAYER)
+    layers = tuple(_layer(op, rows, fitted, None if in_graphs else records[op.signature]) for op in engine if op.name == LAYER)
+    if in_graphs:
+        host = host_times(environment.device)
+        return LatencyModel(traced, replace(environment, execution_mode=CUDA_GRAPHS), outside, layers, None, domain, host=host)
     return LatencyModel(
         traced,
         environment,
@@ -113,7 +127,7 @@ def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domai
 
 
 def _layer(
-    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, MeasuredOperation], records: Sequence[Record]
+    layer: TracedOperation, rows: list[TracedOperation], fitted: dict[str, MeasuredOperation], records: Sequence[Record] | None
 ) -> FittedLayer:
     members = tuple(
         FittedOperation(op, OperationWork(op), fitted[op.signature])
@@ -121,6 +135,8 @@ def _layer(
         for module, _ in op.placements
         if layer_of(module) == layer.module
     )
+    if records is None:
+        return FittedLayer(layer, members, None)
     batches, latency_ns = _batches(records)
     inner = np.zeros(len(latency_ns))
     for member in members:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from dbstore import Environment
 from dooly.catalog import LAYER, layer_of, operation_table
 from dooly.errors import InvalidInputError
+from dooly.latency import HostTimes
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._fitted import FittedLayer, FittedOperation
 from dooly.predict._hardware import Hardware
-from dooly.predict._latency_model import Domain, LatencyModel
+from dooly.predict._latency_model import CUDA_GRAPHS, Domain, LatencyModel
 from dooly.predict._operation import OperationWork
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def load_hardware_model(
         return assemble(operation_table(model, serving), device, serving)
 
 
+def host_times(device: str) -> HostTimes:
+    """Return what hosts took to launch steps on a device, by the name that its driver reports; zeros where nobody measured it."""
+    return next((hardware.host for hardware in listed_hardware() if hardware.device == device), HostTimes())
+
+
 def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
     """Refuse settings whose effect nothing measured on a device tells."""
     if serving.pipeline_parallel_size > 1:
@@ -63,6 +69,11 @@ def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
         raise InvalidInputError(
             f"--attention-backend: the attention measured on {hardware.name} is {hardware.attention_backend}, not "
             f"{serving.attention_backend}; leave it out"
+        )
+    if serving.enforce_eager:
+        raise InvalidInputError(
+            f"--enforce-eager: what ships of {hardware.name} tells what its kernels take, not what launching each of them does; "
+            "leave it out, or profile such a device and use --db"
         )
 
 
@@ -85,7 +96,9 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
         if layer.stage == "engine" and layer.name == LAYER
     )
     domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
-    return LatencyModel(traced, _environment(device.hardware, serving), outside, layers, None, domain, device.hardware)
+    return LatencyModel(
+        traced, _environment(device.hardware, serving), outside, layers, None, domain, device.hardware, device.hardware.host
+    )
 
 
 def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
@@ -101,7 +114,7 @@ def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
         dtype=serving.dtype,
         kv_cache_dtype="auto",
         block_size=_BLOCK_SIZE,
-        execution_mode="cudagraph",
+        execution_mode=CUDA_GRAPHS,
         quantization=None,
         num_threads=None,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dooly.latency import HostTimes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,10 +50,14 @@ class Hardware:
     gap_ns: float = 0.0
     """What passes between two kernels of a CUDA graph, where kernels were timed alone; 0 where their times hold it."""
 
+    host: HostTimes = field(default_factory=HostTimes)
+    """What an engine's host took to launch steps on such a device; zeros where nobody measured it."""
+
     @classmethod
     def read(cls, folder: Path) -> Hardware:
         """Return the facts in a folder's `hardware.json`."""
-        return cls(**json.loads((folder / "hardware.json").read_text()))
+        facts = json.loads((folder / "hardware.json").read_text())
+        return cls(**facts | {"host": HostTimes(**facts.get("host", {}))})
 
     def roofline_ns(self, flops: Floats, traffic: Floats) -> Floats:
         """Return the least time that operations could take, in nanoseconds, shape (num_points,).

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dooly.errors import OutOfDomainError, UnsupportedModelError
+from dooly.latency import HostTimes
 from dooly.predict._features import BatchArrays
 from dooly.predict._fitted import generic_path, operation_name, step_features, step_terms
 from dooly.predict._memory import cache_room_bytes, token_bytes
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
+
+
+CUDA_GRAPHS = "cudagraph"
+"""How an engine on a GPU executes by itself, as environments name it."""
+_LARGEST_GRAPH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +83,41 @@ class LatencyModel:
         step: Regressor | None,
         domain: Domain,
         hardware: Hardware | None = None,
+        host: HostTimes | None = None,
     ) -> None:
         self.traced = traced
         self.environment = environment
         self.domain = domain
         self.hardware = hardware
         """The device whose shipped measurements these are; None where they are a store's."""
+        self.host = host or HostTimes()
+        """What the engine's host takes to launch a step, where the engine schedules ahead."""
         self.priced_ns: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         """Nanoseconds of all steps priced so far, by where they are from."""
         self._outside = outside
         self._layers = layers
         self._step = step
         self._tables: dict[tuple[str, tuple[str, ...]], Floats] = {}
+
+    @property
+    def schedules_ahead(self) -> bool:
+        """Whether the engine runs in CUDA graphs and schedules a step while another runs, as it does on a GPU by itself."""
+        return self.environment.execution_mode == CUDA_GRAPHS
+
+    @cached_property
+    def _computed_tokens(self) -> Ints:
+        """Tokens that a step computes, by tokens scheduled: graphs are captured at some sizes, and smaller steps padded to them.
+
+        Sizes as vLLM has them by default: 1, 2, 4, multiples of 8 below 256, of 16 up to 512 or twice the requests of a step.
+        """
+        sizes = np.arange(self.domain.num_tokens + 1)
+        if not self.schedules_ahead:
+            return sizes
+        captured = np.array([0, 1, 2, 4, *range(8, 256, 8), *range(256, _LARGEST_GRAPH + 1, 16)])
+        captured = captured[captured <= min(2 * self.domain.num_reqs, _LARGEST_GRAPH, self.domain.num_tokens)]
+        is_captured = sizes <= captured[-1]
+        sizes[is_captured] = captured[np.searchsorted(captured, sizes[is_captured])]
+        return sizes
 
     @property
     def block_size(self) -> int:
@@ -139,13 +169,13 @@ class LatencyModel:
             sources[source] += nanoseconds
 
         for fitted in self._outside:
-            nanoseconds = fitted.latency_ns(arrays)[0]
+            nanoseconds = self._priced_ns(fitted, arrays)[0]
             add(operation_name(fitted.operation), fitted.latency.source, nanoseconds)
             variance += (fitted.latency.relative_error * nanoseconds) ** 2
         for layer in self._layers:
             inner, count = 0.0, layer.operation.count
             for fitted in layer.members:
-                nanoseconds = fitted.latency_ns(arrays)[0]
+                nanoseconds = self._priced_ns(fitted, arrays)[0]
                 inner += nanoseconds
                 add(generic_path(operation_name(fitted.operation)), fitted.latency.source, count * nanoseconds)
                 if layer.regressor is None:
@@ -220,6 +250,11 @@ class LatencyModel:
         total_ns = max(sum(self.priced_ns.values()), 1.0)
         return {source: nanoseconds / total_ns for source, nanoseconds in self.priced_ns.items()}
 
+    def _priced_ns(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
+        if fitted.work.is_attention or not self._covers(batches):
+            return fitted.latency_ns(batches)
+        return self._by_table(fitted, batches)
+
     def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
         """Predict an operation of one request dimension from a table over all its values, made at the first use."""
         key = (fitted.operation.signature, fitted.operation.request_dims)
@@ -232,7 +267,7 @@ class LatencyModel:
                 filled = (sizes[:, None] >= sizes[None, :]).astype(np.int64)
                 rows = BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes))
             table = self._tables[key] = fitted.latency_ns(rows)
-        index = (batches.num_tokens if per_token else batches.num_reqs) - 1
+        index = (self._computed_tokens[batches.num_tokens] if per_token else batches.num_reqs) - 1
         return np.asarray(table[index])
 
     def _covers(self, batches: BatchArrays) -> bool:

@@ -3,9 +3,9 @@
 Each step serves the running requests first, in order of admission, then admits waiting ones while the token budget, the request
 slots and the KV blocks last. A running request that finds no free block evicts the request admitted last, which starts over.
 
-How long a request is stands in the workload, so what a step brings about is known as soon as it is scheduled. A synchronous engine
-accounts for it at once; one that schedules ahead takes the tokens for granted (`advance`), and frees what has ended only when the
-step has run (`retire`). A request whose last token is under way keeps its slot and its blocks, and is not scheduled again.
+How long a request is stands in the workload, so what a step brings about is known as soon as it is scheduled. A synchronous
+engine accounts for it at once; one that schedules ahead takes the tokens for granted (`advance`), and frees what has ended only
+when the step has run (`retire`). A request whose last token is under way keeps its slot and blocks, and is not scheduled again.
 
 State lies in arrays indexed by a request's position in the workload, so a step costs a few array operations at any batch size.
 """

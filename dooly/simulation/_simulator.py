@@ -1,18 +1,23 @@
-"""The event loop: a synchronous engine in virtual time, in integer nanoseconds.
+"""The event loop: an engine in virtual time, in integer nanoseconds.
 
 It mirrors a driver that, before each step, sends all requests that have arrived, then runs one step. Two things happen in time:
-arrivals, and the end of the one step that is under way. An arrival at the very end of a step is in time for the next.
+arrivals, and ends of steps that are under way. An arrival at the very end of a step is in time for what is scheduled then.
+
+A synchronous engine has one step under way. One that schedules ahead has two: it schedules and launches the next while the device
+is at one, and learns what a step brought about when that has run.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dooly.latency import HostTimes
 from dooly.simulation._results import RequestTimes, SimulationResult
-from dooly.simulation._scheduler import ScheduledStep, Scheduler
+from dooly.simulation._scheduler import Progress, ScheduledStep, Scheduler
 from dooly.simulation._token_gaps import TokenClock
 from dooly.simulation._workload import NS_PER_S
 
@@ -24,13 +29,16 @@ if TYPE_CHECKING:
     from dooly.simulation._workload import Workload
 
 
-def simulate(workload: Workload, latency: LatencyBackend, config: SchedulerConfig) -> SimulationResult:
+def simulate(
+    workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes | None = None
+) -> SimulationResult:
     """Serve a workload in virtual time.
 
     Args:
         workload: The requests.
         latency: Prices the steps.
         config: The engine's settings.
+        host: What the host takes to launch steps, of an engine that schedules ahead; by default the device never waits for it.
 
     Returns:
         Every request's times, in the workload's order.
@@ -40,7 +48,7 @@ def simulate(workload: Workload, latency: LatencyBackend, config: SchedulerConfi
         DoolyError: Whatever `latency` raises for a step that it cannot price.
     """
     started_s = time.perf_counter()
-    run = _Run(workload, latency, config)
+    run = _Run(workload, latency, config, host or HostTimes())
     run.serve_all()
     rows = tuple(
         RequestTimes(
@@ -65,10 +73,24 @@ def simulate(workload: Workload, latency: LatencyBackend, config: SchedulerConfi
     return SimulationResult(rows, run.num_steps, run.scheduler.num_preemptions, wall_s, run.tokens.gaps())
 
 
+class _UnderWay(NamedTuple):
+    """Steps that were launched and are not known to have run."""
+
+    progress: Progress
+    """What they will have brought about."""
+    ends_ns: npt.NDArray[np.int64]
+    """When each of them ends, shape (num_steps,)."""
+
+    @property
+    def end_ns(self) -> int:
+        """When the last of them ends."""
+        return int(self.ends_ns[-1])
+
+
 class _Run:
     """The clock, the arrivals still to come, and the times noted so far."""
 
-    def __init__(self, workload: Workload, latency: LatencyBackend, config: SchedulerConfig) -> None:
+    def __init__(self, workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes) -> None:
         self.scheduler = Scheduler(workload.requests, config)
         self.num_steps = 0
         num_requests = len(workload.requests)
@@ -76,6 +98,9 @@ class _Run:
         self.first_token_ns = np.zeros(num_requests, np.int64)
         self.finish_ns = np.zeros(num_requests, np.int64)
         self._latency = latency
+        self._host = host
+        self._depth = 2 if config.async_scheduling else 1
+        self._under_way: deque[_UnderWay] = deque()
         self.arrivals_ns = [request.arrival_ns for request in workload.requests]
         self.tokens = TokenClock(num_requests)
         self._closed = workload.concurrency is not None
@@ -96,19 +121,45 @@ class _Run:
                 continue
             step = self.scheduler.schedule()
             self.scheduled_ns[step.first_scheduled] = self._now_ns
-            if step.max_num_steps > 1:
-                ends_ns = self._decode_until_arrival(step)
+            if step.requests.size:
+                self._launch(step)
             else:
-                ends_ns = np.array([self._now_ns + self._latency.step_ns(step.to_batch())], dtype=np.int64)
-            num_steps, self._now_ns = len(ends_ns), int(ends_ns[-1])
-            self.num_steps += num_steps
-            progress = self.scheduler.complete(step, num_steps)
-            self.first_token_ns[progress.first_token] = self._now_ns
-            self.finish_ns[progress.finished] = self._now_ns
-            if progress.generated.size:
-                self.tokens.tick(progress.generated, ends_ns)
-            if self._closed:
-                self._send_next(len(progress.finished))
+                self._wait()
+            while len(self._under_way) >= self._depth:
+                self._wait()
+
+    def _launch(self, step: ScheduledStep) -> None:
+        """Put a step under way, or as many repetitions of it as no arrival disturbs."""
+        device_free_ns = self._under_way[-1].end_ns if self._under_way else self._now_ns
+        if step.max_num_steps > 1:
+            ends_ns = self._decode_until_arrival(step, device_free_ns)
+        else:
+            batch = step.to_batch()
+            launch_ns = self._host.launch_ns(batch.num_tokens, only_decodes=batch.num_tokens == batch.num_reqs)
+            begin_ns = max(device_free_ns, self._now_ns + self._host.prepare_ns)
+            end_ns = max(begin_ns + self._latency.step_ns(batch), self._now_ns + launch_ns)
+            self._now_ns += launch_ns if self._depth > 1 else 0
+            ends_ns = np.array([end_ns], dtype=np.int64)
+        self.num_steps += len(ends_ns)
+        progress = self.scheduler.advance(step, len(ends_ns))
+        if self._depth > 1 and len(ends_ns) > 1:
+            # The step behind these is scheduled as the last but one of them ends.
+            none = progress.finished[:0]
+            self._under_way.append(_UnderWay(Progress(none, none, progress.generated, none), ends_ns[:-1]))
+            ends_ns = ends_ns[-1:]
+        self._under_way.append(_UnderWay(progress, ends_ns))
+
+    def _wait(self) -> None:
+        """Wait for the oldest step under way, and note what it brought about."""
+        progress, ends_ns = done = self._under_way.popleft()
+        self._now_ns = max(self._now_ns, done.end_ns)
+        self.scheduler.retire(progress)
+        self.first_token_ns[progress.first_token] = self._now_ns
+        self.finish_ns[progress.finished] = self._now_ns
+        if progress.generated.size:
+            self.tokens.tick(progress.generated, ends_ns)
+        if self._closed:
+            self._send_next(len(progress.finished))
 
     def _send_next(self, num_requests: int) -> None:
         """Let users whose requests have just ended send the next ones."""
@@ -122,16 +173,22 @@ class _Run:
             self.scheduler.add(self._num_arrived)
             self._num_arrived += 1
 
-    def _decode_until_arrival(self, step: ScheduledStep) -> npt.NDArray[np.int64]:
-        """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
+    def _decode_until_arrival(self, step: ScheduledStep, device_free_ns: int) -> npt.NDArray[np.int64]:
+        """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,).
+
+        An engine that schedules ahead decides on a step as the last but one before it ends.
+        """
         num_steps = step.max_num_steps
         # Behind a request that cannot be admitted, an arrival changes nothing.
         next_ns = None if self.scheduler.waiting or self._num_arrived == self._num_sent else self.arrivals_ns[self._num_arrived]
         if next_ns is not None:
             # Price no more steps than will be needed, at the last step's pace; what this leaves out, the next call takes up.
-            num_steps = min(num_steps, (next_ns - self._now_ns) // self._last_decode_ns + 1)
-        ends_ns = self._now_ns + np.cumsum(self._latency.decode_run_ns(step.num_computed_tokens, num_steps))
+            num_steps = min(num_steps, max(0, next_ns - device_free_ns) // self._last_decode_ns + self._depth)
+        times_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps)
+        whole_ns = self._host.launch_ns(len(step.requests), only_decodes=True)
+        ends_ns = device_free_ns + np.cumsum(np.maximum(times_ns, whole_ns))
+        decided_ns = np.concatenate(([self._now_ns, device_free_ns][: self._depth], ends_ns))
         if next_ns is not None:
-            ends_ns = ends_ns[: int(np.searchsorted(ends_ns, next_ns)) + 1]
-        self._last_decode_ns = max(1, (int(ends_ns[-1]) - self._now_ns) // len(ends_ns))
+            ends_ns = ends_ns[: max(1, int(np.searchsorted(decided_ns[: len(ends_ns)], next_ns)))]
+        self._last_decode_ns = max(1, (int(ends_ns[-1]) - device_free_ns) // len(ends_ns))
         return ends_ns

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dooly.predict import LatencyModel
 
 _WARM_UP_REQUESTS = 8
+_SAME = ("device", "attention_backend", "dtype", "kv_cache_dtype", "block_size", "execution_mode")
+"""What an engine in CUDA graphs has to have in common with what predicts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +136,29 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     return _compared(runs, simulated, latency, others_cores)
 
 
-def validate_kept(model: ModelSource, store: Store, workload: Workload, kept: KeptRuns) -> Validation:
+def validate_kept(
+    model: ModelSource, store: Store | None, workload: Workload, kept: KeptRuns, hardware: str | None = None
+) -> Validation:
     """Simulate a workload, and compare with runs of the real engine that were kept; needs no engine.
 
     Args:
         model: A model that the store has a profile of, in the environment of the runs.
-        store: The store with its profile.
+        store: The store with its profile; None where `hardware` is named.
         workload: The requests that the runs served.
         kept: The runs.
+        hardware: Name of the device that the runs were on, of those that `dooly hardware` lists, in place of a store.
 
     Raises:
         MissingOperationError: The store lacks the model in that environment, or an operation of it.
-        InvalidInputError: The runs served another workload or another number of KV blocks than the settings give.
+        InvalidInputError: The runs served another workload or another number of KV blocks than the settings give, or ran on
+            another device than `hardware`.
     """
     timed = workload.concurrency is None
     asked = [(r.arrival_ns / 1e9 if timed else 0.0, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
     if asked != [(arrival_s if timed else 0.0, *lengths) for arrival_s, *lengths in kept.requests]:
         raise InvalidInputError(f"--real: the runs kept served {kept.workload}; give that as --workload")
-    latency = load_latency_model(store, model, kept.serving, kept.environment)
+    environment = None if hardware else kept.environment
+    latency = load_latency_model(store, model, kept.serving, environment, hardware=hardware)
     _check_same_machine(kept.environment, kept.num_kv_blocks, kept.serving, latency)
     simulated = _simulated(workload, latency, kept.serving)
     return _compared(kept.runs, simulated, latency, kept.others_cores)
@@ -176,7 +183,9 @@ def serve(
 
 
 def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig) -> SimulationResult:
-    return simulate(workload, latency, scheduler_config(serving, latency.num_kv_blocks(serving), latency.block_size))
+    blocks, ahead = latency.num_kv_blocks(serving), latency.schedules_ahead
+    config = scheduler_config(serving, blocks, latency.block_size, async_scheduling=ahead)
+    return simulate(workload, latency, config, latency.host)
 
 
 def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: LatencyModel, others_cores: float) -> Validation:
@@ -218,6 +227,8 @@ def _add_up(progress: Callable[[int, int], None], before: int, total: int, done:
 def _check_same_machine(here: Environment, num_kv_blocks: int, serving: ServingConfig, latency: LatencyModel) -> None:
     """Raise unless the engine runs in the environment that the latencies were measured in, with the KV cache simulated."""
     ours, theirs = here.to_json(), latency.environment.to_json()
+    if latency.schedules_ahead:  # kernels of other versions, or of another generation of the model runner, are told as errors
+        ours, theirs = ({name: found[name] for name in _SAME} for found in (ours, theirs))
     if differing := [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]:
         raise InvalidInputError(
             f"{latency.traced.model}: measured in another environment (differs in {', '.join(differing)}); "
