@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -56,3 +56,8 @@ class HostTimes:
         if num_tokens > self.max_captured_tokens:
             return self.plain_ns
         return self.whole_ns if only_decodes else self.pieces_ns
+
+    def scaled(self, factor: float) -> HostTimes:
+        """Return the times of a model with so many times the layers: each has kernels of its own to launch."""
+        whole, pieces, plain = (round(factor * ns) for ns in (self.whole_ns, self.pieces_ns, self.plain_ns))
+        return replace(self, whole_ns=whole, pieces_ns=pieces, plain_ns=plain)

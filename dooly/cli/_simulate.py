@@ -86,9 +86,10 @@ def _show_sources(latency: LatencyModel, num_kv_blocks: int) -> None:
     typer.echo(f" seconds: {shares}; one decode step is known to within {step.uncertainty_s / step.seconds:.0%}")
     if latency.hardware is not None:
         device = latency.hardware
+        host = "launches as long as beside an H200" if device.host.plain_ns else "host work hidden behind the device's"
         typer.echo(
             f" {device.device}: kernels of {device.engine}, measured by {device.source}; {num_kv_blocks} KV blocks of "
-            f"{latency.block_size} tokens; taken for granted: host work hidden behind the device's, 1 GiB for CUDA and graphs"
+            f"{latency.block_size} tokens; taken for granted: {host}, 1 GiB for CUDA and graphs"
         )
 
 

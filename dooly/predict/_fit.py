@@ -106,7 +106,7 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
     )
     layers = tuple(_layer(op, rows, fitted, None if in_graphs else records[op.signature]) for op in engine if op.name == LAYER)
     if in_graphs:
-        host = host_times(environment.device)
+        host = host_times(environment.device, traced)
         return LatencyModel(traced, replace(environment, execution_mode=CUDA_GRAPHS), outside, layers, None, domain, host=host)
     return LatencyModel(
         traced,

@@ -54,9 +54,15 @@ def load_hardware_model(
         return assemble(operation_table(model, serving), device, serving)
 
 
-def host_times(device: str) -> HostTimes:
-    """Return what hosts took to launch steps on a device, by the name that its driver reports; zeros where nobody measured it."""
-    return next((hardware.host for hardware in listed_hardware() if hardware.device == device), HostTimes())
+def host_times(device: str, traced: TracedModel) -> HostTimes:
+    """Return what a host takes to launch a model's steps on a device of this driver's name; zeros where nobody measured it."""
+    return next((_host(hardware, traced) for hardware in listed_hardware() if hardware.device == device), HostTimes())
+
+
+def _host(hardware: Hardware, traced: TracedModel) -> HostTimes:
+    """Return the host's times for a model, by its layers."""
+    layers = sum(op.count for op in traced.operations if op.stage == "engine" and op.name == LAYER)
+    return hardware.host.scaled(layers / hardware.host_layers)
 
 
 def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
@@ -97,7 +103,14 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
     )
     domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
     return LatencyModel(
-        traced, _environment(device.hardware, serving), outside, layers, None, domain, device.hardware, device.hardware.host
+        traced,
+        _environment(device.hardware, serving),
+        outside,
+        layers,
+        None,
+        domain,
+        device.hardware,
+        _host(device.hardware, traced),
     )
 
 

@@ -51,7 +51,9 @@ class Hardware:
     """What passes between two kernels of a CUDA graph, where kernels were timed alone; 0 where their times hold it."""
 
     host: HostTimes = field(default_factory=HostTimes)
-    """What an engine's host took to launch steps on such a device; zeros where nobody measured it."""
+    """What an engine's host took to launch steps of a model of `host_layers` on such a device; zeros where nobody measured it."""
+    host_layers: int = 30
+    """Layers of the models that were launched, on average."""
 
     @classmethod
     def read(cls, folder: Path) -> Hardware:

@@ -5,6 +5,7 @@ Needs neither torch nor vLLM.
 
 from __future__ import annotations
 
+from dooly.latency import HostTimes
 from dooly.simulation._comparison import Compared, compare_runs
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
 from dooly.simulation._runs import read_run
@@ -18,6 +19,7 @@ from dooly.simulation._workload_spec import parse_workload
 __all__ = [
     "Compared",
     "ErrorReport",
+    "HostTimes",
     "LengthRange",
     "MetricError",
     "NoiseReport",

@@ -79,11 +79,11 @@ class _UnderWay(NamedTuple):
     progress: Progress
     """What they will have brought about."""
     ends_ns: npt.NDArray[np.int64]
-    """When each of them ends, shape (num_steps,)."""
+    """When each of them has run, shape (num_steps,); of all but the last of a run of steps ahead, when the host knows it."""
 
     @property
     def end_ns(self) -> int:
-        """When the last of them ends."""
+        """When the last of them has run."""
         return int(self.ends_ns[-1])
 
 
@@ -130,24 +130,50 @@ class _Run:
 
     def _launch(self, step: ScheduledStep) -> None:
         """Put a step under way, or as many repetitions of it as no arrival disturbs."""
-        device_free_ns = self._under_way[-1].end_ns if self._under_way else self._now_ns
+        if self._depth > 1:
+            self._launch_ahead(step)
+            return
         if step.max_num_steps > 1:
-            ends_ns = self._decode_until_arrival(step, device_free_ns)
+            ends_ns = self._decode_until_arrival(step)
         else:
-            batch = step.to_batch()
-            launch_ns = self._host.launch_ns(batch.num_tokens, only_decodes=batch.num_tokens == batch.num_reqs)
-            begin_ns = max(device_free_ns, self._now_ns + self._host.prepare_ns)
-            end_ns = max(begin_ns + self._latency.step_ns(batch), self._now_ns + launch_ns)
-            self._now_ns += launch_ns if self._depth > 1 else 0
-            ends_ns = np.array([end_ns], dtype=np.int64)
+            ends_ns = np.array([self._now_ns + self._latency.step_ns(step.to_batch())], dtype=np.int64)
         self.num_steps += len(ends_ns)
-        progress = self.scheduler.advance(step, len(ends_ns))
-        if self._depth > 1 and len(ends_ns) > 1:
-            # The step behind these is scheduled as the last but one of them ends.
+        self._under_way.append(_UnderWay(self.scheduler.advance(step, len(ends_ns)), ends_ns))
+
+    def _launch_ahead(self, step: ScheduledStep) -> None:
+        """Launch a step, or repetitions of it, behind what the device is at.
+
+        Each is scheduled when the host has launched the one before, and the one before that is known to have run.
+        """
+        batch, host = step.to_batch(), self._host
+        launch_ns = host.launch_ns(batch.num_tokens, only_decodes=batch.num_tokens == batch.num_reqs)
+        free_ns = self._under_way[-1].end_ns if self._under_way else self._now_ns
+        next_ns = None
+        if step.max_num_steps > 1:
+            next_ns, num_steps = self._steps_to_price(step, free_ns)
+            times_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps).tolist()
+        else:
+            times_ns = [self._latency.step_ns(batch)]
+        scheduled_ns = [self._now_ns]
+        ends_ns: list[int] = []
+        for time_ns in times_ns:
+            now_ns = scheduled_ns[-1]
+            if ends_ns and next_ns is not None and now_ns >= next_ns:
+                break
+            before_ns, free_ns = free_ns, max(max(free_ns, now_ns + host.prepare_ns) + time_ns, now_ns + launch_ns)
+            ends_ns.append(free_ns)
+            scheduled_ns.append(max(now_ns + launch_ns, before_ns))
+        num_steps = len(ends_ns)
+        self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
+        self.num_steps += num_steps
+        progress = self.scheduler.advance(step, num_steps)
+        if num_steps > 1:
+            # All but the last are known to have run when the one behind the next of each is scheduled.
             none = progress.finished[:0]
-            self._under_way.append(_UnderWay(Progress(none, none, progress.generated, none), ends_ns[:-1]))
-            ends_ns = ends_ns[-1:]
-        self._under_way.append(_UnderWay(progress, ends_ns))
+            known_ns = np.array(scheduled_ns[2 : num_steps + 1], dtype=np.int64)
+            self._under_way.append(_UnderWay(Progress(none, none, progress.generated, none), known_ns))
+        self._under_way.append(_UnderWay(progress, np.array(ends_ns[-1:], dtype=np.int64)))
+        self._now_ns += launch_ns
 
     def _wait(self) -> None:
         """Wait for the oldest step under way, and note what it brought about."""
@@ -157,7 +183,7 @@ class _Run:
         self.first_token_ns[progress.first_token] = self._now_ns
         self.finish_ns[progress.finished] = self._now_ns
         if progress.generated.size:
-            self.tokens.tick(progress.generated, ends_ns)
+            self.tokens.tick(progress.generated, np.append(ends_ns[:-1], self._now_ns))
         if self._closed:
             self._send_next(len(progress.finished))
 
@@ -173,22 +199,22 @@ class _Run:
             self.scheduler.add(self._num_arrived)
             self._num_arrived += 1
 
-    def _decode_until_arrival(self, step: ScheduledStep, device_free_ns: int) -> npt.NDArray[np.int64]:
-        """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,).
+    def _steps_to_price(self, step: ScheduledStep, free_ns: int) -> tuple[int | None, int]:
+        """Return the arrival that would disturb a run of decodes, None without one, and how many steps are worth pricing.
 
-        An engine that schedules ahead decides on a step as the last but one before it ends.
+        Behind a request that cannot be admitted, an arrival changes nothing. No more steps are priced than will be needed at the
+        last step's pace; what this leaves out, the next call takes up.
         """
-        num_steps = step.max_num_steps
-        # Behind a request that cannot be admitted, an arrival changes nothing.
-        next_ns = None if self.scheduler.waiting or self._num_arrived == self._num_sent else self.arrivals_ns[self._num_arrived]
+        if self.scheduler.waiting or self._num_arrived == self._num_sent:
+            return None, step.max_num_steps
+        next_ns = self.arrivals_ns[self._num_arrived]
+        return next_ns, min(step.max_num_steps, max(0, next_ns - free_ns) // self._last_decode_ns + self._depth)
+
+    def _decode_until_arrival(self, step: ScheduledStep) -> npt.NDArray[np.int64]:
+        """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
+        next_ns, num_steps = self._steps_to_price(step, self._now_ns)
+        ends_ns = self._now_ns + np.cumsum(self._latency.decode_run_ns(step.num_computed_tokens, num_steps))
         if next_ns is not None:
-            # Price no more steps than will be needed, at the last step's pace; what this leaves out, the next call takes up.
-            num_steps = min(num_steps, max(0, next_ns - device_free_ns) // self._last_decode_ns + self._depth)
-        times_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps)
-        whole_ns = self._host.launch_ns(len(step.requests), only_decodes=True)
-        ends_ns = device_free_ns + np.cumsum(np.maximum(times_ns, whole_ns))
-        decided_ns = np.concatenate(([self._now_ns, device_free_ns][: self._depth], ends_ns))
-        if next_ns is not None:
-            ends_ns = ends_ns[: max(1, int(np.searchsorted(decided_ns[: len(ends_ns)], next_ns)))]
-        self._last_decode_ns = max(1, (int(ends_ns[-1]) - device_free_ns) // len(ends_ns))
+            ends_ns = ends_ns[: int(np.searchsorted(ends_ns, next_ns)) + 1]
+        self._last_decode_ns = max(1, (int(ends_ns[-1]) - self._now_ns) // len(ends_ns))
         return ends_ns

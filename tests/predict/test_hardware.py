@@ -152,3 +152,9 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, object], rul
     """Each in one line."""
     with pytest.raises(InvalidInputError, match=rule):
         load_latency_model(**arguments)  # type: ignore[arg-type]
+
+
+def test_the_eager_engine_is_refused_for_shipped_devices() -> None:
+    """What ships tells kernels, not launches."""
+    with pytest.raises(InvalidInputError, match=r"--enforce-eager: what ships of h200"):
+        load_latency_model(model=find_model("llama-3.1-8b"), serving=ServingConfig(enforce_eager=True), hardware="h200")

@@ -1,0 +1,140 @@
+"""Judge what predicts an H200 by its own records and real runs: operations, chosen batches, loads; needs no GPU.
+
+    python benchmarks/h200_truth.py [--json FILE]
+
+`benchmarks/groundtruth/h200` holds what `benchmarks/gpu_run.py` left there: the records of Llama 3.1 8B, and runs of vLLM 0.26 in
+its default mode. Printed are
+
+- operations: latencies by the imported tables over those by our own records, at many sizes;
+- steady decodes of the chosen batches: predicted over real time between steps;
+- loads: errors of simulated TTFT and TPOT, by our own records and by the imported tables, beside the noise between real runs.
+
+What a host takes to launch steps was chosen on the chosen batches; the loads judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import tarfile
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dbstore import Store
+from dooly.batch import Batch
+from dooly.engines import find_model
+from dooly.predict import load_latency_model
+from dooly.simulation import parse_workload
+from dooly.validation import read_runs, validate_kept
+
+if TYPE_CHECKING:
+    from dooly.predict import LatencyModel
+
+RUNS = Path(__file__).parent / "groundtruth" / "h200"
+HARDWARE, PROFILED, OTHER = "h200", "llama-3.1-8b", "qwen2.5-7b"
+NUM_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048)
+DECODES = [(count, context) for count in (1, 4, 16, 64) for context in (128, 512, 1024, 2048)]
+PREFILLS = (64, 128, 256, 512, 1024, 1536, 2048)
+STEADY = slice(3, 8)
+"""Steps of a chosen batch in which only its decodes run, after the first ones."""
+
+
+def compare_operations(own: LatencyModel, imported: LatencyModel) -> dict[str, dict[str, float]]:
+    """Return the median and the spread of imported over own latencies, by operation."""
+    ratios: dict[str, list[float]] = defaultdict(list)
+
+    def compare(batch: Batch, wanted: str, name: str = "") -> None:
+        found = [model.step(batch).breakdown_s for model in (own, imported)]
+        for path in found[0].keys() & found[1].keys():
+            module = path.rpartition(".")[2]
+            if (module == "attn") == (wanted == "attn"):
+                ratios[name or module].append(found[1][path] / found[0][path])
+
+    for number in NUM_TOKENS:
+        compare(Batch((number,), (0,), 1), "rest")
+    for count, context in DECODES:
+        compare(Batch((1,) * count, (context,) * count), "attn", "attn of decodes")
+    for number in PREFILLS:
+        compare(Batch((number,), (0,), 1), "attn", "attn of prefills")
+    return {name: _spread(found) for name, found in sorted(ratios.items())}
+
+
+def judge_decodes(model: str, predicted: LatencyModel) -> dict[str, float]:
+    """Return the median and the spread of predicted over real time between the steps of steady decodes."""
+    document = json.loads(lzma.decompress((RUNS / f"{model}.FLASH_ATTN.default.steps.json.xz").read_bytes()))
+    ratios = []
+    for episode in document["episodes"]:
+        if episode["contexts"]:
+            ends = [begin + duration for begin, duration, _ in episode["steps"][STEADY]]
+            work = episode["steps"][STEADY.start + 1][2]
+            batch = Batch((1,) * len(work), tuple(computed for _, _, computed in work))
+            ratios.append(predicted.step_ns(batch) / float(np.median(np.diff(ends))))
+    return _spread(ratios)
+
+
+def judge_loads(store: Store) -> list[dict[str, Any]]:
+    """Return the errors of every load kept, by each way to predict it."""
+    rows = []
+    for path in sorted(RUNS.glob("*.json.xz")):
+        if ".steps." in path.name:
+            continue
+        kept = read_runs(path)
+        model, workload = find_model(kept.model), parse_workload(kept.workload)
+        ways: dict[str, tuple[Store | None, str | None]] = {"imported": (None, HARDWARE)}
+        if kept.model == PROFILED:
+            ways["own"] = (store, None)
+        for way, (records, hardware) in ways.items():
+            found = validate_kept(model, records, workload, kept, hardware).to_json()
+            rows.append(
+                {"run": path.name.removesuffix(".json.xz"), "by": way} | {key: found[key] for key in ("ttft", "tpot", "step")}
+            )
+    return rows
+
+
+def _spread(ratios: list[float]) -> dict[str, float]:
+    p10, median, p90 = np.quantile(ratios, [0.1, 0.5, 0.9])
+    return {"median": float(median), "p10": float(p10), "p90": float(p90), "number": len(ratios)}
+
+
+def _text(row: dict[str, float]) -> str:
+    return f"{row['median']:.3f}, {row['p10']:.3f} to {row['p90']:.3f}"
+
+
+def main() -> None:
+    """Judge, print, and keep what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(RUNS / "records.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        store = Store.open(f"{folder}/db")
+        serving = read_runs(RUNS / f"{PROFILED}.FLASH_ATTN.default.medium.json.xz").serving
+        own = load_latency_model(store, find_model(PROFILED), serving)
+        models = (PROFILED, OTHER)
+        imported = {m: load_latency_model(model=find_model(m), serving=serving, hardware=HARDWARE) for m in models}
+        found: dict[str, Any] = {"schema": 1, "operations": compare_operations(own, imported[PROFILED])}
+        for name, row in found["operations"].items():
+            print(f"imported over own, {name}: {_text(row)}, {row['number']} sizes")
+        found["decodes"] = {f"{m}, imported": judge_decodes(m, latency) for m, latency in imported.items()}
+        found["decodes"][f"{PROFILED}, own"] = judge_decodes(PROFILED, own)
+        for name, row in found["decodes"].items():
+            print(f"steady decodes, {name}: predicted over real {_text(row)}, {row['number']} batches")
+        found["loads"] = judge_loads(store)
+        for row in found["loads"]:
+            errors = []
+            for metric in ("ttft", "tpot"):
+                mean_error, mape, noise = (row[metric][key] for key in ("mean_error", "mape", "noise"))
+                errors.append(f"{metric.upper()} mean {mean_error:+.1%}, MAPE {mape:.1%}, noise {noise:.1%}")
+            print(f"{row['run']} by {row['by']}: {'; '.join(errors)}; steps together {row['step']['mean_error']:+.1%}")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

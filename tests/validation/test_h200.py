@@ -1,0 +1,71 @@
+"""Predictions for a GPU against what a real engine did on it: the runs that are kept in `benchmarks/groundtruth/h200`."""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dbstore import Store
+from dooly.batch import Batch
+from dooly.engines import find_model
+from dooly.errors import InvalidInputError
+from dooly.predict import load_latency_model
+from dooly.simulation import parse_workload
+from dooly.validation import KeptRuns, read_runs, validate_kept
+
+RUNS = Path(__file__).parents[2] / "benchmarks" / "groundtruth" / "h200"
+MODEL = "llama-3.1-8b"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The records of Llama 3.1 8B on an H200."""
+    folder = tmp_path_factory.mktemp("h200")
+    with tarfile.open(RUNS / "records.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return Store.open(str(folder / "db"))
+
+
+@pytest.fixture(scope="module")
+def kept() -> KeptRuns:
+    """Twelve requests a second, served by vLLM in its default mode."""
+    return read_runs(RUNS / f"{MODEL}.FLASH_ATTN.default.medium.json.xz")
+
+
+@pytest.mark.parametrize("hardware", [None, "h200"])
+def test_the_default_engine_is_predicted(hardware: str | None, store: Store, kept: KeptRuns) -> None:
+    """By the eager engine's records or by imported tables: TTFT within the runs' own noise of 13 to 16 %, TPOT within 8 %."""
+    records = None if hardware else store
+    found = validate_kept(find_model(MODEL), records, parse_workload(kept.workload), kept, hardware)
+    assert found.ttft.noise is not None
+    assert abs(found.ttft.mean_error) < found.ttft.noise
+    assert found.tpot is not None
+    assert abs(found.tpot.mean_error) < 0.08
+    assert found.step.median_error < 0.05
+
+
+def test_the_eager_engine_takes_longer_by_its_launches(store: Store, kept: KeptRuns) -> None:
+    """A decode of one request waits for the host three times as long as the device works."""
+    eager = load_latency_model(store, find_model(MODEL), replace(kept.serving, enforce_eager=True))
+    graphs = load_latency_model(store, find_model(MODEL), kept.serving)
+    assert (eager.schedules_ahead, graphs.schedules_ahead) == (False, True)
+    batch = Batch((1,), (500,))
+    assert eager.step(batch).seconds > 2 * graphs.step(batch).seconds
+
+
+def test_steps_are_padded_to_captured_sizes(store: Store, kept: KeptRuns) -> None:
+    """Nine tokens are computed as sixteen, but attention reads what there is."""
+    graphs = load_latency_model(store, find_model(MODEL), kept.serving)
+    nine, sixteen = (graphs.step(Batch((1,) * n, (500,) * n)).breakdown_s for n in (9, 16))
+    for name in ("model.layers.*.mlp.down_proj", "model.layers.*.self_attn.qkv_proj"):
+        assert nine[name] == sixteen[name]
+    assert nine["model.layers.*.self_attn.attn"] < sixteen["model.layers.*.self_attn.attn"]
+
+
+def test_runs_on_another_device_are_refused(kept: KeptRuns) -> None:
+    """The message names what differs."""
+    with pytest.raises(InvalidInputError, match=r"differs in device"):
+        validate_kept(find_model(MODEL), None, parse_workload(kept.workload), kept, "h100")
