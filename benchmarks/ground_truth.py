@@ -68,6 +68,8 @@ def main() -> None:
         max_num_seqs=args.max_num_seqs,
         kv_cache_memory_bytes=args.kv_cache_memory_bytes,
         attention_backend=args.attention_backend,
+        enforce_eager=args.mode == "eager",
+        async_scheduling=args.mode != "eager",
     )
     engine = start(model, serving, args.mode)
     try:

@@ -3,13 +3,13 @@
     python benchmarks/h200_truth.py [--json FILE]
 
 `benchmarks/groundtruth/h200` holds what `benchmarks/gpu_run.py` left there: the records of Llama 3.1 8B, and runs of vLLM 0.26 in
-its default mode. Printed are
+its default mode, each load served twice. Printed are
 
 - operations: latencies by the imported tables over those by our own records, at many sizes;
 - steady decodes of the chosen batches: predicted over real time between steps;
-- loads: errors of simulated TTFT and TPOT, by our own records and by the imported tables, beside the noise between real runs.
-
-What a host takes to launch steps was chosen on the chosen batches; the loads judge.
+- what the host took to launch steps with prompts in the first run of each load: the constants of `scripts/build_data.py`;
+- loads: errors of simulated TTFT and TPOT against the second run of each, by our own records and by the imported tables, beside
+  the noise between the two runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import lzma
 import tarfile
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,23 @@ from dbstore import Store
 from dooly.batch import Batch
 from dooly.engines import find_model
 from dooly.predict import load_latency_model
-from dooly.simulation import parse_workload
+from dooly.simulation import noise, parse_workload
 from dooly.validation import read_runs, validate_kept
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dooly.predict import LatencyModel
+    from dooly.validation import KeptRuns, ServedRun
 
 RUNS = Path(__file__).parent / "groundtruth" / "h200"
 HARDWARE, PROFILED, OTHER = "h200", "llama-3.1-8b", "qwen2.5-7b"
 NUM_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048)
+NUM_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
 DECODES = [(count, context) for count in (1, 4, 16, 64) for context in (128, 512, 1024, 2048)]
 PREFILLS = (64, 128, 256, 512, 1024, 1536, 2048)
+HOST_LAYERS = 30
+"""Layers of the two models on average."""
 STEADY = slice(3, 8)
 """Steps of a chosen batch in which only its decodes run, after the first ones."""
 
@@ -52,11 +59,13 @@ def compare_operations(own: LatencyModel, imported: LatencyModel) -> dict[str, d
         found = [model.step(batch).breakdown_s for model in (own, imported)]
         for path in found[0].keys() & found[1].keys():
             module = path.rpartition(".")[2]
-            if (module == "attn") == (wanted == "attn"):
+            if wanted == {"attn": "attn", "sampler": "requests", "logits_processor": "requests"}.get(module, "tokens"):
                 ratios[name or module].append(found[1][path] / found[0][path])
 
     for number in NUM_TOKENS:
-        compare(Batch((number,), (0,), 1), "rest")
+        compare(Batch((number,), (0,), 1), "tokens")
+    for number in NUM_REQUESTS:
+        compare(Batch((1,) * number, (128,) * number), "requests")
     for count, context in DECODES:
         compare(Batch((1,) * count, (context,) * count), "attn", "attn of decodes")
     for number in PREFILLS:
@@ -77,22 +86,54 @@ def judge_decodes(model: str, predicted: LatencyModel) -> dict[str, float]:
     return _spread(ratios)
 
 
-def judge_loads(store: Store) -> list[dict[str, Any]]:
-    """Return the errors of every load kept, by each way to predict it."""
+def kept_loads() -> dict[str, KeptRuns]:
+    """Return the runs of every load by its name."""
+    files = sorted(file for file in RUNS.glob("*.json.xz") if ".steps." not in file.name)
+    return {file.name.removesuffix(".json.xz"): read_runs(file) for file in files}
+
+
+def launches_ns(run: ServedRun, largest_graph: int) -> dict[str, list[float]]:
+    """Return how long calls took that launched a step with prompts, from idle or while decodes ran, by how it is launched.
+
+    Decodes end before such a launch does: so the call takes as long as the launch.
+    """
+    found: dict[str, list[float]] = {"pieces": [], "plain": []}
+    before = 0
+    for step in run.steps:
+        num_tokens = sum(new for _, new, _ in step.work)
+        if num_tokens > len(step.work) and before == 0:
+            found["plain" if num_tokens > largest_graph else "pieces"].append(1e9 * step.duration_s)
+        before = num_tokens - len(step.work)
+    return found
+
+
+def host_times(loads: Iterable[KeptRuns]) -> dict[str, float]:
+    """Return launch times of steps with prompts for a model of 30 layers: means over models of means over calls, by layer."""
+    calls: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for kept in loads:
+        for way, times in launches_ns(kept.runs[0], kept.serving.max_cudagraph_capture_size).items():
+            calls[way][kept.model] += times
+    per_layer = {
+        way: [np.mean(times) / find_model(model).text_config["num_hidden_layers"] for model, times in models.items() if times]
+        for way, models in calls.items()
+    }
+    return {way: float(HOST_LAYERS * np.mean(times)) for way, times in per_layer.items()}
+
+
+def judge_loads(store: Store, loads: dict[str, KeptRuns]) -> list[dict[str, Any]]:
+    """Return the errors against the second run of every load, by each way to predict it, and the noise between its runs."""
     rows = []
-    for path in sorted(RUNS.glob("*.json.xz")):
-        if ".steps." in path.name:
-            continue
-        kept = read_runs(path)
+    for name, kept in loads.items():
         model, workload = find_model(kept.model), parse_workload(kept.workload)
+        noises = noise([run.result for run in kept.runs])
         ways: dict[str, tuple[Store | None, str | None]] = {"imported": (None, HARDWARE)}
         if kept.model == PROFILED:
             ways["own"] = (store, None)
         for way, (records, hardware) in ways.items():
-            found = validate_kept(model, records, workload, kept, hardware).to_json()
-            rows.append(
-                {"run": path.name.removesuffix(".json.xz"), "by": way} | {key: found[key] for key in ("ttft", "tpot", "step")}
-            )
+            found = validate_kept(model, records, workload, replace(kept, runs=kept.runs[1:]), hardware).to_json()
+            for metric in ("ttft", "tpot"):
+                found[metric]["noise"] = getattr(noises, metric)
+            rows.append({"run": name, "by": way} | {key: found[key] for key in ("ttft", "tpot", "step")})
     return rows
 
 
@@ -125,13 +166,17 @@ def main() -> None:
         found["decodes"][f"{PROFILED}, own"] = judge_decodes(PROFILED, own)
         for name, row in found["decodes"].items():
             print(f"steady decodes, {name}: predicted over real {_text(row)}, {row['number']} batches")
-        found["loads"] = judge_loads(store)
+        loads = kept_loads()
+        found["host_ns"] = host_times(loads.values())
+        print(f"launches by the first runs, ms: { {way: round(ns / 1e6, 1) for way, ns in found['host_ns'].items()} }")
+        found["loads"] = judge_loads(store, loads)
         for row in found["loads"]:
             errors = []
             for metric in ("ttft", "tpot"):
                 mean_error, mape, noise = (row[metric][key] for key in ("mean_error", "mape", "noise"))
                 errors.append(f"{metric.upper()} mean {mean_error:+.1%}, MAPE {mape:.1%}, noise {noise:.1%}")
-            print(f"{row['run']} by {row['by']}: {'; '.join(errors)}; steps together {row['step']['mean_error']:+.1%}")
+            steps = f"steps median {row['step']['median_error']:.1%}, together {row['step']['mean_error']:+.1%}"
+            print(f"{row['run']} by {row['by']}: {'; '.join(errors)}; {steps}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 

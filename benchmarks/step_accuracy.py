@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="timed steps of a batch in one pass")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    serving = ServingConfig()
+    serving = ServingConfig(enforce_eager=True, async_scheduling=False)  # as `VllmEngine` runs by itself
     model = find_model(args.model)
     latency = load_latency_model(Store.open(args.db), model, serving)
     tried = batches(serving)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from dooly.errors import InvalidInputError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -38,6 +40,9 @@ class HostTimes:
 
     vLLM captures decodes whole in CUDA graphs, and steps with prompts in pieces around attention, both up to a number of tokens;
     beyond it each kernel is launched on its own. While the device is busier than the host, none of this shows.
+
+    Raises:
+        InvalidInputError: A time is negative, or launching a step takes less than preparing it.
     """
 
     prepare_ns: int = 0
@@ -51,13 +56,35 @@ class HostTimes:
     max_captured_tokens: int = 512
     """Tokens of the largest step that is captured."""
 
+    def __post_init__(self) -> None:
+        launches = (self.whole_ns, self.pieces_ns, self.plain_ns)
+        if self.prepare_ns < 0 or min(launches) < self.prepare_ns:
+            raise InvalidInputError(
+                f"HostTimes: preparing a step takes {self.prepare_ns} ns, launching it {launches}; lower the first"
+            )
+
     def launch_ns(self, num_tokens: int, *, only_decodes: bool) -> int:
         """Return what launching a step takes."""
         if num_tokens > self.max_captured_tokens:
             return self.plain_ns
         return self.whole_ns if only_decodes else self.pieces_ns
 
-    def scaled(self, factor: float) -> HostTimes:
-        """Return the times of a model with so many times the layers: each has kernels of its own to launch."""
-        whole, pieces, plain = (round(factor * ns) for ns in (self.whole_ns, self.pieces_ns, self.plain_ns))
-        return replace(self, whole_ns=whole, pieces_ns=pieces, plain_ns=plain)
+    def launched_ns(self, now_ns: int, free_ns: int, launch_ns: int, step_ns: int) -> tuple[int, int]:
+        """Return when a step has run that is scheduled now behind others, and when the host schedules the next.
+
+        Args:
+            now_ns: When the step is scheduled.
+            free_ns: When the device has run what is before it.
+            launch_ns: What launching it takes.
+            step_ns: What it takes on the device.
+        """
+        end_ns = max(max(free_ns, now_ns + self.prepare_ns) + step_ns, now_ns + launch_ns)
+        return end_ns, max(now_ns + launch_ns, free_ns)
+
+    def of_layers(self, factor: float) -> HostTimes:
+        """Return the times of a model with so many times the layers: pieces and kernels of each are launched on their own.
+
+        Decodes are one graph whatever the model, and steps are prepared alike.
+        """
+        pieces, plain = (max(self.prepare_ns, round(factor * ns)) for ns in (self.pieces_ns, self.plain_ns))
+        return replace(self, pieces_ns=pieces, plain_ns=plain)

@@ -22,9 +22,10 @@ SYSTEMS = {
     "h100": ("h100_sxm", "NVIDIA H100 80GB HBM3", 85_899_345_920, 3.35e12),
     "h200": ("h200_sxm", "NVIDIA H200", 151_397_597_184, 4.8e12),
 }
-HOST = (1_500_000, 2_000_000, 10_000_000, 22_900_000)
-"""What a host took to launch steps of Llama 3.1 8B and Qwen2.5 7B beside an H200, by the chosen batches in
-benchmarks/groundtruth/h200: means over both, of 32 and 28 layers; `dooly.latency.HostTimes` says what each is."""
+HOST = (1_500_000, 2_000_000, 7_800_000, 19_100_000)
+"""What a host takes to launch steps of a model of 30 layers; `dooly.latency.HostTimes` says what each is. The last two are what
+benchmarks/h200_truth.py finds in the first runs of Llama 3.1 8B and Qwen2.5 7B on an H200; the first two are assumed: decodes
+take longer on the device."""
 FLOPS_PER_S, NUM_SMS = 989e12, 132
 RANKS = (1, 2, 4, 8)
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"

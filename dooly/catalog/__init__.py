@@ -1,6 +1,12 @@
 """What a store knows about a model: its table of operations, the environments it was measured in, the records behind each."""
 
-from dooly.catalog._environment import describe_environment, describe_module_environment, installed_version, on_this_machine
+from dooly.catalog._environment import (
+    CUDA_GRAPHS,
+    describe_environment,
+    describe_module_environment,
+    installed_version,
+    on_this_machine,
+)
 from dooly.catalog._given import check_sizes, check_store, given_sizes
 from dooly.catalog._models import read_traced, write_described, write_traced
 from dooly.catalog._operation_tables import operation_table, shipped_file, write_table
@@ -22,6 +28,7 @@ from dooly.catalog._records import feasible_records, medians, record_counts
 from dooly.catalog._table import told_apart, trace_operations
 
 __all__ = [
+    "CUDA_GRAPHS",
     "LAYER",
     "MODULE",
     "STEP",

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dooly.engines.vllm import VllmEngine
 
 
+CUDA_GRAPHS = "cudagraph"
+"""How an engine on a GPU executes by itself, as environments name it."""
+
+
 def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environment:
     """Return the environment that an engine measures in."""
     import torch

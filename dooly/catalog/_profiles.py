@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
-from dooly.catalog._environment import on_this_machine
+from dooly.catalog._environment import CUDA_GRAPHS, on_this_machine
 from dooly.device import cpu_name
 from dooly.errors import InvalidInputError, MissingOperationError
 from dooly.tracing import TracedModel
@@ -41,7 +41,7 @@ def profiled_model(
         # A GPU's engine in CUDA graphs runs the kernels that were measured in the eager one.
         like = replace(wanted, execution_mode="eager", model_runner=None)
         same = [e for e in found if e.device_kind == "cuda" and replace(e, model_runner=None) == like]
-        if wanted.execution_mode != "eager" and len(same) == 1:
+        if wanted.execution_mode == CUDA_GRAPHS and len(same) == 1:
             return TracedModel.from_json(found[same[0]]["traced"]), same[0]
         nearest = min(found, key=lambda environment: len(_differing([wanted, environment])))
         raise MissingOperationError(

@@ -14,7 +14,7 @@ import typer
 from dooly.engines import ServingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 _HELP = {
     "dtype": "Element type of weights and activations.",
@@ -28,7 +28,8 @@ _HELP = {
     "pipeline_parallel_size": "Ranks that each run a part of the layers.",
     "enable_expert_parallel": "Share whole experts over the tensor-parallel ranks, instead of parts of each.",
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
-    "enforce_eager": "With a GPU's --db: the engine without CUDA graphs and scheduling ahead.",
+    "enforce_eager": "With a GPU's --db: the engine without CUDA graphs.",
+    "async_scheduling": "A GPU's engine schedules a step only when the one before has run.",
 }
 
 
@@ -103,32 +104,42 @@ HtmlFile = Annotated[
 ]
 
 
-def engine_flags(*only: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def engine_flags(*only: str, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command that takes `serving: ServingConfig`: give it a flag for each setting, under vLLM's name.
 
     Args:
         only: The settings to offer; all if none is named.
+        without: Settings to leave out.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        flags = [_flag(field.name, field.default) for field in fields(ServingConfig) if not only or field.name in only]
+        settings = [f.name for f in fields(ServingConfig) if (not only or f.name in only) and f.name not in without]
+        flags = {name: _flag(name) for name in settings}
 
         @wraps(command)
         def run(**values: Any) -> None:  # noqa: ANN401 - each command has its own
-            serving = ServingConfig(**{flag.name: values.pop(flag.name) for flag in flags})
-            command(**values, serving=serving)
+            given: dict[str, Any] = {name: values.pop(flag.name) for name, flag in flags.items()}
+            given |= {name: not given[name] for name in _ON & given.keys()}
+            command(**values, serving=ServingConfig(**given))
 
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.name != "serving"]
-        run.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
+        run.__signature__ = signature.replace(parameters=[*own, *flags.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*own, *flags.values())}
         return run
 
     return decorate
 
 
-def _flag(name: str, default: object) -> inspect.Parameter:
-    # One name, and no `--no-...` beside it: all are off by default, and a second column of names leaves no room at 80 columns.
-    option = typer.Option(default, f"--{name.replace('_', '-')}", help=_HELP[name], rich_help_panel="Engine")
-    annotation = get_type_hints(ServingConfig)[name]
+def _flag(setting: str) -> inspect.Parameter:
+    # One name, that of what is not the default: a second column of names leaves no room at 80 columns.
+    name = f"no_{setting}" if setting in _ON else setting
+    default = False if setting in _ON else _DEFAULTS[setting]
+    option = typer.Option(default, f"--{name.replace('_', '-')}", help=_HELP[setting], rich_help_panel="Engine")
+    annotation = get_type_hints(ServingConfig)[setting]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ServingConfig)}
+_ON = {name for name, default in _DEFAULTS.items() if default is True}
+"""Settings whose flag turns them off."""

@@ -19,7 +19,7 @@ _MANY_UNSTEADY = 0.2
 """Fraction of the points measured from which on their spread is worth a warning."""
 
 
-@engine_flags()
+@engine_flags(without=("enforce_eager", "async_scheduling"))
 def profile(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
     *,

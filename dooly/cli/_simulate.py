@@ -86,11 +86,25 @@ def _show_sources(latency: LatencyModel, num_kv_blocks: int) -> None:
     typer.echo(f" seconds: {shares}; one decode step is known to within {step.uncertainty_s / step.seconds:.0%}")
     if latency.hardware is not None:
         device = latency.hardware
-        host = "launches as long as beside an H200" if device.host.plain_ns else "host work hidden behind the device's"
         typer.echo(
             f" {device.device}: kernels of {device.engine}, measured by {device.source}; {num_kv_blocks} KV blocks of "
-            f"{latency.block_size} tokens; taken for granted: {host}, 1 GiB for CUDA and graphs"
+            f"{latency.block_size} tokens; taken for granted: 1 GiB for CUDA and graphs"
         )
+    if latency.environment.device_kind == "cuda":
+        typer.echo(f" {_host_text(latency)}")
+
+
+def _host_text(latency: LatencyModel) -> str:
+    """Say what the engine's host is taken to do."""
+    order = "each step is scheduled while another runs" if latency.schedules_ahead else "no step is scheduled ahead"
+    host = latency.host
+    if not host.plain_ns:
+        return f"{order}; what the host does is in the records, or hidden behind the device's work"
+    whole, pieces, plain = (f"{ns / 1e6:.0f} ms" for ns in (host.whole_ns, host.pieces_ns, host.plain_ns))
+    return (
+        f"{order}; the host launches decodes in {whole}, steps with prompts in {pieces}, above {host.max_captured_tokens} tokens "
+        f"in {plain}, as one did beside an H200"
+    )
 
 
 def _warn_if_uncertain(model: str, step: StepLatency) -> None:

@@ -40,6 +40,7 @@ class ModelSource:
 
 
 _KV_CACHE_BYTES = 1 << 30
+_LARGEST_GRAPH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ class ServingConfig:
     attention_backend: str | None = None
     """Attention backend by the engine's name; None lets the engine choose."""
     enforce_eager: bool = False
-    """Whether to predict a GPU's engine without CUDA graphs and scheduling ahead, as profiles run it; on a CPU it has neither."""
+    """Whether a GPU's engine runs without CUDA graphs; on a CPU it has none."""
+    async_scheduling: bool = True
+    """Whether a GPU's engine schedules a step while another runs; on a CPU it does not."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {"bfloat16", "float16", "float32"}:
@@ -85,6 +88,11 @@ class ServingConfig:
     def kv_cache_bytes(self) -> int:
         """Size of the KV cache on this machine, in bytes."""
         return _KV_CACHE_BYTES if self.kv_cache_memory_bytes is None else self.kv_cache_memory_bytes
+
+    @property
+    def max_cudagraph_capture_size(self) -> int:
+        """Tokens of the largest step that vLLM captures in a CUDA graph by default."""
+        return min(2 * self.max_num_seqs, _LARGEST_GRAPH, self.max_num_batched_tokens)
 
     def require_one_rank(self) -> None:
         """Refuse a parallel layout where several ranks would have to run.

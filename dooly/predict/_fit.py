@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.batch import Batch
-from dooly.catalog import LAYER, STEP, check_store, feasible_records, layer_of, medians, profiled_model
+from dooly.catalog import CUDA_GRAPHS, LAYER, STEP, check_store, feasible_records, layer_of, medians, profiled_model
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit_hardware import host_times, load_hardware_model
 from dooly.predict._fitted import FittedLayer, FittedOperation, layer_features, layer_terms, step_features, step_terms
-from dooly.predict._latency_model import CUDA_GRAPHS, Domain, LatencyModel
+from dooly.predict._latency_model import Domain, LatencyModel
 from dooly.predict._measured import MeasuredOperation
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import Regressor, fit_regressor
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dbstore import Environment, Record, Store
+    from dooly.latency import HostTimes
     from dooly.predict._interconnect import Interconnect
     from dooly.tracing import TracedModel, TracedOperation
 
@@ -46,7 +47,8 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         store: An open store, where no `hardware` is named.
         model: The model, by its configuration.
         serving: The engine settings that the model was profiled with, or for `hardware`, those to predict.
-        environment: The environment that it was profiled in; None where the store holds it in one only.
+        environment: The environment that it was profiled in, or the same in CUDA graphs, to predict these from the eager engine's
+            records; None where the store holds the model in one only, and for a GPU, to go by `serving.enforce_eager`.
         hardware: Name of a device that `dooly hardware` lists, in place of a store.
         interconnect: A link between its ranks that prices collectives, in place of what was measured of them.
 
@@ -54,7 +56,8 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         MissingOperationError: The store lacks the model, the environment, or an operation, and the message names the command that
             measures it; or nothing that was measured on `hardware` covers an operation.
         InvalidInputError: There is no such hardware; the store holds the model in several environments, or several ranks are
-            asked of it; `store` is no open store, or there are both a store and hardware.
+            asked of it; `store` is no open store, or there are both a store and hardware; or an eager engine is asked for in an
+            environment of CUDA graphs.
     """
     if model is None:
         raise InvalidInputError("load_latency_model: model: none given; give what dooly.find_model returns")
@@ -68,20 +71,27 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
     opened = check_store("load_latency_model", store)
     serving.require_one_rank()
     in_graphs = environment is not None and environment.execution_mode == CUDA_GRAPHS
+    if in_graphs and serving.enforce_eager:
+        raise InvalidInputError("--enforce-eager: the environment asked for runs CUDA graphs; ask for one of them")
     traced, measured = profiled_model(opened, model, serving, environment)
-    in_graphs |= environment is None and measured.device_kind == "cuda" and not serving.enforce_eager
-    return fit_latency_model(opened, traced, measured, in_graphs=in_graphs)
+    on_gpu = measured.device_kind == "cuda"
+    in_graphs |= environment is None and on_gpu and not serving.enforce_eager
+    host = host_times(measured.device, traced, serving) if in_graphs else None
+    return fit_latency_model(opened, traced, measured, host, schedules_ahead=on_gpu and serving.async_scheduling)
 
 
-def fit_latency_model(store: Store, traced: TracedModel, environment: Environment, *, in_graphs: bool = False) -> LatencyModel:
+def fit_latency_model(
+    store: Store, traced: TracedModel, environment: Environment, host: HostTimes | None = None, *, schedules_ahead: bool = False
+) -> LatencyModel:
     """Fit the latency model of a traced model in one environment.
 
     Args:
         store: The store with the records.
         traced: The traced model.
         environment: The environment of the records.
-        in_graphs: Whether to predict an engine in CUDA graphs that schedules ahead from the records of the eager one: what layers
-            and steps take beyond their operations there is the host's, and falls away.
+        host: To predict an engine in CUDA graphs from the records of the eager one, what its host takes: what layers and steps
+            take beyond their operations in the records is the eager engine's host, and falls away.
+        schedules_ahead: Whether the engine schedules a step while another runs.
 
     Raises:
         MissingOperationError: The store lacks an operation of the model.
@@ -104,18 +114,10 @@ def fit_latency_model(store: Store, traced: TracedModel, environment: Environmen
         if layer_of(module) is None
         for _ in range(count)
     )
-    layers = tuple(_layer(op, rows, fitted, None if in_graphs else records[op.signature]) for op in engine if op.name == LAYER)
-    if in_graphs:
-        host = host_times(environment.device, traced)
-        return LatencyModel(traced, replace(environment, execution_mode=CUDA_GRAPHS), outside, layers, None, domain, host=host)
-    return LatencyModel(
-        traced,
-        environment,
-        outside,
-        layers,
-        fit_regressor(step_terms(batches), step_features(batches), latency_ns),
-        domain,
-    )
+    layers = tuple(_layer(op, rows, fitted, records[op.signature] if host is None else None) for op in engine if op.name == LAYER)
+    own = fit_regressor(step_terms(batches), step_features(batches), latency_ns) if host is None else None
+    found = environment if host is None else replace(environment, execution_mode=CUDA_GRAPHS)
+    return LatencyModel(traced, found, outside, layers, own, domain, host=host, schedules_ahead=schedules_ahead)
 
 
 def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain) -> Regressor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from dbstore import Environment
-from dooly.catalog import LAYER, layer_of, operation_table
+from dooly.catalog import CUDA_GRAPHS, LAYER, layer_of, operation_table
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._fitted import FittedLayer, FittedOperation
 from dooly.predict._hardware import Hardware
-from dooly.predict._latency_model import CUDA_GRAPHS, Domain, LatencyModel
+from dooly.predict._latency_model import Domain, LatencyModel
 from dooly.predict._operation import OperationWork
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _BLOCK_SIZE = 16
 """Tokens in a KV block, as vLLM has it on CUDA."""
+_HOST_LAYERS = 30
+"""Layers of the models whose launches are known, Llama 3.1 8B and Qwen2.5 7B, on average."""
 
 
 def listed_hardware() -> tuple[Hardware, ...]:
@@ -40,8 +43,8 @@ def load_hardware_model(
 ) -> LatencyModel:
     """Return the latency model of a model on a device whose measurements ship with Dooly.
 
-    Its steps are the sum of their operations, as in an engine that runs them in CUDA graphs and schedules ahead: what the engine
-    does beside them is taken to be hidden behind the device's work.
+    Its steps are the sum of their operations, as in an engine that runs them in CUDA graphs. What its host takes to launch them
+    is apart, in `LatencyModel.host`.
 
     Raises:
         InvalidInputError: There is no such device, and the message names those there are; or the settings ask for a pipeline or
@@ -54,15 +57,16 @@ def load_hardware_model(
         return assemble(operation_table(model, serving), device, serving)
 
 
-def host_times(device: str, traced: TracedModel) -> HostTimes:
+def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes:
     """Return what a host takes to launch a model's steps on a device of this driver's name; zeros where nobody measured it."""
-    return next((_host(hardware, traced) for hardware in listed_hardware() if hardware.device == device), HostTimes())
+    times = {hardware.device: hardware.host for hardware in listed_hardware()}.get(device, HostTimes())
+    return _host(times, traced, serving)
 
 
-def _host(hardware: Hardware, traced: TracedModel) -> HostTimes:
-    """Return the host's times for a model, by its layers."""
+def _host(times: HostTimes, traced: TracedModel, serving: ServingConfig) -> HostTimes:
+    """Return a host's times for a model by its layers, with the graphs that the settings have captured."""
     layers = sum(op.count for op in traced.operations if op.stage == "engine" and op.name == LAYER)
-    return hardware.host.scaled(layers / hardware.host_layers)
+    return replace(times.of_layers(layers / _HOST_LAYERS), max_captured_tokens=serving.max_cudagraph_capture_size)
 
 
 def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
@@ -110,7 +114,8 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
         None,
         domain,
         device.hardware,
-        _host(device.hardware, traced),
+        _host(device.hardware.host, traced, serving),
+        schedules_ahead=serving.async_scheduling,
     )
 
 

@@ -51,9 +51,7 @@ class Hardware:
     """What passes between two kernels of a CUDA graph, where kernels were timed alone; 0 where their times hold it."""
 
     host: HostTimes = field(default_factory=HostTimes)
-    """What an engine's host took to launch steps of a model of `host_layers` on such a device; zeros where nobody measured it."""
-    host_layers: int = 30
-    """Layers of the models that were launched, on average."""
+    """What an engine's host took to launch steps of a model of 30 layers on such a device; zeros where nobody measured it."""
 
     @classmethod
     def read(cls, folder: Path) -> Hardware:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.catalog import CUDA_GRAPHS
 from dooly.errors import OutOfDomainError, UnsupportedModelError
 from dooly.latency import HostTimes
 from dooly.predict._features import BatchArrays
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
-
-
-CUDA_GRAPHS = "cudagraph"
-"""How an engine on a GPU executes by itself, as environments name it."""
-_LARGEST_GRAPH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +80,8 @@ class LatencyModel:
         domain: Domain,
         hardware: Hardware | None = None,
         host: HostTimes | None = None,
+        *,
+        schedules_ahead: bool = False,
     ) -> None:
         self.traced = traced
         self.environment = environment
@@ -91,7 +89,9 @@ class LatencyModel:
         self.hardware = hardware
         """The device whose shipped measurements these are; None where they are a store's."""
         self.host = host or HostTimes()
-        """What the engine's host takes to launch a step, where the engine schedules ahead."""
+        """What the engine's host takes to launch a step of CUDA graphs; zeros where nobody measured it or records hold it."""
+        self.schedules_ahead = schedules_ahead
+        """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
         self.priced_ns: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         """Nanoseconds of all steps priced so far, by where they are from."""
         self._outside = outside
@@ -99,22 +99,18 @@ class LatencyModel:
         self._step = step
         self._tables: dict[tuple[str, tuple[str, ...]], Floats] = {}
 
-    @property
-    def schedules_ahead(self) -> bool:
-        """Whether the engine runs in CUDA graphs and schedules a step while another runs, as it does on a GPU by itself."""
-        return self.environment.execution_mode == CUDA_GRAPHS
-
     @cached_property
     def _computed_tokens(self) -> Ints:
         """Tokens that a step computes, by tokens scheduled: graphs are captured at some sizes, and smaller steps padded to them.
 
-        Sizes as vLLM has them by default: 1, 2, 4, multiples of 8 below 256, of 16 up to 512 or twice the requests of a step.
+        Sizes as vLLM has them by default: 1, 2, 4, multiples of 8 below 256, of 16 from there on.
         """
         sizes = np.arange(self.domain.num_tokens + 1)
-        if not self.schedules_ahead:
+        if self.environment.execution_mode != CUDA_GRAPHS:
             return sizes
-        captured = np.array([0, 1, 2, 4, *range(8, 256, 8), *range(256, _LARGEST_GRAPH + 1, 16)])
-        captured = captured[captured <= min(2 * self.domain.num_reqs, _LARGEST_GRAPH, self.domain.num_tokens)]
+        largest = min(self.host.max_captured_tokens, self.domain.num_tokens)
+        captured = np.array([0, 1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)])
+        captured = captured[captured <= largest]
         is_captured = sizes <= captured[-1]
         sizes[is_captured] = captured[np.searchsorted(captured, sizes[is_captured])]
         return sizes

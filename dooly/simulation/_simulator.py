@@ -38,7 +38,7 @@ def simulate(
         workload: The requests.
         latency: Prices the steps.
         config: The engine's settings.
-        host: What the host takes to launch steps, of an engine that schedules ahead; by default the device never waits for it.
+        host: What the engine's host takes to launch steps; by default the device never waits for it.
 
     Returns:
         Every request's times, in the workload's order.
@@ -130,41 +130,42 @@ class _Run:
 
     def _launch(self, step: ScheduledStep) -> None:
         """Put a step under way, or as many repetitions of it as no arrival disturbs."""
+        num_tokens = int(step.num_new_tokens.sum())
+        launch_ns = self._host.launch_ns(num_tokens, only_decodes=num_tokens == len(step.requests))
         if self._depth > 1:
-            self._launch_ahead(step)
+            self._launch_ahead(step, launch_ns)
             return
         if step.max_num_steps > 1:
-            ends_ns = self._decode_until_arrival(step)
+            ends_ns = self._decode_until_arrival(step, launch_ns)
         else:
-            ends_ns = np.array([self._now_ns + self._latency.step_ns(step.to_batch())], dtype=np.int64)
+            step_ns = max(self._host.prepare_ns + self._latency.step_ns(step.to_batch()), launch_ns)
+            ends_ns = np.array([self._now_ns + step_ns], dtype=np.int64)
         self.num_steps += len(ends_ns)
         self._under_way.append(_UnderWay(self.scheduler.advance(step, len(ends_ns)), ends_ns))
 
-    def _launch_ahead(self, step: ScheduledStep) -> None:
+    def _launch_ahead(self, step: ScheduledStep, launch_ns: int) -> None:
         """Launch a step, or repetitions of it, behind what the device is at.
 
         Each is scheduled when the host has launched the one before, and the one before that is known to have run.
         """
-        batch, host = step.to_batch(), self._host
-        launch_ns = host.launch_ns(batch.num_tokens, only_decodes=batch.num_tokens == batch.num_reqs)
         free_ns = self._under_way[-1].end_ns if self._under_way else self._now_ns
         next_ns = None
         if step.max_num_steps > 1:
             next_ns, num_steps = self._steps_to_price(step, free_ns)
             times_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps).tolist()
         else:
-            times_ns = [self._latency.step_ns(batch)]
+            times_ns = [self._latency.step_ns(step.to_batch())]
         scheduled_ns = [self._now_ns]
         ends_ns: list[int] = []
         for time_ns in times_ns:
-            now_ns = scheduled_ns[-1]
-            if ends_ns and next_ns is not None and now_ns >= next_ns:
+            if ends_ns and next_ns is not None and scheduled_ns[-1] >= next_ns:
                 break
-            before_ns, free_ns = free_ns, max(max(free_ns, now_ns + host.prepare_ns) + time_ns, now_ns + launch_ns)
+            free_ns, after_ns = self._host.launched_ns(scheduled_ns[-1], free_ns, launch_ns, time_ns)
             ends_ns.append(free_ns)
-            scheduled_ns.append(max(now_ns + launch_ns, before_ns))
+            scheduled_ns.append(after_ns)
         num_steps = len(ends_ns)
-        self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
+        if step.max_num_steps > 1:
+            self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
         self.num_steps += num_steps
         progress = self.scheduler.advance(step, num_steps)
         if num_steps > 1:
@@ -210,10 +211,11 @@ class _Run:
         next_ns = self.arrivals_ns[self._num_arrived]
         return next_ns, min(step.max_num_steps, max(0, next_ns - free_ns) // self._last_decode_ns + self._depth)
 
-    def _decode_until_arrival(self, step: ScheduledStep) -> npt.NDArray[np.int64]:
+    def _decode_until_arrival(self, step: ScheduledStep, launch_ns: int) -> npt.NDArray[np.int64]:
         """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
         next_ns, num_steps = self._steps_to_price(step, self._now_ns)
-        ends_ns = self._now_ns + np.cumsum(self._latency.decode_run_ns(step.num_computed_tokens, num_steps))
+        times_ns = self._host.prepare_ns + self._latency.decode_run_ns(step.num_computed_tokens, num_steps)
+        ends_ns = self._now_ns + np.cumsum(np.maximum(times_ns, launch_ns))
         if next_ns is not None:
             ends_ns = ends_ns[: int(np.searchsorted(ends_ns, next_ns)) + 1]
         self._last_decode_ns = max(1, (int(ends_ns[-1]) - self._now_ns) // len(ends_ns))

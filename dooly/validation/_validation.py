@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from dooly.batch import Batch
-from dooly.catalog import describe_environment
+from dooly.catalog import CUDA_GRAPHS, describe_environment
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.measure import Contention
@@ -27,16 +27,17 @@ from dooly.validation._kept import KeptRuns, ServedRun
 from dooly.validation._real import RealRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dbstore import Environment, Store
     from dooly.engines.vllm import VllmEngine
-    from dooly.latency import LatencyBackend
+    from dooly.latency import HostTimes, LatencyBackend
     from dooly.predict import LatencyModel
+    from dooly.validation._real import StepRun
 
 _WARM_UP_REQUESTS = 8
 _SAME = ("device", "attention_backend", "dtype", "kv_cache_dtype", "block_size", "execution_mode")
-"""What an engine in CUDA graphs has to have in common with what predicts it."""
+"""What an engine in CUDA graphs has to have in common with what predicts it: kernels of other versions are told as errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     serving = serving or ServingConfig()
     latency = load_latency_model(store, model, serving)
     simulated = _simulated(workload, latency, serving)
-    engine = VllmEngine(model, serving)
+    eager = latency.environment.execution_mode == "eager"
+    engine = VllmEngine(model, serving, enforce_eager=eager, async_scheduling=latency.schedules_ahead)
     try:
         _check_same_machine(describe_environment(engine, serving), engine.num_kv_blocks, serving, latency)
         runs, others_cores = serve(engine, workload, repeat, progress)
@@ -158,9 +160,10 @@ def validate_kept(
     if asked != [(arrival_s if timed else 0.0, *lengths) for arrival_s, *lengths in kept.requests]:
         raise InvalidInputError(f"--real: the runs kept served {kept.workload}; give that as --workload")
     environment = None if hardware else kept.environment
-    latency = load_latency_model(store, model, kept.serving, environment, hardware=hardware)
-    _check_same_machine(kept.environment, kept.num_kv_blocks, kept.serving, latency)
-    simulated = _simulated(workload, latency, kept.serving)
+    serving = replace(kept.serving, kv_cache_memory_bytes=kept.serving.kv_cache_bytes)  # what the engine was given
+    latency = load_latency_model(store, model, serving, environment, hardware=hardware)
+    _check_same_machine(kept.environment, kept.num_kv_blocks, serving, latency)
+    simulated = _simulated(workload, latency, serving)
     return _compared(kept.runs, simulated, latency, kept.others_cores)
 
 
@@ -198,26 +201,66 @@ def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: L
         simulated,
         _report([e.ttft for e in errors], noises.ttft if noises else None),
         _report(tpots, noises.tpot if noises else None) if tpots else None,
-        step_report(runs, latency),
+        step_report(runs, latency, latency.host if latency.schedules_ahead else None),
         others_cores,
     )
 
 
-def step_report(runs: Sequence[ServedRun], latency: LatencyBackend) -> StepReport:
-    """Predict each step of real runs from the batch that it worked on: errors of the latencies alone, not of the schedule."""
-    predicted, real = [], []
-    for run in runs:
-        seen: set[int] = set()
-        for step in run.steps:
-            if step.work:
-                places, new, computed = zip(*step.work, strict=True)
-                predicted.append(latency.step_ns(Batch(new, computed, len(set(places) - seen))) / 1e9)
-                real.append(step.duration_s)
-                seen.update(places)
-    if not real:
+def step_report(runs: Sequence[ServedRun], latency: LatencyBackend, ahead: HostTimes | None = None) -> StepReport:
+    """Predict each step of real runs from the batch that it worked on: errors of the latencies alone, not of the schedule.
+
+    Args:
+        runs: What the real engine did.
+        latency: What prices the steps.
+        ahead: What the host takes, of an engine that schedules ahead. There a step is what passes from one result to the next,
+            predicted from its own batch and the one before it.
+
+    Raises:
+        InvalidInputError: The runs hold no step.
+    """
+    pairs = [pair for run in runs for pair in (_steps(run, latency) if ahead is None else _steps_ahead(run, latency, ahead))]
+    if not pairs:
         raise InvalidInputError("--real: the runs kept hold no step; make them with benchmarks/ground_truth.py")
-    errors = [abs(p / r - 1) for p, r in zip(predicted, real, strict=True)]
-    return StepReport(len(real), mean(errors), median(errors), sum(predicted) / sum(real) - 1)
+    errors = [abs(predicted / real - 1) for predicted, real in pairs]
+    predicted_s, real_s = map(sum, zip(*pairs, strict=True))
+    return StepReport(len(pairs), mean(errors), median(errors), predicted_s / real_s - 1)
+
+
+def _steps(run: ServedRun, latency: LatencyBackend) -> Iterator[tuple[float, float]]:
+    """Yield predicted and real seconds of each step that worked on something."""
+    for step, batch in _batches(run):
+        if batch is not None:
+            yield latency.step_ns(batch) / 1e9, step.duration_s
+
+
+def _steps_ahead(run: ServedRun, latency: LatencyBackend, host: HostTimes) -> Iterator[tuple[float, float]]:
+    """Yield predicted and real seconds between the ends of calls, each of which schedules a step and waits for the one before."""
+    free_ns, last_end_s = None, 0.0
+    now_ns = 0
+    for step, batch in _batches(run):
+        end_s = step.start_s + step.duration_s
+        if free_ns is None:  # nothing is under way: both clocks start here
+            now_ns, last_end_s = 0, step.start_s
+        next_ns = free_ns or 0
+        if batch is not None:
+            launch_ns = host.launch_ns(batch.num_tokens, only_decodes=batch.num_tokens == batch.num_reqs)
+            free_ns, next_ns = host.launched_ns(now_ns, free_ns or 0, launch_ns, latency.step_ns(batch))
+        else:
+            free_ns = None
+        yield (next_ns - now_ns) / 1e9, end_s - last_end_s
+        now_ns, last_end_s = next_ns, end_s
+
+
+def _batches(run: ServedRun) -> Iterator[tuple[StepRun, Batch | None]]:
+    """Yield each step with the batch that was scheduled in it, its requests new once a run; None where there was none."""
+    seen: set[int] = set()
+    for step in run.steps:
+        if not step.work:
+            yield step, None
+            continue
+        places, new, computed = zip(*step.work, strict=True)
+        yield step, Batch(new, computed, len(set(places) - seen))
+        seen.update(places)
 
 
 def _add_up(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
@@ -227,7 +270,7 @@ def _add_up(progress: Callable[[int, int], None], before: int, total: int, done:
 def _check_same_machine(here: Environment, num_kv_blocks: int, serving: ServingConfig, latency: LatencyModel) -> None:
     """Raise unless the engine runs in the environment that the latencies were measured in, with the KV cache simulated."""
     ours, theirs = here.to_json(), latency.environment.to_json()
-    if latency.schedules_ahead:  # kernels of other versions, or of another generation of the model runner, are told as errors
+    if latency.environment.execution_mode == CUDA_GRAPHS:
         ours, theirs = ({name: found[name] for name in _SAME} for found in (ours, theirs))
     if differing := [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]:
         raise InvalidInputError(

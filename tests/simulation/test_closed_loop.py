@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,8 +30,8 @@ class Cost:
         return np.full(num_steps, 1_000_000)
 
 
-def _served(text: str) -> SimulationResult:
-    return simulate(parse_workload(text), Cost(), CONFIG)
+def _served(text: str, config: SchedulerConfig = CONFIG) -> SimulationResult:
+    return simulate(parse_workload(text), Cost(), config)
 
 
 def test_the_next_request_is_sent_when_one_ends() -> None:
@@ -43,10 +44,12 @@ def test_the_next_request_is_sent_when_one_ends() -> None:
     ]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("concurrency", [1, 7, 32, 500])
-def test_no_more_are_under_way_than_there_are_users(concurrency: int) -> None:
-    """At every moment at most so many requests have been sent and not ended, and as many as can be."""
-    rows = _served(f"closed:concurrency={concurrency},requests=100,prompt=5-900,output=1-40,seed=3").rows
+def test_no_more_are_under_way_than_there_are_users(concurrency: int, *, ahead: bool) -> None:
+    """At every moment at most so many requests have been sent and not ended, and as many as can be; so it is ahead too."""
+    text = f"closed:concurrency={concurrency},requests=100,prompt=5-900,output=1-40,seed=3"
+    rows = _served(text, replace(CONFIG, async_scheduling=ahead)).rows
     assert len(rows) == 100
     for row in rows:
         under_way = sum(r.arrival_s <= row.arrival_s < r.finish_s for r in rows)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes
 from dooly.simulation import Request, SchedulerConfig, Workload, simulate
 from dooly.simulation._scheduler import Scheduler
@@ -74,6 +75,28 @@ def test_the_host_shows_where_the_device_is_faster() -> None:
     assert one == (0, 29, 46)
     (large,) = times_ms(workload((0, 60, 1)), host)
     assert large == (0, 99, 99)
+
+
+def test_the_host_shows_in_a_synchronous_engine_at_every_step() -> None:
+    """Preparing 1 ms stands before every step of 10 ms, and a prompt's launch of 25 ms hides the device."""
+    host = HostTimes(prepare_ns=1 * MS, whole_ns=4 * MS, pieces_ns=25 * MS, plain_ns=99 * MS, max_captured_tokens=50)
+    (row,) = simulate(workload((0, 10, 3)), ConstantLatency(), replace(AHEAD, async_scheduling=False), host).rows
+    assert (round(row.first_token_s * 1e3, 6), round(row.finish_s * 1e3, 6)) == (25, 47)
+
+
+def test_launches_grow_with_layers_but_for_decodes() -> None:
+    """Twice the layers are twice the pieces and kernels to launch; one graph stays one, and no launch is below its start."""
+    host = HostTimes(prepare_ns=2, whole_ns=3, pieces_ns=10, plain_ns=20, max_captured_tokens=50)
+    assert host.of_layers(2) == replace(host, pieces_ns=20, plain_ns=40)
+    assert host.of_layers(0.1) == replace(host, pieces_ns=2, plain_ns=2)
+    assert [host.launch_ns(n, only_decodes=d) for n, d in ((50, True), (50, False), (51, True), (51, False))] == [3, 10, 20, 20]
+
+
+@pytest.mark.parametrize("times", [{"prepare_ns": -1}, {"prepare_ns": 1}, {"prepare_ns": 2, "whole_ns": 1, "pieces_ns": 9}])
+def test_launches_that_end_before_they_begin_are_refused(times: dict[str, int]) -> None:
+    """The message has both times."""
+    with pytest.raises(InvalidInputError, match=r"HostTimes: preparing a step takes .* ns, launching it"):
+        HostTimes(**times)
 
 
 @settings(deadline=None, max_examples=60)

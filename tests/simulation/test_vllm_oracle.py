@@ -9,14 +9,19 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pytest
 
-from dooly.simulation import Request, SchedulerConfig
+from dooly.simulation import Request, SchedulerConfig, Workload, simulate
 from dooly.simulation._scheduler import Progress, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import numpy.typing as npt
+
+    from dooly.batch import Batch
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
 
@@ -47,6 +52,20 @@ class Step(NamedTuple):
     first_scheduled: set[int]
     first_token: set[int]
     finished: set[int]
+
+
+class Constant(NamedTuple):
+    """A latency backend to which all steps are alike."""
+
+    ns: int
+
+    def step_ns(self, _batch: Batch) -> int:
+        """Price one step."""
+        return self.ns
+
+    def decode_run_ns(self, _num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
+        """Price a run of steps."""
+        return np.full(num_steps, self.ns)
 
 
 class Case(NamedTuple):
@@ -249,21 +268,22 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
         has_token |= with_token
 
 
-def vllm_steps_ahead(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
-    """Run vLLM's asynchronous scheduler as its engine core does, with two batches under way."""
+def vllm_call_ahead(scheduler: Any) -> Callable[[], Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Return what calls vLLM's asynchronous scheduler once, as its engine core does, with two batches under way."""
     from vllm.v1.outputs import ModelRunnerOutput
 
     under_way: deque[tuple[Any, list[str], list[list[int]]]] = deque()
     seen: set[int] = set()
     has_token: set[int] = set()
-    add = partial(add_to_vllm, case, scheduler)
-    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0):
+
+    def call() -> Step:
         output = scheduler.schedule()
         before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
         before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
         names = list(output.num_scheduled_tokens)
         batch = [(int(name), count, before[name]) for name, count in output.num_scheduled_tokens.items()]
-        positions = {position for position, _, _ in batch}
+        new = {position for position, _, _ in batch} - seen
+        seen.update(new)
         first_token: set[int] = set()
         ended: set[int] = set()
         if names:
@@ -274,9 +294,47 @@ def vllm_steps_ahead(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN
             scheduler.update_from_output(done, ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled))
             first_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens} - has_token
             ended = {int(name) for name in names if name not in scheduler.requests}
-        yield Step(batch, positions - seen, first_token, ended)
-        seen |= positions
-        has_token |= first_token
+            has_token.update(first_token)
+        return Step(batch, new, first_token, ended)
+
+    return call
+
+
+def vllm_steps_ahead(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's asynchronous scheduler; one call is one unit of time."""
+    call = vllm_call_ahead(scheduler)
+    add = partial(add_to_vllm, case, scheduler)
+    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0):
+        yield call()
+
+
+def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[int, int, int]]:  # noqa: ANN401 -- vLLM may be absent
+    """Return when each request is scheduled, has its first token and its last by vLLM's asynchronous scheduler.
+
+    It runs in virtual time, in steps of one length.
+    """
+    call = vllm_call_ahead(scheduler)
+    times = [[0, 0, 0] for _ in case.requests]
+    ends_ns: deque[int] = deque()
+    now_ns = free_ns = num_arrived = 0
+    while num_arrived < len(case.requests) or scheduler.get_num_unfinished_requests() > 0:
+        if not scheduler.get_num_unfinished_requests():
+            now_ns = max(now_ns, case.requests[num_arrived].arrival_ns)
+        while num_arrived < len(case.requests) and case.requests[num_arrived].arrival_ns <= now_ns:
+            add_to_vllm(case, scheduler, num_arrived)
+            num_arrived += 1
+        scheduled_ns, step = now_ns, call()
+        if step.batch:
+            free_ns = max(free_ns, now_ns) + step_ns
+            ends_ns.append(free_ns)
+        if len(ends_ns) == DEPTH or not step.batch:
+            now_ns = max(now_ns, ends_ns.popleft())
+        for column, (positions, at_ns) in enumerate(
+            ((step.first_scheduled, scheduled_ns), (step.first_token, now_ns), (step.finished, now_ns))
+        ):
+            for position in positions:
+                times[position][column] = at_ns
+    return [(scheduled, first_token, finish) for scheduled, first_token, finish in times]
 
 
 @pytest.mark.parametrize("first_seed", range(0, 120, 20))
@@ -287,6 +345,19 @@ def test_same_schedule_as_vllm_ahead(first_seed: int, make_vllm_scheduler: Calla
         case = case._replace(config=replace(case.config, async_scheduling=True))
         expected = list(vllm_steps_ahead(case, make_vllm_scheduler(case.config)))
         assert list(our_steps_ahead(case)) == expected, f"seed {seed}: {case.config}"
+
+
+@pytest.mark.parametrize("first_seed", range(0, 60, 20))
+def test_same_times_as_vllm_ahead(first_seed: int, make_vllm_scheduler: Callable[[SchedulerConfig], Any]) -> None:
+    """A simulation, decodes taken together, gives every request the times that vLLM's scheduler does in steps of 7 ns."""
+    for seed in range(first_seed, first_seed + 20):
+        case = random_case(seed)
+        requests = [replace(request, arrival_ns=5 * request.arrival_ns) for request in case.requests]
+        case = Case(requests, replace(case.config, async_scheduling=True))
+        expected = vllm_times_ahead(case, make_vllm_scheduler(case.config), 7)
+        rows = simulate(Workload(tuple(requests), f"seed {seed}"), Constant(7), case.config).rows
+        found = [tuple(round(1e9 * s) for s in (row.scheduled_s, row.first_token_s, row.finish_s)) for row in rows]
+        assert found == expected, f"seed {seed}: {case.config}"
 
 
 @pytest.mark.parametrize("first_seed", range(0, 120, 20))

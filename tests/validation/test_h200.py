@@ -49,11 +49,23 @@ def test_the_default_engine_is_predicted(hardware: str | None, store: Store, kep
 
 def test_the_eager_engine_takes_longer_by_its_launches(store: Store, kept: KeptRuns) -> None:
     """A decode of one request waits for the host three times as long as the device works."""
-    eager = load_latency_model(store, find_model(MODEL), replace(kept.serving, enforce_eager=True))
+    eager = load_latency_model(store, find_model(MODEL), replace(kept.serving, enforce_eager=True, async_scheduling=False))
     graphs = load_latency_model(store, find_model(MODEL), kept.serving)
     assert (eager.schedules_ahead, graphs.schedules_ahead) == (False, True)
     batch = Batch((1,), (500,))
     assert eager.step(batch).seconds > 2 * graphs.step(batch).seconds
+
+
+def test_an_eager_engine_in_graphs_is_refused(store: Store, kept: KeptRuns) -> None:
+    """One of the two is wrong, and the message says which two."""
+    with pytest.raises(InvalidInputError, match=r"--enforce-eager: the environment asked for runs CUDA graphs"):
+        load_latency_model(store, find_model(MODEL), replace(kept.serving, enforce_eager=True), kept.environment)
+
+
+def test_what_was_given_for_the_cache_is_what_it_had(kept: KeptRuns) -> None:
+    """Runs that were served with the size of the cache by default are simulated with that size, not with the device's room."""
+    by_default = replace(kept, serving=replace(kept.serving, kv_cache_memory_bytes=None), num_kv_blocks=512)
+    validate_kept(find_model(MODEL), None, parse_workload(kept.workload), by_default, "h200")
 
 
 def test_steps_are_padded_to_captured_sizes(store: Store, kept: KeptRuns) -> None:

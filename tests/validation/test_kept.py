@@ -14,9 +14,11 @@ from dbstore import Environment
 from dooly.batch import Batch
 from dooly.engines import ServingConfig
 from dooly.errors import InvalidInputError
+from dooly.latency import HostTimes
 from dooly.simulation import RequestTimes, SimulationResult
 from dooly.validation import KeptRuns, ServedRun, StepRun, read_runs, step_report, write_runs
 from dooly.validation._kept import _changes, _steps
+from dooly.validation._validation import _steps_ahead
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,6 +122,21 @@ def test_kept_steps_judge_latencies() -> None:
     assert (report.mape, report.median_error, report.mean_error) == pytest.approx((0.5, 0.5, -0.5))
     with pytest.raises(InvalidInputError, match="hold no step"):
         step_report(_kept(()).runs, Law())
+
+
+def test_steps_scheduled_ahead_are_judged_from_result_to_result() -> None:
+    """A call schedules a step and waits for the one before: by hand, a prompt of 3 ms whose launch takes 5, and two decodes."""
+    host = HostTimes(prepare_ns=500_000, whole_ns=1_000_000, pieces_ns=5_000_000, plain_ns=9_000_000, max_captured_tokens=128)
+    calls = (
+        (0.0, 5.0, ((0, 100, 0),)),  # launched in 5 ms, by when the device is done with it
+        (5.0, 1.0, ((0, 1, 100),)),  # launched in 1 ms; runs from 5.5 to 6.61 ms
+        (6.1, 0.9, ((0, 1, 101),)),  # launched from 6 to 7 ms, runs from 6.61 to 7.721; the real host was away for 0.1 ms
+        (7.0, 0.8, ()),  # waits for it
+    )
+    steps = tuple(StepRun(begin / 1e3, duration / 1e3, work) for begin, duration, work in calls)
+    assert [real for _, real in _steps_ahead(_kept(steps).runs[0], Law(), host)] == pytest.approx([5e-3, 1e-3, 1e-3, 0.8e-3])
+    found = [predicted for predicted, _ in _steps_ahead(_kept(steps).runs[0], Law(), host)]
+    assert found == pytest.approx([5e-3, 1e-3, 1e-3, 0.721e-3])
 
 
 def test_decodes_that_run_on_take_no_room() -> None:
