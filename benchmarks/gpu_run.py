@@ -117,6 +117,8 @@ def parts(plan: Plan, device: str, state: Path) -> tuple[Part, ...]:
     kernels_file = ("--out", str(state / "results" / "kernels.json"))
     marker = "gpu" if device == "cuda" else "not gpu and not engine"
     backend, *other_backends = plan.backends
+    # The eager engine's records tell CUDA graphs, but not what a CPU's compiler makes of the model.
+    judged = {"eager": plan.eager_loads} | ({"default": plan.loads} if device == "cuda" else {})
     return (
         Part("timer-tests", (PYTHON, "-m", "pytest", "-q", "-m", marker, "tests/measure"), 120),
         Part("kernels", (*kernels, *kernels_file, "--device", device), 60),
@@ -127,7 +129,7 @@ def parts(plan: Plan, device: str, state: Path) -> tuple[Part, ...]:
         *(profile(plan, plan.model, other, state, plan.profile_s // 3) for other in other_backends),
         *(profile(plan, other, backend, state, plan.profile_s // 2) for other in plan.others),
         profile(plan, plan.model, backend, state, plan.profile_s, "-more"),
-        *(judge(plan.model, backend, load, state) for load in plan.eager_loads),
+        *(judge(plan.model, backend, mode, load, state) for mode, loads in judged.items() for load in loads),
         Part("kernels-predicted", (*kernels, *kernels_file, "--db", str(state / "db"), *flags(backend)), 60, needs="catboost"),
     )
 
@@ -149,10 +151,10 @@ def profile(plan: Plan, model: str, backend: str, state: Path, seconds: int, suf
     return Part(f"profile{suffix}.{model}.{backend or 'auto'}", command, plan.start_s + seconds)
 
 
-def judge(model: str, backend: str, load: str, state: Path) -> Part:
+def judge(model: str, backend: str, mode: str, load: str, state: Path) -> Part:
     """Return the part that simulates a load, and compares it with the real engine's runs; needs no device."""
     name, spec = load.split("=", 1)
-    stem = f"{model}.{backend or 'auto'}.eager.{name}"
+    stem = f"{model}.{backend or 'auto'}.{mode}.{name}"
     real = ("--real", str(state / "groundtruth" / f"{stem}.json.xz"))
     result = ("--json", str(state / "results" / f"validate.{stem}.json"))
     command = (PYTHON, "-m", "dooly", "validate", model, "--db", str(state / "db"), "--workload", spec, *real, *result)
