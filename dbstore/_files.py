@@ -1,6 +1,7 @@
 """Where a store's bytes lie: the contract that a local folder and an fsspec URL both meet.
 
-A group exists once its `zarr.json` does. Groups are placed whole and removed whole; nothing in place is ever changed.
+A group exists once its `zarr.json` does. Groups are placed whole and removed whole; nothing in place is ever changed but the
+root's own file.
 Paths are relative to the store's root, with forward slashes.
 """
 
@@ -30,8 +31,8 @@ class Files(Protocol):
         """Return the sorted names of the groups right below `path`; empty if there is no such folder."""
         ...
 
-    def create(self, root_group: bytes) -> None:
-        """Make the root, with its own group file."""
+    def write_root(self, root_group: bytes) -> None:
+        """Make the root if it is missing, and give it this group file in place of another."""
         ...
 
     def place(self, path: str, files: Mapping[str, bytes]) -> None:

@@ -57,8 +57,8 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError):
             return ()
 
-    def create(self, root_group: bytes) -> None:
-        """Make the folder, with its own group file."""
+    def write_root(self, root_group: bytes) -> None:
+        """Make the folder, and rename its group file into place."""
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -68,7 +68,7 @@ class LocalFiles:
             _write(aside, {GROUP: root_group})
             (aside / GROUP).replace(self._root / GROUP)
 
-        self._repeat(step, until=(self._root / GROUP).exists)
+        self._repeat(step, until=lambda: self.read([GROUP]).get(GROUP) == root_group)
 
     def place(self, path: str, files: Mapping[str, bytes]) -> None:
         """Rename the group into place, together with whichever parents are missing."""

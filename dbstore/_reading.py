@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dbstore import _sweeps
+from dbstore._earlier import current_point, current_record
 from dbstore._errors import StoreError
 from dbstore._files import GROUP, Files
 from dbstore._sweeps import RECORDS, SWEEP_FILES
@@ -31,10 +32,10 @@ def read_keys(files: Files) -> Iterator[tuple[str, str]]:
 
 
 def read_entries(files: Files, key: tuple[str, str]) -> dict[str, dict[str, JSON]]:
-    """Return by digest what the groups of one key say of their records; reads no samples."""
+    """Return what the groups of one key say of their records, by the digests that stand there; reads no samples."""
     path = key_path(key)
     return {
-        entry["digest"]: entry
+        entry["digest"]: {**entry, "point": current_point(entry["point"])}
         for name, found in _read_groups(files, path, (GROUP,)).items()
         for entry in _sweeps.decode_entries(name, found[GROUP], files.locate(f"{path}/{name}"))
     }
@@ -44,7 +45,7 @@ def read_sweeps(files: Files, key: tuple[str, str]) -> dict[str, tuple[Record, .
     """Return by group name the records of one key, every digest and checksum verified."""
     path = key_path(key)
     return {
-        name: _sweeps.decode_sweep(key, name, found, files.locate(f"{path}/{name}"))
+        name: tuple(map(current_record, _sweeps.decode_sweep(key, name, found, files.locate(f"{path}/{name}"))))
         for name, found in _read_groups(files, path, SWEEP_FILES).items()
     }
 

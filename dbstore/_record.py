@@ -45,7 +45,10 @@ class Record:
     environment: str
     """Digest of the environment."""
     point: Mapping[str, JSON]
-    """Request dimensions, e.g. `{"num_tokens": 16}`; kept as a hashable `JsonObject`, whose lists are tuples."""
+    """Sizes of the operation's own request dimensions, e.g. `{"d0": 16, "d1": 4}`: by their places in its canonical graph, since
+    each model has names of its own for them. For an operation that sees each request of a batch, the batch: `{"batch": [[new,
+    computed], ...]}`, with `num_new_requests` where the engine's own work counts. Kept as a hashable `JsonObject`, whose lists
+    are tuples."""
     samples_ns: npt.NDArray[np.int64]
     """Every sample taken, shape (num_samples,), read only; empty if infeasible."""
     attributes: Mapping[str, JSON] = field(default_factory=lambda: JsonObject({}))

@@ -53,7 +53,7 @@ class RemoteFiles:
         """Return the sorted names of the groups right below `path`."""
         return tuple(sorted(str(found).split("/")[-2] for found in self._fs.glob(f"{self._root}/{path}/*/{GROUP}")))
 
-    def create(self, root_group: bytes) -> None:
+    def write_root(self, root_group: bytes) -> None:
         """Write the root's group file."""
         self._fs.makedirs(self._root, exist_ok=True)
         self._fs.pipe_file(f"{self._root}/{GROUP}", root_group)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from dbstore import _sweeps
 from dbstore._environment import Environment
-from dbstore._errors import InvalidRecordError, RecordNotFoundError, SchemaVersionError, StoreError, StoreNotFoundError
+from dbstore._errors import InvalidRecordError, RecordNotFoundError, StoreError, StoreNotFoundError
 from dbstore._files import GROUP, Files
 from dbstore._json import JSON, JsonObject
 from dbstore._open import open_files
@@ -46,6 +45,9 @@ class Store:
     def open(cls, path_or_url: str | os.PathLike[str], mode: Literal["r", "a"] = "r") -> Store:
         """Open the store at a local path or an fsspec URL; mode "a" may write and creates what is missing.
 
+        A store of an earlier layout reads as one of this. Mode "a" marks it as one of this, so that earlier versions refuse it;
+        its groups stay as they are until they are compacted.
+
         Raises:
             StoreNotFoundError: mode is "r" and there is no store.
             SchemaVersionError: the store has another layout than this version reads.
@@ -61,10 +63,12 @@ class Store:
         if GROUP not in root:
             if next(files.walk(), None) is not None:
                 raise StoreError(f"{place}: is not empty and holds no latency store; give a new or empty folder")
-            files.create(_sweeps.encode_group("", {"dbstore": {"schema_version": SCHEMA_VERSION}})[GROUP])
+            files.write_root(_sweeps.encode_root())
             root = files.read([GROUP])
-        _check_schema(root[GROUP], place)
+        found = _sweeps.decode_root(root[GROUP], place)
         if mode == "a":
+            if found != SCHEMA_VERSION:  # an earlier version would not read what is to be written
+                files.write_root(_sweeps.encode_root())
             files.sweep()
         return cls(files, writable=mode == "a")
 
@@ -163,9 +167,12 @@ class Store:
                 self.write_document(kind, digest, other.read_document(kind, digest))
         num_copied = 0
         for key in read_keys(other._files):
-            lacking = read_entries(other._files, key).keys() - read_entries(self._files, key).keys()
-            if lacking:
-                self.write(*(record for record in other.read(*key) if record.digest in lacking))
+            if read_entries(other._files, key).keys() <= read_entries(self._files, key).keys():
+                continue
+            # Records of an earlier layout go by other digests than those that their groups list.
+            known = set(chain.from_iterable(read_sweeps(self._files, key).values()))
+            lacking = [record for record in other.read(*key) if record not in known]
+            self.write(*lacking)
             num_copied += len(lacking)
         return num_copied
 
@@ -212,15 +219,3 @@ def _checked_kind(kind: str) -> str:
 
 def _document_path(kind: str, digest: str) -> str:
     return f"{_checked_kind(kind)}/{checked_name(digest, 'document digest')}"
-
-
-def _check_schema(content: bytes, place: str) -> None:
-    try:
-        found = json.loads(content)["attributes"]["dbstore"]["schema_version"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise StoreError(f"{place}/{GROUP}: is not the root of a latency store ({error!r}); give the path of one") from error
-    if found != SCHEMA_VERSION:
-        raise SchemaVersionError(
-            f"{place}: has store schema version {found}, this version reads {SCHEMA_VERSION}; "
-            "install a dooly that reads it, or profile into a new --db PATH"
-        )

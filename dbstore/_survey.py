@@ -10,7 +10,7 @@ from dbstore._environment import Environment
 from dbstore._errors import StoreError
 from dbstore._files import GROUP, Files
 from dbstore._reading import key_path, read_entries, read_keys
-from dbstore._sweeps import KINDS, RECORDS, SCHEMA_VERSION, SWEEP_FILES
+from dbstore._sweeps import KINDS, RECORDS, SWEEP_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def survey(files: Files) -> StoreInfo:
     documents = files.read(f"environments/{digest}/{GROUP}" for digest in files.children("environments"))
     return StoreInfo(
         place=files.locate(""),
-        schema_version=SCHEMA_VERSION,
+        schema_version=_sweeps.decode_root(files.read([GROUP])[GROUP], files.locate("")),
         num_operations=len({signature for signature, _ in keys}),
         num_keys=len(keys),
         num_records=len(entries),

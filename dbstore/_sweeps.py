@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from dbstore._errors import DamagedRecordError, InvalidRecordError
+from dbstore._earlier import READABLE_VERSIONS
+from dbstore._errors import DamagedRecordError, InvalidRecordError, SchemaVersionError, StoreError
 from dbstore._files import GROUP
 from dbstore._json import JSON, JsonObject, canonical_json, digest
 from dbstore._record import Record
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from zarr.core.buffer import Buffer
 
-SCHEMA_VERSION = 1
-"""Version of the layout that this code writes and reads."""
+SCHEMA_VERSION = READABLE_VERSIONS[-1]
+"""Version of the layout that this code writes."""
 RECORDS = "records"
 Kind = Literal["environments", "operations", "traces"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -46,6 +47,30 @@ def sort_records(records: Iterable[Record]) -> tuple[Record, ...]:
 def sweep_name(digests: Sequence[str]) -> str:
     """Return the name of the group that holds the records of these digests."""
     return digest("\n".join(sorted(digests)))
+
+
+def encode_root() -> bytes:
+    """Return the group file of a store's root."""
+    return encode_group("", {"dbstore": {"schema_version": SCHEMA_VERSION}})[GROUP]
+
+
+def decode_root(content: bytes, place: str) -> int:
+    """Return the schema version in the root's group file of the store at `place`.
+
+    Raises:
+        SchemaVersionError: this version reads no such layout.
+        StoreError: it is the group file of something else.
+    """
+    try:
+        found = json.loads(content)["attributes"]["dbstore"]["schema_version"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{place}/{GROUP}: is not the root of a latency store ({error!r}); give the path of one") from error
+    if found not in READABLE_VERSIONS:
+        raise SchemaVersionError(
+            f"{place}: has store schema version {found}, this version reads {READABLE_VERSIONS[0]} to {SCHEMA_VERSION}; "
+            "install a dooly that reads it, or profile into a new --db PATH"
+        )
+    return int(found)
 
 
 def encode_group(path: str, attributes: Mapping[str, JSON], samples_ns: npt.NDArray[np.int64] | None = None) -> dict[str, bytes]:

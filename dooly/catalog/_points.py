@@ -12,15 +12,19 @@ import hashlib
 import re
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from dbstore import JsonObject
+from dooly.batch import Batch
+from dooly.errors import UnsupportedModelError
 from dooly.tracing import TracedModel, TracedOperation, evaluate_form, form_names, rename_form
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dooly.batch import Batch
+    import numpy.typing as npt
 
 LAYER = "layer"
 """Name of the operation that is a whole layer."""
@@ -34,6 +38,18 @@ _LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
 
 Key = tuple[str, tuple[str, ...]]
 """Signature and request dimensions: one operation may run over tokens in one place and over requests in another."""
+
+
+class Counted(Protocol):
+    """One batch, or many: numbers or arrays of them."""
+
+    @property
+    def num_tokens(self) -> Any:  # noqa: ANN401 - an integer or an array
+        """Tokens computed in a step."""
+
+    @property
+    def num_reqs(self) -> Any:  # noqa: ANN401 - an integer or an array
+        """Requests in a step."""
 
 
 def key_of(operation: TracedOperation) -> Key:
@@ -85,17 +101,48 @@ def with_whole_module(traced: TracedModel) -> TracedModel:
 
 
 def point_at(request_dims: Sequence[str], sizes: Mapping[str, int]) -> JsonObject:
-    """Return the store point of a plain module's operation at the module's request dimensions."""
-    return JsonObject({"dims": [int(evaluate_form(dim, sizes)) for dim in request_dims]})
+    """Return the store point of an operation at sizes of what its request dimensions are expressions of.
+
+    A dimension goes by its place in the canonical graph, `d0` for the first: what a model calls it would make another model's
+    point of the same operation another one.
+    """
+    return JsonObject({f"d{place}": int(evaluate_form(dim, sizes)) for place, dim in enumerate(request_dims)})
+
+
+def sizes_at(points: Sequence[Mapping[str, int]], request_dims: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Return the values of an operation's request dimensions at its store points, shape (num_points, num_dims)."""
+    values = [[point[f"d{place}"] for place in range(len(request_dims))] for point in points]
+    return np.array(values, dtype=np.float64).reshape(len(points), len(request_dims))
 
 
 def point_of(operation: TracedOperation, batch: Batch) -> JsonObject:
-    """Return the store point of an operation in a batch: hashable, equal by content."""
+    """Return the store point of an operation in a batch: hashable, equal by content.
+
+    Raises:
+        UnsupportedModelError: The operation runs over something that no batch tells.
+    """
     if operation.stage == "engine" or operation.depends_on_context:
         requests = sorted(zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
         new = {"num_new_requests": batch.num_new_requests} if operation.stage == "engine" else {}
         return JsonObject({"batch": [list(pair) for pair in requests], **new})
-    return JsonObject({"dims": [request_dim(name, batch) for name in operation.request_dims]})
+    try:
+        return point_at(operation.request_dims, batch_dims(batch))
+    except KeyError as error:
+        raise UnsupportedModelError(
+            f"operation {operation.module or operation.name}: runs over {error.args[0]}, but a batch tells no more than "
+            f"{' and '.join(batch_dims(batch))}; it can be traced, not measured or predicted"
+        ) from error
+
+
+def batch_at(point: Mapping[str, Any]) -> Batch:
+    """Return the batch that is the store point of an operation that sees each request."""
+    new, computed = zip(*point["batch"], strict=True)
+    return Batch(new, computed, point.get("num_new_requests", 0))
+
+
+def batch_dims(batch: Counted) -> dict[str, Any]:
+    """Return the request dimensions that all operations of an engine share, by name, in one batch or in many."""
+    return {"num_tokens": batch.num_tokens, "num_reqs": batch.num_reqs}
 
 
 def parameter_bytes(operation: TracedOperation) -> int:
@@ -104,11 +151,6 @@ def parameter_bytes(operation: TracedOperation) -> int:
         return 0
     sizes = (prod((d.value or 1 for d in t.shape), start=_ITEM_BYTES.get(t.dtype, 1)) for t in operation.inputs if t.is_parameter)
     return sum(sizes)
-
-
-def request_dim(name: str, batch: Batch) -> int:
-    """Return the value of a request dimension in a batch."""
-    return {"num_tokens": batch.num_tokens, "num_reqs": batch.num_reqs}[name]
 
 
 def _own(name: str, path: str, members: list[str], count: int) -> TracedOperation:

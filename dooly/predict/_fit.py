@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.batch import Batch
-from dooly.catalog import CUDA_GRAPHS, LAYER, STEP, check_store, feasible_records, layer_of, medians, profiled_model
+from dooly.catalog import (
+    CUDA_GRAPHS,
+    LAYER,
+    STEP,
+    batch_at,
+    check_store,
+    feasible_records,
+    layer_of,
+    medians,
+    profiled_model,
+)
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit_hardware import host_times, load_hardware_model
+from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fitted import FittedLayer, FittedOperation, layer_features, layer_terms, step_features, step_terms
 from dooly.predict._latency_model import Domain, LatencyModel
 from dooly.predict._measured import MeasuredOperation
@@ -105,8 +115,8 @@ def fit_latency_model(
     fitted: dict[str, MeasuredOperation] = {}
     for operation in rows:
         if operation.signature not in fitted:
-            regressor = _fit_operation(OperationWork(operation), records[operation.signature], domain)
-            fitted[operation.signature] = MeasuredOperation(regressor)
+            work = OperationWork(operation)
+            fitted[operation.signature] = MeasuredOperation(_fit_operation(work, records[operation.signature], domain))
     outside = tuple(
         FittedOperation(op, OperationWork(op), fitted[op.signature])
         for op in rows
@@ -121,11 +131,10 @@ def fit_latency_model(
 
 
 def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain) -> Regressor:
-    batches, latency_ns = _points(work, records)
-    features = work.features(batches)
-    if work.operation.request_dims == ("num_reqs",) and domain.num_reqs == 1:
-        features = features[:, :0]  # its one point is all that is ever asked for
-    return fit_regressor(work.terms(batches), features, latency_ns)
+    if work.is_attention:
+        batches, latency_ns = _batches(records)
+        return fit_regressor(work.terms(batches), work.features(batches), latency_ns)
+    return fit_sizes(work, records, at_one_size=work.counts <= {"num_reqs"} and domain.num_reqs == 1)
 
 
 def _layer(
@@ -147,25 +156,9 @@ def _layer(
     return FittedLayer(layer, members, regressor)
 
 
-def _points(work: OperationWork, records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
-    """Return the measured points of an operation as batches that have them, with their medians."""
-    if work.is_attention:
-        return _batches(records)
-    points, latency_ns = medians(records)
-    sizes = np.array([point["dims"][0] for point in points], dtype=np.int64)
-    if work.operation.request_dims == ("num_tokens",):
-        return BatchArrays(sizes[:, None], np.zeros_like(sizes)[:, None], np.zeros_like(sizes)), latency_ns
-    filled = (sizes[:, None] > np.arange(sizes.max())[None, :]).astype(np.int64)
-    return BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes)), latency_ns
-
-
 def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
     points, latency_ns = medians(records)
-    found = []
-    for point in points:
-        new, computed = zip(*point["batch"], strict=True)
-        found.append(Batch(new, computed, point.get("num_new_requests", 0)))
-    return BatchArrays.of(found), latency_ns
+    return BatchArrays.of([batch_at(point) for point in points]), latency_ns
 
 
 def _domain(batches: BatchArrays) -> Domain:

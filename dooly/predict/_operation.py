@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.tracing import evaluate_form
+from dooly.catalog import batch_dims
+from dooly.tracing import evaluate_form, form_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +34,11 @@ class OperationWork:
     def is_attention(self) -> bool:
         """Whether the work depends on each request's context, beside the counts of tokens and requests."""
         return self.operation.depends_on_context
+
+    @cached_property
+    def counts(self) -> frozenset[str]:
+        """The counts of a batch that its sizes are made of: tokens, requests, both or none."""
+        return frozenset(name for dim in self.operation.request_dims for name in form_names(dim))
 
     @property
     def window(self) -> int | None:
@@ -87,7 +94,7 @@ class OperationWork:
         return _columns([evaluate_form(dim, sizes) for dim in self.operation.request_dims], num_points)
 
     def _sizes(self, batches: BatchArrays) -> dict[str, Floats]:
-        values: dict[str, npt.NDArray[np.generic]] = {"num_tokens": batches.num_tokens, "num_reqs": batches.num_reqs}
+        values: dict[str, npt.NDArray[np.generic]] = batch_dims(batches)
         if self.is_attention:
             work = batches.attention(self.window)
             values |= {"query_key_pairs": work.query_key_pairs, "kv_tokens": work.kv_tokens}

@@ -82,7 +82,7 @@ class TracedOperation:
     bytes: str
     """Least memory traffic in bytes, over named dimensions."""
     request_dims: tuple[str, ...]
-    """Request dimensions in the order that store points list them, each an expression of the batch."""
+    """Request dimensions in the order that store points number them, each an expression of the batch."""
     request_flops: str
     """`flops` with the configuration by value: over `request_dims` only."""
     request_bytes: str

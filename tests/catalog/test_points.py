@@ -6,7 +6,18 @@ import pytest
 
 from dbstore import JsonObject
 from dooly.batch import Batch
-from dooly.catalog import LAYER, STEP, engine_operations, layer_of, parameter_bytes, point_of
+from dooly.catalog import (
+    LAYER,
+    STEP,
+    batch_at,
+    engine_operations,
+    layer_of,
+    parameter_bytes,
+    point_at,
+    point_of,
+    sizes_at,
+)
+from dooly.errors import UnsupportedModelError
 from dooly.tracing import TracedDim, TracedModel, TracedOperation, TracedTensor
 
 if TYPE_CHECKING:
@@ -22,10 +33,49 @@ def test_a_point_holds_what_the_latency_depends_on(operation: Make) -> None:
     attention = operation("t", "layers.0.attn", stateful=True, request_dims=("num_tokens", "query_key_pairs", "kv_tokens"))
     step = operation("s", "", stage="engine", stateful=True)
     requests = [[1, 20], [1, 40], [30, 0]]
-    assert point_of(operation("a", "q"), BATCH) == JsonObject({"dims": [32]})
-    assert point_of(operation("r", "sampler", request_dims=("num_reqs",)), BATCH) == JsonObject({"dims": [3]})
+    assert point_of(operation("a", "q"), BATCH) == JsonObject({"d0": 32})
+    assert point_of(operation("r", "sampler", request_dims=("num_reqs",)), BATCH) == JsonObject({"d0": 3})
     assert point_of(attention, BATCH) == JsonObject({"batch": requests})
     assert point_of(step, BATCH) == JsonObject({"batch": requests, "num_new_requests": 1})
+
+
+@pytest.mark.parametrize(
+    ("dims", "point"),
+    [
+        ((), {}),
+        (("32*num_tokens",), {"d0": 1024}),
+        (("floor(num_tokens/3)", "num_reqs"), {"d0": 10, "d1": 3}),
+        (("num_reqs*num_tokens",), {"d0": 96}),
+    ],
+)
+def test_sizes_are_expressions_of_the_batch(operation: Make, dims: tuple[str, ...], point: dict[str, int]) -> None:
+    """Each dimension has its value, whatever expression it is, and goes by its place; an operation of none has one point."""
+    found = point_of(operation("a", "q", request_dims=dims), BATCH)
+    assert found == point
+    assert sizes_at([found, found], dims).tolist() == [list(point.values())] * 2
+
+
+def test_names_of_dimensions_are_the_models_own(operation: Make) -> None:
+    """A linear layer over tokens and the same one over `batch*seq` or over requests share their points."""
+    over_reqs = operation("a", "head", request_dims=("num_reqs",))
+    alike = {
+        point_of(operation("a", "q"), BATCH),
+        point_of(over_reqs, Batch((1,) * 32, (0,) * 32)),
+        point_at(("batch*seq",), {"batch": 4, "seq": 8}),
+    }
+    assert alike == {JsonObject({"d0": 32})}
+
+
+def test_what_no_batch_tells_is_named(operation: Make) -> None:
+    """An operation over pixels of images is refused in one line."""
+    with pytest.raises(UnsupportedModelError, match=r"^operation vision\.proj: runs over num_pixels, but a batch .*; .*$"):
+        point_of(operation("a", "vision.proj", request_dims=("num_pixels",)), BATCH)
+
+
+def test_a_batch_is_read_back_from_its_point(operation: Make) -> None:
+    """Requests come in the order of the point, with the new ones where it tells them."""
+    step = operation("s", "", stage="engine", stateful=True)
+    assert batch_at(point_of(step, BATCH)) == Batch((1, 1, 30), (20, 40, 0), 1)
 
 
 def test_the_order_of_requests_does_not_make_a_point(operation: Make) -> None:

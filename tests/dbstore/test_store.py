@@ -54,6 +54,13 @@ class StoreContract:
         fs, root = fsspec.url_to_fs(url)
         return {path[len(root) :].strip("/"): (fs, path) for path in fs.find(root)}
 
+    def label(self, url: str, version: int) -> None:
+        """Make a store one of another schema version."""
+        fs, path = self.raw(url)["zarr.json"]
+        document = json.loads(fs.cat_file(path))
+        document["attributes"]["dbstore"]["schema_version"] = version
+        fs.pipe_file(path, json.dumps(document).encode())
+
     def alter(self, url: str, ending: str, change: Callable[[bytes], bytes]) -> str:
         """Change the one file of that ending, and return its path below the root."""
         (name,) = [path for path in self.raw(url) if path.endswith(ending)]
@@ -249,13 +256,45 @@ class StoreContract:
     def test_newer_schema_is_refused(self, store: Store, url: str) -> None:
         """A store of a later layout is refused with both versions and advice, in either mode."""
         assert store.verify() == ()
-        fs, path = self.raw(url)["zarr.json"]
-        document = json.loads(fs.cat_file(path))
-        document["attributes"]["dbstore"]["schema_version"] = 7
-        fs.pipe_file(path, json.dumps(document).encode())
+        self.label(url, 7)
         for mode in ("r", "a"):
-            with pytest.raises(SchemaVersionError, match=r"schema version 7, this version reads 1; install a dooly"):
+            with pytest.raises(SchemaVersionError, match=r"schema version 7, this version reads 1 to 2; install a dooly"):
                 Store.open(url, mode)
+
+    def test_an_earlier_layout_reads_as_this_one(self, store: Store, url: str, make_record: Make) -> None:
+        """Points that were listed without names have them, in what is read and in what is only looked over; nothing changes."""
+        store.write(*(make_record(n, point={"dims": [n, 2]}) for n in (32, 16)), make_record(8, point={"batch": [[1, 8]]}))
+        self.label(url, 1)
+        before = {name: fs.cat_file(path) for name, (fs, path) in self.raw(url).items()}
+        old, key = Store.open(url), make_record(1).key
+        named = (make_record(8, point={"batch": [[1, 8]]}), *(make_record(n, point={"d0": n, "d1": 2}) for n in (16, 32)))
+        assert old.read(*key) == named
+        assert old.points(*key) == tuple(record.point for record in named)
+        assert old.has(*key, {"d0": 16, "d1": 2})
+        assert (old.info().schema_version, old.info().num_records, old.verify()) == (1, 3, ())
+        assert {name: fs.cat_file(path) for name, (fs, path) in self.raw(url).items()} == before
+
+    def test_an_earlier_layout_is_written_as_this_one(self, store: Store, url: str, make_record: Make) -> None:
+        """What is opened for writing goes by this version's number, takes new records, and is folded into new groups."""
+        store.write(make_record(32, point={"dims": [32]}))
+        self.label(url, 1)
+        named = [make_record(n, point={"d0": n}) for n in (32, 64)]
+        writer = Store.open(url, "a")
+        writer.write(*named)
+        assert (writer.info().schema_version, writer.verify()) == (2, ())
+        assert writer.read(*named[0].key) == tuple(named)
+        writer.compact(*named[0].key)
+        assert writer.read(*named[0].key) == tuple(named)
+        assert (writer.info().num_records, writer.verify()) == (2, ())
+
+    def test_merging_an_earlier_layout_repeats_nothing(self, store: Store, url: str, make_record: Make) -> None:
+        """A record that one store has in the earlier form and another in this one is one record, whichever way it goes."""
+        store.write(make_record(32, point={"dims": [32]}), make_record(16, point={"dims": [16]}))
+        self.label(url, 1)
+        other = Store.open(f"{url}-new", "a")
+        assert [other.merge(Store.open(url)), other.merge(Store.open(url)), Store.open(url, "a").merge(other)] == [2, 0, 0]
+        assert other.read(*make_record(1).key) == Store.open(url).read(*make_record(1).key)
+        assert len(other.read(*make_record(1).key)) == 2
 
     def test_other_things_are_not_stores(self, store: Store, url: str) -> None:
         """A Zarr group of another kind, or other files, are refused and left alone."""

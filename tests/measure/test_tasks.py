@@ -37,11 +37,11 @@ class _Measurer:
         """Take a nanosecond a size."""
         if task.size >= 8:
             raise self.error
-        return (record_of(KEY, JsonObject({"dims": [task.size]}), [task.size], {"others_cores": 0.0}),)
+        return (record_of(KEY, JsonObject({"d0": task.size}), [task.size], {"others_cores": 0.0}),)
 
     def give_up(self, task: _Task, reason: str) -> tuple[Record, ...]:
         """Keep the reason."""
-        return (infeasible_record(KEY, JsonObject({"dims": [task.size]}), task.number, reason),)
+        return (infeasible_record(KEY, JsonObject({"d0": task.size}), task.number, reason),)
 
     def compact(self) -> None:
         """Note that it was called."""
@@ -62,7 +62,7 @@ def test_what_cannot_run_is_recorded_and_the_sweep_goes_on(error: Exception, rea
     """A batch beyond the engine's cache, like one beyond its memory, costs its own points only."""
     measurer = _Measurer(error)
     records, _seconds = run_tasks(measurer, [_Task(0, size) for size in (1, 8, 2, 9)], None, lambda *_: None)
-    found = {record.point["dims"][0]: record.infeasible for record in records}
+    found = {record.point["d0"]: record.infeasible for record in records}
     assert set(found) == {1, 2, 8, 9}
     assert (found[1], found[2]) == (None, None)
     assert all(str(found[size]).startswith(reason) for size in (8, 9))

@@ -85,7 +85,7 @@ def test_a_point_alone_leaves_a_step_uncertain(
 ) -> None:
     """A store that knows an operation at one size only says that it hardly knows steps of others."""
     store = make_store(tmp_path / "db", environment, without="head")
-    store.write(Record("head-signature", environment.digest, {"dims": [1]}, np.array([30_000])))
+    store.write(Record("head-signature", environment.digest, {"d0": 1}, np.array([30_000])))
     step = load_latency_model(store, model, serving).step(Batch((1,) * 5, (100,) * 5))
     assert step.uncertainty_s >= step.breakdown_s["head"]
 

@@ -42,7 +42,7 @@ def test_a_plan_over_a_full_store_is_empty(operation: Make) -> None:
     assert len(everything) > 20
     assert set(everything.values()) == {PASSES}
     assert _points(operations, everything) == Counter()
-    lost = Counter({("a", JsonObject({"dims": [64]})): 1})
+    lost = Counter({("a", JsonObject({"d0": 64})): 1})
     assert _points(operations, everything - lost) == lost
 
 

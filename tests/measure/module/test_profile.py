@@ -117,7 +117,7 @@ def test_out_of_memory_is_a_record(modules: ModuleType, tmp_path: Path) -> None:
     assert result.num_measured == result.num_points
     (signature,) = {op.signature for op in traced.traced.operations}
     (environment,) = store.documents("environments")
-    found = {record.point["dims"][0]: record.infeasible for record in store.read(signature, environment)}
+    found = {record.point["d0"]: record.infeasible for record in store.read(signature, environment)}
     assert found[4] is None
     assert found[1 << 24].startswith("out of memory: ")
 
@@ -209,8 +209,8 @@ def plan(combinations: list[Mapping[str, int]], records: Counter[tuple[str, Json
     """Return the pass and the signatures of each task, for an operation over `batch*seq` and one over both."""
 
     def keys_at(sizes: Mapping[str, int]) -> list[tuple[str, JsonObject]]:
-        flat = ("flat", JsonObject({"dims": [sizes["batch"] * sizes["seq"]]}))
-        return [flat, flat, ("both", JsonObject({"dims": [sizes["batch"], sizes["seq"]]}))]
+        flat = ("flat", JsonObject({"d0": sizes["batch"] * sizes["seq"]}))
+        return [flat, flat, ("both", JsonObject({"d0": sizes["batch"], "d1": sizes["seq"]}))]
 
     tasks = plan_module_tasks(combinations, keys_at, lambda signature, point: records[signature, point])
     return [(task.number, [signature for signature, _ in task.missing]) for task in tasks]
@@ -224,7 +224,7 @@ def test_a_point_is_planned_once_a_pass() -> None:
 
 def test_records_count_as_passes() -> None:
     """A point with a record needs one pass less."""
-    known = Counter({("both", JsonObject({"dims": [2, 6]})): PASSES, ("flat", JsonObject({"dims": [12]})): 1})
+    known = Counter({("both", JsonObject({"d0": 2, "d1": 6})): PASSES, ("flat", JsonObject({"d0": 12})): 1})
     assert plan([{"batch": 2, "seq": 6}], known) == [(1, ["flat"]), (2, ["flat"])]
 
 
