@@ -56,6 +56,13 @@ class BatchArrays:
         computed = num_computed_tokens[None, :] + np.arange(num_steps)[:, None]
         return cls(np.ones_like(computed), computed, np.zeros(num_steps, dtype=np.int64))
 
+    @classmethod
+    def of_counts(cls, num_tokens: Ints, num_reqs: Ints) -> BatchArrays:
+        """Return batches of so many tokens and requests, shape (num_batches,) both, for what depends on nothing else."""
+        new = (num_reqs[:, None] > np.arange(num_reqs.max())).astype(np.int64)
+        new[:, 0] += num_tokens - num_reqs
+        return cls(new, np.zeros_like(new), np.zeros_like(num_reqs))
+
     @property
     def num_tokens(self) -> Ints:
         """Tokens computed in each step, shape (num_batches,)."""

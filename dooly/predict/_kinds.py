@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dooly.tracing import evaluate_form
+from dooly.tracing import evaluate_form, form_names
 
 if TYPE_CHECKING:
     from dooly.tracing import TracedOperation
@@ -19,6 +19,8 @@ LINEAR, ATTENTION, COLLECTIVE, MOVES = "linear", "attention", "collective", "mov
 _COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "gather")
 _GATED = 3
 """Matrices of a gated expert: gate, up and down."""
+_SOME_SIZE = 1024.0
+"""Of a request dimension, to tell whether FLOPs are those of a product: expressions divide sizes by small numbers."""
 _MATRIX = 2
 """Dimensions of a linear layer's weight."""
 
@@ -131,7 +133,8 @@ def _linear(operation: TracedOperation) -> LinearLayer | None:
     if operation.stateful or len(matrices) != 1 or len(operation.request_dims) != 1:
         return None
     n, k = (dim.value for dim in matrices[0].shape)
-    flops = float(evaluate_form(operation.request_flops, {operation.request_dims[0]: 1.0}))
-    if n is None or k is None or flops != 2.0 * n * k:
+    sizes = dict.fromkeys(form_names(operation.request_dims[0]), _SOME_SIZE)
+    m, flops = (float(evaluate_form(form, sizes)) for form in (operation.request_dims[0], operation.request_flops))
+    if n is None or k is None or not m or flops != 2.0 * m * n * k:
         return None
     return LinearLayer(n, k, matrices[0].dtype)

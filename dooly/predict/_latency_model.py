@@ -252,19 +252,19 @@ class LatencyModel:
         return self._by_table(fitted, batches)
 
     def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
-        """Predict an operation of one request dimension from a table over all its values, made at the first use."""
+        """Predict an operation of counts: where one count decides, from a table over all its values, made at the first use."""
+        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_reqs
+        if len(fitted.work.counts) > 1:
+            return fitted.latency_ns(BatchArrays.of_counts(num_tokens, num_reqs))
         key = (fitted.operation.signature, fitted.operation.request_dims)
         table = self._tables.get(key)
-        per_token = fitted.operation.request_dims == ("num_tokens",)
+        per_token = "num_tokens" in fitted.work.counts
         if table is None:
             sizes = np.arange(1, (self.domain.num_tokens if per_token else self.domain.num_reqs) + 1)
-            rows = BatchArrays(sizes[:, None], np.zeros_like(sizes)[:, None], np.zeros_like(sizes))
-            if not per_token:
-                filled = (sizes[:, None] >= sizes[None, :]).astype(np.int64)
-                rows = BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes))
-            table = self._tables[key] = fitted.latency_ns(rows)
-        index = (self._computed_tokens[batches.num_tokens] if per_token else batches.num_reqs) - 1
-        return np.asarray(table[index])
+            table = self._tables[key] = fitted.latency_ns(
+                BatchArrays.of_counts(sizes, np.ones_like(sizes) if per_token else sizes)
+            )
+        return np.asarray(table[(num_tokens if per_token else num_reqs) - 1])
 
     def _covers(self, batches: BatchArrays) -> bool:
         return (

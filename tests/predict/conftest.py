@@ -17,7 +17,7 @@ from dooly.measure import measurement_batches
 from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from dooly.batch import Batch
@@ -80,7 +80,7 @@ def _per_request(name: str, stage: str) -> TracedOperation:
     return _operation(name, stage=stage, **dims)
 
 
-def _traced() -> TracedModel:
+def _traced(more: Sequence[TracedOperation] = ()) -> TracedModel:
     attention = _operation(
         "attention",
         stateful=True,
@@ -96,6 +96,7 @@ def _traced() -> TracedModel:
         _operation("down"),
         _per_request("head", "logits"),
         _per_request("sampler", "sample"),
+        *more,
     )
     traced = TracedModel("made-up", {"engine": "vllm"}, modules)
     return replace(traced, operations=(*modules, *engine_operations(traced, ())))
@@ -133,9 +134,15 @@ def _step_ns(batch: Batch, laws: Laws = LAWS) -> float:
 
 
 def _fill(  # noqa: PLR0913, PLR0917 - what a store is made of
-    store: Store, model: ModelSource, environment: Environment, without: str | None, limits: ServingConfig, laws: Laws
+    store: Store,
+    model: ModelSource,
+    environment: Environment,
+    without: str | None,
+    limits: ServingConfig,
+    laws: Laws,
+    more: Sequence[TracedOperation],
 ) -> None:
-    traced = _traced()
+    traced = _traced(more)
     store.write_document("environments", environment.digest, environment.to_json())
     document = {"model": model.name, "config": model.digest, "environment": environment.digest, "traced": traced.to_json()}
     store.write_document("traces", f"trace-{environment.digest}", document)
@@ -167,6 +174,12 @@ def law_ns() -> Callable[[Batch], float]:
 
 
 @pytest.fixture(scope="session")
+def laws() -> Laws:
+    """Laws of the operations, by name."""
+    return LAWS
+
+
+@pytest.fixture(scope="session")
 def bent_laws() -> Laws:
     """Laws of the operations that bend within the measured range."""
     return BENT_LAWS
@@ -190,7 +203,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 def make_store(model: ModelSource) -> Callable[..., Store]:
     """Return a function that fills a store with the records of the small model, in each environment given.
 
-    It takes the name of an operation to leave out, the limits of the grid, and laws in place of the usual ones.
+    It takes the name of an operation to leave out, the limits of the grid, laws in place of the usual ones, and more operations.
     """
 
     def make(
@@ -199,10 +212,11 @@ def make_store(model: ModelSource) -> Callable[..., Store]:
         without: str | None = None,
         limits: ServingConfig = SERVING,
         laws: Laws = LAWS,
+        more: Sequence[TracedOperation] = (),
     ) -> Store:
         store = Store.open(path, "a")
         for environment in environments:
-            _fill(store, model, environment, without, limits, laws)
+            _fill(store, model, environment, without, limits, laws, more)
         return store
 
     return make

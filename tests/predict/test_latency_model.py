@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from dbstore import Record
 from dooly.batch import Batch
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
-from dooly.predict import BatchArrays, LatencyModel, load_latency_model
+from dooly.predict import BatchArrays, LatencyModel, fit_latency_model, load_latency_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbstore import Environment, Store
+    from dooly.tracing import TracedOperation
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = (
@@ -47,6 +49,41 @@ def test_a_step_follows_the_laws(latency: LatencyModel, law_ns: Callable[[Batch]
     assert step.seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.05)
     assert 0 < step.uncertainty_s < 0.1 * step.seconds
     assert not step.extrapolated
+
+
+@pytest.mark.parametrize(
+    ("dims", "cost", "law"),
+    [
+        (("32*num_tokens",), "4096*num_tokens", lambda b: 5_000 + 32 * 40 * b.num_tokens),
+        (("floor(num_tokens/2) + 1",), "4096*num_tokens", lambda b: 5_000 + 900 * b.num_tokens),
+        (("num_tokens", "num_reqs"), "512*num_tokens*num_reqs", lambda b: 5_000 + 300 * b.num_tokens * b.num_reqs),
+        (("num_reqs*num_tokens",), "512*num_tokens*num_reqs", lambda b: 5_000 + 300 * b.num_tokens * b.num_reqs),
+        ((), "1024", lambda _: 700_000),
+    ],
+    ids=["expression", "rounded expression", "two counts", "their product", "none"],
+)
+def test_an_operation_follows_its_law_over_whatever_sizes_it(  # noqa: PLR0913, PLR0917 - fixtures
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    serving: ServingConfig,
+    operation: Callable[..., TracedOperation],
+    laws: dict[str, Callable[[Batch], float]],
+    tmp_path: Path,
+    dims: tuple[str, ...],
+    cost: str,
+    law: Callable[[Batch], float],
+) -> None:
+    """An operation over an expression, over tokens and requests, or over neither is fitted and priced by all it sees."""
+    more = (operation("m", "more", request_dims=dims, request_flops=cost, request_bytes=cost),)
+    store = make_store(tmp_path / "db", environment, laws={**laws, "more": law}, more=more)
+    latency = load_latency_model(store, model, serving)
+    for batch in HELD_OUT:
+        assert latency.step(batch).breakdown_s["more"] == pytest.approx(law(batch) / 1e9, rel=0.05)
+    assert latency.steps_ns(BatchArrays.of(HELD_OUT)).tolist() == [latency.step_ns(batch) for batch in HELD_OUT]
+    graphs = fit_latency_model(store, latency.traced, environment, in_graphs=True)
+    padded = law(SimpleNamespace(num_tokens=8, num_reqs=5))  # type: ignore[arg-type]
+    assert graphs.step(Batch((1,) * 5, (100,) * 5)).breakdown_s["more"] == pytest.approx(padded / 1e9, rel=0.05)
 
 
 @pytest.mark.parametrize(("trees", "within"), [(True, True), (False, False)])
