@@ -11,6 +11,7 @@ from dooly.catalog._given import check_sizes, check_store, given_sizes
 from dooly.catalog._models import read_traced, write_described, write_traced
 from dooly.catalog._operation_tables import operation_table, shipped_file, write_table
 from dooly.catalog._points import (
+    DECODE_GROWTH_TOKENS,
     LAYER,
     MODULE,
     STEP,
@@ -32,6 +33,7 @@ from dooly.catalog._table import told_apart, trace_operations
 
 __all__ = [
     "CUDA_GRAPHS",
+    "DECODE_GROWTH_TOKENS",
     "LAYER",
     "MODULE",
     "STEP",

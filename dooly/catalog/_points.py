@@ -32,6 +32,8 @@ STEP = "step"
 """Name of the operation that is a step less its modules."""
 MODULE = "module"
 """Name of the operation that is the whole forward of a plain module."""
+DECODE_GROWTH_TOKENS = 64
+"""Tokens that a decode may still grow by while its batch is measured, so that its point holds as far."""
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
 

@@ -29,6 +29,8 @@ _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
 _MUCH_UNCERTAINTY = 0.25
 """Fraction of a step's latency from which on its uncertainty is worth a warning."""
+_MUCH_EXTRAPOLATED = 0.05
+"""Fraction of all seconds from which on extrapolation is worth one."""
 
 
 @engine_flags()
@@ -74,7 +76,9 @@ def simulate(  # noqa: PLR0913 - one argument an option
         from dooly.report import write_simulation
 
         write_simulation(result, f"{source.name}: {workload}", html_file)
-    if write_json(result.summary() | {"provenance": dict(latency.provenance)}, json_file):
+    _warn_if_extrapolated(source.name, latency.extrapolated_share)
+    sources = {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
+    if write_json(result.summary() | sources, json_file):
         _show(result)
         _show_sources(latency, config.num_kv_blocks)
 
@@ -114,6 +118,17 @@ def _warn_if_uncertain(model: str, step: StepLatency) -> None:
         typer.echo(
             f"dooly: warning: {model}: one decode step is known to within {share:.0%} only; see with `dooly profile --dry-run` "
             "what is not measured yet, or profile into a new --db PATH while nothing else runs",
+            err=True,
+        )
+
+
+def _warn_if_extrapolated(model: str, share: float) -> None:
+    """Say so where a good part of the answer is from steps whose contexts add up to more than any that was measured."""
+    if share > _MUCH_EXTRAPOLATED:
+        typer.echo(
+            f"dooly: warning: {model}: {share:.0%} of the seconds are of steps in which attention reads more than was measured; "
+            "see with `dooly profile --dry-run` what is not measured yet, or simulate with a smaller --max-num-seqs or "
+            "--max-num-batched-tokens",
             err=True,
         )
 

@@ -20,11 +20,12 @@ from dooly.catalog import (
 )
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
+from dooly.predict._domain import Domain
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit_hardware import host_times, load_hardware_model
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fitted import FittedLayer, FittedOperation, layer_features, layer_terms, step_features, step_terms
-from dooly.predict._latency_model import Domain, LatencyModel
+from dooly.predict._latency_model import LatencyModel
 from dooly.predict._measured import MeasuredOperation
 from dooly.predict._operation import OperationWork
 from dooly.predict._regressor import Regressor, fit_regressor
@@ -111,7 +112,8 @@ def fit_latency_model(
     engine = [op for op in traced.operations if op.stage == "engine"]
     (step,) = (op for op in engine if op.name == STEP)
     batches, latency_ns = _batches(records[step.signature])
-    domain = _domain(batches)
+    attention = {op.signature: _batches(records[op.signature])[0] for op in rows if op.depends_on_context}
+    domain = Domain.of(batches, list(attention.values()))
     fitted: dict[str, MeasuredOperation] = {}
     for operation in rows:
         if operation.signature not in fitted:
@@ -159,15 +161,6 @@ def _layer(
 def _batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
     points, latency_ns = medians(records)
     return BatchArrays.of([batch_at(point) for point in points]), latency_ns
-
-
-def _domain(batches: BatchArrays) -> Domain:
-    longest = int((batches.new + batches.computed).max())
-    return Domain(int(batches.num_tokens.max()) + 1, int(batches.num_reqs.max()), longest + _SPARE)
-
-
-_SPARE = 64
-"""Tokens that decodes grew by while they were measured."""
 
 
 def _records(store: Store, operation: TracedOperation, environment: Environment, model: str) -> tuple[Record, ...]:

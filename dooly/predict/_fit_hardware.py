@@ -12,9 +12,10 @@ from dooly.catalog import CUDA_GRAPHS, LAYER, layer_of, operation_table
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes
 from dooly.predict._device_latencies import DeviceLatencies
+from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedLayer, FittedOperation
 from dooly.predict._hardware import Hardware
-from dooly.predict._latency_model import Domain, LatencyModel
+from dooly.predict._latency_model import LatencyModel
 from dooly.predict._operation import OperationWork
 
 if TYPE_CHECKING:

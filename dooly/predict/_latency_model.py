@@ -12,7 +12,7 @@ from dooly.catalog import CUDA_GRAPHS
 from dooly.errors import OutOfDomainError, UnsupportedModelError
 from dooly.latency import HostTimes
 from dooly.predict._features import BatchArrays
-from dooly.predict._fitted import generic_path, operation_name, step_features, step_terms
+from dooly.predict._fitted import FittedOperation, generic_path, operation_name, step_features, step_terms
 from dooly.predict._memory import cache_room_bytes, token_bytes
 from dooly.predict._sources import SOURCES
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from dbstore import Environment
     from dooly.batch import Batch
     from dooly.engines import ServingConfig
-    from dooly.predict._fitted import FittedLayer, FittedOperation
+    from dooly.predict._domain import Domain
+    from dooly.predict._fitted import FittedLayer
     from dooly.predict._hardware import Hardware
     from dooly.predict._regressor import Regressor
     from dooly.predict._sources import Source
@@ -46,22 +47,11 @@ class StepLatency:
     """Seconds of each operation over all its runs, by module path; `layer` is what layers take beyond their operations, which may
     be negative, and `step` what the engine does around the model; `module` is what a plain module takes beyond its operations."""
     extrapolated: bool
-    """Whether the batch lies outside what was measured."""
+    """Whether the batch lies outside what was measured: beyond the limits of steps, where that was asked for, or with more for
+    attention to read than it was measured to."""
     provenance: Mapping[Source, float]
     """Share of the seconds that is from records of the very operations (`measured`), from others of their families (`family`),
     or from bytes over a measured bandwidth (`estimated`); the shares add up to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """The largest request dimensions that were measured, or that the engine's limits allow."""
-
-    num_tokens: int
-    """Tokens in a step."""
-    num_reqs: int
-    """Requests in a step."""
-    context: int
-    """Positions that one request reads."""
 
 
 class LatencyModel:
@@ -94,6 +84,8 @@ class LatencyModel:
         """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
         self.priced_ns: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         """Nanoseconds of all steps priced so far, by where they are from."""
+        self.extrapolated_ns = 0.0
+        """Those of steps in which attention reads more than it was measured to."""
         self._outside = outside
         self._layers = layers
         self._step = step
@@ -147,15 +139,16 @@ class LatencyModel:
 
         Args:
             batch: The scheduled batch.
-            extrapolate: Predict outside what was measured as well, and flag it, instead of refusing.
+            extrapolate: Predict beyond the measured tokens, requests or context as well, and flag it, instead of refusing.
 
         Raises:
             OutOfDomainError: The batch exceeds what was measured.
         """
         arrays = BatchArrays.of([batch])
-        outside = not self._covers(arrays)
-        if outside and not extrapolate:
-            raise OutOfDomainError(self._beyond(arrays))
+        allowed = self.domain.allows(arrays)
+        if not allowed and not extrapolate:
+            raise OutOfDomainError(self.domain.refusal(arrays, self.traced.model))
+        price = self._priced_ns if allowed else FittedOperation.latency_ns
         parts: dict[str, float] = {}
         sources: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         variance = 0.0
@@ -165,13 +158,13 @@ class LatencyModel:
             sources[source] += nanoseconds
 
         for fitted in self._outside:
-            nanoseconds = self._priced_ns(fitted, arrays)[0]
+            nanoseconds = price(fitted, arrays)[0]
             add(operation_name(fitted.operation), fitted.latency.source, nanoseconds)
             variance += (fitted.latency.relative_error * nanoseconds) ** 2
         for layer in self._layers:
             inner, count = 0.0, layer.operation.count
             for fitted in layer.members:
-                nanoseconds = self._priced_ns(fitted, arrays)[0]
+                nanoseconds = price(fitted, arrays)[0]
                 inner += nanoseconds
                 add(generic_path(operation_name(fitted.operation)), fitted.latency.source, count * nanoseconds)
                 if layer.regressor is None:
@@ -187,7 +180,8 @@ class LatencyModel:
         total_ns = sum(parts.values())
         seconds = {name: ns / 1e9 for name, ns in parts.items()}
         shares = {source: ns / total_ns for source, ns in sources.items()}
-        return StepLatency(total_ns / 1e9, variance**0.5 / 1e9, seconds, outside, shares)
+        extrapolated = not allowed or bool(self.domain.outreach(arrays)[0])
+        return StepLatency(total_ns / 1e9, variance**0.5 / 1e9, seconds, extrapolated, shares)
 
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step, in nanoseconds.
@@ -215,8 +209,8 @@ class LatencyModel:
         Raises:
             OutOfDomainError: A step exceeds what was measured.
         """
-        if not self._covers(batches):
-            raise OutOfDomainError(self._beyond(batches))
+        if not self.domain.allows(batches):
+            raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
         sources = {source: np.zeros(len(batches.new)) for source in SOURCES}
         if self._step is not None:
             sources["measured"] += self._step.predict_ns(step_terms(batches), step_features(batches))
@@ -238,7 +232,9 @@ class LatencyModel:
             sources["measured"] += layer.operation.count * (layer.whole_ns(inner, batches) - inner)
         for source, nanoseconds in sources.items():
             self.priced_ns[source] += float(nanoseconds.sum())
-        return np.asarray(np.maximum(np.rint(sum(sources.values())), 1), dtype=np.int64)
+        total_ns: Floats = np.sum(list(sources.values()), axis=0)
+        self.extrapolated_ns += float(total_ns[self.domain.outreach(batches)].sum())
+        return np.asarray(np.maximum(np.rint(total_ns), 1), dtype=np.int64)
 
     @property
     def provenance(self) -> Mapping[Source, float]:
@@ -246,10 +242,13 @@ class LatencyModel:
         total_ns = max(sum(self.priced_ns.values()), 1.0)
         return {source: nanoseconds / total_ns for source, nanoseconds in self.priced_ns.items()}
 
+    @property
+    def extrapolated_share(self) -> float:
+        """Share of all seconds priced so far that is of steps in which attention reads more than it was measured to."""
+        return self.extrapolated_ns / max(sum(self.priced_ns.values()), 1.0)
+
     def _priced_ns(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
-        if fitted.work.is_attention or not self._covers(batches):
-            return fitted.latency_ns(batches)
-        return self._by_table(fitted, batches)
+        return fitted.latency_ns(batches) if fitted.work.is_attention else self._by_table(fitted, batches)
 
     def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
         """Predict an operation of counts: where one count decides, from a table over all its values, made at the first use."""
@@ -265,20 +264,3 @@ class LatencyModel:
                 BatchArrays.of_counts(sizes, np.ones_like(sizes) if per_token else sizes)
             )
         return np.asarray(table[(num_tokens if per_token else num_reqs) - 1])
-
-    def _covers(self, batches: BatchArrays) -> bool:
-        return (
-            int(batches.num_tokens.max()) <= self.domain.num_tokens
-            and int(batches.num_reqs.max()) <= self.domain.num_reqs
-            and int((batches.new + batches.computed).max()) <= self.domain.context
-        )
-
-    def _beyond(self, batches: BatchArrays) -> str:
-        asked = {
-            "--max-num-batched-tokens": (int(batches.num_tokens.max()), self.domain.num_tokens, "tokens"),
-            "--max-num-seqs": (int(batches.num_reqs.max()), self.domain.num_reqs, "requests"),
-            "--max-model-len": (int((batches.new + batches.computed).max()), self.domain.context, "tokens in one request"),
-        }
-        beyond = {flag: found for flag, found in asked.items() if found[0] > found[1]}
-        facts = ", ".join(f"{value} {what} where {limit} were measured" for value, limit, what in beyond.values())
-        return f"step: {facts}; profile {self.traced.model} with a larger {' and '.join(beyond)}, or simulate with a smaller"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.cli._simulate import _warn_if_uncertain
+from dooly.cli._simulate import _warn_if_extrapolated, _warn_if_uncertain
 from dooly.predict import StepLatency
 
 if TYPE_CHECKING:
@@ -53,6 +53,15 @@ def test_an_unprofiled_model_is_told_the_command(db: Path, dooly: Callable[..., 
 def test_latencies_that_are_badly_known_are_told(uncertainty_s: float, warned: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A store measured by half, or under load, is one line of warning with the share; a good one is none."""
     _warn_if_uncertain("made-up", StepLatency(0.01, uncertainty_s, {}, extrapolated=False, provenance={"measured": 1.0}))
+    err = capsys.readouterr().err
+    assert err.count("\n") == bool(warned)
+    assert warned in err
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.0, ""), (0.02, ""), (0.4, "made-up: 40% of the seconds")])
+def test_much_extrapolation_is_told(share: float, warned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a good part of the seconds is beyond what attention was measured to read, one line says how much."""
+    _warn_if_extrapolated("made-up", share)
     err = capsys.readouterr().err
     assert err.count("\n") == bool(warned)
     assert warned in err

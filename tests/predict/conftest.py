@@ -141,6 +141,7 @@ def _fill(  # noqa: PLR0913, PLR0917 - what a store is made of
     limits: ServingConfig,
     laws: Laws,
     more: Sequence[TracedOperation],
+    where: Callable[[Batch], bool],
 ) -> None:
     traced = _traced(more)
     store.write_document("environments", environment.digest, environment.to_json())
@@ -148,7 +149,7 @@ def _fill(  # noqa: PLR0913, PLR0917 - what a store is made of
     store.write_document("traces", f"trace-{environment.digest}", document)
     records = {}
     for operation in (op for op in traced.operations if op.name != without):
-        for batch in measurement_batches(limits):
+        for batch in filter(where, measurement_batches(limits)):
             point = point_of(operation, batch)
             samples = np.array([round(_run_ns(operation.name, batch, laws))] * 3)
             records[operation.signature, point] = Record(operation.signature, environment.digest, point, samples)
@@ -203,20 +204,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 def make_store(model: ModelSource) -> Callable[..., Store]:
     """Return a function that fills a store with the records of the small model, in each environment given.
 
-    It takes the name of an operation to leave out, the limits of the grid, laws in place of the usual ones, and more operations.
+    It takes the name of an operation to leave out, the limits of the grid, laws in place of the usual ones, more operations, and
+    which batches could be measured.
     """
 
-    def make(
+    def make(  # noqa: PLR0913 - as above
         path: Path,
         *environments: Environment,
         without: str | None = None,
         limits: ServingConfig = SERVING,
         laws: Laws = LAWS,
         more: Sequence[TracedOperation] = (),
+        where: Callable[[Batch], bool] = lambda _: True,
     ) -> Store:
         store = Store.open(path, "a")
         for environment in environments:
-            _fill(store, model, environment, without, limits, laws, more)
+            _fill(store, model, environment, without, limits, laws, more, where)
         return store
 
     return make

@@ -275,6 +275,44 @@ def test_outside_what_was_measured(latency: LatencyModel, batch: Batch) -> None:
     assert step.seconds > latency.step(Batch((1,), (16,))).seconds
 
 
+@pytest.fixture(scope="module")
+def small_memory(
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    serving: ServingConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> LatencyModel:
+    """The small model on a device whose cache holds 1,000 tokens, so that no larger batch could be measured."""
+    path = tmp_path_factory.mktemp("small-memory") / "db"
+    store = make_store(path, environment, where=lambda b: b.num_tokens + sum(b.num_computed_tokens) <= 1000)
+    return load_latency_model(store, model, serving)
+
+
+@pytest.mark.parametrize(
+    ("batch", "extrapolated"),
+    [
+        (Batch((1,) * 8, (100,) * 8), False),
+        (Batch((1,) * 2, (445,) * 2), False),
+        (Batch((1,) * 8, (400,) * 8), True),
+        (Batch((1,) * 7 + (64,), (400,) * 7 + (0,), 1), True),
+        (Batch((250,), (250,), 1), True),
+        (Batch((250,), (0,), 1), False),
+    ],
+    ids=["decodes", "long decodes", "many long decodes", "among a prefill", "a chunk behind a context", "a prompt"],
+)
+def test_attention_beyond_what_it_was_measured_to_is_flagged(
+    small_memory: LatencyModel, batch: Batch, *, extrapolated: bool
+) -> None:
+    """Within the limits of steps, contexts may still add up to more than any that was measured: priced, and said so."""
+    assert small_memory.step(batch).extrapolated == extrapolated
+    before, total = small_memory.extrapolated_ns, sum(small_memory.priced_ns.values())
+    assert small_memory.step_ns(batch) == pytest.approx(1e9 * small_memory.step(batch).seconds, abs=1)
+    priced = sum(small_memory.priced_ns.values()) - total
+    assert small_memory.extrapolated_ns - before == pytest.approx(priced if extrapolated else 0)
+    assert 0 <= small_memory.extrapolated_share <= 1
+
+
 def test_an_extrapolation_follows_the_laws(latency: LatencyModel, law_ns: Callable[[Batch], float]) -> None:
     """At four times the measured tokens the prediction is still near: it extrapolates by work done."""
     batch = Batch((256,) * 4, (0,) * 4, 4)

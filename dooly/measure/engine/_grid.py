@@ -10,6 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from dooly.batch import Batch
+from dooly.catalog import DECODE_GROWTH_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,11 +57,11 @@ def _prefills(serving: ServingConfig) -> Iterator[Batch]:
 
 def _decodes(serving: ServingConfig) -> Iterator[Batch]:
     for count in (*(c for c in _REQUESTS if c < serving.max_num_seqs), serving.max_num_seqs):
-        for context in (*_CONTEXTS, serving.max_model_len - _SPARE - 1):
+        for context in (*_CONTEXTS, serving.max_model_len - DECODE_GROWTH_TOKENS - 1):
             yield Batch((1,) * count, (max(1, context),) * count)
     # Requests of one batch are unequal in an engine: attention waits for its longest, and reads the sum.
     for count in (*(c for c in _UNEQUAL if c < serving.max_num_seqs), serving.max_num_seqs):
-        for longest in (1024, serving.max_model_len - _SPARE - 1):
+        for longest in (1024, serving.max_model_len - DECODE_GROWTH_TOKENS - 1):
             yield Batch((1,) * count, _unequal(count, longest))
 
 
@@ -88,18 +89,14 @@ def _mixed(serving: ServingConfig) -> Iterator[Batch]:
         yield Batch((1,) * num_decodes + (prefill,), (context,) * num_decodes + (prefix,), 1)
     yield Batch((1,) * 8 + (100, 60), (200,) * 8 + (0, 0), 2)
     for num_decodes in (*(c for c in _UNEQUAL if c < most), most):
-        contexts = _unequal(num_decodes, serving.max_model_len - _SPARE - 1)
+        contexts = _unequal(num_decodes, serving.max_model_len - DECODE_GROWTH_TOKENS - 1)
         for prefill in (128, 512, serving.max_num_batched_tokens - num_decodes):
             yield Batch((1,) * num_decodes + (max(1, prefill),), (*contexts, 0), 1)
 
 
-_SPARE = 64
-"""Tokens that a decode may still generate while its batch is repeated."""
-
-
 def _fits(batch: Batch, serving: ServingConfig) -> bool:
     longest = max(n + c for n, c in zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
-    room = _SPARE if batch.num_new_requests < batch.num_reqs else 1
+    room = DECODE_GROWTH_TOKENS if batch.num_new_requests < batch.num_reqs else 1
     return (
         batch.num_reqs <= serving.max_num_seqs
         and batch.num_tokens <= serving.max_num_batched_tokens

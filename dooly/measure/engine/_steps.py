@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from dooly.catalog import DECODE_GROWTH_TOKENS
 from dooly.errors import MeasurementError
 from dooly.measure._tasks import InfeasibleBatchError
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from dooly.batch import Batch
     from dooly.engines.vllm import VllmEngine
     from dooly.measure.timers import Timer
-
-_SPARE_TOKENS = 60
 
 
 @dataclass(slots=True)
@@ -49,7 +48,7 @@ class BatchRunner:
         if any(new > 1 for new in batch.num_new_tokens[: batch.num_reqs - batch.num_new_requests]):
             raise MeasurementError("batch: requests of several new tokens must stand last and count as new; reorder the batch")
         pairs = zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True)
-        blocks = sum(ceil((new + computed + _SPARE_TOKENS) / engine.block_size) for new, computed in pairs)
+        blocks = sum(ceil((new + computed + DECODE_GROWTH_TOKENS) / engine.block_size) for new, computed in pairs)
         if blocks >= engine.num_kv_blocks:  # one of them is the engine's null block
             raise InfeasibleBatchError(
                 f"batch of {batch.num_reqs} requests: needs {blocks} KV blocks, the engine has {engine.num_kv_blocks - 1}"
@@ -64,7 +63,7 @@ class BatchRunner:
             for _, computed in pairs[:number]:
                 prompt = self._engine.prompt(computed)
                 # One token short of the wanted context: the first step, untimed, computes it and makes the request a decode.
-                self._decodes.append(self._engine.add(prompt, _SPARE_TOKENS, max(computed - 1, 0)))
+                self._decodes.append(self._engine.add(prompt, DECODE_GROWTH_TOKENS, max(computed - 1, 0)))
             if self._decodes:
                 self._engine.step()
             yield self

@@ -1,0 +1,85 @@
+"""What a latency model was measured over: the limits of whole steps, and how much attention read within them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dooly.catalog import DECODE_GROWTH_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from dooly.predict._features import BatchArrays
+
+    Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionReach:
+    """How much attention was measured to read in one step; its sums grow with requests and contexts together."""
+
+    decode_kv_tokens: float
+    """Positions that all decodes of a step read."""
+    prefill_pairs: float
+    """Query-key pairs of all prefills of a step."""
+
+    @classmethod
+    def of(cls, measured: Sequence[BatchArrays]) -> AttentionReach | None:
+        """Return how far attention was measured, given the batches of each operation: as far as the one that fell shortest."""
+        if not measured:
+            return None
+        works = [batches.attention(None) for batches in measured]
+        return cls(
+            min(float((work.decode_kv_tokens + DECODE_GROWTH_TOKENS * work.num_decodes).max()) for work in works),
+            min(float(work.prefill_pairs.max()) for work in works),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """The largest request dimensions that were measured, or that the engine's limits allow."""
+
+    num_tokens: int
+    """Tokens in a step."""
+    num_reqs: int
+    """Requests in a step."""
+    context: int
+    """Positions that one request reads."""
+    attention: AttentionReach | None = None
+    """How much attention read at most; None where no records of this model tell."""
+
+    @classmethod
+    def of(cls, steps: BatchArrays, attention: Sequence[BatchArrays]) -> Domain:
+        """Return the domain of a model, given the batches at which steps and each attention were measured."""
+        longest = int((steps.new + steps.computed).max()) + DECODE_GROWTH_TOKENS
+        return cls(int(steps.num_tokens.max()) + 1, int(steps.num_reqs.max()), longest, AttentionReach.of(attention))
+
+    def allows(self, batches: BatchArrays) -> bool:
+        """Tell whether all batches keep the limits of steps."""
+        return not self._excesses(batches)
+
+    def outreach(self, batches: BatchArrays) -> npt.NDArray[np.bool_]:
+        """Tell which batches read more than attention was measured to, shape (num_batches,)."""
+        work = batches.attention(None)
+        if self.attention is None:
+            return work.decode_kv_tokens < 0
+        return (work.decode_kv_tokens > self.attention.decode_kv_tokens) | (work.prefill_pairs > self.attention.prefill_pairs)
+
+    def refusal(self, batches: BatchArrays, model: str) -> str:
+        """Return what is wrong with batches that it does not allow, in one line."""
+        beyond = self._excesses(batches)
+        facts = ", ".join(f"{value} {what} where {limit} were measured" for value, limit, what in beyond.values())
+        return f"step: {facts}; profile {model} with a larger {' and '.join(beyond)}, or simulate with a smaller"
+
+    def _excesses(self, batches: BatchArrays) -> dict[str, tuple[int, int, str]]:
+        """Return by the engine's flag what goes beyond a limit: value, limit, what it counts."""
+        asked = {
+            "--max-num-batched-tokens": (int(batches.num_tokens.max()), self.num_tokens, "tokens"),
+            "--max-num-seqs": (int(batches.num_reqs.max()), self.num_reqs, "requests"),
+            "--max-model-len": (int((batches.new + batches.computed).max()), self.context, "tokens in one request"),
+        }
+        return {flag: found for flag, found in asked.items() if found[0] > found[1]}
