@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.catalog._environment import installed_version
+from dooly.catalog._trace_version import trace_version
 from dooly.device import cpu_name, visible_gpus
 from dooly.errors import EngineError
 from dooly.tracing import TracedModel
@@ -18,9 +19,6 @@ from dooly.tracing import TracedModel
 if TYPE_CHECKING:
     from dbstore import Environment, Store
     from dooly.engines import ModelSource, ServingConfig
-
-TRACE_VERSION = 3
-"""Raise it whenever tracing changes what it finds: stored traces of other versions are made anew."""
 
 
 def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[tuple[TracedModel, str], ...]:
@@ -39,7 +37,7 @@ def write_traced(store: Store, model: ModelSource, serving: ServingConfig, trace
         "model": model.name,
         "config": model.digest,
         "environment": environment.digest,
-        "version": TRACE_VERSION,
+        "version": trace_version(),
         "traced": traced.to_json(),
     }
     name = f"{_trace_digest(model, serving)}-{environment.digest}"
@@ -67,12 +65,11 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
         raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
     from dooly.engines.vllm import MODEL_RUNNER
-    from passes import SCHEME
 
     variables = [*map(os.environ.get, _VARIABLES), os.environ.get(MODEL_RUNNER, "0")]
     gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
     machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]
-    found = [TRACE_VERSION, SCHEME, model.digest, settings, versions, _torch_build(), machine]
+    found = [trace_version(), model.digest, settings, versions, _torch_build(), machine]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
 
 

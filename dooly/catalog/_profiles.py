@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
 from dooly.catalog._environment import CUDA_GRAPHS, on_this_machine
+from dooly.catalog._trace_version import trace_version
 from dooly.device import cpu_name
 from dooly.errors import InvalidInputError, MissingOperationError
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dbstore import Store
     from dooly.engines import ModelSource, ServingConfig
@@ -30,7 +32,7 @@ def profiled_model(
             continue
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
         if environment.dtype == serving.dtype and serving.attention_backend in {None, environment.attention_backend}:
-            found[environment] = max(found.get(environment, document), document, key=lambda known: known.get("version", 0))
+            found[environment] = max(found.get(environment, document), document, key=_recency)
     if not found:
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
         flags = f"--dtype {serving.dtype}{backend}"
@@ -55,6 +57,12 @@ def profiled_model(
             "or keep them in stores of their own"
         )
     return TracedModel.from_json(found[candidates[0]]["traced"]), candidates[0]
+
+
+def _recency(document: Mapping[str, Any]) -> tuple[bool, int | float]:
+    """Return what orders a model's traces: this code's own first, then those that are no older than the numbered ones."""
+    version = document.get("version", 0)
+    return version == trace_version(), version if isinstance(version, int) else math.inf
 
 
 def _differing(environments: Sequence[Environment]) -> dict[str, list[Any]]:

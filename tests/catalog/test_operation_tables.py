@@ -81,6 +81,18 @@ def test_a_trace_is_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.Monkey
     assert len(calls) == 3
 
 
+@pytest.mark.usefixtures("cache")
+def test_what_other_code_traced_is_traced_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table in the cache is read by the code that made it only."""
+    model, shipped = _other(tmp_path), operation_table(find_model("llama-3.1-8b"), ServingConfig())
+    calls = []
+    monkeypatch.setattr(_operation_tables, "trace_operations", lambda source, _: calls.append(source) or shipped)
+    for version in ("now", "now", "then", "now"):
+        monkeypatch.setattr(_operation_tables, "trace_version", lambda version=version: version)
+        operation_table(model, ServingConfig())
+    assert len(calls) == 2
+
+
 def test_a_cache_that_cannot_be_written_loses_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file stands where the cache's folder would be: the traced table is returned all the same."""
     cache.write_text("no folder")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dbstore import Record
 from dooly.batch import Batch
+from dooly.catalog._trace_version import trace_version
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
 from dooly.predict import BatchArrays, LatencyModel, fit_latency_model, load_latency_model
@@ -200,7 +201,7 @@ def test_another_element_type_was_not_profiled(store: Store, model: ModelSource,
 def test_the_latest_trace_of_an_environment_counts(
     make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
 ) -> None:
-    """A trace by an older version of the tracer, of the same model in the same environment, is left alone."""
+    """Of a model's traces in one environment that of this code counts, else one of unnumbered code, else the last one."""
     store = make_store(tmp_path / "db", environment)
     (name,) = store.documents("traces")
     document: Any = store.read_document("traces", name)
@@ -209,6 +210,12 @@ def test_the_latest_trace_of_an_environment_counts(
     for prefix in ("a", "z"):
         store.write_document("traces", f"{prefix}-older", document | {"version": 1, "traced": stale})
     assert len(load_latency_model(store, model, serving).traced.operations) == len(document["traced"]["operations"])
+    other = document["traced"] | {"model": "other code"}
+    store.write_document("traces", f"{name}-unnumbered", document | {"version": "f" * 32, "traced": other})
+    assert load_latency_model(store, model, serving).traced.model == "other code"
+    ours = document["traced"] | {"model": "this code"}
+    store.write_document("traces", f"{name}-ours", document | {"version": trace_version(), "traced": ours})
+    assert load_latency_model(store, model, serving).traced.model == "this code"
 
 
 def test_an_environment_that_was_not_profiled_is_told_apart(
