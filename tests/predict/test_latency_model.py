@@ -17,6 +17,7 @@ from dooly.batch import Batch
 from dooly.catalog._trace_version import trace_version
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
+from dooly.latency import HostTimes
 from dooly.predict import BatchArrays, LatencyModel, fit_latency_model, load_latency_model
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def test_an_operation_follows_its_law_over_whatever_sizes_it(  # noqa: PLR0913, 
     for batch in HELD_OUT:
         assert latency.step(batch).breakdown_s["more"] == pytest.approx(law(batch) / 1e9, rel=0.05)
     assert latency.steps_ns(BatchArrays.of(HELD_OUT)).tolist() == [latency.step_ns(batch) for batch in HELD_OUT]
-    graphs = fit_latency_model(store, latency.traced, environment, in_graphs=True)
+    graphs = fit_latency_model(store, latency.traced, environment, HostTimes())
     padded = law(SimpleNamespace(num_tokens=8, num_reqs=5))  # type: ignore[arg-type]
     assert graphs.step(Batch((1,) * 5, (100,) * 5)).breakdown_s["more"] == pytest.approx(padded / 1e9, rel=0.05)
 
