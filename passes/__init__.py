@@ -3,6 +3,7 @@
 from passes._errors import PassError
 from passes.canonical import canonicalize
 from passes.costs import Cost, estimate_cost
+from passes.family import Family, find_family
 from passes.flow import Flow, find_flow
 from passes.graph import CapturedGraph, SymbolSource
 from passes.operations import Operation, TensorSpec, split_operations
@@ -17,6 +18,7 @@ __all__ = [
     "CapturedGraph",
     "Cost",
     "Dim",
+    "Family",
     "Flow",
     "Operation",
     "Origin",
@@ -27,6 +29,7 @@ __all__ = [
     "analyse",
     "canonicalize",
     "estimate_cost",
+    "find_family",
     "find_flow",
     "name_origins",
     "same_operation",

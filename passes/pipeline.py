@@ -1,4 +1,4 @@
-"""The passes in order: origins, operations, data flow, costs, canonical form, signature."""
+"""The passes in order: origins, operations, data flow, costs, canonical form, signature, family."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from passes.canonical import canonicalize
 from passes.costs import Cost, estimate_cost
+from passes.family import Family, find_family
 from passes.flow import Flow, find_flow
 from passes.operations import Operation, split_operations
 from passes.origins import Origins, name_origins
@@ -31,6 +32,8 @@ class AnalysedOperation:
     """Its canonical graph."""
     signature: str
     """The canonical graph's signature, told apart from those of the graph's other operations."""
+    family: Family
+    """What it has in common with the same operation over other sizes."""
     request_dims: tuple[str, ...]
     """Its request dimensions, each an expression of the batch, in canonical order."""
 
@@ -60,4 +63,5 @@ def _analyse(operation: Operation, origins: Origins, known: dict[str, nx.DiGraph
     canonical = canonicalize(operation, origins)
     signature = resolve(canonical, known.get)
     known[signature] = canonical
-    return AnalysedOperation(operation, estimate_cost(operation, origins), canonical, signature, request_order(canonical))
+    cost, family = estimate_cost(operation, origins), find_family(canonical)
+    return AnalysedOperation(operation, cost, canonical, signature, family, request_order(canonical))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 SCHEME = 2
 """Version of the canonical form and of the hash. Signatures of different schemes never compare equal."""
@@ -22,7 +22,12 @@ SCHEME = 2
 
 def sign(graph: nx.DiGraph[int]) -> str:
     """Return the signature of a canonical graph: 32 hexadecimal digits."""
-    return _digest([f"dooly-operation-{SCHEME}", *sorted(refine(graph).values())])
+    return digest(f"dooly-operation-{SCHEME}", refine(graph).values())
+
+
+def digest(scheme: str, colours: Iterable[str]) -> str:
+    """Return the digest of a graph's colours under a scheme: 32 hexadecimal digits."""
+    return _digest([scheme, *sorted(colours)])
 
 
 def refine(graph: nx.DiGraph[int]) -> dict[int, str]:

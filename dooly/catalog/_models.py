@@ -52,7 +52,8 @@ def write_described(store: Store, environment: Environment, traced: TracedModel)
     for operation in traced.operations:
         if operation.signature not in known:
             known.add(operation.signature)
-            store.write_document("operations", operation.signature, dict(operation.canonical))
+            family = {"family": operation.family, "family_numbers": list(operation.family_numbers)}
+            store.write_document("operations", operation.signature, dict(operation.canonical) | family)
 
 
 def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:

@@ -91,6 +91,11 @@ class TracedOperation:
     """Engine attributes of a stateful operation: head counts, window, cache type."""
     canonical: Mapping[str, Any]
     """The canonical graph behind the signature."""
+    family: str = ""
+    """Identity of its family, the same operation over other sizes: the signature of the canonical graph with its numbers masked.
+    Empty for a step's own work."""
+    family_numbers: tuple[float, ...] = ()
+    """The numbers that were masked, in canonical order: what tells it from others of the family."""
     calls: tuple[TracedCall, ...] = ()
     """Each placement's place in the data flow, in the order of `placements`; empty in tables of before calls were kept."""
 
@@ -173,6 +178,7 @@ def _operation_to_json(op: TracedOperation) -> dict[str, Any]:
         "request_dims": list(op.request_dims),
         "attributes": dict(op.attributes),
         "canonical": dict(op.canonical),
+        "family_numbers": list(op.family_numbers),
     }
 
 
@@ -187,7 +193,18 @@ def _operation_from_json(data: Mapping[str, Any]) -> TracedOperation:
     placements = tuple((p["module"], p["count"]) for p in data["placements"])
     calls = tuple(TracedCall(c["name"], tuple(c["feeds_from"]), c["is_result"]) for c in data.get("calls", ()))
     changed = {"placements": placements, "calls": calls, "request_dims": tuple(data["request_dims"])}
-    return TracedOperation(**{**data, **tensors, **changed})
+    return TracedOperation(**{**data, **tensors, **changed, **_family_from_json(data)})
+
+
+def _family_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an operation's family: as written, or, in a table of before there were any, by the canonical graph."""
+    if "family" in data or data["stage"] == "engine":
+        return {"family": data.get("family", ""), "family_numbers": tuple(data.get("family_numbers", ()))}
+    from passes.family import find_family
+    from passes.signature import from_json
+
+    family = find_family(from_json(data["canonical"]))
+    return {"family": family.signature, "family_numbers": family.numbers}
 
 
 def _tensor_from_json(data: Mapping[str, Any]) -> TracedTensor:

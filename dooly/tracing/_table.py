@@ -97,6 +97,8 @@ def _row(
         request_bytes=str(traffic.subs(values)),
         attributes=operation.stateful or {},
         canonical=to_json(analysed.canonical),
+        family=analysed.family.signature,
+        family_numbers=analysed.family.numbers,
     )
 
 
