@@ -6,10 +6,10 @@
 its default mode, each load served twice. Printed are
 
 - operations: latencies by the imported tables over those by our own records, at many sizes;
-- steady decodes of the chosen batches: predicted over real time between steps;
+- steady decodes of the chosen batches: predicted over real time between steps, by the imported tables alone, by our own records,
+  and by what ships of the device, which is the tables with these records' single operations;
 - what the host took to launch steps with prompts in the first run of each load: the constants of `scripts/build_data.py`;
-- loads: errors of simulated TTFT and TPOT against the second run of each, by our own records and by the imported tables, beside
-  the noise between the two runs.
+- loads: errors of simulated TTFT and TPOT against the second run of each, by the same three, beside the noise between the runs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import shutil
 import tarfile
 import tempfile
 from collections import defaultdict
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from dooly.validation import KeptRuns, ServedRun
 
 RUNS = Path(__file__).parent / "groundtruth" / "h200"
+DATA = Path(__file__).parents[1] / "dooly" / "data"
+OWN_FILES = ("measured.npz", "curves.npz")
+"""What our own records add to the imported tables."""
 HARDWARE, PROFILED, OTHER = "h200", "llama-3.1-8b", "qwen2.5-7b"
 NUM_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048)
 NUM_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -120,13 +124,13 @@ def host_times(loads: Iterable[KeptRuns]) -> dict[str, float]:
     return {way: float(HOST_LAYERS * np.mean(times)) for way, times in per_layer.items()}
 
 
-def judge_loads(store: Store, loads: dict[str, KeptRuns]) -> list[dict[str, Any]]:
+def judge_loads(store: Store, imported: str, loads: dict[str, KeptRuns]) -> list[dict[str, Any]]:
     """Return the errors against the second run of every load, by each way to predict it, and the noise between its runs."""
     rows = []
     for name, kept in loads.items():
         model, workload = find_model(kept.model), parse_workload(kept.workload)
         noises = noise([run.result for run in kept.runs])
-        ways: dict[str, tuple[Store | None, str | None]] = {"imported": (None, HARDWARE)}
+        ways: dict[str, tuple[Store | None, str | None]] = {"imported": (None, imported), "shipped": (None, HARDWARE)}
         if kept.model == PROFILED:
             ways["own"] = (store, None)
         for way, (records, hardware) in ways.items():
@@ -158,18 +162,25 @@ def main() -> None:
         serving = read_runs(RUNS / f"{PROFILED}.FLASH_ATTN.default.medium.json.xz").serving
         own = load_latency_model(store, find_model(PROFILED), serving)
         models = (PROFILED, OTHER)
-        imported = {m: load_latency_model(model=find_model(m), serving=serving, hardware=HARDWARE) for m in models}
-        found: dict[str, Any] = {"schema": 1, "operations": compare_operations(own, imported[PROFILED])}
+        tables = f"{folder}/imported"
+        shutil.copytree(DATA / HARDWARE, tables, ignore=shutil.ignore_patterns(*OWN_FILES))
+        ways = {"imported": tables, "shipped": HARDWARE}
+        predicted = {
+            f"{m}, {way}": load_latency_model(model=find_model(m), serving=serving, hardware=hardware)
+            for m in models
+            for way, hardware in ways.items()
+        }
+        found: dict[str, Any] = {"schema": 1, "operations": compare_operations(own, predicted[f"{PROFILED}, imported"])}
         for name, row in found["operations"].items():
             print(f"imported over own, {name}: {_text(row)}, {row['number']} sizes")
-        found["decodes"] = {f"{m}, imported": judge_decodes(m, latency) for m, latency in imported.items()}
-        found["decodes"][f"{PROFILED}, own"] = judge_decodes(PROFILED, own)
+        predicted[f"{PROFILED}, own"] = own
+        found["decodes"] = {way: judge_decodes(way.partition(",")[0], latency) for way, latency in predicted.items()}
         for name, row in found["decodes"].items():
             print(f"steady decodes, {name}: predicted over real {_text(row)}, {row['number']} batches")
         loads = kept_loads()
         found["host_ns"] = host_times(loads.values())
         print(f"launches by the first runs, ms: { {way: round(ns / 1e6, 1) for way, ns in found['host_ns'].items()} }")
-        found["loads"] = judge_loads(store, loads)
+        found["loads"] = judge_loads(store, tables, loads)
         for row in found["loads"]:
             errors = []
             for metric in ("ttft", "tpot"):

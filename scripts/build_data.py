@@ -2,6 +2,7 @@
 
     python scripts/build_data.py tables               # needs the engine; minutes
     python scripts/build_data.py devices GPUDATA      # needs pyarrow; minutes
+    python scripts/build_data.py own                  # what our own records tell of a device beside these
 
 GPUDATA holds aiconfigurator's tables, a folder a system (`aiconfigurator/h200_sxm`, ...), and LLMServingSim's bundles
 (`llmservingsim/rtxpro6000/MODEL/tpN`). For each family it prints how far off it is on configurations held out of its fit.
@@ -9,7 +10,11 @@ GPUDATA holds aiconfigurator's tables, a folder a system (`aiconfigurator/h200_s
 
 from __future__ import annotations
 
+import json
 import sys
+import tarfile
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from dooly.engines import ServingConfig, find_model, listed_models
@@ -26,6 +31,10 @@ HOST = (1_500_000, 2_000_000, 7_800_000, 19_100_000)
 """What a host takes to launch steps of a model of 30 layers; `dooly.latency.HostTimes` says what each is. The last two are what
 benchmarks/h200_truth.py finds in the first runs of Llama 3.1 8B and Qwen2.5 7B on an H200; the first two are assumed: decodes
 take longer on the device."""
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "groundtruth"
+OWN = ("h200", "llama-3.1-8b")
+"""Device, as its folder of records has it, and model."""
+OWN_SOURCE = "single operations of Llama 3.1 8B and their families by Dooly, Apache-2.0, with vLLM 0.26.0"
 FLOPS_PER_S, NUM_SMS = 989e12, 132
 RANKS = (1, 2, 4, 8)
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
@@ -72,6 +81,28 @@ def build_bundled(gpudata: Path) -> None:
         print(f"{folder.parent.name} {folder.name}: attention held out {errors}; not placed: {', '.join(found.unplaced)}")
 
 
+def build_own() -> None:
+    """Add to a device what our own records tell of single operations; attention and whole steps are not among them."""
+    from dbstore import Store
+    from dooly.catalog import operation_table, profiled_model
+    from dooly.imports import recorded_sizes, write_measured
+
+    name, model_name = OWN
+    model, serving = find_model(model_name), ServingConfig()
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(RECORDS / name / "records.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        store = Store.open(f"{folder}/db")
+        traced, environment = profiled_model(store, model, replace(serving, attention_backend="FLASH_ATTN"), None)
+        table = operation_table(model, serving)
+        sizes = recorded_sizes(store, traced, environment, table)
+    operations = {op.signature: op for op in table.operations}
+    write_measured(sizes, operations, DATA / name)
+    file = DATA / name / "hardware.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"source": f"{SOURCE}; {OWN_SOURCE}"}, indent=1) + "\n")
+    print(f"{name}: {', '.join(operations[signature].name for signature in sizes)} of {model_name}")
+
+
 def build_tables() -> None:
     """Trace every listed model at every number of ranks that divides it."""
     from dooly.catalog import shipped_file, trace_operations, write_table
@@ -96,5 +127,8 @@ if __name__ == "__main__":
     elif what == "devices" and rest:
         build_devices(Path(rest[0]))
         build_bundled(Path(rest[0]))
+        build_own()
+    elif what == "own":
+        build_own()
     else:
         sys.exit(__doc__)

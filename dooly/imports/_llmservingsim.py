@@ -17,6 +17,7 @@ import numpy as np
 
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
+from dooly.imports._measured import write_measured
 from dooly.predict._family import fit_family
 from dooly.predict._family_features import mixed_inputs
 from dooly.predict._features import AttentionWork, BatchArrays
@@ -101,10 +102,10 @@ def build_bundled_device(bundles: Mapping[Path, TracedModel], out: Path, facts: 
     """
     out.mkdir(parents=True, exist_ok=True)
     found = {folder: read_bundle(folder, traced, facts) for folder, traced in bundles.items()}
-    sizes = {signature: np.stack(points) for bundle in found.values() for signature, points in bundle.sizes.items()}
-    shortest = min(float(points[1].min()) for points in sizes.values())
+    sizes = {signature: points for bundle in found.values() for signature, points in bundle.sizes.items()}
+    shortest = min(float(latency_ns.min()) for _, latency_ns in sizes.values())
     (out / "hardware.json").write_text(json.dumps(asdict(replace(facts, launch_ns=shortest)), indent=1) + "\n")
-    np.savez_compressed(out / "measured.npz", **sizes)  # type: ignore[arg-type] # numpy's stub takes no mapping
+    write_measured(sizes, {op.signature: op for traced in bundles.values() for op in traced.operations}, out)
     for bundle in found.values():
         for signature, regressor in bundle.attention.items():
             regressor.save(out / f"attention-{signature}.cbm")

@@ -1,7 +1,7 @@
 """What a device takes for operations of any configuration, from the measurements that ship with Dooly.
 
-Of each operation it says where its latency is from: a table of just this operation (measured), a family's regressor (family), or
-the bytes that it moves over the bandwidth that such operations reach (estimated).
+Of each operation it says where its latency is from: a table of just this operation (measured), a family's regressor or what other
+members of its family took (family), or the bytes that it moves over the bandwidth that such operations reach (estimated).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dooly.errors import MissingOperationError
 from dooly.predict._estimated import MovedBytes
 from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily
 from dooly.predict._family import FamilyRegressor
+from dooly.predict._family_curve import FamilyCurve
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
 from dooly.predict._kinds import AttentionShape, Collective, Experts, LinearLayer, kind_of, moves_only, router_of
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import numpy.typing as npt
+
     from dooly.predict._interconnect import Interconnect
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedOperation
+
+    Floats = npt.NDArray[np.float64]
 
 _DTYPES = ("bfloat16", "float16")
 """Element types that the families were measured in, or that take as long."""
@@ -65,6 +70,18 @@ class DeviceLatencies:
             return {signature: MeasuredSizes(*arrays[signature]) for signature in arrays.files}
 
     @cached_property
+    def curves(self) -> Mapping[str, FamilyCurve]:
+        """What was measured of operations that multiply no matrices, by their families."""
+        file = self._folder / "curves.npz"
+        if not file.is_file():
+            return {}
+        members: dict[str, list[tuple[Floats, Floats]]] = {}
+        with np.load(file, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                members.setdefault(name.partition("-")[0], []).append(tuple(arrays[name]))
+        return {family: FamilyCurve(tuple(found)) for family, found in members.items()}
+
+    @cached_property
     def linear(self) -> FamilyRegressor:
         """The family of linear layers."""
         return FamilyRegressor.load(self._folder / "linear.cbm")
@@ -91,8 +108,10 @@ class DeviceLatencies:
         found: OperationLatency | None = None
         if isinstance(kind, Collective):
             found = self._collective(kind, operation, model)
+        elif kind is None and moves_only(operation):
+            found = self.curves.get(operation.family) or MovedBytes(self.hardware)
         elif kind is None:
-            found = MovedBytes(self.hardware) if moves_only(operation) else None
+            found = None
         elif kind.dtype in _DTYPES:
             found = self._family(kind, operation)
         if found is not None:

@@ -60,7 +60,7 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         serving: The engine settings that the model was profiled with, or for `hardware`, those to predict.
         environment: The environment that it was profiled in, or the same in CUDA graphs, to predict these from the eager engine's
             records; None where the store holds the model in one only, and for a GPU, to go by `serving.enforce_eager`.
-        hardware: Name of a device that `dooly hardware` lists, in place of a store.
+        hardware: Name of a device that `dooly hardware` lists, or a folder of such data, in place of a store.
         interconnect: A link between its ranks that prices collectives, in place of what was measured of them.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbstore import Environment
@@ -20,7 +21,6 @@ from dooly.predict._operation import OperationWork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from dooly.engines import ModelSource, ServingConfig
     from dooly.predict._interconnect import Interconnect
@@ -141,14 +141,14 @@ def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
 
 @contextmanager
 def device_folder(name: str) -> Iterator[Path]:
-    """Give the folder of a device whose measurements ship with Dooly.
+    """Give the folder of a device whose measurements ship with Dooly, or that `name` is the path of.
 
     Raises:
         InvalidInputError: There is no such device, and the message names those there are.
     """
     with _data() as data:
-        folder = data / name
-        if not (folder / "hardware.json").is_file():
+        folder = next((place for place in (data / name, Path(name)) if (place / "hardware.json").is_file()), None)
+        if folder is None:
             known = ", ".join(hardware.name for hardware in listed_hardware())
             raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")
         yield folder

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.predict._family_curve import by_bytes
 from dooly.predict._family_features import mixed_inputs
 from dooly.predict._sources import ESTIMATE_ERROR
 
@@ -112,11 +113,7 @@ class CollectiveTable:
 
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
-        payload = work.payload_bytes(batches)
-        # Below the smallest payload latency counts alone; above the largest, bandwidth does.
-        beyond = np.maximum(payload / self.payload_bytes[-1], 1)
-        logs = np.interp(np.log(payload), np.log(self.payload_bytes), np.log(self.measured_ns))
-        return np.asarray(np.exp(logs) * beyond)
+        return by_bytes((self.payload_bytes, self.measured_ns), work.payload_bytes(batches))
 
 
 def left_out_error(
