@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.catalog import _operation_tables, operation_table, shipped_file, write_table
+from dooly.catalog import _operation_tables, operation_table, shipped_file, trace_operations, write_table
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.errors import EngineError, MissingOperationError
 
@@ -99,6 +99,13 @@ def test_a_cache_that_cannot_be_written_loses_nothing(tmp_path: Path, cache: Pat
     shipped = operation_table(find_model("llama-3.1-8b"), ServingConfig())
     monkeypatch.setattr(_operation_tables, "trace_operations", lambda *_: shipped)
     assert operation_table(_other(tmp_path), ServingConfig()) == shipped
+
+
+@pytest.mark.engine
+def test_a_shipped_table_is_what_this_code_traces() -> None:
+    """Whoever changes what tracing finds makes the shipped tables anew: `python scripts/build_data.py tables`."""
+    model, serving = find_model("smollm2-135m"), ServingConfig()
+    assert trace_operations(model, serving).operations == operation_table(model, serving).operations
 
 
 def test_a_shipped_table_is_what_was_written(tmp_path: Path) -> None:
