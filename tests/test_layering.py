@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("dooly", "passes", "dbstore")
 ORDER = (
     "dooly.errors",
+    "dooly.dtypes",
     "dooly.batch",
     "dooly.latency",
     "dooly.models",

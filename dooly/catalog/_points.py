@@ -18,6 +18,7 @@ import numpy as np
 
 from dbstore import JsonObject
 from dooly.batch import Batch
+from dooly.dtypes import item_bytes
 from dooly.errors import UnsupportedModelError
 from dooly.tracing import TracedModel, TracedOperation, evaluate_form, form_names, rename_form
 
@@ -34,7 +35,6 @@ MODULE = "module"
 """Name of the operation that is the whole forward of a plain module."""
 DECODE_GROWTH_TOKENS = 64
 """Tokens that a decode may still grow by while its batch is measured, so that its point holds as far."""
-_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -151,8 +151,7 @@ def parameter_bytes(operation: TracedOperation) -> int:
     """Return the size of the parameters that an operation reads as a whole, in bytes; tables looked up by index do not count."""
     if any(t.dtype.startswith("int") for t in operation.inputs):
         return 0
-    sizes = (prod((d.value or 1 for d in t.shape), start=_ITEM_BYTES.get(t.dtype, 1)) for t in operation.inputs if t.is_parameter)
-    return sum(sizes)
+    return sum(prod((d.value or 1 for d in t.shape), start=item_bytes(t.dtype)) for t in operation.inputs if t.is_parameter)
 
 
 def _own(name: str, path: str, members: list[str], count: int) -> TracedOperation:

@@ -10,6 +10,7 @@ _SHAPES_A_TRACE = (
     "passes/**/*.py",
     "dooly/tracing/**/*.py",
     "dooly/engines/**/*.py",
+    "dooly/dtypes.py",
     "dooly/catalog/_points.py",
     "dooly/catalog/_table.py",
 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dooly.dtypes import cache_item_bytes, item_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -15,9 +17,6 @@ if TYPE_CHECKING:
 
     Cost = tuple[sympy.Expr, sympy.Expr]
     """Floating-point operations, and the least memory traffic in bytes."""
-
-_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
-_DEFAULT_BYTES = 2
 
 
 def state_cost(attributes: Mapping[str, Any]) -> Cost | None:
@@ -44,7 +43,7 @@ def attention_cost(attributes: Mapping[str, Any]) -> Cost:
     heads, kv_heads = attributes["num_heads"], attributes["num_kv_heads"]
     size, size_v = attributes["head_size"], attributes["head_size_v"]
     flops = 2 * heads * (size + size_v) * pairs
-    cache = kv_heads * (size + size_v) * cache_item_bytes(attributes)
+    cache = kv_heads * (size + size_v) * cache_item_bytes(attributes["kv_cache_dtype"], attributes["dtype"])
     activations = heads * (size + size_v) * item_bytes(attributes["dtype"])
     return flops, cache * (kv_tokens + num_tokens) + activations * num_tokens
 
@@ -59,7 +58,7 @@ def latent_attention_cost(attributes: Mapping[str, Any]) -> Cost:
     heads, rank, rope = attributes["num_heads"], attributes["kv_lora_rank"], attributes["qk_rope_head_dim"]
     up_projection = heads * rank * (attributes["qk_nope_head_dim"] + attributes["v_head_dim"])
     flops = 2 * heads * (2 * rank + rope) * pairs + 2 * up_projection * num_tokens
-    cache = (rank + rope) * cache_item_bytes(attributes)
+    cache = (rank + rope) * cache_item_bytes(attributes["kv_cache_dtype"], attributes["dtype"])
     activations = heads * (attributes["qk_nope_head_dim"] + rope + attributes["v_head_dim"]) * num_tokens
     return flops, cache * (kv_tokens + num_tokens) + item_bytes(attributes["dtype"]) * (activations + up_projection)
 
@@ -80,16 +79,6 @@ def experts_cost(attributes: Mapping[str, Any]) -> Cost:
     experts_read = sympy.Min(attributes["num_local_experts"], routed)
     item = item_bytes(attributes["dtype"])
     return flops, item * (expert * experts_read + shared + 2 * attributes["hidden_size"] * num_tokens)
-
-
-def item_bytes(dtype: object) -> int:
-    """Return the size of one element, in bytes; a type that is not known counts as two."""
-    return _ITEM_BYTES.get(str(dtype), _DEFAULT_BYTES)
-
-
-def cache_item_bytes(attributes: Mapping[str, Any]) -> int:
-    """Return the size of one cached element, in bytes; an engine's name for "as the model" is the model's own type."""
-    return _ITEM_BYTES.get(str(attributes["kv_cache_dtype"]), item_bytes(attributes["dtype"]))
 
 
 def _symbols() -> tuple[sympy.Symbol, sympy.Symbol, sympy.Symbol]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.dtypes import item_bytes
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -107,14 +109,8 @@ def mixed_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWork)
 
 
 def _attention_cost(shape: AttentionShape, queries: Floats, pairs: Floats, kv_tokens: Floats) -> tuple[Floats, Floats]:
-    item = cache_bytes(shape.dtype)
-    cache = 2 * shape.num_kv_heads * shape.head_size * item * (kv_tokens + queries)
+    cache = 2 * shape.num_kv_heads * shape.head_size * item_bytes(shape.dtype) * (kv_tokens + queries)
     return 4 * shape.num_heads * shape.head_size * pairs, cache + 4 * shape.num_heads * shape.head_size * queries
-
-
-def cache_bytes(dtype: str) -> int:
-    """Return the size of one value of a KV cache, in bytes."""
-    return {"bfloat16": 2, "float16": 2, "float32": 4}.get(dtype, 1)
 
 
 def _logs(shape: AttentionShape, *columns: Floats) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from dooly.dtypes import cache_item_bytes, item_bytes
 from dooly.errors import InvalidInputError
 from dooly.tracing import evaluate_form
 
@@ -13,17 +14,10 @@ if TYPE_CHECKING:
     from dooly.predict._hardware import Hardware
     from dooly.tracing import TracedModel, TracedTensor
 
-_ITEM_BYTES = {"float32": 4, "int32": 4, "int64": 8, "bfloat16": 2, "float16": 2}
 _CONTEXT_BYTES = 1 << 30
 """What CUDA, its libraries and the engine's captured graphs take beside tensors: taken to be 1 GiB."""
 _HIDDEN_COPIES = 4
 """Hidden states that live beside an operation's own operands while it runs: residual, embeddings, two in flight."""
-
-
-def cache_item_bytes(kv_cache_dtype: str, dtype: str) -> int:
-    """Return the size of one value in the KV cache, in bytes."""
-    sizes = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
-    return sizes[dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
 
 
 def token_bytes(traced: TracedModel, dtype: str) -> int:
@@ -32,8 +26,8 @@ def token_bytes(traced: TracedModel, dtype: str) -> int:
     for operation in traced.operations:
         if "num_kv_heads" in operation.attributes:
             a = operation.attributes
-            item_bytes = cache_item_bytes(a["kv_cache_dtype"], dtype)
-            total += operation.count * a["num_kv_heads"] * (a["head_size"] + (a["head_size_v"] or 0)) * item_bytes
+            values = a["num_kv_heads"] * (a["head_size"] + (a["head_size_v"] or 0))
+            total += operation.count * values * cache_item_bytes(a["kv_cache_dtype"], dtype)
     return total
 
 
@@ -66,7 +60,7 @@ def _bytes_at(tensor: TracedTensor, size: int) -> int:
     """Return a tensor's bytes where each dimension that the request sets has one size."""
     known = {"num_tokens": size, "num_reqs": size}
     dims = (d.value if d.value is not None else int(evaluate_form(_plain(d.expr), known)) for d in tensor.shape)
-    return prod(dims) * _ITEM_BYTES.get(tensor.dtype, 1)
+    return prod(dims) * item_bytes(tensor.dtype)
 
 
 def _plain(expression: str) -> str:

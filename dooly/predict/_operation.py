@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.catalog import batch_dims
+from dooly.dtypes import item_bytes
 from dooly.tracing import evaluate_form, form_names
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ class OperationWork:
     def payload_bytes(self, batches: BatchArrays) -> Floats:
         """Return the bytes of what a collective hands out on one rank in each batch, shape (num_batches,)."""
         (output,) = self.operation.outputs
-        item = {"float32": 4}.get(output.dtype, 2)
-        return item * prod(dim.value for dim in output.shape if dim.value is not None) * self.sizes(batches)
+        return item_bytes(output.dtype) * prod(dim.value for dim in output.shape if dim.value is not None) * self.sizes(batches)
 
     def cost(self, batches: BatchArrays) -> tuple[Floats, Floats]:
         """Return FLOPs and least bytes of one run in each batch, shape (num_batches,) each.

@@ -19,6 +19,7 @@ from dooly.catalog import (
     write_traced,
 )
 from dooly.device import cache_bytes, cache_room_bytes
+from dooly.dtypes import item_bytes
 from dooly.engines import ModelSource, ServingConfig
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
@@ -120,8 +121,8 @@ def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingCon
 
     num_layers = _num_layers(traced)
     heads = [op.attributes for op in traced.operations if "num_kv_heads" in op.attributes]
-    item = 4 if serving.dtype == "float32" else 2
-    token_bytes = max((h["num_kv_heads"] * (h["head_size"] + (h["head_size_v"] or 0)) * item for h in heads), default=1)
+    values = max((h["num_kv_heads"] * (h["head_size"] + (h["head_size_v"] or 0)) for h in heads), default=1)
+    token_bytes = values * item_bytes(serving.dtype)
     tokens = serving.max_num_seqs * (serving.max_model_len + 256)
     room = cache_room_bytes(str(traced.environment["platform"]))
     reduced = replace(serving, kv_cache_memory_bytes=max(min(tokens * token_bytes * num_layers, room), 64 << 20))
