@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import CUDA_GRAPHS
+from dooly.catalog import CUDA_GRAPHS, LAYER, STEP
 from dooly.errors import OutOfDomainError, UnsupportedModelError
 from dooly.latency import HostTimes
 from dooly.predict._features import BatchArrays
@@ -171,11 +171,11 @@ class LatencyModel:
                     variance += (fitted.latency.relative_error * count * nanoseconds) ** 2
             if layer.regressor is not None:
                 whole = layer.whole_ns(np.array([inner]), arrays)[0]
-                add("layer", "measured", count * (whole - inner))
+                add(LAYER, "measured", count * (whole - inner))
                 variance += (layer.regressor.relative_error * count * whole) ** 2
         if self._step is not None:
             own_ns = self._step.predict_ns(step_terms(arrays), step_features(arrays))[0]
-            add("step", "measured", own_ns)
+            add(STEP, "measured", own_ns)
             variance += (self._step.relative_error * own_ns) ** 2
         total_ns = sum(parts.values())
         seconds = {name: ns / 1e9 for name, ns in parts.items()}

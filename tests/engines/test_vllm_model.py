@@ -227,3 +227,28 @@ def test_a_broken_configuration_is_refused(trace_config: TraceConfig, changes: d
     with pytest.raises(InvalidInputError, match=message) as refused:
         trace_config("llama", changes)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "path", "module", "stage"),
+    [
+        ("", "network.proj", "network.proj", "decoder"),
+        ("", "networks.0.proj", "networks.0.proj", "decoder"),
+        ("", "sampler", "sampler", "decoder"),
+        ("", "", "", "decoder"),
+        ("network", "network.lm_head", "lm_head", "logits"),
+        ("network", "network.network.proj", "network.proj", "logits"),
+        ("network", "network.sampler", "sampler", "logits"),
+        ("network", "network", "", "logits"),
+        ("network", "sampler", "sampler", "sample"),
+    ],
+)
+def test_paths_are_those_of_the_engines_model(
+    operation: Callable[..., TracedOperation], network: str, path: str, module: str, stage: str
+) -> None:
+    """Where the model is captured within another module that part is left out, and no module's own name is."""
+    from dooly.engines.vllm._model import _in_engine
+
+    row = operation("a", path, stage="logits" if network else "decoder")
+    found = _in_engine(row, {}, network)
+    assert (found.module, found.placements, found.stage) == (module, ((module, 1),), stage)

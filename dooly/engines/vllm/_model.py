@@ -139,14 +139,15 @@ def _received(network: Any, config: Any) -> dict[str, torch.Tensor] | None:  # n
     return dict(tensors)
 
 
-def _tabulate(
+def _tabulate(  # noqa: PLR0913, PLR0917 - what was captured, and what tells one stage from another
     describe: Callable[..., CapturedGraph],
     root: nn.Module,
     request_dims: Mapping[str, tuple[str | None, ...]],
     stage: str,
     counts: Mapping[str, int],
+    network: str = "",
 ) -> tuple[TracedOperation, ...]:
-    """Return a capture's operations, with paths below the engine's model: the captured module, or its child `network`."""
+    """Return a capture's operations, with paths below the engine's model, which lies at `network` in the captured module."""
     names = {id(p): name for name, p in root.named_parameters()}
     # A tied weight goes by one name, wherever the model reads it.
     known = {name: names[id(p)] for name, p in root.named_parameters(remove_duplicate=False)}
@@ -154,7 +155,7 @@ def _tabulate(
     held = {path: {names[id(p)]: p for p in held_parameters(root.get_submodule(path))} for path in stateful}
     graph = describe(request_dims, stateful, held)
     rows = tabulate(graph, stage=stage, counts=counts, state_cost=state_cost, model_class=type(root).__name__)
-    return tuple(_in_engine(row, known) for row in rows)
+    return tuple(_in_engine(row, known, network) for row in rows)
 
 
 def _head(
@@ -189,18 +190,32 @@ def _head(
         capture = capture_forward(head, (hidden_states, _random_sampling()))
     request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
     describe = partial(capture.describe, provenance=provenance.below("network"))
-    return _tabulate(describe, head, request_dims, "logits", {})
+    return _tabulate(describe, head, request_dims, "logits", {}, "network")
 
 
-def _in_engine(row: TracedOperation, known: Mapping[str, str]) -> TracedOperation:
-    """Return an operation with module and parameter paths as the engine's model has them."""
-    paths = tuple((path.removeprefix("network.").removeprefix("network"), count) for path, count in row.placements)
-    module = row.module.removeprefix("network.").removeprefix("network")
-    inputs = tuple(
-        replace(t, parameter=t.parameter and known.get(t.parameter, t.parameter).removeprefix("network.")) for t in row.inputs
+def _in_engine(row: TracedOperation, known: Mapping[str, str], network: str) -> TracedOperation:
+    """Return an operation with module and parameter paths as the engine's model has them.
+
+    What lies outside of the model, as the sampler does, keeps its path, and its stage tells it from the model's own modules.
+
+    Args:
+        row: The operation, with paths below the captured module.
+        known: The name that a parameter goes by in the captured module, by each of its names.
+        network: Path of the engine's model in the captured module.
+    """
+    inputs = tuple(replace(t, parameter=t.parameter and _below(known.get(t.parameter, t.parameter), network)) for t in row.inputs)
+    return replace(
+        row,
+        module=_below(row.module, network),
+        placements=tuple((_below(path, network), count) for path, count in row.placements),
+        inputs=inputs,
+        stage="sample" if network and row.module == "sampler" else row.stage,
     )
-    stage = "sample" if module == "sampler" else row.stage
-    return replace(row, module=module, placements=paths, inputs=inputs, stage=stage)
+
+
+def _below(path: str, network: str) -> str:
+    """Return a path as the engine's model has it; one that lies elsewhere as it is."""
+    return path[len(network) + 1 :] if f"{path}.".startswith(f"{network}.") else path
 
 
 def _random_sampling() -> Any:  # noqa: ANN401 - vLLM's SamplingMetadata

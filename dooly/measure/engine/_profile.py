@@ -8,6 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from dooly.catalog import (
+    LAYER,
     describe_environment,
     layer_of,
     parameter_bytes,
@@ -145,7 +146,7 @@ def _num_layers(traced: TracedModel) -> int:
             if (layer := layer_of(module)) is not None:
                 layers[layer] = layers.get(layer, 0) + parameter_bytes(operation)
     for operation in traced.operations:
-        if operation.name == "layer":
+        if operation.stage == "engine" and operation.name == LAYER:
             total += operation.count
     shown = max(int(path.rpartition(".")[2]) for path in layers) + 1
     platform_ = str(traced.environment["platform"])

@@ -138,21 +138,23 @@ class Profiler:
     def _targets(self, operations: Iterable[TracedOperation]) -> dict[nn.Module, Key]:
         """Return the modules that run operations, with the operations' keys; a module that layers share comes once."""
         traced = [op for op in operations if op.stage != "engine"]
-        return {self._module(path): key_of(op) for op in traced for path in self._modules(op)}
+        return {self._module(path, op.stage): key_of(op) for op in traced for path in self._modules(op)}
 
     def _own_times(self, runner: BatchRunner, own: list[TracedOperation]) -> dict[Key, list[int]]:
         """Time whole layers, and whole steps less the layers and modules in them."""
-        outside = {m for op in self._operations if op.stage != "engine" for m, _ in op.placements if layer_of(m) is None}
-        groups = {path: [self._module(m) for m in members] for path, members in self._kinds.items()}
-        times = time_steps(
-            runner, groups | {path: [self._module(path)] for path in sorted(outside)}, self._timer, _STEP_BUDGET_NS
-        )
+        network = self._engine.network
+        layers = {path: [network.get_submodule(member) for member in members] for path, members in self._kinds.items()}
+        traced = [op for op in self._operations if op.stage != "engine"]
+        # A module that runs in two stages counts once.
+        outside = {self._module(m, op.stage): m for op in traced for m, _ in op.placements if layer_of(m) is None}
+        others = {f"{path} {place}": [module] for place, (module, path) in enumerate(outside.items())}
+        times = time_steps(runner, layers | others, self._timer, _STEP_BUDGET_NS)
         rest = [
             step - sum(ns for values in parts.values() for ns in values)
             for step, parts in zip(times.step_ns, times.parts_ns, strict=True)
         ]
-        layers = {path: [ns for parts in times.parts_ns for ns in parts[path]] for path in self._kinds}
-        return {key_of(op): rest if op.name == STEP else layers[op.module] for op in own}
+        whole = {path: [ns for parts in times.parts_ns for ns in parts[path]] for path in layers}
+        return {key_of(op): rest if op.name == STEP else whole[op.module] for op in own}
 
     def _modules(self, operation: TracedOperation) -> list[str]:
         """Return the paths of all modules of the reduced engine that run an operation."""
@@ -162,9 +164,10 @@ class Profiler:
             paths += [module] if layer is None else [m + module[len(layer) :] for m in self._kinds.get(layer, [])]
         return paths
 
-    def _module(self, path: str) -> nn.Module:
+    def _module(self, path: str, stage: str) -> nn.Module:
+        """Return the module at a path of the engine's model; sampling lies outside of it."""
         sampler: nn.Module = self._engine.runner.sampler
-        return sampler if path == "sampler" else self._engine.network.get_submodule(path)
+        return sampler if stage == "sample" else self._engine.network.get_submodule(path)
 
     def _record(self, operation: TracedOperation, task: Task, values: list[int], facts: dict[str, JSON]) -> Record:
         return record_of((operation.signature, self._environment), point_of(operation, task.batch), values, facts)

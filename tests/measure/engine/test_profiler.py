@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dbstore import JsonObject
-from dooly.catalog import point_of
+from dooly.catalog import engine_operations, point_of
 from dooly.engines import ServingConfig
 from dooly.measure import PASSES, plan_tasks
 from dooly.measure._tasks import shuffled
+from dooly.measure.engine import _profile as engine_profile
+from dooly.measure.engine._profile import _num_layers
+from dooly.tracing import TracedDim, TracedModel, TracedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
     from dooly.tracing import TracedOperation
 
@@ -53,6 +59,15 @@ def test_a_model_that_shares_operations_plans_the_rest(operation: Make) -> None:
     rest = _points((b, c), known)
     assert {signature for signature, _ in rest} == {"c"}
     assert rest == _points((c,), Counter())
+
+
+def test_layers_are_counted_by_what_they_are(operation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that happen to be called `layer` are no layers more: the reduced engine has no more of them than the model."""
+    monkeypatch.setattr(engine_profile, "cache_bytes", lambda _platform: 1 << 40)
+    weight = TracedTensor("bfloat16", (TracedDim("8", "config", 8),), is_parameter=True)
+    modules = (operation("a", "blocks.0.layer", count=3, inputs=(weight,)), operation("b", "layer", count=50))
+    traced = TracedModel("m", {"platform": "cpu"}, modules)
+    assert _num_layers(replace(traced, operations=(*modules, *engine_operations(traced, ())))) == 3
 
 
 def test_a_task_lists_an_operation_once(operation: Make) -> None:
