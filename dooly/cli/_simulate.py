@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
+_LEAST_SHARE = 0.005
+"""Share of the seconds from which on a source is named."""
 _MUCH_UNCERTAINTY = 0.25
 """Fraction of a step's latency from which on its uncertainty is worth a warning."""
 _MUCH_EXTRAPOLATED = 0.05
@@ -80,34 +82,40 @@ def simulate(  # noqa: PLR0913 - one argument an option
     sources = {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
     if write_json(result.summary() | sources, json_file):
         _show(result)
-        _show_sources(latency, config.num_kv_blocks)
+        _show_sources(latency, serving, config.num_kv_blocks)
 
 
-def _show_sources(latency: LatencyModel, num_kv_blocks: int) -> None:
+def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: int) -> None:
     """Say what the answer stands on: where its seconds are from, how well they are known, and what was taken for granted."""
-    shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share)
+    shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
     step = latency.step(_DECODE, extrapolate=True)
-    typer.echo(f" seconds: {shares}; one decode step is known to within {step.uncertainty_s / step.seconds:.0%}")
-    if latency.hardware is not None:
-        device = latency.hardware
-        typer.echo(
-            f" {device.device}: kernels of {device.engine}, measured by {device.source}; {num_kv_blocks} KV blocks of "
-            f"{latency.block_size} tokens; taken for granted: 1 GiB for CUDA and graphs"
-        )
+    table = new_table("it stands on", "")
+    table.add_row("seconds", f"{shares}; one decode step is known to within {step.uncertainty_s / step.seconds:.0%}")
+    table.add_row(
+        "engine",
+        f"at most {serving.max_num_seqs} requests and {serving.max_num_batched_tokens:,} tokens a step, "
+        f"{serving.max_model_len:,} tokens a request; a step is scheduled "
+        f"{'while the one before runs' if latency.schedules_ahead else 'when the one before has run'}",
+    )
+    room = "; 1 GiB for CUDA and graphs is taken for granted" if latency.hardware is not None else ""
+    table.add_row("KV cache", f"{num_kv_blocks:,} blocks of {latency.block_size} tokens{room}")
     if latency.environment.device_kind == "cuda":
-        typer.echo(f" {_host_text(latency)}")
+        table.add_row("host", _host_text(latency))
+    if latency.hardware is not None:
+        table.add_row("device", f"{latency.hardware.device}, kernels of {latency.hardware.engine}")
+        table.add_row("source", latency.hardware.source)
+    show(table)
 
 
 def _host_text(latency: LatencyModel) -> str:
     """Say what the engine's host is taken to do."""
-    order = "each step is scheduled while another runs" if latency.schedules_ahead else "no step is scheduled ahead"
     host = latency.host
     if not host.plain_ns:
-        return f"{order}; what the host does is in the records, or hidden behind the device's work"
+        return "what it does is in the records, or taken to be hidden behind the device's work"
     whole, pieces, plain = (f"{ns / 1e6:.0f} ms" for ns in (host.whole_ns, host.pieces_ns, host.plain_ns))
     return (
-        f"{order}; the host launches decodes in {whole}, steps with prompts in {pieces}, above {host.max_captured_tokens} tokens "
-        f"in {plain}, as one did beside an H200"
+        f"launches decodes in {whole}, steps with prompts in {pieces}, those above {host.max_captured_tokens} tokens in {plain}, "
+        "as one did beside an H200"
     )
 
 
