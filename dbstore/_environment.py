@@ -29,21 +29,21 @@ class Environment:
     """Device name as its driver reports it, e.g. `NVIDIA H200`."""
     device_kind: str
     """`cpu` or `cuda`."""
-    driver: str
-    """Driver version; on a CPU the kernel release."""
-    torch_version: str
+    driver: str | None
+    """Driver version; on a CPU the kernel release; None where who measured does not tell, as below."""
+    torch_version: str | None
     """Version of torch."""
     engine: str
     """Serving engine, e.g. `vllm`."""
     engine_version: str
     """Version of the engine."""
-    attention_backend: str
+    attention_backend: str | None
     """Attention backend as the engine names it."""
     dtype: str
     """Element type of activations, e.g. `bfloat16`."""
     kv_cache_dtype: str
     """Element type of the KV cache, e.g. `auto`."""
-    block_size: int
+    block_size: int | None
     """Tokens in one KV-cache block."""
     execution_mode: str
     """`eager`, `compiled` or `cudagraph`."""
@@ -59,6 +59,8 @@ class Environment:
     """Processor that launches the device's work; None where it is the device."""
     model_runner: str | None = None
     """Generation of the engine's model runner, where it has several."""
+    source: str | None = None
+    """Who measured, and under which licence, where it was another tool; None for what Dooly measured."""
     later: Mapping[str, JSON] = JsonObject({})
     """Fields of a later version, as its document has them; kept as a `JsonObject`."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import DoolyError
+from dooly.imports import ImportResult, import_measurements
 from dooly.measure import profile, profile_module
 from dooly.predict import (
     Hardware,
@@ -33,6 +34,7 @@ __all__ = [
     "Batch",
     "DoolyError",
     "Hardware",
+    "ImportResult",
     "Interconnect",
     "LatencyModel",
     "ModuleLatency",
@@ -42,6 +44,7 @@ __all__ = [
     "Workload",
     "__version__",
     "find_model",
+    "import_measurements",
     "listed_hardware",
     "load_latency_model",
     "load_module_latency",

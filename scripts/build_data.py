@@ -76,8 +76,8 @@ def build_bundled(gpudata: Path) -> None:
         )
         for model, ranks in BUNDLED
     }
-    for folder, found in build_bundled_device(bundles, DATA / name, facts).items():
-        errors = ", ".join(f"{r.relative_error:.1%} median, {r.relative_error_p90:.1%} p90" for r in found.attention.values())
+    for folder, (found, attention) in build_bundled_device(bundles, DATA / name, facts).items():
+        errors = ", ".join(f"{r.relative_error:.1%} median, {r.relative_error_p90:.1%} p90" for r in attention.values())
         print(f"{folder.parent.name} {folder.name}: attention held out {errors}; not placed: {', '.join(found.unplaced)}")
 
 

@@ -8,8 +8,9 @@ from dooly.catalog._environment import (
     on_this_machine,
 )
 from dooly.catalog._given import check_sizes, check_store, given_sizes
-from dooly.catalog._models import read_traced, write_described, write_traced
+from dooly.catalog._models import NO_MODEL, read_traced, write_described, write_imported, write_traced
 from dooly.catalog._operation_tables import operation_table, shipped_file, write_table
+from dooly.catalog._plain_linear import plain_linear
 from dooly.catalog._points import (
     DECODE_GROWTH_TOKENS,
     LAYER,
@@ -36,6 +37,7 @@ __all__ = [
     "DECODE_GROWTH_TOKENS",
     "LAYER",
     "MODULE",
+    "NO_MODEL",
     "STEP",
     "Key",
     "batch_at",
@@ -55,6 +57,7 @@ __all__ = [
     "on_this_machine",
     "operation_table",
     "parameter_bytes",
+    "plain_linear",
     "point_at",
     "point_of",
     "profiled_model",
@@ -66,6 +69,7 @@ __all__ = [
     "trace_operations",
     "with_whole_module",
     "write_described",
+    "write_imported",
     "write_table",
     "write_traced",
 ]

@@ -19,6 +19,10 @@ from dooly.tracing import TracedModel
 if TYPE_CHECKING:
     from dbstore import Environment, Store
     from dooly.engines import ModelSource, ServingConfig
+    from dooly.tracing import TracedOperation
+
+NO_MODEL = "none"
+"""Stands for a configuration's digest where operations are no model's."""
 
 
 def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tuple[tuple[TracedModel, str], ...]:
@@ -33,16 +37,43 @@ def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tup
 
 def write_traced(store: Store, model: ModelSource, serving: ServingConfig, traced: TracedModel, environment: Environment) -> None:
     """Write the document that leads from a model to its operations and to the environment of their records."""
+    _write(store, _trace_digest(model, serving), (model.name, model.digest), traced, environment)
+
+
+def write_imported(
+    store: Store, model: ModelSource, traced: TracedModel, others: tuple[TracedOperation, ...], environment: Environment
+) -> None:
+    """Write the same document for records of another tool, which no engine and no state of this machine stand behind.
+
+    Args:
+        store: The store.
+        model: The model.
+        traced: Its operations.
+        others: Operations of no model that have records too; they get a document of their own, which no model's name finds.
+        environment: What the records were measured in.
+    """
+    made = {"engine": environment.engine, "engine_version": environment.engine_version}
+    beside = TracedModel(f"other operations of {environment.source}", made, others)
+    for table, config in ((traced, model.digest), *([(beside, NO_MODEL)] if others else [])):
+        signatures = [operation.signature for operation in table.operations]
+        found = [trace_version(), config, dict(table.environment), signatures]
+        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
+        _write(store, digest, (table.model, config), table, environment)
+
+
+def _write(store: Store, digest: str, model: tuple[str, str], traced: TracedModel, environment: Environment) -> None:
+    """Write a trace document of a model, by its name and its configuration's digest."""
+    name, config = model
     document = {
-        "model": model.name,
-        "config": model.digest,
+        "model": name,
+        "config": config,
         "environment": environment.digest,
         "version": trace_version(),
         "traced": traced.to_json(),
     }
-    name = f"{_trace_digest(model, serving)}-{environment.digest}"
-    if name not in store.documents("traces"):
-        store.write_document("traces", name, document)
+    place = f"{digest}-{environment.digest}"
+    if place not in store.documents("traces"):
+        store.write_document("traces", place, document)
 
 
 def write_described(store: Store, environment: Environment, traced: TracedModel) -> None:

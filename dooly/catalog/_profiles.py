@@ -31,9 +31,15 @@ def profiled_model(
         if document["config"] != model.digest:
             continue
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
-        if environment.dtype == serving.dtype and serving.attention_backend in {None, environment.attention_backend}:
+        if _suits(environment, document["traced"]["environment"], serving):
             found[environment] = max(found.get(environment, document), document, key=_recency)
     if not found:
+        if serving.tensor_parallel_size > 1 and _is_imported(store):
+            raise MissingOperationError(
+                f"{model.name}: the store holds nothing of this model over {serving.tensor_parallel_size} ranks; import it with "
+                f"`dooly db import --tensor-parallel-size {serving.tensor_parallel_size}`"
+            )
+        serving.require_one_rank()
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
         flags = f"--dtype {serving.dtype}{backend}"
         raise MissingOperationError(
@@ -63,6 +69,21 @@ def _recency(document: Mapping[str, Any]) -> tuple[bool, int | float]:
     """Return what orders a model's traces: this code's own first, then those that are no older than the numbered ones."""
     version = document.get("version", 0)
     return version == trace_version(), version if isinstance(version, int) else math.inf
+
+
+def _suits(environment: Environment, layout: Any, serving: ServingConfig) -> bool:  # noqa: ANN401 - JSON
+    """Tell whether a model traced in a layout, and measured in an environment, is what serving settings ask for."""
+    ranks = ("tensor_parallel_size", "pipeline_parallel_size")
+    return (
+        environment.dtype == serving.dtype
+        and serving.attention_backend in {None, environment.attention_backend}
+        and all(layout.get(name, 1) == getattr(serving, name) for name in ranks)
+        and (serving.tensor_parallel_size == 1 or layout["enable_expert_parallel"] == serving.enable_expert_parallel)
+    )
+
+
+def _is_imported(store: Store) -> bool:
+    return any("source" in store.read_document("environments", digest) for digest in store.documents("environments"))
 
 
 def _differing(environments: Sequence[Environment]) -> dict[str, list[Any]]:

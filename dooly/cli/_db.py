@@ -1,4 +1,4 @@
-"""`dooly db`: look into, check, merge and export latency stores."""
+"""`dooly db`: look into, check, merge, export and fill latency stores."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dooly.cli._options import writable_or_stdout
+from dooly.cli._options import Database, engine_flags, writable_or_stdout
 from dooly.cli._output import new_table, progress_bar, show
+from dooly.engines import ServingConfig  # noqa: TC001 - read from the signature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dbstore import Record
+    from dooly.imports import ImportResult
 
-db = typer.Typer(name="db", help="Look into, check, merge and export latency stores.")
+db = typer.Typer(name="db", help="Look into, check, merge, export and fill latency stores.")
 
 Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Latency stores: folders or fsspec URLs.")]
 
@@ -84,6 +86,49 @@ def merge(
         with progress_bar(f"{path}: merging"):
             num_copied = into.merge(source)
         typer.echo(f"{path}: {num_copied:,} records copied to {target}")
+
+
+@db.command("import")
+@engine_flags("dtype", "tensor_parallel_size")
+def import_files(  # noqa: PLR0913 - one argument an option
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A model's folder, or a system's of aiconfigurator.")],
+    *,
+    tool: Annotated[str, typer.Option("--format", metavar="TOOL", help="llmservingsim, aiconfigurator or vidur.")],
+    db: Database,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model whose operations the rows are of: a folder or a listed name.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The device as its driver reports it, where the files do not tell.")
+    ] = None,
+    serving: ServingConfig,
+) -> None:
+    """Write what another tool measured into a store, as records of a model's own operations."""
+    from dbstore import Store
+    from dooly.engines import find_model
+    from dooly.imports import read_measurements
+
+    source = None if model is None else find_model(model)
+    with progress_bar(f"{path}: importing"):
+        measurements = read_measurements(path, source, serving, tool=tool, device=device)
+        result = measurements.write(Store.open(db, "a"))
+    _show_import(path, result)
+
+
+def _show_import(path: str, result: ImportResult) -> None:
+    """Say how many records there are, and name all that found no place."""
+    for note in result.notes:
+        typer.echo(f"dooly: note: {note}", err=True)
+    num_left = sum(result.unplaced.values())
+    typer.echo(
+        f"{path}: {result.num_records:,} records of {result.num_operations:,} operations, {result.num_added:,} of them new; "
+        f"{num_left:,} rows not placed{':' * bool(num_left)}"
+    )
+    for what, count in result.unplaced.items():
+        typer.echo(f"  {what}: {count:,} rows")
+    if result.without_rows:
+        typer.echo("operations without rows, which go by their families or by bytes, or are refused:")
+        typer.echo(f"  {', '.join(result.without_rows)}")
 
 
 @db.command()

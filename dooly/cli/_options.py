@@ -66,7 +66,8 @@ InterconnectText = Annotated[
     typer.Option(
         "--interconnect",
         metavar="SPEC",
-        help="With --hardware: a link between ranks in place of measured collectives, as bandwidth=16,latency=20 (GB/s, us).",
+        help="With --hardware, or a --db of imported records: a link between ranks in place of measured collectives, as "
+        "bandwidth=16,latency=20 (GB/s, us).",
     ),
 ]
 WorkloadText = Annotated[

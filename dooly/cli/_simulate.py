@@ -51,8 +51,6 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
     if (db is None) == (hardware is None):
         raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
-    if interconnect is not None and hardware is None:
-        raise typer.BadParameter("--interconnect: prices the collectives of --hardware only; leave it out")
     from dbstore import Store
     from dooly.predict import Interconnect, load_latency_model
     from dooly.simulation import parse_workload, scheduler_config

@@ -1,7 +1,18 @@
-"""Readers of other tools' measurements, one file a tool; and the data that ships for a device, made from them."""
+"""Readers of other tools' measurements, one file a tool: into records of a store, or into the data that ships for a device."""
 
+from dooly.imports._bundled_device import build_bundled_device
 from dooly.imports._device import build_device, family_points
-from dooly.imports._llmservingsim import build_bundled_device, read_bundle
+from dooly.imports._import import ImportResult, Measurements, import_measurements, read_measurements
 from dooly.imports._measured import recorded_sizes, write_measured
 
-__all__ = ["build_bundled_device", "build_device", "family_points", "read_bundle", "recorded_sizes", "write_measured"]
+__all__ = [
+    "ImportResult",
+    "Measurements",
+    "build_bundled_device",
+    "build_device",
+    "family_points",
+    "import_measurements",
+    "read_measurements",
+    "recorded_sizes",
+    "write_measured",
+]

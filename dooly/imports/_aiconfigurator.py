@@ -58,10 +58,12 @@ def read_table(folder: Path, name: str, columns: tuple[str, ...]) -> Columns:
     Raises:
         InvalidInputError: The table is not there, is no parquet file, or lacks a column.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = folder / f"{name}_perf.parquet"
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"{path}: parquet needs pyarrow; install it with `pip install 'dooly-llm[imports]'`") from error
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -72,6 +74,16 @@ def read_table(folder: Path, name: str, columns: tuple[str, ...]) -> Columns:
     if missing:
         raise InvalidInputError(f"{path}: lacks the column {missing[0]}; this version reads aiconfigurator's tables of vLLM 0.24")
     return Columns({name: table[name].to_numpy(zero_copy_only=False) for name in (*columns, "latency")})
+
+
+def has_table(folder: Path, name: str) -> bool:
+    """Tell whether a folder has a table."""
+    return (folder / f"{name}_perf.parquet").is_file()
+
+
+def num_rows(folder: Path, name: str) -> int:
+    """Return how many rows a table has."""
+    return len(read_table(folder, name, ()).latency_ns)
 
 
 def linear_layers(folder: Path) -> Columns:
@@ -94,19 +106,22 @@ _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "
 
 def decodes(folder: Path) -> tuple[Columns, BatchArrays]:
     """Return full-attention decodes over a bfloat16 cache, with the batches that they ran."""
-    return _attention(folder, "generation_attention")
+    return _batches(attention(folder, "generation_attention"))
 
 
 def prefills(folder: Path) -> tuple[Columns, BatchArrays]:
     """Return full-attention prefills of prompts of several tokens over a bfloat16 cache, with the batches that they ran."""
-    return _attention(folder, "context_attention")
+    return _batches(attention(folder, "context_attention"))
 
 
-def _attention(folder: Path, name: str) -> tuple[Columns, BatchArrays]:
+def attention(folder: Path, name: str) -> Columns:
+    """Return the rows of full attention over a bfloat16 cache, of `context_attention` or `generation_attention`."""
     rows = read_table(folder, name, (*_ATTENTION, "kernel_source")).where(window_size=0, kv_cache_dtype="bfloat16")
     rows = rows.where(kernel_source="vllm_flash_attn_fa3")  # the kernel that the engine chooses on these devices
-    if name == "context_attention":
-        rows = rows.kept(rows["isl"] > 1)
+    return rows.kept(rows["isl"] > 1) if name == "context_attention" else rows
+
+
+def _batches(rows: Columns) -> tuple[Columns, BatchArrays]:
     count = np.asarray(rows["batch_size"], dtype=np.int64)
     filled = np.arange(count.max())[None, :] < count[:, None]
     new, computed = (np.asarray(rows[column], dtype=np.int64)[:, None] for column in ("isl", "step"))

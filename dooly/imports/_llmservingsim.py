@@ -1,44 +1,49 @@
 """LLMServingSim's bundles (casys-kaist/LLMServingSim, MIT): every layer of one rank of a model, in microseconds, eager mode.
 
 `dense.csv` over tokens, `per_sequence.csv` over requests, `attention.csv` over one prefill chunk behind a context beside decodes
-of one context, `skew.csv` over decodes of two contexts, whose times are sums of three shots. A layer belongs to the operations of
-the model's own table that run it: by the last part of their module's path, which is the engine's own name in both; the few that
-the bundle names by its own words stand in `_WORDS`.
+of one context, `skew.csv` over decodes of two contexts, whose times are sums of three shots; `meta.yaml` beside the folders of
+ranks says how. A layer belongs to the operations of the model's own table that run it: by the last part of their module's path,
+which is the engine's own name in both; the few that the bundle names by its own words stand in `_WORDS`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
-from dooly.imports._measured import write_measured
-from dooly.predict._family import fit_family
-from dooly.predict._family_features import mixed_inputs
-from dooly.predict._features import AttentionWork, BatchArrays
+from dooly.imports._reading import (
+    Placed,
+    Reading,
+    check_ranks,
+    counts,
+    measured_operations,
+    numbers,
+    ranks_of,
+    read_rows,
+    sized_batches,
+)
 from dooly.predict._kinds import AttentionShape, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
 
-    from dooly.predict._family import FamilyRegressor
-    from dooly.predict._hardware import Hardware
     from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
 
+SOURCE = "LLMServingSim (casys-kaist/LLMServingSim), MIT, CASYS Lab at KAIST"
 NS_PER_US = 1e3
+_GIVE = "the folder of a model's bundle of LLMServingSim's profiler 1, as rtxpro6000/llama-3.1-8b"
+_VERSION = "1"
+_VARIANTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _SHOTS = 3
-_CHUNK = 4096
-"""Batches that are made into arrays at once."""
 _WORDS = {
     "embed_tokens": "embedding",
     "input_layernorm": "layernorm",
@@ -52,64 +57,95 @@ _JOINT = "qk_norm"
 """One time for the norms of queries and of keys: each has the part of its bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """What one bundle says of a model's operations on a device."""
+def read_bundle(path: Path, traced: TracedModel) -> Reading:
+    """Return what a model's bundle says of its operations, with the facts of how it was measured.
 
-    sizes: dict[str, tuple[Floats, Floats]]
-    """Sizes and latencies in nanoseconds by signature, of operations over tokens or requests."""
-    attention: dict[str, FamilyRegressor]
-    """Regressors of attention by signature."""
-    unplaced: tuple[str, ...]
-    """Layers of the bundle that no operation of the model runs, and operations that it has no layer for."""
+    Args:
+        path: The folder of a model, with one for each number of ranks; or the one for the ranks of the table.
+        traced: The model's table of operations.
+
+    Raises:
+        InvalidInputError: The bundle has nothing for the table's ranks, is of another version of the profiler, or a file of it is
+            missing, lacks a column or holds no numbers.
+    """
+    folder = _folder(path, ranks_of(traced))
+    found = read_layers(folder, traced)
+    meta = folder.parent / "meta.yaml"
+    facts = _facts(meta)
+    dtype = traced.environment["dtype"]
+    if (variant := facts.pop("variant")) not in {None, _VARIANTS.get(dtype)}:
+        raise InvalidInputError(f"{meta}: its layers are of variant {variant}, not in {dtype}; give a bundle in {dtype}")
+    # Layers are placed by name, so nothing but its name tells a bundle of another model.
+    measured = facts.pop("model")
+    is_other = measured is not None and measured.rpartition("/")[2].lower() != traced.model.lower()
+    notes = (f"{meta}: is of {measured}; its layers were placed by name at those of {traced.model}",) if is_other else ()
+    return Reading(found.placed, found.unplaced, facts, notes=notes)
 
 
-def read_bundle(folder: Path, traced: TracedModel, hardware: Hardware) -> Bundle:
-    """Return what a bundle's folder of one number of ranks says of a model's operations.
+def read_layers(folder: Path, traced: TracedModel) -> Reading:
+    """Return what the files for one number of ranks say of a model's operations.
 
     Raises:
         InvalidInputError: A file is missing, lacks a column or holds no numbers.
     """
     layers = {
-        name: table
+        name: (file, *points)
         for file, size in (("dense.csv", "tokens"), ("per_sequence.csv", "sequences"))
-        for name, table in _layers(folder / file, size).items()
+        for name, points in _layers(folder / file, size).items()
     }
-    sizes: dict[str, tuple[Floats, Floats]] = {}
-    attention: dict[str, FamilyRegressor] = {}
-    used, lacking = set(), []
-    for operation in traced.operations:
-        if operation.stage == "engine" or operation.signature in sizes or operation.signature in attention:
-            continue
-        kind = kind_of(operation)
+    placed, used = [], set()
+    for operation in measured_operations(traced):
         word = _WORDS.get(operation.name, operation.name)
-        if isinstance(kind, AttentionShape):
-            attention[operation.signature] = _attention(folder, kind, hardware)
+        if isinstance(kind_of(operation), AttentionShape):
+            placed += [_attention(folder, operation), *_skew(folder, operation)]
         elif word in layers and _is_placeable(operation):
             used.add(word)
-            at, latency_ns = layers[word]
-            sizes[operation.signature] = (at, latency_ns * _part(operation, traced, word))
-        else:
-            lacking.append(f"operation {operation.module or operation.name}.{operation.name}")
-    return Bundle(sizes, attention, (*(f"layer {name}" for name in sorted(layers.keys() - used)), *lacking))
+            file, sizes, latency_ns = layers[word]
+            batches = sized_batches(operation, sizes.tolist())
+            placed.append(Placed(operation, batches, latency_ns * _part(operation, traced, word), f"{file} {word}"))
+    unplaced = {f"{layers[name][0]} {name}": len(layers[name][1]) for name in sorted(layers.keys() - used)}
+    if (folder / "moe.csv").is_file():
+        unplaced["moe.csv, whose times go by experts reached"] = len(read_rows(folder / "moe.csv", ("time_us",), _GIVE))
+    return Reading(tuple(placed), unplaced, {})
 
 
-def build_bundled_device(bundles: Mapping[Path, TracedModel], out: Path, facts: Hardware) -> dict[Path, Bundle]:
-    """Write the data of a device out of bundles, each with the table of its model, and return what each said.
+def _folder(path: Path, ranks: int) -> Path:
+    """Return the folder for a number of ranks, within a model's bundle or itself."""
+    if path.name.startswith("tp") and path.name[2:].isdigit():
+        check_ranks(path, ranks, (int(path.name[2:]),))
+        return path
+    known = [int(found.name[2:]) for found in path.glob("tp*") if found.name[2:].isdigit()]
+    if not known:
+        raise InvalidInputError(f"{path}: holds no folder tp1, tp2, ... of a bundle; give {_GIVE}")
+    check_ranks(path, ranks, known)
+    return path / f"tp{ranks}"
 
-    Raises:
-        InvalidInputError: A bundle lacks a file or a column.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    found = {folder: read_bundle(folder, traced, facts) for folder, traced in bundles.items()}
-    sizes = {signature: points for bundle in found.values() for signature, points in bundle.sizes.items()}
-    shortest = min(float(latency_ns.min()) for _, latency_ns in sizes.values())
-    (out / "hardware.json").write_text(json.dumps(asdict(replace(facts, launch_ns=shortest)), indent=1) + "\n")
-    write_measured(sizes, {op.signature: op for traced in bundles.values() for op in traced.operations}, out)
-    for bundle in found.values():
-        for signature, regressor in bundle.attention.items():
-            regressor.save(out / f"attention-{signature}.cbm")
-    return found
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Return what `meta.yaml` says of how a bundle was measured, and of which model."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error}); give {_GIVE}") from error
+    found: dict[str, str] = {}
+    for name, value in re.findall(r"^ *(\w+): *(.+?) *$", text, re.MULTILINE):
+        found.setdefault(name, value.strip("'\" "))
+    for name in ("profiler_version", "vllm_version", "gpu"):
+        if name not in found:
+            raise InvalidInputError(f"{path}: lacks {name}; give {_GIVE}")
+    if found["profiler_version"].partition(".")[0] != _VERSION:
+        raise InvalidInputError(f"{path}: is of profiler {found['profiler_version']}, of which nothing is known; give {_GIVE}")
+    return {
+        "model": found.get("model"),
+        "variant": found.get("variant"),
+        "device": found["gpu"],
+        "engine": "vllm",
+        "engine_version": found["vllm_version"],
+        "cuda_version": found.get("cuda_version"),
+        "block_size": int(found["block_size"]) if found.get("block_size", "").isdigit() else None,
+        "execution_mode": "eager",
+        "source": SOURCE,
+    }
 
 
 def _is_placeable(operation: TracedOperation) -> bool:
@@ -130,47 +166,40 @@ def _volume(operation: TracedOperation) -> float:
     return float(np.prod(sizes))
 
 
-def _layers(path: Path, size: str) -> dict[str, tuple[Floats, Floats]]:
-    rows = _rows(path, ("layer", size, "time_us"))
-    found = {}
-    for name in dict.fromkeys(row["layer"] for row in rows):
-        points = sorted((float(row[size]), NS_PER_US * float(row["time_us"])) for row in rows if row["layer"] == name)
-        found[name] = (np.array([p for p, _ in points]), np.array([t for _, t in points]))
-    return found
+def _layers(path: Path, size: str) -> dict[str, tuple[Ints, Floats]]:
+    """Return sizes and latencies in nanoseconds of each layer in a file, by growing size."""
+    rows = read_rows(path, ("layer", size, "time_us"), _GIVE)
+    names = np.array([row["layer"] for row in rows])
+    sizes, latency_ns = np.array(counts(path, rows, size)), NS_PER_US * numbers(path, rows, "time_us")
+    order = np.lexsort((latency_ns, sizes))
+    return {name: (sizes[own], latency_ns[own]) for name in dict.fromkeys(names) for own in [order[names[order] == name]]}
 
 
-def _attention(folder: Path, shape: AttentionShape, hardware: Hardware) -> FamilyRegressor:
-    """Fit attention over all batches of a bundle; each batch is a configuration of its own when errors are judged."""
-    batches, latency_us = [], []
-    for row in _rows(folder / "attention.csv", ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")):
-        chunk, context, count, length = (int(row[c]) for c in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode"))
-        batches.append(_batch([length] * count, chunk, context))
-        latency_us.append(float(row["time_us"]))
-    if (folder / "skew.csv").is_file():
-        for row in _rows(folder / "skew.csv", ("n", "nb", "pc", "kp", "kvs", "kv_big", "t_skew_us")):
-            count, long_ones = int(row["n"]), int(row["nb"])
-            lengths = [int(row["kv_big"])] * long_ones + [int(row["kvs"])] * (count - long_ones)
-            batches.append(_batch(lengths, int(row["pc"]), int(row["kp"])))
-            latency_us.append(float(row["t_skew_us"]) / _SHOTS)
-    parts = [BatchArrays.of(batches[i : i + _CHUNK]).attention(None) for i in range(0, len(batches), _CHUNK)]
-    work = AttentionWork(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(AttentionWork)))
-    latency_ns = NS_PER_US * np.array(latency_us)
-    return fit_family(*mixed_inputs(hardware, shape, work), latency_ns, np.arange(len(batches)))
+def _attention(folder: Path, operation: TracedOperation) -> Placed:
+    """Return attention over a chunk behind a context beside decodes of one context."""
+    path, columns = folder / "attention.csv", ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+    rows = read_rows(path, (*columns, "time_us"), _GIVE)
+    batches = [
+        _batch([length] * count, chunk, context)
+        for chunk, context, count, length in zip(*(counts(path, rows, c) for c in columns), strict=True)
+    ]
+    return Placed(operation, tuple(batches), NS_PER_US * numbers(path, rows, "time_us"), path.name)
+
+
+def _skew(folder: Path, operation: TracedOperation) -> list[Placed]:
+    """Return attention over decodes of two contexts, where it was measured."""
+    path, columns = folder / "skew.csv", ("n", "nb", "pc", "kp", "kvs", "kv_big")
+    if not path.is_file():
+        return []
+    rows = read_rows(path, (*columns, "t_skew_us"), _GIVE)
+    batches = [
+        _batch([longest] * num_long + [length] * (count - num_long), chunk, context)
+        for count, num_long, chunk, context, length, longest in zip(*(counts(path, rows, c) for c in columns), strict=True)
+    ]
+    return [Placed(operation, tuple(batches), NS_PER_US * numbers(path, rows, "t_skew_us") / _SHOTS, path.name)]
 
 
 def _batch(contexts: list[int], chunk: int, context: int) -> Batch:
     """Return decodes that each read so many positions, their own included, beside a chunk behind a context."""
     prefill = (chunk,) if chunk else ()
     return Batch((*((1,) * len(contexts)), *prefill), (*(max(c - 1, 0) for c in contexts), *((context,) if chunk else ())))
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read ({error.strerror}); give a bundle's folder, as MODEL/tp1") from error
-    missing = [column for column in columns if not rows or column not in rows[0]]
-    if missing:
-        raise InvalidInputError(f"{path}: lacks the column {missing[0]}; give a bundle of LLMServingSim's profiler 1.0")
-    return rows

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dooly.errors import InvalidInputError
+from dooly.predict._sources import ESTIMATE_ERROR
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,24 +89,28 @@ class FamilyRegressor:
             raise InvalidInputError(f"{path}: holds no family regressor ({error}); build it again") from error
 
 
-def fit_family(roofline_ns: Floats, features: Floats, latency_ns: Floats, configurations: Ints) -> FamilyRegressor:
-    """Fit a family's regressor, and judge it by configurations held out.
+def fit_family(
+    roofline_ns: Floats, features: Floats, latency_ns: Floats, configurations: Ints, num_judges: int = _FOLDS
+) -> FamilyRegressor:
+    """Fit a family's regressor, and judge it by configurations held out; one alone is judged by none, and taken for an estimate.
 
     Args:
         roofline_ns: The least time that the device could take at each point, shape (num_points,).
         features: Features of each point, shape (num_points, num_features).
         latency_ns: Measured latencies, shape (num_points,).
         configurations: Number of the configuration that each point belongs to, shape (num_points,).
+        num_judges: How many quarters of the configurations are held out, one after the other; each takes a fit of its own.
     """
     target = np.log(latency_ns / roofline_ns)
     known = np.unique(configurations)
     folds = np.random.default_rng(0).permutation(len(known)) % _FOLDS
     fold_of = folds[np.searchsorted(known, configurations)]
-    errors = np.empty(len(target))
-    for fold in range(_FOLDS):
-        held = fold_of == fold
-        errors[held] = held_out_errors(roofline_ns, features, latency_ns, ~held, held)
-    median, p90 = np.quantile(errors, [0.5, 0.9])
+    errors = [
+        held_out_errors(roofline_ns, features, latency_ns, fold_of != fold, fold_of == fold)
+        for fold in np.unique(folds)[:num_judges]
+        if len(known) > 1
+    ]
+    median, p90 = np.quantile(np.concatenate(errors or [np.array([ESTIMATE_ERROR])]), [0.5, 0.9])
     return FamilyRegressor(_fitted(features, target), float(median), float(p90), len(known), len(target))
 
 

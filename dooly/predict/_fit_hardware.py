@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbstore import Environment
-from dooly.catalog import CUDA_GRAPHS, LAYER, layer_of, operation_table
+from dooly.catalog import CUDA_GRAPHS, LAYER, operation_table
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
-from dooly.predict._fitted import FittedLayer, FittedOperation
+from dooly.predict._fitted import FittedOperation, laid_out
 from dooly.predict._hardware import Hardware
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._operation import OperationWork
@@ -97,15 +97,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
             latencies[operation.signature] = device.of(operation, traced.model)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
-    rows = [op for op in traced.operations if op.stage != "engine"]
-    outside = tuple(
-        fitted(op) for op in rows for module, count in op.placements if layer_of(module) is None for _ in range(count)
-    )
-    layers = tuple(
-        FittedLayer(layer, tuple(fitted(op) for op in rows for m, _ in op.placements if layer_of(m) == layer.module), None)
-        for layer in traced.operations
-        if layer.stage == "engine" and layer.name == LAYER
-    )
+    outside, layers = laid_out(traced, fitted)
     domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
     return LatencyModel(
         traced,

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.catalog import LAYER, layer_of
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from dooly.predict._features import BatchArrays
     from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
     from dooly.predict._sources import OperationLatency
-    from dooly.tracing import TracedOperation
+    from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
 
@@ -53,6 +57,22 @@ class FittedLayer:
         if self.regressor is None:
             return inner
         return self.regressor.predict_ns(layer_terms(inner, batches), layer_features(batches))
+
+
+def laid_out(
+    traced: TracedModel, fitted: Callable[[TracedOperation], FittedOperation]
+) -> tuple[tuple[FittedOperation, ...], tuple[FittedLayer, ...]]:
+    """Return a model's operations outside of all layers, and its layers as the sum of theirs, one entry a run."""
+    rows = [op for op in traced.operations if op.stage != "engine"]
+    outside = tuple(
+        fitted(op) for op in rows for module, count in op.placements if layer_of(module) is None for _ in range(count)
+    )
+    layers = tuple(
+        FittedLayer(layer, tuple(fitted(op) for op in rows for m, _ in op.placements if layer_of(m) == layer.module), None)
+        for layer in traced.operations
+        if layer.stage == "engine" and layer.name == LAYER
+    )
+    return outside, layers
 
 
 def layer_terms(inner: Floats, batches: BatchArrays) -> Floats:

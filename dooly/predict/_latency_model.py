@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 
+_BLOCK_SIZE = 16
+
+
 @dataclass(frozen=True, slots=True)
 class StepLatency:
     """The predicted latency of one engine step."""
@@ -109,8 +112,8 @@ class LatencyModel:
 
     @property
     def block_size(self) -> int:
-        """Tokens in one block of the engine's KV cache."""
-        return self.environment.block_size
+        """Tokens in one block of the engine's KV cache: vLLM's own on CUDA, where nobody recorded it."""
+        return self.environment.block_size or _BLOCK_SIZE
 
     def num_kv_blocks(self, serving: ServingConfig) -> int:
         """Return how many KV blocks the engine has, the null block included.

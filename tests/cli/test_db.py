@@ -1,10 +1,12 @@
-"""`dooly db`: info, verify, merge and export, on sound and on broken stores."""
+"""`dooly db`: info, verify, merge, export and import, on sound and on broken stores and files."""
 
 from __future__ import annotations
 
 import csv
 import json
 from typing import TYPE_CHECKING
+
+import pytest
 
 from dbstore import Store
 from dooly.tracing import TracedModel
@@ -115,3 +117,65 @@ def test_export_to_stdout_is_csv(db: Path, dooly: Callable[..., tuple[int, str, 
     assert code == 0
     assert out.splitlines()[0] == "signature,environment,point,median_ns,num_samples,infeasible"
     assert len(out.splitlines()) == 4
+
+
+WIDTHS = "n_head,n_kv_head,n_embd,n_expanded_embd,use_gated_mlp,num_tokens,num_tensor_parallel_workers"
+HEADS = "n_embd,n_q_head,n_kv_head,block_size,num_tensor_parallel_workers,batch_size,prefill_chunk_size,kv_cache_size"
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> Path:
+    """Profiles of Vidur of three products and of attention of Llama 3.1 8B, and of something that is none of its operations."""
+    folder = tmp_path / "compute" / "a100" / "llama"
+    folder.mkdir(parents=True)
+    names = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "warp_drive")
+    rows = [f"0.1,0.05,0.2,{9 + n / 1000},32,8,4096,14336,True,{n},1" for n in (1, 64, 2048)]
+    (folder / "mlp.csv").write_text("\n".join([",".join([*(f"time_stats.{name}.median" for name in names), WIDTHS]), *rows]))
+    decodes = [f"{0.01 * n},,4096,32,8,16,1,{n},0,{length}" for n in (1, 8) for length in (64, 4000)]
+    prefills = [f",{chunk / 1000},4096,32,8,16,1,1,{chunk},0" for chunk in (64, 512, 2048)]
+    header = f"time_stats.attn_decode.median,time_stats.attn_prefill.median,{HEADS}"
+    (folder / "attention.csv").write_text("\n".join([header, *decodes, *prefills]))
+    return folder
+
+
+def test_import_says_what_it_wrote_and_what_found_no_place(
+    profiles: Path, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A line counts records, operations and rows; what found no place is named. Again nothing is new; the store simulates."""
+    words = ("db", "import", "--format", "vidur", profiles, "--model", "llama-3.1-8b", "--db", tmp_path / "db")
+    code, out, err = dooly(*words)
+    first, what, _, lacking = out.splitlines()
+    assert (code, err) == (0, "")
+    assert first == f"{profiles}: 16 records of 4 operations, 16 of them new; 3 rows not placed:"
+    assert what == "  mlp.csv warp_drive: 3 rows"
+    assert {"model.layers.0.mlp.down_proj", "logits_processor", "sampler"} <= set(lacking.strip().split(", "))
+    assert f"{profiles}: 16 records of 4 operations, 0 of them new;" in dooly(*words)[1]
+    workload = "poisson:rate=1,requests=2,prompt=8,output=2"
+    code, out, _ = dooly("simulate", "llama-3.1-8b", "--db", tmp_path / "db", "--workload", workload)
+    assert code == 0
+    assert all(f"% {source}" in out for source in ("measured", "family", "estimated"))
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (
+            ["--format", "splitwise", "--model", "llama-3.1-8b"],
+            "--format: 'splitwise' is none of llmservingsim, aiconfigurator, vidur",
+        ),
+        (["--format", "vidur"], "--model: none given; name the model"),
+        (["--format", "vidur", "--model", "lama"], "MODEL: 'lama' is neither a folder nor a listed name"),
+        (["--format", "llmservingsim", "--model", "llama-3.1-8b"], "holds no folder tp1, tp2, ... of a bundle"),
+        (["--format", "aiconfigurator", "--model", "llama-3.1-8b"], "holds no gemm_perf.parquet"),
+        (["--format", "vidur", "--model", "llama-3.1-8b", "--tensor-parallel-size", "4"], "for 4 tensor-parallel ranks, only"),
+        (["--format", "vidur", "--model", "qwen2.5-0.5b"], "no row is of an operation of qwen2.5-0.5b in bfloat16"),
+    ],
+)
+def test_import_refuses_in_one_line(
+    profiles: Path, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]], words: list[str], rule: str
+) -> None:
+    """Exit code 2, a line that says what to give, and no store."""
+    code, out, err = dooly("db", "import", profiles, *words, "--db", tmp_path / "db")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert rule in err
+    assert not (tmp_path / "db").exists()

@@ -43,7 +43,6 @@ def test_a_simulation_says_what_it_stands_on(capsys: pytest.CaptureFixture[str],
         (["--hardware", "h200", "--pipeline-parallel-size", "2"], "--pipeline-parallel-size: 2 ranks can be traced but"),
         (["--hardware", "h200", "--attention-backend", "TRITON_ATTN"], "measured on h200 is FLASH_ATTN, not TRITON_ATTN"),
         (["--hardware", "h200", "--interconnect", "fast"], "--interconnect: 'fast' is not as"),
-        (["--db", "x", "--interconnect", "bandwidth=16,latency=20"], "--interconnect: prices the collectives of --hardware only"),
         (["--hardware", "h200", "--gpu-memory-utilization", "2"], "--gpu-memory-utilization: 2.0 does not lie above 0"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_known_field_is_not_hidden_among_later_ones(environment: Environment) 
         ("device_kind", "tpu"),
         ("execution_mode", "lazy"),
         ("block_size", 0),
-        ("block_size", None),
+        ("dtype", None),
         ("block_size", True),
         ("num_threads", -1),
         ("num_threads", "2"),

@@ -10,7 +10,8 @@ from dooly.batch import Batch
 from dooly.catalog import operation_table
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
-from dooly.imports import build_bundled_device, read_bundle
+from dooly.imports import build_bundled_device
+from dooly.imports._llmservingsim import read_bundle
 from dooly.predict import Hardware, load_latency_model
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._fit_hardware import assemble
@@ -21,51 +22,44 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedModel
 
 FACTS = Hardware("made-up", "NVIDIA Made Up", 80 << 30, 1e12, 5e14, 100, 1e12, 0.0, "vllm 0.19.0", "made up")
-DENSE = ("act_fn", "down_proj", "embedding", "final_layernorm", "gate_up_proj", "layernorm", "o_proj", "qkv_proj", "rotary_emb")
-
-
-@pytest.fixture(scope="module")
-def table() -> TracedModel:
-    """The operations of Llama 3.1 8B on one rank."""
-    return operation_table(find_model("llama-3.1-8b"), ServingConfig())
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A bundle in which each token takes a microsecond in each layer, and attention one a thousand positions."""
-    folder = tmp_path / "tp1"
-    folder.mkdir()
-    dense = [f"{layer},{tokens},{2 + tokens}" for layer in (*DENSE, "quantum_proj") for tokens in (1, 64, 2048)]
-    (folder / "dense.csv").write_text("\n".join(["layer,tokens,time_us", *dense]))
-    heads = [f"{layer},{count},{10 + count}" for layer in ("lm_head", "sampler") for count in (1, 64)]
-    (folder / "per_sequence.csv").write_text("\n".join(["layer,sequences,time_us", *heads]))
-    rows = [
-        f"{chunk},{context},{count},{length},{5 + (count * length + chunk * (context + chunk / 2)) / 1000}"
-        for chunk, context in ((0, 0), (16, 0), (128, 512), (1024, 0))
-        for count, length in ((0, 0), (1, 16), (8, 512), (64, 4096))
-        if chunk + count
-    ]
-    (folder / "attention.csv").write_text("\n".join(["prefill_chunk,kv_prefill,n_decode,kv_decode,time_us", *rows]))
-    skew = [f"{n},1,0,0,512,4096,{3 * (9 + n)}" for n in (2, 8, 32)]
-    (folder / "skew.csv").write_text("\n".join(["n,nb,pc,kp,kvs,kv_big,t_skew_us", *skew]))
-    return folder
 
 
 def test_layers_find_their_operations(bundle: Path, table: TracedModel) -> None:
-    """Microseconds become nanoseconds under the operations' signatures; one norm serves all that run the same."""
-    found = read_bundle(bundle, table, FACTS)
-    signatures = {op.name: op.signature for op in table.operations}
-    for name in ("qkv_proj", "o_proj", "rotary_emb", "logits_processor"):
-        assert signatures[name] in found.sizes
-    sizes, latency_ns = found.sizes[signatures["o_proj"]]
-    assert (sizes.tolist(), latency_ns.tolist()) == ([1, 64, 2048], [3000, 66000, 2050000])
-    (attention,) = found.attention.values()
-    assert attention.num_points == 15 + 3
+    """Microseconds become nanoseconds at the operations; one norm serves all that run the same."""
+    found = read_bundle(bundle, table)
+    placed = {rows.rows: rows for rows in found.placed}
+    names = {"qkv_proj", "o_proj", "rotary_emb", "layernorm", "embedding"}
+    assert {f"dense.csv {name}" for name in names} <= placed.keys()
+    assert {"per_sequence.csv lm_head", "attention.csv", "skew.csv"} <= placed.keys()
+    o_proj = placed["dense.csv o_proj"]
+    assert o_proj.operation.name == "o_proj"
+    assert [batch.num_tokens for batch in o_proj.batches] == [1, 64, 2048]
+    assert o_proj.latency_ns.tolist() == [3000, 66000, 2050000]
+    assert [batch.num_reqs for batch in placed["per_sequence.csv lm_head"].batches] == [1, 64]
+
+
+def test_attention_is_its_batches(bundle: Path, table: TracedModel) -> None:
+    """A decode's position is its own; decodes of two contexts take a third of what three shots took."""
+    placed = {rows.rows: rows for rows in read_bundle(bundle, table).placed}
+    attention, skew = placed["attention.csv"], placed["skew.csv"]
+    assert attention.batches[0] == Batch((1,), (15,))
+    assert Batch((*(1,) * 8, 128), (*(511,) * 8, 512)) in attention.batches
+    assert (skew.batches[0], skew.latency_ns[0]) == (Batch((1, 1), (4095, 511)), 11000)
 
 
 def test_what_finds_no_place_is_told(bundle: Path, table: TracedModel) -> None:
     """A layer that no operation runs; the last norm, which is the same operation as those of the layers."""
-    assert read_bundle(bundle, table, FACTS).unplaced == ("layer final_layernorm", "layer quantum_proj")
+    (bundle / "moe.csv").write_text("tokens,activated_experts,time_us\n1,8,20\n2,9,21")
+    unplaced = read_bundle(bundle, table).unplaced
+    assert unplaced.pop("moe.csv, whose times go by experts reached") == 2
+    assert unplaced == {"dense.csv final_layernorm": 3, "dense.csv quantum_proj": 3}
+
+
+def test_facts_are_those_of_the_profiler(bundle: Path, table: TracedModel) -> None:
+    """Who measured what, on which device; a model's folder gives the ranks of the table."""
+    facts = read_bundle(bundle.parent, table).facts
+    assert facts["device"] == "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+    assert (facts["engine_version"], facts["cuda_version"], facts["block_size"]) == ("0.19.0", "13.0", 16)
 
 
 def test_a_device_of_bundles_prices_a_step(bundle: Path, table: TracedModel, tmp_path: Path) -> None:
@@ -85,6 +79,11 @@ def test_a_device_of_bundles_prices_a_step(bundle: Path, table: TracedModel, tmp
         ("dense.csv", None, r"dense\.csv: cannot be read \(No such file"),
         ("attention.csv", "a,b\n1,2", r"attention\.csv: lacks the column prefill_chunk"),
         ("per_sequence.csv", "", r"per_sequence\.csv: lacks the column layer"),
+        ("dense.csv", "layer,tokens,time_us\no_proj,1,fast", r"dense\.csv, row 1: time_us is 'fast', no number of at least 0"),
+        ("dense.csv", "layer,tokens,time_us\no_proj,1.5,2", r"dense\.csv, row 1: tokens is '1\.5', no whole number"),
+        ("../meta.yaml", None, r"meta\.yaml: cannot be read"),
+        ("../meta.yaml", "gpu: x", r"meta\.yaml: lacks profiler_version"),
+        ("../meta.yaml", "profiler_version: 2.1\nvllm_version: 1\ngpu: x", r"is of profiler 2\.1, of which nothing is known"),
     ],
 )
 def test_a_bundle_that_is_none_is_refused(bundle: Path, table: TracedModel, name: str, text: str | None, rule: str) -> None:
@@ -94,7 +93,17 @@ def test_a_bundle_that_is_none_is_refused(bundle: Path, table: TracedModel, name
     else:
         (bundle / name).write_text(text)
     with pytest.raises(InvalidInputError, match=rule):
-        read_bundle(bundle, table, FACTS)
+        read_bundle(bundle, table)
+
+
+@pytest.mark.parametrize(
+    ("place", "rule"), [("..", r"for 2 tensor-parallel ranks, only for 1"), (".", r"only for 1"), ("../..", r"no folder tp1")]
+)
+def test_ranks_that_are_not_there_are_refused(bundle: Path, place: str, rule: str) -> None:
+    """The message says which there are; a folder without any is none of a bundle."""
+    table = operation_table(find_model("llama-3.1-8b"), ServingConfig(tensor_parallel_size=2))
+    with pytest.raises(InvalidInputError, match=rule):
+        read_bundle((bundle / place).resolve(), table)
 
 
 def test_the_shipped_device_holds_the_bundled_models() -> None:

@@ -65,3 +65,21 @@ def test_a_file_that_is_no_family_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(InvalidInputError, match=r"broken\.cbm: holds no family regressor"):
         FamilyRegressor.load(path)
+
+
+def test_a_configuration_alone_is_judged_by_nothing() -> None:
+    """Its error is taken to be an estimate's; two are held out of each other's fit."""
+    roofline, features, latency, configurations = _points(0.0)
+    alone, two = configurations == 0, configurations < 2
+    assert fit_family(roofline[alone], features[alone], latency[alone], configurations[alone]).relative_error == 0.5
+    assert fit_family(roofline[two], features[two], latency[two], configurations[two]).relative_error != 0.5
+
+
+def test_one_quarter_may_judge_for_all() -> None:
+    """Fewer fits, the same regressor, and about the same error."""
+    points = _points(0.01)
+    quick, whole = fit_family(*points, num_judges=1), fit_family(*points)
+    roofline, features, *_ = points
+    assert np.array_equal(quick.predict_ns(roofline, features), whole.predict_ns(roofline, features))
+    assert quick.relative_error == pytest.approx(whole.relative_error, rel=0.5)
+    assert quick.relative_error != whole.relative_error

@@ -18,7 +18,7 @@ from dooly.catalog._trace_version import trace_version
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
 from dooly.latency import HostTimes
-from dooly.predict import BatchArrays, LatencyModel, fit_latency_model, load_latency_model
+from dooly.predict import BatchArrays, Interconnect, LatencyModel, fit_latency_model, load_latency_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,6 +191,14 @@ def test_a_model_that_was_not_profiled_is_named(store: Store, serving: ServingCo
     (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
     with pytest.raises(MissingOperationError, match=r"other: the store holds no profile .* run `dooly profile other"):
         load_latency_model(store, ModelSource("other", tmp_path), serving)
+
+
+def test_links_and_ranks_are_not_a_profile_s(store: Store, model: ModelSource, serving: ServingConfig) -> None:
+    """Profiles are of one rank, without collectives that a link could price."""
+    with pytest.raises(InvalidInputError, match="--interconnect: prices the collectives of --hardware and of imported records"):
+        load_latency_model(store, model, serving, interconnect=Interconnect(16e9, 20_000.0))
+    with pytest.raises(InvalidInputError, match="--tensor-parallel-size: 2 ranks can be traced but not measured"):
+        load_latency_model(store, model, replace(serving, tensor_parallel_size=2))
 
 
 def test_another_element_type_was_not_profiled(store: Store, model: ModelSource, serving: ServingConfig) -> None:

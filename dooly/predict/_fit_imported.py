@@ -1,0 +1,49 @@
+"""The latency model of a model by records of operations alone, as `dooly db import` writes them: steps are their sums."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dooly.catalog import CUDA_GRAPHS
+from dooly.errors import InvalidInputError
+from dooly.predict._fit_hardware import host_times
+from dooly.predict._fitted import FittedOperation, laid_out
+from dooly.predict._latency_model import LatencyModel
+from dooly.predict._operation import OperationWork
+from dooly.predict._store_latencies import StoreLatencies
+
+if TYPE_CHECKING:
+    from dbstore import Environment, Store
+    from dooly.engines import ServingConfig
+    from dooly.predict._interconnect import Interconnect
+    from dooly.predict._sources import OperationLatency
+    from dooly.tracing import TracedModel, TracedOperation
+
+
+def load_imported_model(
+    store: Store, traced: TracedModel, environment: Environment, serving: ServingConfig, interconnect: Interconnect | None
+) -> LatencyModel:
+    """Return the latency model of what another tool measured: kernels alone, so the engine is one in CUDA graphs.
+
+    Raises:
+        InvalidInputError: They ask for an engine that launches each kernel on its own, which no tool measured.
+        MissingOperationError: Nothing in the store covers an operation.
+    """
+    if serving.enforce_eager:
+        raise InvalidInputError(
+            f"--enforce-eager: {environment.source} tells what kernels take, not what launching each of them does; leave it out, "
+            "or profile such a device"
+        )
+    device = StoreLatencies(store, environment, interconnect)
+    latencies: dict[str, OperationLatency] = {}
+
+    def fitted(operation: TracedOperation) -> FittedOperation:
+        if operation.signature not in latencies:
+            latencies[operation.signature] = device.of(operation, traced.model)
+        return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
+
+    outside, layers = laid_out(traced, fitted)
+    in_graphs = replace(environment, execution_mode=CUDA_GRAPHS)
+    host, ahead = host_times(environment.device, traced, serving), serving.async_scheduling
+    return LatencyModel(traced, in_graphs, outside, layers, None, device.domain(traced), host=host, schedules_ahead=ahead)

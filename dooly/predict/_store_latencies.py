@@ -1,0 +1,220 @@
+"""What operations take by a store that holds records of operations alone, as imported ones are.
+
+An operation goes by its own records (measured); without any, by what others of its kind or of its graph's family take in the
+same environment (family); and where nothing like it was measured and it multiplies no matrices, by its bytes (estimated).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dooly.catalog import NO_MODEL, key_of
+from dooly.errors import MissingOperationError
+from dooly.predict._domain import Domain
+from dooly.predict._estimated import MovedBytes
+from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily
+from dooly.predict._family_curve import FamilyCurve
+from dooly.predict._fit_hardware import listed_hardware
+from dooly.predict._hardware import Hardware
+from dooly.predict._interconnect import LinkedCollective
+from dooly.predict._kinds import AttentionShape, Collective, LinearLayer, kind_of, moves_only
+from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
+from dooly.predict._operation import OperationWork
+from dooly.predict._recorded import recorded_points
+from dooly.predict._recorded_families import attention_families, experts_family, linear_family, mixed_attention
+from dooly.tracing import TracedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from dbstore import Environment, Store
+    from dooly.catalog import Key
+    from dooly.predict._family import FamilyRegressor
+    from dooly.predict._features import BatchArrays
+    from dooly.predict._interconnect import Interconnect
+    from dooly.predict._kinds import Kind
+    from dooly.predict._sources import OperationLatency, Source
+    from dooly.tracing import TracedOperation
+
+    Floats = npt.NDArray[np.float64]
+
+_LEAST_NS = 500.0
+"""No kernel is faster: tools that round to microseconds say 0."""
+_SOME_SMS = 100
+"""Multiprocessors of a device that is not known: a scale in the families' features, the same at every point."""
+
+
+class StoreLatencies:
+    """The latencies that a store's records in one environment tell of any operation."""
+
+    def __init__(self, store: Store, environment: Environment, interconnect: Interconnect | None = None) -> None:
+        """Take a store, the environment, and a link to price collectives by in place of what was measured of them."""
+        self._interconnect = interconnect
+        self._store = store
+        self._environment = environment
+        self._points: dict[Key, tuple[BatchArrays, Floats]] = {}
+        self._families: dict[tuple[type, str], tuple[FamilyRegressor, ...] | None] = {}
+
+    @cached_property
+    def known(self) -> Mapping[str, TracedOperation]:
+        """Operations that have records, by signature, of all models that were imported into the environment."""
+        digest = self._environment.digest
+        recorded = {signature for signature, environment in self._store.keys() if environment == digest}  # noqa: SIM118 - no mapping
+        documents: list[Any] = [self._store.read_document("traces", name) for name in self._store.documents("traces")]
+        found: dict[str, TracedOperation] = {}
+        # What a model runs over requests, such as its head, may lie among the operations of no model too: the model's own counts.
+        for document in sorted(documents, key=lambda document: document["config"] != NO_MODEL):
+            if document["environment"] == digest:
+                operations = TracedModel.from_json(document["traced"]).operations
+                found |= {op.signature: op for op in operations if op.signature in recorded}
+        return found
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """Facts of the device: those that ship, or else the rates that its records reach."""
+        listed = {hardware.device: hardware for hardware in listed_hardware()}
+        return listed.get(self._environment.device) or self._by_records()
+
+    def of(self, operation: TracedOperation, model: str) -> OperationLatency:
+        """Return what predicts an operation.
+
+        Raises:
+            MissingOperationError: Nothing covers it; the message names it and what would.
+        """
+        kind = kind_of(operation)
+        if isinstance(kind, Collective) and self._interconnect is not None:
+            return LinkedCollective(kind, self._interconnect)
+        found = self._own(operation, kind) if operation.signature in self.known else self._family(kind)
+        if found is None and moves_only(operation):
+            found = self._curve(operation) or MovedBytes(self.hardware)
+        if found is not None:
+            return found
+        place = f"{operation.module or operation.name} ({operation.name}, {operation.module_class})"
+        remedy = "state a link with --interconnect" if isinstance(kind, Collective) else "profile the model on such a device"
+        raise MissingOperationError(
+            f"{model}: {place} has no records in the store from {self._environment.device}, nor has enough of its kind; add "
+            f"measurements of it with `dooly db import`, or {remedy}"
+        )
+
+    def domain(self, traced: TracedModel) -> Domain:
+        """Return the largest sizes that all measured operations of a model know."""
+        limits: dict[str, list[int]] = {"num_tokens": [], "num_reqs": []}
+        longest = []
+        for operation in (op for op in traced.operations if op.stage != "engine"):
+            kind = kind_of(operation)
+            if isinstance(kind, AttentionShape):
+                own = [operation] if operation.signature in self.known else self._like(kind)
+                batches = [self._read(op)[0] for op in own]
+                limits["num_tokens"].append(max(int(b.num_tokens.max()) for b in batches))
+                limits["num_reqs"].append(max(int(b.num_reqs.max()) for b in batches))
+                longest.append(max(int((b.new + b.computed).max()) for b in batches))
+            elif operation.signature in self.known and not isinstance(kind, Collective):
+                limits[operation.request_dims[0]].append(int(self._sizes(operation)[0][-1]))
+        return Domain(min(limits["num_tokens"]), min(limits["num_reqs"]), min(longest))
+
+    def _read(self, operation: TracedOperation) -> tuple[BatchArrays, Floats]:
+        """Return the points of an operation with their latencies in nanoseconds."""
+        key = key_of(operation)
+        if key not in self._points:
+            records = self._store.read(operation.signature, self._environment.digest)
+            batches, latency_ns = recorded_points(OperationWork(operation), records)
+            self._points[key] = batches, np.maximum(latency_ns, _LEAST_NS)
+        return self._points[key]
+
+    def _sizes(self, operation: TracedOperation) -> tuple[Floats, Floats]:
+        """Return the growing sizes of an operation of one request dimension with their latencies in nanoseconds."""
+        batches, latency_ns = self._read(operation)
+        sizes = OperationWork(operation).sizes(batches)
+        order = np.argsort(sizes)
+        return sizes[order], latency_ns[order]
+
+    def _own(self, operation: TracedOperation, kind: Kind | None) -> OperationLatency | None:
+        """Return what an operation's own records say; None where they do not cover batches of both kinds."""
+        if isinstance(kind, Collective):
+            return self._collective(operation, "measured")
+        if not isinstance(kind, AttentionShape):
+            return MeasuredSizes(*self._sizes(operation))
+        batches, latency_ns = self._read(operation)
+        work = batches.attention(None)
+        if not ((work.num_decodes > 0) & (work.num_prefills > 0)).any():
+            parts = attention_families(self.hardware, [(kind, work, latency_ns)])
+            return parts and AttentionFamily(kind, self.hardware, *parts, source="measured")
+        return MeasuredAttention(kind, self.hardware, mixed_attention(self.hardware, kind, work, latency_ns))
+
+    def _family(self, kind: Kind | None) -> OperationLatency | None:
+        """Return what others of a kind say; None where the store has none."""
+        others = self._like(kind)
+        if kind is None or not others:
+            return None
+        if isinstance(kind, Collective):
+            return self._collective(others[0], "family")
+        regressors: Any = self._regressors(type(kind), kind.dtype, others)
+        if regressors is None:
+            return None
+        if isinstance(kind, AttentionShape):
+            return AttentionFamily(kind, self.hardware, *regressors)
+        if isinstance(kind, LinearLayer):
+            return LinearFamily(kind, self.hardware, *regressors)
+        # Records of experts hold their router's product, and so does their family.
+        return ExpertsFamily(kind, self.hardware, regressors[0], router=None)
+
+    def _curve(self, operation: TracedOperation) -> FamilyCurve | None:
+        """Return what others of the family of an operation that only moves bytes say; None where the store has none."""
+        members = []
+        for other in (op for op in self.known.values() if op.family == operation.family):
+            batches, latency_ns = self._read(other)
+            _, traffic = OperationWork(other).cost(batches)
+            order = np.argsort(traffic)
+            members.append((traffic[order], latency_ns[order]))
+        return FamilyCurve(tuple(members)) if members else None
+
+    def _like(self, kind: Kind | None) -> list[TracedOperation]:
+        """Return the operations with records that are of a kind: collectives over as many ranks, others of its element type."""
+        if isinstance(kind, Collective):
+            return [op for op in self.known.values() if kind_of(op) == kind]
+        wanted = (type(kind), getattr(kind, "dtype", None))
+        return [op for op in self.known.values() if (type(of := kind_of(op)), getattr(of, "dtype", None)) == wanted]
+
+    def _regressors(self, kind: type, dtype: str, others: list[TracedOperation]) -> tuple[FamilyRegressor, ...] | None:
+        """Return the regressors of a family, fitted at the first use."""
+        if (kind, dtype) not in self._families:
+            if kind is AttentionShape:
+                shapes: Any = [(kind_of(op), self._read(op)[0].attention(None), self._read(op)[1]) for op in others]
+                self._families[kind, dtype] = attention_families(self.hardware, shapes)
+            else:
+                fit = linear_family if kind is LinearLayer else experts_family
+                sized: Any = [(kind_of(op), *self._sizes(op)) for op in others]
+                self._families[kind, dtype] = (fit(self.hardware, sized),)
+        return self._families[kind, dtype]
+
+    def _collective(self, operation: TracedOperation, source: Source) -> CollectiveTable:
+        """Return the table of a collective over the payloads that an operation was measured with."""
+        batches, latency_ns = self._read(operation)
+        payload = OperationWork(operation).payload_bytes(batches)
+        order = np.argsort(payload)
+        return CollectiveTable(payload[order], latency_ns[order], source)
+
+    def _by_records(self) -> Hardware:
+        """Return the rates that the records reach, as a device's facts."""
+        rates: dict[str, list[float]] = {"flops": [], "bytes": [], "moved": [], "ns": []}
+        for operation in self.known.values():
+            batches, latency_ns = self._read(operation)
+            rates["ns"].append(float(latency_ns.min()))
+            if isinstance(kind_of(operation), AttentionShape | Collective):
+                continue
+            flops, traffic = OperationWork(operation).cost(batches)
+            rates["flops"].append(float((1e9 * flops / latency_ns).max()))
+            rates["bytes"].append(float((1e9 * traffic / latency_ns).max()))
+            if moves_only(operation):
+                rates["moved"].append(rates["bytes"][-1])
+        # Without any record but attention's, rooflines have a scale all the same.
+        bandwidth, flops_per_s = max(rates["bytes"], default=1e12), max(rates["flops"], default=1e14) or 1e14
+        device, e = self._environment.device, self._environment
+        moved = max(rates["moved"], default=bandwidth)
+        facts = (0, bandwidth, flops_per_s, _SOME_SMS, moved, min(rates["ns"]), f"{e.engine} {e.engine_version}", e.source or "")
+        return Hardware(device, device, *facts)
