@@ -9,7 +9,6 @@ their operations (module calls, views, allocation), and the step's own time (sch
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +19,7 @@ from dbstore import JsonObject
 from dooly.batch import Batch
 from dooly.dtypes import item_bytes
 from dooly.errors import UnsupportedModelError
-from dooly.tracing import TracedModel, TracedOperation, evaluate_form, form_names, rename_form
+from dooly.tracing import TracedModel, TracedOperation, evaluate_form, form_names, layer_counts, layer_of, rename_form
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +34,6 @@ MODULE = "module"
 """Name of the operation that is the whole forward of a plain module."""
 DECODE_GROWTH_TOKENS = 64
 """Tokens that a decode may still grow by while its batch is measured, so that its point holds as far."""
-_LAYER_PATH = re.compile(r"^(.*?\.\d+)\.")
-
 
 Key = tuple[str, tuple[str, ...]]
 """Signature and request dimensions: one operation may run over tokens in one place and over requests in another."""
@@ -59,12 +56,6 @@ def key_of(operation: TracedOperation) -> Key:
     return operation.signature, operation.request_dims
 
 
-def layer_of(module: str) -> str | None:
-    """Return the path of the repeated layer that a module belongs to, or None outside of all layers."""
-    match = _LAYER_PATH.match(module)
-    return match[1] if match else None
-
-
 def engine_operations(traced: TracedModel, own_code: Sequence[TracedOperation]) -> tuple[TracedOperation, ...]:
     """Return the operations for what layers and steps do of their own.
 
@@ -73,16 +64,11 @@ def engine_operations(traced: TracedModel, own_code: Sequence[TracedOperation]) 
         own_code: Operations that no leaf module runs; their time is part of the own time around them, so they are part of its
             identity.
     """
-    layers: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
+    counts = layer_counts(traced.operations)
+    layers: dict[str, list[str]] = {layer: [] for layer in counts}
     outside: list[str] = [op.signature for op in own_code if layer_of(op.module) is None]
-    for operation in traced.operations:
-        for module, count in operation.placements:
-            if (layer := layer_of(module)) is not None:
-                layers.setdefault(layer, []).append(operation.signature)
-                counts[layer] = count
-    for operation in own_code:
-        for module, _count in operation.placements:
+    for operation in (*traced.operations, *own_code):
+        for module, _ in operation.placements:
             if (layer := layer_of(module)) in layers:
                 layers[layer].append(operation.signature)
     found = [_own(LAYER, path, members, counts[path]) for path, members in layers.items()]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from dooly.report import config_values, human, layer_counts, layer_of, spell_dim, total_cost
+from dooly.report import config_values, human, place_of, spell_dim, total_cost
+from dooly.tracing import layer_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,13 +42,13 @@ def _lines(traced: TracedModel, rows: Sequence[CostedOperation], batch: str, con
     for stage, members in groupby(rows, key=lambda row: row.operation.stage):
         numbers = _numbers("count", "FLOPs", "bytes", "signature")
         yield from _beside(Text(stage, "bold"), Text(numbers, "bold"), console.width)
-        counts = layer_counts(traced, stage)
+        counts = layer_counts(op for op in traced.operations if op.stage == stage)
         if counts:
             text = ", ".join(f"{layer} × {count}" for layer, count in counts.items())  # noqa: RUF001 - as counts are written
             yield from _indented(Text(f"layers: {text}", "dim"), 1, console)
         shown = ""
         for row in members:
-            layer, name = layer_of(row.operation.module, traced)
+            layer, name = place_of(row.operation.module, traced)
             if layer and layer != shown:
                 yield Text(f" {layer}", "bold")
             shown = layer

@@ -14,12 +14,13 @@ from dooly.predict._domain import Domain
 from dooly.predict._fit_hardware import host_times, load_hardware_model
 from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
-from dooly.predict._fitted import FittedOperation, laid_out, layer_features, layer_terms, step_features, step_terms
+from dooly.predict._fitted import FittedOperation, layer_features, layer_terms, step_features, step_terms
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._measured import MeasuredOperation
 from dooly.predict._operation import OperationWork
 from dooly.predict._recorded import recorded_batches
 from dooly.predict._regressor import fit_regressor
+from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,13 +112,13 @@ def fit_latency_model(
             latencies[operation.signature] = MeasuredOperation(_fit_operation(work, records[operation.signature], domain))
         return FittedOperation(operation, work, latencies[operation.signature])
 
-    outside, layers = laid_out(traced, fitted)
+    parts = laid_out(traced, fitted)
     if host is not None:
         in_graphs = replace(environment, execution_mode=CUDA_GRAPHS)
-        return LatencyModel(traced, in_graphs, outside, layers, None, domain, host=host, schedules_ahead=schedules_ahead)
-    whole = tuple(_with_own_time(layer, records[layer.operation.signature]) for layer in layers)
+        return LatencyModel(traced, in_graphs, parts, domain, host=host, schedules_ahead=schedules_ahead)
+    layers = tuple(_with_own_time(layer, records[layer.operation.signature]) for layer in parts.layers)
     own = fit_regressor(step_terms(batches), step_features(batches), latency_ns)
-    return LatencyModel(traced, environment, outside, whole, own, domain, schedules_ahead=schedules_ahead)
+    return LatencyModel(traced, environment, replace(parts, layers=layers, own=own), domain, schedules_ahead=schedules_ahead)
 
 
 def _sees_contexts(operation: TracedOperation) -> bool:

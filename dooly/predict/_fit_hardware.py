@@ -14,10 +14,11 @@ from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
-from dooly.predict._fitted import FittedOperation, laid_out
+from dooly.predict._fitted import FittedOperation
 from dooly.predict._hardware import Hardware
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._operation import OperationWork
+from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,14 +98,11 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
             latencies[operation.signature] = device.of(operation, traced.model)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
-    outside, layers = laid_out(traced, fitted)
     domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
     return LatencyModel(
         traced,
         _environment(device.hardware, serving),
-        outside,
-        layers,
-        None,
+        laid_out(traced, fitted),
         domain,
         device.hardware,
         _host(device.hardware.host, traced, serving),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from dooly.catalog import CUDA_GRAPHS
 from dooly.errors import InvalidInputError
 from dooly.predict._fit_hardware import host_times
-from dooly.predict._fitted import FittedOperation, laid_out
+from dooly.predict._fitted import FittedOperation
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._operation import OperationWork
+from dooly.predict._step_parts import laid_out
 from dooly.predict._store_latencies import StoreLatencies
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def load_imported_model(
             latencies[operation.signature] = device.of(operation, traced.model)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
-    outside, layers = laid_out(traced, fitted)
     in_graphs = replace(environment, execution_mode=CUDA_GRAPHS)
     host, ahead = host_times(environment.device, traced, serving), serving.async_scheduling
-    return LatencyModel(traced, in_graphs, outside, layers, None, device.domain(traced), host=host, schedules_ahead=ahead)
+    return LatencyModel(traced, in_graphs, laid_out(traced, fitted), device.domain(traced), host=host, schedules_ahead=ahead)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import LAYER, layer_of
+from dooly.tracing import generic_path, layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
     from dooly.predict._sources import OperationLatency
-    from dooly.tracing import TracedModel, TracedOperation
+    from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FittedOperation:
     """An operation with what predicts it."""
 
@@ -35,6 +36,18 @@ class FittedOperation:
     """What it takes, and where that is from."""
     gap_ns: float = 0.0
     """What passes before the next operation, where its own time does not hold it."""
+
+    @cached_property
+    def name(self) -> str:
+        """What breakdowns call it, alike in all layers: its module, and the collective that runs behind the module's own work."""
+        collective = self.operation.name in {"all_reduce", "all_gather", "gather", "reduce_scatter"}
+        path = f"{self.operation.module}.{self.operation.name}" if collective else self.operation.module
+        return path if layer_of(path) is None else generic_path(path)
+
+    @cached_property
+    def relative_error(self) -> float:
+        """Typical relative error of its latency."""
+        return self.latency.relative_error
 
     def latency_ns(self, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
@@ -48,7 +61,7 @@ class FittedLayer:
     operation: TracedOperation
     """The whole layer."""
     members: tuple[FittedOperation, ...]
-    """The operations that it runs, one entry a run."""
+    """The operations that it runs, one entry a run of one layer."""
     regressor: Regressor | None
     """Latency of the layer, on the sum of its operations; None where no layer was measured as a whole, and the sum is all."""
 
@@ -59,20 +72,20 @@ class FittedLayer:
         return self.regressor.predict_ns(layer_terms(inner, batches), layer_features(batches))
 
 
-def laid_out(
-    traced: TracedModel, fitted: Callable[[TracedOperation], FittedOperation]
-) -> tuple[tuple[FittedOperation, ...], tuple[FittedLayer, ...]]:
-    """Return a model's operations outside of all layers, and its layers as the sum of theirs, one entry a run."""
-    rows = [op for op in traced.operations if op.stage != "engine"]
-    outside = tuple(
-        fitted(op) for op in rows for module, count in op.placements if layer_of(module) is None for _ in range(count)
+def runs_in(
+    layer: TracedOperation | None, operations: Sequence[TracedOperation], fit: Callable[[TracedOperation], FittedOperation]
+) -> tuple[FittedOperation, ...]:
+    """Return what one layer runs, or a step outside of all layers, one entry a run.
+
+    Args:
+        layer: The whole layer; None for what lies outside of all.
+        operations: The model's operations.
+        fit: Gives each operation what predicts it.
+    """
+    path, times = (None, 1) if layer is None else (layer.module, layer.count)
+    return tuple(
+        fit(op) for op in operations for module, count in op.placements if layer_of(module) == path for _ in range(count // times)
     )
-    layers = tuple(
-        FittedLayer(layer, tuple(fitted(op) for op in rows for m, _ in op.placements if layer_of(m) == layer.module), None)
-        for layer in traced.operations
-        if layer.stage == "engine" and layer.name == LAYER
-    )
-    return outside, layers
 
 
 def layer_terms(inner: Floats, batches: BatchArrays) -> Floats:
@@ -95,14 +108,3 @@ def step_terms(batches: BatchArrays) -> Floats:
 def step_features(batches: BatchArrays) -> Floats:
     """Return the tree features of the engine's own work in a step."""
     return np.column_stack([batches.num_reqs, batches.num_tokens, batches.num_new_requests])
-
-
-def operation_name(operation: TracedOperation) -> str:
-    """Return what breakdowns call an operation: its module, and the collective that the module runs behind its own work."""
-    collective = operation.name in {"all_reduce", "all_gather", "gather", "reduce_scatter"}
-    return f"{operation.module}.{operation.name}" if collective else operation.module
-
-
-def generic_path(module: str) -> str:
-    """Return a module path with the layer's number taken out."""
-    return ".".join("*" if part.isdigit() else part for part in module.split("."))

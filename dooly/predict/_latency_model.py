@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import CUDA_GRAPHS, LAYER, STEP
+from dooly.catalog import CUDA_GRAPHS
 from dooly.errors import OutOfDomainError, UnsupportedModelError
 from dooly.latency import HostTimes
 from dooly.predict._features import BatchArrays
-from dooly.predict._fitted import FittedOperation, generic_path, operation_name, step_features, step_terms
 from dooly.predict._memory import cache_room_bytes, token_bytes
 from dooly.predict._sources import SOURCES
+from dooly.predict._tables import LatencyTables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,10 +24,9 @@ if TYPE_CHECKING:
     from dooly.batch import Batch
     from dooly.engines import ServingConfig
     from dooly.predict._domain import Domain
-    from dooly.predict._fitted import FittedLayer
     from dooly.predict._hardware import Hardware
-    from dooly.predict._regressor import Regressor
     from dooly.predict._sources import Source
+    from dooly.predict._step_parts import StepParts
     from dooly.tracing import TracedModel
 
     Floats = npt.NDArray[np.float64]
@@ -67,9 +65,7 @@ class LatencyModel:
         self,
         traced: TracedModel,
         environment: Environment,
-        outside: tuple[FittedOperation, ...],
-        layers: tuple[FittedLayer, ...],
-        step: Regressor | None,
+        parts: StepParts,
         domain: Domain,
         hardware: Hardware | None = None,
         host: HostTimes | None = None,
@@ -89,26 +85,9 @@ class LatencyModel:
         """Nanoseconds of all steps priced so far, by where they are from."""
         self.extrapolated_ns = 0.0
         """Those of steps in which attention reads more than it was measured to."""
-        self._outside = outside
-        self._layers = layers
-        self._step = step
-        self._tables: dict[tuple[str, tuple[str, ...]], Floats] = {}
-
-    @cached_property
-    def _computed_tokens(self) -> Ints:
-        """Tokens that a step computes, by tokens scheduled: graphs are captured at some sizes, and smaller steps padded to them.
-
-        Sizes as vLLM has them by default: 1, 2, 4, multiples of 8 below 256, of 16 from there on.
-        """
-        sizes = np.arange(self.domain.num_tokens + 1)
-        if self.environment.execution_mode != CUDA_GRAPHS:
-            return sizes
-        largest = min(self.host.max_captured_tokens, self.domain.num_tokens)
-        captured = np.array([0, 1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)])
-        captured = captured[captured <= largest]
-        is_captured = sizes <= captured[-1]
-        sizes[is_captured] = captured[np.searchsorted(captured, sizes[is_captured])]
-        return sizes
+        self._parts = parts
+        in_graphs = environment.execution_mode == CUDA_GRAPHS
+        self._tables = LatencyTables(domain, self.host.max_captured_tokens if in_graphs else None)
 
     @property
     def block_size(self) -> int:
@@ -151,35 +130,15 @@ class LatencyModel:
         allowed = self.domain.allows(arrays)
         if not allowed and not extrapolate:
             raise OutOfDomainError(self.domain.refusal(arrays, self.traced.model))
-        price = self._priced_ns if allowed else FittedOperation.latency_ns
+        price = self._tables.price_in(arrays) if allowed else lambda fitted: fitted.latency_ns(arrays)
         parts: dict[str, float] = {}
         sources: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         variance = 0.0
-
-        def add(name: str, source: Source, nanoseconds: float) -> None:
-            parts[name] = parts.get(name, 0.0) + nanoseconds
-            sources[source] += nanoseconds
-
-        for fitted in self._outside:
-            nanoseconds = price(fitted, arrays)[0]
-            add(operation_name(fitted.operation), fitted.latency.source, nanoseconds)
-            variance += (fitted.latency.relative_error * nanoseconds) ** 2
-        for layer in self._layers:
-            inner, count = 0.0, layer.operation.count
-            for fitted in layer.members:
-                nanoseconds = price(fitted, arrays)[0]
-                inner += nanoseconds
-                add(generic_path(operation_name(fitted.operation)), fitted.latency.source, count * nanoseconds)
-                if layer.regressor is None:
-                    variance += (fitted.latency.relative_error * count * nanoseconds) ** 2
-            if layer.regressor is not None:
-                whole = layer.whole_ns(np.array([inner]), arrays)[0]
-                add(LAYER, "measured", count * (whole - inner))
-                variance += (layer.regressor.relative_error * count * whole) ** 2
-        if self._step is not None:
-            own_ns = self._step.predict_ns(step_terms(arrays), step_features(arrays))[0]
-            add(STEP, "measured", own_ns)
-            variance += (self._step.relative_error * own_ns) ** 2
+        for part in self._parts.of(arrays, price):
+            latency_ns = float(part.latency_ns[0])
+            parts[part.name] = parts.get(part.name, 0.0) + latency_ns
+            sources[part.source] += latency_ns
+            variance += float(part.error_ns[0]) ** 2
         total_ns = sum(parts.values())
         seconds = {name: ns / 1e9 for name, ns in parts.items()}
         shares = {source: ns / total_ns for source, ns in sources.items()}
@@ -215,24 +174,8 @@ class LatencyModel:
         if not self.domain.allows(batches):
             raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
         sources = {source: np.zeros(len(batches.new)) for source in SOURCES}
-        if self._step is not None:
-            sources["measured"] += self._step.predict_ns(step_terms(batches), step_features(batches))
-        for fitted in self._outside:
-            sources[fitted.latency.source] += self._by_table(fitted, batches)
-        attention: dict[str, Floats] = {}
-        for layer in self._layers:
-            inner = np.zeros(len(batches.new))
-            for fitted in layer.members:
-                signature = fitted.operation.signature
-                if not fitted.work.is_attention:
-                    nanoseconds = self._by_table(fitted, batches)
-                else:
-                    if signature not in attention:
-                        attention[signature] = fitted.latency_ns(batches)
-                    nanoseconds = attention[signature]
-                inner += nanoseconds
-                sources[fitted.latency.source] += layer.operation.count * nanoseconds
-            sources["measured"] += layer.operation.count * (layer.whole_ns(inner, batches) - inner)
+        for part in self._parts.of(batches, self._tables.price_in(batches)):
+            sources[part.source] += part.latency_ns
         for source, nanoseconds in sources.items():
             self.priced_ns[source] += float(nanoseconds.sum())
         total_ns: Floats = np.sum(list(sources.values()), axis=0)
@@ -249,21 +192,3 @@ class LatencyModel:
     def extrapolated_share(self) -> float:
         """Share of all seconds priced so far that is of steps in which attention reads more than it was measured to."""
         return self.extrapolated_ns / max(sum(self.priced_ns.values()), 1.0)
-
-    def _priced_ns(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
-        return fitted.latency_ns(batches) if fitted.work.is_attention else self._by_table(fitted, batches)
-
-    def _by_table(self, fitted: FittedOperation, batches: BatchArrays) -> Floats:
-        """Predict an operation of counts: where one count decides, from a table over all its values, made at the first use."""
-        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_reqs
-        if len(fitted.work.counts) > 1:
-            return fitted.latency_ns(BatchArrays.of_counts(num_tokens, num_reqs))
-        key = (fitted.operation.signature, fitted.operation.request_dims)
-        table = self._tables.get(key)
-        per_token = "num_tokens" in fitted.work.counts
-        if table is None:
-            sizes = np.arange(1, (self.domain.num_tokens if per_token else self.domain.num_reqs) + 1)
-            table = self._tables[key] = fitted.latency_ns(
-                BatchArrays.of_counts(sizes, np.ones_like(sizes) if per_token else sizes)
-            )
-        return np.asarray(table[(num_tokens if per_token else num_reqs) - 1])

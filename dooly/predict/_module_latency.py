@@ -9,8 +9,8 @@ import numpy as np
 
 from dooly.catalog import MODULE, check_sizes
 from dooly.errors import OutOfDomainError
-from dooly.predict._fitted import generic_path
 from dooly.predict._latency_model import StepLatency
+from dooly.tracing import generic_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,7 +5,7 @@ from dooly.report._flow_chart import draw_flow
 from dooly.report._quantity import human
 from dooly.report._simulation import write_simulation
 from dooly.report._trace import write_trace
-from dooly.report._trace_facts import config_values, layer_counts, layer_of, spell_dim
+from dooly.report._trace_facts import config_values, place_of, spell_dim
 
 __all__ = [
     "Cost",
@@ -14,8 +14,7 @@ __all__ = [
     "cost_operations",
     "draw_flow",
     "human",
-    "layer_counts",
-    "layer_of",
+    "place_of",
     "spell_dim",
     "total_cost",
     "write_simulation",

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from math import gcd
 from typing import TYPE_CHECKING
 
-from dooly.report._trace_facts import layer_of
+from dooly.report._trace_facts import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -110,7 +111,7 @@ def _place(traced: TracedModel, rows: Sequence[CostedOperation]) -> dict[str, _B
     import networkx as nx
 
     calls = {
-        call.name: (row, *layer_of(module, traced), count)
+        call.name: (row, *place_of(module, traced), count)
         for row in rows
         for call, (module, count) in zip(row.operation.calls, row.operation.placements, strict=False)
     }
@@ -207,5 +208,5 @@ def _frame_layers(figure: Figure, boxes: Sequence[_Box]) -> Interval:
 
 
 def _times(layer: Sequence[_Box]) -> str:
-    count = layer[0].count
+    count = gcd(*(box.count for box in layer))
     return f"× {count}" if count > 1 else "once"  # noqa: RUF001 - as counts are written

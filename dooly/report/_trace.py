@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from dooly.report._costs import total_cost
 from dooly.report._flow_chart import COLORS, draw_flow, kind_of
 from dooly.report._quantity import human
-from dooly.report._trace_facts import config_values, layer_counts, spell_dim
+from dooly.report._trace_facts import config_values, spell_dim
+from dooly.tracing import layer_counts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +130,7 @@ def _align(column: str) -> str:
 
 
 def _layers(traced: TracedModel) -> str:
-    counts = layer_counts(traced, "decoder")
+    counts = layer_counts(op for op in traced.operations if op.stage == "decoder")
     text = ", ".join(f"{escape(layer)} × {count}" for layer, count in counts.items())  # noqa: RUF001 - as counts are written
     return f"Layers: {text}." if text else ""
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
     from dooly.tracing import TracedDim, TracedModel
 
-_LAYER = re.compile(r"^(?P<layer>.*?(?:^|\.)\d+)(?:\.(?P<name>.*))?$")
 
-
-def layer_of(module: str, traced: TracedModel) -> tuple[str, str]:
-    """Return the repeated layer that a module lies in, empty outside of all, and the module's name within it."""
-    match = _LAYER.match(module)
-    if match is None or (match["name"] is None and not _has_inside(module, traced)):
+def place_of(module: str, traced: TracedModel) -> tuple[str, str]:
+    """Return the repeated layer that a module lies in or is, empty outside of all, and what it is called within it."""
+    layer = layer_of(f"{module}." if _has_inside(module, traced) else module)
+    if layer is None:
         return "", module or traced.model
-    return match["layer"], match["name"] or "(own code)"
+    return layer, module.removeprefix(layer)[1:] or "(own code)"
 
 
 def _has_inside(module: str, traced: TracedModel) -> bool:
     return any(path.startswith(f"{module}.") for op in traced.operations for path, _ in op.placements)
-
-
-def layer_counts(traced: TracedModel, stage: str) -> dict[str, int]:
-    """Return how many layers each traced layer of a stage stands for, itself included."""
-    placements = [placement for op in traced.operations if op.stage == stage for placement in op.placements]
-    return {layer: count for module, count in placements if (layer := layer_of(module, traced)[0])}
 
 
 def config_values(traced: TracedModel) -> dict[str, int]:

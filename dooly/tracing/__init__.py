@@ -12,6 +12,7 @@ from dooly.tracing._constructor import instance_sizes
 from dooly.tracing._fold import fold_layers, layer_kinds
 from dooly.tracing._forms import evaluate_form, form_names, rename_form
 from dooly.tracing._forward import capture_forward
+from dooly.tracing._layers import generic_path, layer_counts, layer_of
 from dooly.tracing._model import TracedCall, TracedDim, TracedModel, TracedOperation, TracedTensor
 from dooly.tracing._module import trace
 from dooly.tracing._provenance import NO_PROVENANCE, ConfigFields, Provenance, name_sizes
@@ -36,8 +37,11 @@ __all__ = [
     "evaluate_form",
     "fold_layers",
     "form_names",
+    "generic_path",
     "instance_sizes",
+    "layer_counts",
     "layer_kinds",
+    "layer_of",
     "name_sizes",
     "rename_form",
     "tabulate",

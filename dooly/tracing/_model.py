@@ -70,9 +70,9 @@ class TracedOperation:
     stateful: bool
     """Whether its cost depends on engine state beside its inputs."""
     count: int
-    """How often one step runs it."""
+    """How often one step of the model runs it, over all layers."""
     placements: tuple[tuple[str, int], ...]
-    """The traced modules that run it, each with how many like it one step runs; the counts add up to `count`."""
+    """The traced modules that run it, each with how often one step does so in modules like it; the counts add up to `count`."""
     inputs: tuple[TracedTensor, ...]
     """Tensors read, parameters included."""
     outputs: tuple[TracedTensor, ...]

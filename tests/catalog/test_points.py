@@ -11,7 +11,6 @@ from dooly.catalog import (
     STEP,
     batch_at,
     engine_operations,
-    layer_of,
     parameter_bytes,
     point_at,
     point_of,
@@ -82,21 +81,6 @@ def test_the_order_of_requests_does_not_make_a_point(operation: Make) -> None:
     """Attention over the same requests in another order is the same point."""
     attention = operation("t", "layers.0.attn", stateful=True)
     assert point_of(attention, Batch((1, 2), (5, 6))) == point_of(attention, Batch((2, 1), (6, 5)))
-
-
-@pytest.mark.parametrize(
-    ("module", "layer"),
-    [
-        ("model.layers.0.mlp.gate_up_proj", "model.layers.0"),
-        ("model.layers.11.input_layernorm", "model.layers.11"),
-        ("model.norm", None),
-        ("lm_head", None),
-        ("", None),
-    ],
-)
-def test_layers_are_told_by_their_number(module: str, layer: str | None) -> None:
-    """A module belongs to the numbered layer on its path, if any."""
-    assert layer_of(module) == layer
 
 
 def test_each_kind_of_layer_and_the_step_are_operations(operation: Make) -> None:

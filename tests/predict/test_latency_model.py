@@ -88,6 +88,24 @@ def test_an_operation_follows_its_law_over_whatever_sizes_it(  # noqa: PLR0913, 
     assert graphs.step(Batch((1,) * 5, (100,) * 5)).breakdown_s["more"] == pytest.approx(padded / 1e9, rel=0.05)
 
 
+def test_what_a_layer_runs_several_times_counts_so_often(  # noqa: PLR0913, PLR0917 - fixtures
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    serving: ServingConfig,
+    operation: Callable[..., TracedOperation],
+    laws: dict[str, Callable[[Batch], float]],
+    tmp_path: Path,
+) -> None:
+    """Two heads in each of three layers run six times in a step, and the layers' other modules three times as before."""
+    more = (operation("h", "model.layers.0.heads.0.query", count=6),)
+    store = make_store(tmp_path / "db", environment, laws={**laws, "query": lambda _: 9_000.0}, more=more)
+    traced = load_latency_model(store, model, serving).traced
+    seconds = fit_latency_model(store, traced, environment, HostTimes()).step(HELD_OUT[2]).breakdown_s
+    assert seconds["model.layers.*.heads.*.query"] == pytest.approx(6 * 9_000 / 1e9, rel=0.01)
+    assert seconds["model.layers.*.up"] == pytest.approx(3 * laws["up"](HELD_OUT[2]) / 1e9, rel=0.1)
+
+
 @pytest.mark.parametrize(("trees", "within"), [(True, True), (False, False)])
 def test_bent_laws_need_the_trees(  # noqa: PLR0913, PLR0917 - fixtures
     make_store: Callable[..., Store],

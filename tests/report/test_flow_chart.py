@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from dooly.batch import Batch
-from dooly.report import cost_operations, draw_flow, layer_counts
-from dooly.tracing import trace
+from dooly.report import cost_operations, draw_flow
+from dooly.tracing import layer_counts, trace
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -64,7 +64,7 @@ def test_repeated_layers_show_their_count(residuals: TracedModel) -> None:
         for op in residuals.operations
     )
     model = replace(residuals, operations=folded)
-    assert layer_counts(model, "decoder") == {"layers.0": 1, "layers.1": 79}
+    assert layer_counts(model.operations) == {"layers.0": 1, "layers.1": 79}
     texts = [note.text for note in drawing(model).layout.annotations if not note.width]
     assert texts == ["<b>layers.0</b><br>once", f"<b>layers.1</b><br>{TIMES} 79"]
 

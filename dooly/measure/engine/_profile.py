@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from dooly.catalog import (
     LAYER,
     describe_environment,
-    layer_of,
     parameter_bytes,
     read_traced,
     record_counts,
@@ -26,6 +25,7 @@ from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import run_tasks
 from dooly.measure.engine._profiler import Profiler, Task, plan_tasks
+from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
     from collections import Counter

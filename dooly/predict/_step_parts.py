@@ -1,0 +1,86 @@
+"""What a step is the sum of: its operations, what layers take beyond theirs, and what the engine does around the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dooly.catalog import LAYER, STEP
+from dooly.predict._fitted import FittedLayer, runs_in, step_features, step_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from dooly.predict._features import BatchArrays
+    from dooly.predict._fitted import FittedOperation
+    from dooly.predict._regressor import Regressor
+    from dooly.predict._sources import Source
+    from dooly.predict._tables import Price
+    from dooly.tracing import TracedModel, TracedOperation
+
+    Floats = npt.NDArray[np.float64]
+
+
+def laid_out(traced: TracedModel, fit: Callable[[TracedOperation], FittedOperation]) -> StepParts:
+    """Return the parts of a model's step as the sum of its operations alone.
+
+    Args:
+        traced: The model.
+        fit: Gives each operation what predicts it.
+    """
+    rows = [op for op in traced.operations if op.stage != "engine"]
+    layers = (op for op in traced.operations if op.stage == "engine" and op.name == LAYER)
+    return StepParts(runs_in(None, rows, fit), tuple(FittedLayer(op, runs_in(op, rows, fit), None) for op in layers), None)
+
+
+class StepPart(NamedTuple):
+    """One term of the sum, over all its runs in each batch."""
+
+    name: str
+    """What breakdowns call it."""
+    source: Source
+    """Where its latency is from."""
+    latency_ns: Floats
+    """Nanoseconds, shape (num_batches,); what a layer takes beyond its operations may be negative."""
+    error_ns: Floats
+    """Typical error in nanoseconds, shape (num_batches,); 0 for the operations of a layer that was measured as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepParts:
+    """The parts of a model's steps, each with what predicts it."""
+
+    outside: tuple[FittedOperation, ...]
+    """Operations outside of all layers, one entry a run."""
+    layers: tuple[FittedLayer, ...]
+    """The kinds of layers."""
+    own: Regressor | None
+    """What the engine does around the model; None where its host is apart."""
+
+    def of(self, batches: BatchArrays, price: Price) -> Iterator[StepPart]:
+        """Yield all parts of each batch's step, given what one run of each operation takes there."""
+        for fitted in self.outside:
+            latency_ns = price(fitted)
+            yield StepPart(fitted.name, fitted.latency.source, latency_ns, fitted.relative_error * latency_ns)
+        for layer in self.layers:
+            yield from _of_layer(layer, batches, price)
+        if self.own is not None:
+            own_ns = self.own.predict_ns(step_terms(batches), step_features(batches))
+            yield StepPart(STEP, "measured", own_ns, self.own.relative_error * own_ns)
+
+
+def _of_layer(layer: FittedLayer, batches: BatchArrays, price: Price) -> Iterator[StepPart]:
+    """Yield the parts of a kind of layer, over all layers of the kind."""
+    count, inner_ns = layer.operation.count, np.zeros(len(batches.new))
+    for fitted in layer.members:
+        latency_ns = price(fitted)
+        inner_ns += latency_ns
+        relative_error = fitted.relative_error if layer.regressor is None else 0.0
+        yield StepPart(fitted.name, fitted.latency.source, count * latency_ns, relative_error * count * latency_ns)
+    if layer.regressor is not None:
+        whole_ns = layer.whole_ns(inner_ns, batches)
+        yield StepPart(LAYER, "measured", count * (whole_ns - inner_ns), layer.regressor.relative_error * count * whole_ns)
