@@ -115,7 +115,7 @@ def host_times(loads: Iterable[KeptRuns]) -> dict[str, float]:
     """Return launch times of steps with prompts for a model of 30 layers: means over models of means over calls, by layer."""
     calls: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for kept in loads:
-        for way, times in launches_ns(kept.runs[0], kept.serving.max_cudagraph_capture_size).items():
+        for way, times in launches_ns(kept.runs[0], kept.serving.cudagraph_capture_sizes[-1]).items():
             calls[way][kept.model] += times
     per_layer = {
         way: [np.mean(times) / find_model(model).text_config["num_hidden_layers"] for model, times in models.items() if times]

@@ -80,10 +80,10 @@ def simulate(  # noqa: PLR0913 - one argument an option
     sources = {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
     if write_json(result.summary() | sources, json_file):
         _show(result)
-        _show_sources(latency, serving, config.num_kv_blocks)
+        _show_sources(latency, serving, config.num_kv_blocks, result)
 
 
-def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: int) -> None:
+def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: int, result: SimulationResult) -> None:
     """Say what the answer stands on: where its seconds are from, how well they are known, and what was taken for granted."""
     shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
     step = latency.step(_DECODE, extrapolate=True)
@@ -98,22 +98,27 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: 
     room = "; 1 GiB for CUDA and graphs is taken for granted" if latency.hardware is not None else ""
     table.add_row("KV cache", f"{num_kv_blocks:,} blocks of {latency.block_size} tokens{room}")
     if latency.environment.device_kind == "cuda":
-        table.add_row("host", _host_text(latency))
+        table.add_row("host", _host_text(latency, result))
     if latency.hardware is not None:
         table.add_row("device", f"{latency.hardware.device}, kernels of {latency.hardware.engine}")
         table.add_row("source", latency.hardware.source)
     show(table)
 
 
-def _host_text(latency: LatencyModel) -> str:
-    """Say what the engine's host is taken to do."""
+def _host_text(latency: LatencyModel, result: SimulationResult) -> str:
+    """Say what the engine's host is taken to do, and what is only assumed of it."""
+    from dooly.catalog import CUDA_GRAPHS
+
     host = latency.host
-    if not host.plain_ns:
-        return "what it does is in the records, or taken to be hidden behind the device's work"
+    if latency.environment.execution_mode != CUDA_GRAPHS:
+        return "what it does is in the records"
+    if host is None:
+        return "nobody measured one beside this device: it is taken never to keep the device waiting"
     whole, pieces, plain = (f"{ns / 1e6:.0f} ms" for ns in (host.whole_ns, host.pieces_ns, host.plain_ns))
     return (
-        f"launches decodes in {whole}, steps with prompts in {pieces}, those above {host.max_captured_tokens} tokens in {plain}, "
-        "as one did beside an H200"
+        f"keeps the device waiting for {result.host_wait_s / result.duration_s:.0%} of the time: it launches steps with prompts "
+        f"in {pieces}, above {host.max_captured_tokens} tokens in {plain}, as one did beside an H200, by the number of layers; "
+        f"decodes in {whole}, which is assumed"
     )
 
 

@@ -90,9 +90,11 @@ class ServingConfig:
         return _KV_CACHE_BYTES if self.kv_cache_memory_bytes is None else self.kv_cache_memory_bytes
 
     @property
-    def max_cudagraph_capture_size(self) -> int:
-        """Tokens of the largest step that vLLM captures in a CUDA graph by default."""
-        return min(2 * self.max_num_seqs, _LARGEST_GRAPH, self.max_num_batched_tokens)
+    def cudagraph_capture_sizes(self) -> tuple[int, ...]:
+        """Tokens of the steps that vLLM captures in CUDA graphs by default, growing; smaller steps are padded to the next."""
+        ceiling = min(2 * self.max_num_seqs, _LARGEST_GRAPH)
+        sizes = {1, 2, 4, *range(8, 256, 8), *range(256, ceiling + 1, 16), self.max_num_seqs, self.max_num_batched_tokens}
+        return tuple(sorted(size for size in sizes if size <= min(ceiling, self.max_num_batched_tokens)))
 
     def require_one_rank(self) -> None:
         """Refuse a parallel layout where several ranks would have to run.

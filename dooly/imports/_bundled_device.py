@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,7 +55,7 @@ def build_bundled_device(
                 sizes[signature] = OperationWork(placed.operation).sizes(arrays), placed.latency_ns
         found[folder] = reading, {signature: fit_attention(facts, rows) for signature, rows in attention.items()}
     shortest = min(float(latency_ns.min()) for _, latency_ns in sizes.values())
-    (out / "hardware.json").write_text(json.dumps(asdict(replace(facts, launch_ns=shortest)), indent=1) + "\n")
+    replace(facts, launch_ns=shortest).write(out)
     write_measured(sizes, {op.signature: op for traced in bundles.values() for op in traced.operations}, out)
     for _, regressors in found.values():
         for signature, regressor in regressors.items():

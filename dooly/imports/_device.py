@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
     out.mkdir(parents=True, exist_ok=True)
     products = tables.linear_layers(folder)
     hardware = replace(facts, launch_ns=float(products.latency_ns.min()), moved_bytes_per_s=_moved_bytes_per_s(folder))
-    (out / "hardware.json").write_text(json.dumps(asdict(hardware), indent=1) + "\n")
+    hardware.write(out)
     payloads = {f"{operator}-{ranks}": np.stack([sizes, ns]) for operator, ranks, sizes, ns in tables.collectives(folder)}
     np.savez_compressed(out / "collectives.npz", **payloads)  # type: ignore[arg-type] # numpy's stub takes no mapping
     found = {name: fit_family(*points) for name, points in family_points(folder, hardware).items()}

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dbstore import Environment, Record, Store
-    from dooly.latency import HostTimes
     from dooly.predict._fitted import FittedLayer
     from dooly.predict._interconnect import Interconnect
     from dooly.predict._regressor import Regressor
@@ -79,12 +78,11 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         raise InvalidInputError("--interconnect: prices the collectives of --hardware and of imported records only; leave it out")
     on_gpu = measured.device_kind == "cuda"
     in_graphs |= environment is None and on_gpu and not serving.enforce_eager
-    host = host_times(measured.device, traced, serving) if in_graphs else None
-    return fit_latency_model(opened, traced, measured, host, schedules_ahead=on_gpu and serving.async_scheduling)
+    return fit_latency_model(opened, traced, measured, serving, in_graphs=in_graphs)
 
 
 def fit_latency_model(
-    store: Store, traced: TracedModel, environment: Environment, host: HostTimes | None = None, *, schedules_ahead: bool = False
+    store: Store, traced: TracedModel, environment: Environment, serving: ServingConfig | None = None, *, in_graphs: bool = False
 ) -> LatencyModel:
     """Fit the latency model of a traced model in one environment.
 
@@ -92,9 +90,9 @@ def fit_latency_model(
         store: The store with the records.
         traced: The traced model.
         environment: The environment of the records.
-        host: To predict an engine in CUDA graphs from the records of the eager one, what its host takes: what layers and steps
-            take beyond their operations in the records is the eager engine's host, and falls away.
-        schedules_ahead: Whether the engine schedules a step while another runs.
+        serving: How the engine serves: on a GPU, which graphs it captures, and whether it schedules a step while another runs.
+        in_graphs: Whether to predict an engine in CUDA graphs from the records of the eager one: what layers and steps take
+            beyond their operations in the records is the eager engine's host, and falls away.
 
     Raises:
         MissingOperationError: The store lacks an operation of the model.
@@ -112,13 +110,15 @@ def fit_latency_model(
             latencies[operation.signature] = MeasuredOperation(_fit_operation(work, records[operation.signature], domain))
         return FittedOperation(operation, work, latencies[operation.signature])
 
-    parts = laid_out(traced, fitted)
-    if host is not None:
-        in_graphs = replace(environment, execution_mode=CUDA_GRAPHS)
-        return LatencyModel(traced, in_graphs, parts, domain, host=host, schedules_ahead=schedules_ahead)
+    parts, serving = laid_out(traced, fitted), serving or ServingConfig()
+    ahead = environment.device_kind == "cuda" and serving.async_scheduling
+    if in_graphs:
+        captured, host = serving.cudagraph_capture_sizes, host_times(environment.device, traced, serving)
+        environment = replace(environment, execution_mode=CUDA_GRAPHS)
+        return LatencyModel(traced, environment, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)
     layers = tuple(_with_own_time(layer, records[layer.operation.signature]) for layer in parts.layers)
     own = fit_regressor(step_terms(batches), step_features(batches), latency_ns)
-    return LatencyModel(traced, environment, replace(parts, layers=layers, own=own), domain, schedules_ahead=schedules_ahead)
+    return LatencyModel(traced, environment, replace(parts, layers=layers, own=own), domain, schedules_ahead=ahead)
 
 
 def _sees_contexts(operation: TracedOperation) -> bool:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from dbstore import Environment
 from dooly.catalog import CUDA_GRAPHS, LAYER, operation_table
 from dooly.errors import InvalidInputError
-from dooly.latency import HostTimes
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
-from dooly.predict._hardware import Hardware
+from dooly.predict._hardware import HOST_LAYERS, Hardware
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._operation import OperationWork
 from dooly.predict._step_parts import laid_out
@@ -24,14 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dooly.engines import ModelSource, ServingConfig
+    from dooly.latency import HostTimes
     from dooly.predict._interconnect import Interconnect
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
 _BLOCK_SIZE = 16
 """Tokens in a KV block, as vLLM has it on CUDA."""
-_HOST_LAYERS = 30
-"""Layers of the models whose launches are known, Llama 3.1 8B and Qwen2.5 7B, on average."""
 
 
 def listed_hardware() -> tuple[Hardware, ...]:
@@ -59,16 +57,18 @@ def load_hardware_model(
         return assemble(operation_table(model, serving), device, serving)
 
 
-def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes:
-    """Return what a host takes to launch a model's steps on a device of this driver's name; zeros where nobody measured it."""
-    times = {hardware.device: hardware.host for hardware in listed_hardware()}.get(device, HostTimes())
+def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
+    """Return what a host takes to launch a model's steps on a device of this driver's name; None where nobody measured it."""
+    times = {hardware.device: hardware.host for hardware in listed_hardware()}.get(device)
     return _host(times, traced, serving)
 
 
-def _host(times: HostTimes, traced: TracedModel, serving: ServingConfig) -> HostTimes:
+def _host(times: HostTimes | None, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
     """Return a host's times for a model by its layers, with the graphs that the settings have captured."""
+    if times is None:
+        return None
     layers = sum(op.count for op in traced.operations if op.stage == "engine" and op.name == LAYER)
-    return replace(times.of_layers(layers / _HOST_LAYERS), max_captured_tokens=serving.max_cudagraph_capture_size)
+    return replace(times.of_layers(layers / HOST_LAYERS), max_captured_tokens=serving.cudagraph_capture_sizes[-1])
 
 
 def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
@@ -106,6 +106,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
         domain,
         device.hardware,
         _host(device.hardware.host, traced, serving),
+        captured_tokens=serving.cudagraph_capture_sizes,
         schedules_ahead=serving.async_scheduling,
     )
 

@@ -46,4 +46,6 @@ def load_imported_model(
 
     in_graphs = replace(environment, execution_mode=CUDA_GRAPHS)
     host, ahead = host_times(environment.device, traced, serving), serving.async_scheduling
-    return LatencyModel(traced, in_graphs, laid_out(traced, fitted), device.domain(traced), host=host, schedules_ahead=ahead)
+    parts, captured = laid_out(traced, fitted), serving.cudagraph_capture_sizes
+    domain = device.domain(traced)
+    return LatencyModel(traced, in_graphs, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+HOST_LAYERS = 30
+"""Layers of the models whose launches are known, Llama 3.1 8B and Qwen2.5 7B, on average."""
 _LAUNCH_NS = 2_000.0
 """Least time of any kernel in the rooflines: a scale, whose truth the trees learn."""
 
@@ -50,14 +52,19 @@ class Hardware:
     gap_ns: float = 0.0
     """What passes between two kernels of a CUDA graph, where kernels were timed alone; 0 where their times hold it."""
 
-    host: HostTimes = field(default_factory=HostTimes)
-    """What an engine's host took to launch steps of a model of 30 layers on such a device; zeros where nobody measured it."""
+    host: HostTimes | None = None
+    """What an engine's host is taken to need to launch steps of a model of `HOST_LAYERS`; None where nobody measured it."""
 
     @classmethod
     def read(cls, folder: Path) -> Hardware:
         """Return the facts in a folder's `hardware.json`."""
         facts = json.loads((folder / "hardware.json").read_text())
-        return cls(**facts | {"host": HostTimes(**facts.get("host", {}))})
+        host = facts.get("host")
+        return cls(**facts | {"host": None if host is None else HostTimes(**host)})
+
+    def write(self, folder: Path) -> None:
+        """Write the facts to a folder's `hardware.json`."""
+        (folder / "hardware.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def roofline_ns(self, flops: Floats, traffic: Floats) -> Floats:
         """Return the least time that operations could take, in nanoseconds, shape (num_points,).

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import CUDA_GRAPHS
 from dooly.errors import OutOfDomainError, UnsupportedModelError
-from dooly.latency import HostTimes
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import cache_room_bytes, token_bytes
 from dooly.predict._sources import SOURCES
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from dbstore import Environment
     from dooly.batch import Batch
     from dooly.engines import ServingConfig
+    from dooly.latency import HostTimes
     from dooly.predict._domain import Domain
     from dooly.predict._hardware import Hardware
     from dooly.predict._sources import Source
@@ -70,6 +69,7 @@ class LatencyModel:
         hardware: Hardware | None = None,
         host: HostTimes | None = None,
         *,
+        captured_tokens: tuple[int, ...] = (),
         schedules_ahead: bool = False,
     ) -> None:
         self.traced = traced
@@ -77,8 +77,8 @@ class LatencyModel:
         self.domain = domain
         self.hardware = hardware
         """The device whose shipped measurements these are; None where they are a store's."""
-        self.host = host or HostTimes()
-        """What the engine's host takes to launch a step of CUDA graphs; zeros where nobody measured it or records hold it."""
+        self.host = host
+        """What the engine's host takes to launch a step; None where records hold it, or nobody measured it."""
         self.schedules_ahead = schedules_ahead
         """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
         self.priced_ns: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
@@ -86,8 +86,7 @@ class LatencyModel:
         self.extrapolated_ns = 0.0
         """Those of steps in which attention reads more than it was measured to."""
         self._parts = parts
-        in_graphs = environment.execution_mode == CUDA_GRAPHS
-        self._tables = LatencyTables(domain, self.host.max_captured_tokens if in_graphs else None)
+        self._tables = LatencyTables(domain, captured_tokens)
 
     @property
     def block_size(self) -> int:

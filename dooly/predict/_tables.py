@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 class LatencyTables:
     """Prices the operations of batches within a domain; each table is made at its first use."""
 
-    def __init__(self, domain: Domain, max_captured_tokens: int | None) -> None:
-        """Take the domain, and the tokens of the largest step that an engine captures in a CUDA graph, None without graphs."""
+    def __init__(self, domain: Domain, captured_tokens: tuple[int, ...]) -> None:
+        """Take the domain, and the tokens of the steps that the engine captures in CUDA graphs, growing."""
         self._domain = domain
-        self._computed_tokens = _computed_tokens(domain.num_tokens, max_captured_tokens)
+        self._computed_tokens = _computed_tokens(domain.num_tokens, captured_tokens)
         self._tables: dict[Key, Floats] = {}
 
     def price_in(self, batches: BatchArrays) -> Price:
@@ -62,17 +62,10 @@ class LatencyTables:
         return self._tables[key]
 
 
-def _computed_tokens(num_tokens: int, max_captured_tokens: int | None) -> Ints:
-    """Return the tokens that a step computes, by tokens scheduled: smaller steps are padded to sizes that graphs are captured at.
-
-    Sizes as vLLM has them by default: 1, 2, 4, multiples of 8 below 256, of 16 from there on.
-    """
+def _computed_tokens(num_tokens: int, captured_tokens: tuple[int, ...]) -> Ints:
+    """Return the tokens that a step computes, by tokens scheduled: those of the next graph, up to the largest."""
     sizes = np.arange(num_tokens + 1)
-    if max_captured_tokens is None:
-        return sizes
-    largest = min(max_captured_tokens, num_tokens)
-    captured = np.array([0, 1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)])
-    captured = captured[captured <= largest]
+    captured = np.array([0, *(size for size in captured_tokens if size <= num_tokens)])
     is_captured = sizes <= captured[-1]
     sizes[is_captured] = captured[np.searchsorted(captured, sizes[is_captured])]
     return sizes

@@ -73,6 +73,8 @@ class SimulationResult:
     """Seconds that producing this result took: the simulator's own running time, or the real run's."""
     token_gaps: TokenGaps | None = None
     """Times between tokens; None where they were not noted."""
+    host_wait_s: float = 0.0
+    """Seconds in which the device waited for its host to launch a step; 0 where that was not noted."""
 
     def __post_init__(self) -> None:
         if len({row.request_id for row in self.rows}) != len(self.rows) or not self.rows:
@@ -121,6 +123,7 @@ class SimulationResult:
                 "total_tokens_per_s": num_tokens / duration_s if duration_s else None,
                 "requests_per_s": len(self.rows) / duration_s if duration_s else None,
             },
+            "host_wait_s": self.host_wait_s,
             "wall_s": self.wall_s,
         }
 

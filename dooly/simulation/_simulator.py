@@ -70,7 +70,8 @@ def simulate(
         )
     )
     wall_s = time.perf_counter() - started_s
-    return SimulationResult(rows, run.num_steps, run.scheduler.num_preemptions, wall_s, run.tokens.gaps())
+    host_wait_s = run.host_wait_ns / NS_PER_S
+    return SimulationResult(rows, run.num_steps, run.scheduler.num_preemptions, wall_s, run.tokens.gaps(), host_wait_s)
 
 
 class _UnderWay(NamedTuple):
@@ -78,13 +79,13 @@ class _UnderWay(NamedTuple):
 
     progress: Progress
     """What they will have brought about."""
-    ends_ns: npt.NDArray[np.int64]
-    """When each of them has run, shape (num_steps,); of all but the last of a run of steps ahead, when the host knows it."""
+    known_ns: npt.NDArray[np.int64]
+    """When the host knows at the earliest that each of them has run, shape (num_steps,)."""
 
     @property
     def end_ns(self) -> int:
-        """When the last of them has run."""
-        return int(self.ends_ns[-1])
+        """When the last of them has run, and the device is free."""
+        return int(self.known_ns[-1])
 
 
 class _Run:
@@ -93,6 +94,8 @@ class _Run:
     def __init__(self, workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes) -> None:
         self.scheduler = Scheduler(workload.requests, config)
         self.num_steps = 0
+        self.host_wait_ns = 0
+        """How long the device has waited for the host to launch a step that it could have run."""
         num_requests = len(workload.requests)
         self.scheduled_ns = np.zeros(num_requests, np.int64)
         self.first_token_ns = np.zeros(num_requests, np.int64)
@@ -138,8 +141,10 @@ class _Run:
         if step.max_num_steps > 1:
             ends_ns = self._decode_until_arrival(step, launch_ns)
         else:
-            step_ns = max(self._host.prepare_ns + self._latency.step_ns(step.to_batch()), launch_ns)
+            device_ns = self._latency.step_ns(step.to_batch())
+            step_ns = max(self._host.prepare_ns + device_ns, launch_ns)
             ends_ns = np.array([self._now_ns + step_ns], dtype=np.int64)
+            self.host_wait_ns += step_ns - device_ns
         self.num_steps += len(ends_ns)
         self._under_way.append(_UnderWay(self.scheduler.advance(step, len(ends_ns)), ends_ns))
 
@@ -160,7 +165,9 @@ class _Run:
         for time_ns in times_ns:
             if ends_ns and next_ns is not None and scheduled_ns[-1] >= next_ns:
                 break
+            ready_ns = max(free_ns, scheduled_ns[-1])
             free_ns, after_ns = self._host.launched_ns(scheduled_ns[-1], free_ns, launch_ns, time_ns)
+            self.host_wait_ns += free_ns - ready_ns - time_ns
             ends_ns.append(free_ns)
             scheduled_ns.append(after_ns)
         num_steps = len(ends_ns)
@@ -178,13 +185,13 @@ class _Run:
 
     def _wait(self) -> None:
         """Wait for the oldest step under way, and note what it brought about."""
-        progress, ends_ns = done = self._under_way.popleft()
+        progress, known_ns = done = self._under_way.popleft()
         self._now_ns = max(self._now_ns, done.end_ns)
         self.scheduler.retire(progress)
         self.first_token_ns[progress.first_token] = self._now_ns
         self.finish_ns[progress.finished] = self._now_ns
         if progress.generated.size:
-            self.tokens.tick(progress.generated, np.append(ends_ns[:-1], self._now_ns))
+            self.tokens.tick(progress.generated, np.append(known_ns[:-1], self._now_ns))
         if self._closed:
             self._send_next(len(progress.finished))
 
@@ -214,9 +221,10 @@ class _Run:
     def _decode_until_arrival(self, step: ScheduledStep, launch_ns: int) -> npt.NDArray[np.int64]:
         """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
         next_ns, num_steps = self._steps_to_price(step, self._now_ns)
-        times_ns = self._host.prepare_ns + self._latency.decode_run_ns(step.num_computed_tokens, num_steps)
-        ends_ns = self._now_ns + np.cumsum(np.maximum(times_ns, launch_ns))
+        device_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps)
+        ends_ns = self._now_ns + np.cumsum(np.maximum(self._host.prepare_ns + device_ns, launch_ns))
         if next_ns is not None:
             ends_ns = ends_ns[: int(np.searchsorted(ends_ns, next_ns)) + 1]
+        self.host_wait_ns += int(ends_ns[-1] - self._now_ns - device_ns[: len(ends_ns)].sum())
         self._last_decode_ns = max(1, (int(ends_ns[-1]) - self._now_ns) // len(ends_ns))
         return ends_ns

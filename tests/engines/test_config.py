@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,3 +110,29 @@ def test_a_configuration_is_read_as_it_is(tmp_path: Path) -> None:
     config = {"architectures": ["A"], "nested": {"x": [1, None]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert ModelSource("m", tmp_path).config == config
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 8, 50, 64, 100, 128, 200, 256, 300, 1024])
+@pytest.mark.parametrize("max_num_batched_tokens", [50, 100, 250, 300, 2048, 8192])
+def test_steps_are_captured_at_vllms_own_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    """The engine's own configuration names the same sizes, for a GPU that captures."""
+    pytest.importorskip("vllm")
+    from vllm.config import CUDAGraphMode, VllmConfig
+
+    compilation = SimpleNamespace(
+        cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+        max_cudagraph_capture_size=None,
+        cudagraph_capture_sizes=None,
+        post_init_cudagraph_sizes=lambda: None,
+    )
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(enforce_eager=False),
+        compilation_config=compilation,
+        scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
+        uniform_decode_query_len=1,
+        performance_mode="balanced",
+    )
+    VllmConfig._set_cudagraph_sizes(config)  # type: ignore[arg-type] # what it reads of itself
+    serving = ServingConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
+    assert list(serving.cudagraph_capture_sizes) == compilation.cudagraph_capture_sizes

@@ -17,7 +17,6 @@ from dooly.batch import Batch
 from dooly.catalog._trace_version import trace_version
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
-from dooly.latency import HostTimes
 from dooly.predict import BatchArrays, Interconnect, LatencyModel, fit_latency_model, load_latency_model
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def test_an_operation_follows_its_law_over_whatever_sizes_it(  # noqa: PLR0913, 
     for batch in HELD_OUT:
         assert latency.step(batch).breakdown_s["more"] == pytest.approx(law(batch) / 1e9, rel=0.05)
     assert latency.steps_ns(BatchArrays.of(HELD_OUT)).tolist() == [latency.step_ns(batch) for batch in HELD_OUT]
-    graphs = fit_latency_model(store, latency.traced, environment, HostTimes())
+    graphs = fit_latency_model(store, latency.traced, environment, in_graphs=True)
     padded = law(SimpleNamespace(num_tokens=8, num_reqs=5))  # type: ignore[arg-type]
     assert graphs.step(Batch((1,) * 5, (100,) * 5)).breakdown_s["more"] == pytest.approx(padded / 1e9, rel=0.05)
 
@@ -101,7 +100,7 @@ def test_what_a_layer_runs_several_times_counts_so_often(  # noqa: PLR0913, PLR0
     more = (operation("h", "model.layers.0.heads.0.query", count=6),)
     store = make_store(tmp_path / "db", environment, laws={**laws, "query": lambda _: 9_000.0}, more=more)
     traced = load_latency_model(store, model, serving).traced
-    seconds = fit_latency_model(store, traced, environment, HostTimes()).step(HELD_OUT[2]).breakdown_s
+    seconds = fit_latency_model(store, traced, environment, in_graphs=True).step(HELD_OUT[2]).breakdown_s
     assert seconds["model.layers.*.heads.*.query"] == pytest.approx(6 * 9_000 / 1e9, rel=0.01)
     assert seconds["model.layers.*.up"] == pytest.approx(3 * laws["up"](HELD_OUT[2]) / 1e9, rel=0.1)
 

@@ -73,6 +73,8 @@ def test_the_host_shows_where_the_device_is_faster() -> None:
     host = HostTimes(prepare_ns=1 * MS, whole_ns=4 * MS, pieces_ns=25 * MS, plain_ns=99 * MS, max_captured_tokens=50)
     (one,) = times_ms(workload((0, 10, 3)), host)
     assert one == (0, 29, 46)
+    # The prompt's 25 ms hide 10 of the device's; the first decode is launched by 29 ms, and runs from 26 to 36 ms.
+    assert simulate(workload((0, 10, 3)), ConstantLatency(), AHEAD, host).host_wait_s == pytest.approx(0.016)
     (large,) = times_ms(workload((0, 60, 1)), host)
     assert large == (0, 99, 99)
 
@@ -82,6 +84,8 @@ def test_the_host_shows_in_a_synchronous_engine_at_every_step() -> None:
     host = HostTimes(prepare_ns=1 * MS, whole_ns=4 * MS, pieces_ns=25 * MS, plain_ns=99 * MS, max_captured_tokens=50)
     (row,) = simulate(workload((0, 10, 3)), ConstantLatency(), replace(AHEAD, async_scheduling=False), host).rows
     assert (round(row.first_token_s * 1e3, 6), round(row.finish_s * 1e3, 6)) == (25, 47)
+    decoding = simulate(workload((0, 10, 3)), ConstantLatency(), replace(AHEAD, async_scheduling=False), host)
+    assert decoding.host_wait_s == pytest.approx(0.015 + 2 * 0.001)
 
 
 def test_launches_grow_with_layers_but_for_decodes() -> None:
