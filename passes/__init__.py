@@ -8,10 +8,12 @@ from passes.flow import Flow, find_flow
 from passes.graph import CapturedGraph, SymbolSource
 from passes.operations import Operation, TensorSpec, split_operations
 from passes.origins import Dim, Origin, Origins, name_origins
-from passes.pipeline import AnalysedOperation, Analysis, analyse
+from passes.pipeline import CAPTURED, PIPELINE, AnalysedOperation, Analysis, Pass, analyse, run_passes
 from passes.signature import SCHEME, same_operation, sign
 
 __all__ = [
+    "CAPTURED",
+    "PIPELINE",
     "SCHEME",
     "AnalysedOperation",
     "Analysis",
@@ -23,6 +25,7 @@ __all__ = [
     "Operation",
     "Origin",
     "Origins",
+    "Pass",
     "PassError",
     "SymbolSource",
     "TensorSpec",
@@ -32,6 +35,7 @@ __all__ = [
     "find_family",
     "find_flow",
     "name_origins",
+    "run_passes",
     "same_operation",
     "sign",
     "split_operations",

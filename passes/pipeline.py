@@ -1,10 +1,14 @@
-"""The passes in order: origins, operations, data flow, costs, canonical form, signature, family."""
+"""The passes in order, as data: each has a name, by which its result goes, and names what it reads.
+
+So one can read what each pass found as soon as it has run, stop after any of them, or put another one between two.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from passes._errors import PassError
 from passes.canonical import canonicalize
 from passes.costs import Cost, estimate_cost
 from passes.family import Family, find_family
@@ -12,12 +16,44 @@ from passes.flow import Flow, find_flow
 from passes.operations import Operation, split_operations
 from passes.origins import Origins, name_origins
 from passes.request_order import request_order
-from passes.signature import resolve
+from passes.signature import sign_apart
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import networkx as nx
 
     from passes.graph import CapturedGraph
+
+CAPTURED = "captured"
+"""Name of the captured graph among what passes read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass of a pipeline: a pure function from earlier results to a value."""
+
+    name: str
+    """What it and its result are called."""
+    run: Callable[..., Any]
+    """The function."""
+    reads: tuple[str, ...]
+    """What it is called with: names of passes before it, or `CAPTURED`."""
+    for_each: bool = False
+    """Whether it runs once for each item of the first result that it reads, and gives a tuple."""
+
+
+PIPELINE = (
+    Pass("origins", name_origins, (CAPTURED,)),
+    Pass("operations", split_operations, (CAPTURED, "origins")),
+    Pass("flow", find_flow, (CAPTURED, "operations")),
+    Pass("costs", estimate_cost, ("operations", "origins"), for_each=True),
+    Pass("canonical", canonicalize, ("operations", "origins"), for_each=True),
+    Pass("signatures", sign_apart, ("canonical",)),
+    Pass("families", find_family, ("canonical",), for_each=True),
+    Pass("request_dims", request_order, ("canonical",), for_each=True),
+)
+"""What `analyse` runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +86,26 @@ class Analysis:
     """Which of them feeds which."""
 
 
+def run_passes(captured: CapturedGraph, passes: tuple[Pass, ...] = PIPELINE) -> Iterator[tuple[str, Any]]:
+    """Run passes over a captured graph one after the other, and yield the name of each with its result.
+
+    Raises:
+        PassError: A pass goes by a name that is taken, or reads what no pass before it gives.
+    """
+    found: dict[str, Any] = {CAPTURED: captured}
+    for each in passes:
+        missing = [name for name in each.reads if name not in found]
+        if missing or each.name in found:
+            what = f"reads {', '.join(missing)}, which none before it gives" if missing else "goes by a name that is taken"
+            raise PassError(f"pipeline: pass {each.name} {what}; known are {', '.join(found)}")
+        first, *others = (found[name] for name in each.reads)
+        found[each.name] = tuple(each.run(item, *others) for item in first) if each.for_each else each.run(first, *others)
+        yield each.name, found[each.name]
+
+
 def analyse(captured: CapturedGraph) -> Analysis:
     """Run all passes over a captured graph."""
-    origins = name_origins(captured)
-    operations = split_operations(captured, origins)
-    known: dict[str, nx.DiGraph[int]] = {}
-    analysed = tuple(_analyse(op, origins, known) for op in operations)
-    return Analysis(origins, analysed, find_flow(captured, operations))
-
-
-def _analyse(operation: Operation, origins: Origins, known: dict[str, nx.DiGraph[int]]) -> AnalysedOperation:
-    canonical = canonicalize(operation, origins)
-    signature = resolve(canonical, known.get)
-    known[signature] = canonical
-    cost, family = estimate_cost(operation, origins), find_family(canonical)
-    return AnalysedOperation(operation, cost, canonical, signature, family, request_order(canonical))
+    found = dict(run_passes(captured))
+    of_each = ("operations", "costs", "canonical", "signatures", "families", "request_dims")
+    operations = tuple(AnalysedOperation(*row) for row in zip(*(found[name] for name in of_each), strict=True))
+    return Analysis(found["origins"], operations, found["flow"])

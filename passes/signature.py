@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 SCHEME = 2
 """Version of the canonical form and of the hash. Signatures of different schemes never compare equal."""
@@ -73,6 +73,16 @@ def resolve(graph: nx.DiGraph[int], known: Callable[[str], nx.DiGraph[int] | Non
         signature = f"{base}-{attempt}"
     msg = f"signature: more than 99 operations share the hash {base}"
     raise AssertionError(msg)
+
+
+def sign_apart(graphs: Sequence[nx.DiGraph[int]]) -> tuple[str, ...]:
+    """Return the signature of each graph; equal ones are one operation."""
+    known: dict[str, nx.DiGraph[int]] = {}
+    signatures = []
+    for graph in graphs:
+        signatures.append(resolve(graph, known.get))
+        known[signatures[-1]] = graph
+    return tuple(signatures)
 
 
 def to_json(graph: nx.DiGraph[int]) -> dict[str, Any]:

@@ -3,10 +3,11 @@ from __future__ import annotations
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from passes import analyse, same_operation, sign
+from passes import CAPTURED, PIPELINE, Pass, PassError, analyse, run_passes, same_operation, sign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,3 +71,42 @@ def test_operations_of_equal_hash_are_told_apart(capture: Capture) -> None:
     assert sign(own.canonical) == sign(crossed.canonical)
     assert not same_operation(own.canonical, crossed.canonical)
     assert sorted([own.signature, crossed.signature]) == [sign(own.canonical), f"{sign(own.canonical)}-1"]
+
+
+def test_a_pass_goes_between_two_others(capture: Capture) -> None:
+    """One more pass reads what those before it found, runs at its place, and changes no other result."""
+    captured = capture(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), torch.ones(5, 8))
+    modules = Pass("modules", lambda operation: operation.module, ("operations",), for_each=True)
+    found = list(run_passes(captured, (*PIPELINE[:2], modules, *PIPELINE[2:])))
+    assert [name for name, _ in found] == ["origins", "operations", "modules", *(each.name for each in PIPELINE[2:])]
+    results = dict(found)
+    assert results.pop("modules") == ("0", "1")
+    assert results["signatures"] == dict(run_passes(captured))["signatures"]
+
+
+def test_results_come_one_by_one(capture: Capture) -> None:
+    """What a pass found is there before the next one runs, whatever becomes of that."""
+
+    def fail(_captured: CapturedGraph) -> None:
+        raise ZeroDivisionError
+
+    captured = capture(nn.Linear(8, 8), torch.ones(5, 8))
+    running = run_passes(captured, (PIPELINE[0], Pass("broken", fail, (CAPTURED,))))
+    name, origins = next(running)
+    assert name == "origins"
+    assert origins.names
+    with pytest.raises(ZeroDivisionError):
+        next(running)
+
+
+@pytest.mark.parametrize(
+    ("passes", "rule"),
+    [
+        (PIPELINE[1:], r"pipeline: pass operations reads origins, which none before it gives; known are captured$"),
+        ((PIPELINE[0], PIPELINE[0]), r"pipeline: pass origins goes by a name that is taken; known are captured, origins$"),
+    ],
+)
+def test_a_pipeline_that_cannot_run_is_refused(capture: Capture, passes: tuple[Pass, ...], rule: str) -> None:
+    """A pass that reads a later one, and two of one name, are named."""
+    with pytest.raises(PassError, match=rule):
+        list(run_passes(capture(nn.Linear(8, 8), torch.ones(5, 8)), passes))
