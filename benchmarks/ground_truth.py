@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.catalog import describe_environment
-from dooly.engines import ModelSource, ServingConfig, find_model
-from dooly.engines.vllm import VllmEngine, let_engine_choose_model_runner
+from dooly.engines import ModelSource, ServingConfig, find_model, start_engine
+from dooly.engines.vllm import let_engine_choose_model_runner
 from dooly.simulation import parse_workload
 from dooly.validation import KeptRuns, serve, write_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from dooly.engines import Engine
 
 SPARE, HELD_STEPS = 64, 8
 """Tokens that a held decode may generate, and steps that it is held for, before prompts come beside it and after."""
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 def keep(  # noqa: PLR0913, PLR0917 - what a file holds
-    engine: VllmEngine, serving: ServingConfig, model: ModelSource, spec: str, repeat: int, path: Path
+    engine: Engine, serving: ServingConfig, model: ModelSource, spec: str, repeat: int, path: Path
 ) -> None:
     """Serve one load, write what happened, and print it in short."""
     runs, others_cores = serve(engine, parse_workload(spec), repeat)
@@ -95,7 +97,7 @@ def keep(  # noqa: PLR0913, PLR0917 - what a file holds
     print(json.dumps(row), flush=True)
 
 
-def keep_steps(engine: VllmEngine, serving: ServingConfig, model: ModelSource, path: Path) -> None:
+def keep_steps(engine: Engine, serving: ServingConfig, model: ModelSource, path: Path) -> None:
     """Run batches that decode, prefill, and do both, and write every step of theirs."""
     found = [
         {"contexts": list(contexts), "prefills": list(prefills), "steps": episode(engine, contexts, prefills)}
@@ -115,7 +117,7 @@ def keep_steps(engine: VllmEngine, serving: ServingConfig, model: ModelSource, p
     print(json.dumps({"kept": path.name.removesuffix(".json.xz"), "episodes": len(found)}), flush=True)
 
 
-def episodes(engine: VllmEngine, serving: ServingConfig) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def episodes(engine: Engine, serving: ServingConfig) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Yield contexts of decodes, and prompts that come beside them, as far as they fit the engine."""
     longest = serving.max_model_len - SPARE
     for length in (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048):
@@ -132,7 +134,7 @@ def episodes(engine: VllmEngine, serving: ServingConfig) -> Iterator[tuple[tuple
                 yield tuple(64 + 911 * i % max(1, min(2048, longest - 64)) for i in range(count)), (length,)
 
 
-def episode(engine: VllmEngine, contexts: Sequence[int], prefills: Sequence[int]) -> list[list[Any]]:
+def episode(engine: Engine, contexts: Sequence[int], prefills: Sequence[int]) -> list[list[Any]]:
     """Hold decodes behind so many tokens for some steps, send prompts beside them, and return every step.
 
     Of each step: begin and duration in nanoseconds, and place, new and computed tokens of each request that was scheduled in it;
@@ -159,12 +161,12 @@ def episode(engine: VllmEngine, contexts: Sequence[int], prefills: Sequence[int]
     ]
 
 
-def start(model: ModelSource, serving: ServingConfig, mode: str) -> VllmEngine:
+def start(model: ModelSource, serving: ServingConfig, mode: str) -> Engine:
     """Start the engine as Dooly measures it, or as it runs by itself."""
     if mode == "eager":
-        return VllmEngine(model, serving)
+        return start_engine(model, serving)
     let_engine_choose_model_runner()
-    return VllmEngine(model, serving, **DEFAULTS)
+    return start_engine(model, serving, **DEFAULTS)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ import json
 import random
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from dbstore import Store
 from dooly.batch import Batch
-from dooly.engines import ServingConfig, find_model
-from dooly.engines.vllm import VllmEngine
+from dooly.engines import ServingConfig, find_model, start_engine
 from dooly.measure import BatchRunner, measurement_batches
 from dooly.predict import load_latency_model
+
+if TYPE_CHECKING:
+    from dooly.engines import Engine
 
 
 def batches(serving: ServingConfig) -> list[Batch]:
@@ -49,11 +52,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="timed steps of a batch in one pass")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    serving = ServingConfig(enforce_eager=True, async_scheduling=False)  # as `VllmEngine` runs by itself
+    serving = ServingConfig(enforce_eager=True, async_scheduling=False)  # as `start_engine` runs it
     model = find_model(args.model)
     latency = load_latency_model(Store.open(args.db), model, serving)
     tried = batches(serving)
-    engine = VllmEngine(model, serving)
+    engine = start_engine(model, serving)
     try:
         measured = measure(engine, tried, args.passes, args.steps)
     finally:
@@ -94,7 +97,7 @@ def main() -> None:
         args.json.write_text(json.dumps(summary | {"rows": rows}, indent=1) + "\n")
 
 
-def measure(engine: VllmEngine, tried: list[Batch], passes: int, steps: int) -> list[list[float]]:
+def measure(engine: Engine, tried: list[Batch], passes: int, steps: int) -> list[list[float]]:
     """Return the median step time of each batch in each pass, in nanoseconds; passes keep slow drift out of the comparison."""
     found: list[list[float]] = [[] for _ in tried]
     for number in range(passes):

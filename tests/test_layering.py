@@ -43,6 +43,8 @@ FORBIDDEN = {
     "dooly.predict": ("torch", "vllm", "dooly.measure"),  # both stand on the catalog, side by side
     "dooly.simulation": ("torch", "vllm"),
 }
+ADAPTER = "dooly.engines.vllm"
+"""An engine, which only its own room opens: the others know the contract, so that a second engine is one folder."""
 
 
 def _imports(path: Path, package: str) -> Iterator[tuple[int, str]]:
@@ -60,6 +62,13 @@ def _room(name: str) -> str:
     """Return the room a dotted name lies in: `dooly.tracing` for `dooly.tracing._capture.x`, otherwise the top-level package."""
     head, *rest = name.split(".")
     return f"{head}.{rest[0]}" if head == "dooly" and rest else head
+
+
+def _adapter_complaint(importer: str, name: str) -> str | None:
+    """Return the rule that importing a name into a room breaks where it is an engine's, if any."""
+    if f"{name}.".startswith(f"{ADAPTER}.") and importer != _room(ADAPTER):
+        return f"{importer} must not import {ADAPTER}: ask dooly.engines"
+    return None
 
 
 def _complaint(importer: str, imported: str) -> str | None:
@@ -86,7 +95,7 @@ def violations(root: Path) -> list[str]:
         package = ".".join(relative.parent.parts)
         importer = _room(package if path.name == "__init__.py" else f"{package}.{path.stem}")
         for line, name in _imports(path, package):
-            if complaint := _complaint(importer, _room(name)):
+            if complaint := _adapter_complaint(importer, name) or _complaint(importer, _room(name)):
                 found.append(f"{relative}:{line}: {complaint}")
     return found
 
@@ -136,6 +145,11 @@ def test_imports_point_one_way() -> None:
             "from typing import Any\nif Any:\n    from dooly import cli",
             "dooly.tracing comes before dooly.cli",
         ),
+        (
+            "dooly/measure/_a.py",
+            "def run():\n    from dooly.engines import vllm",
+            "dooly.measure must not import dooly.engines.vllm: ask dooly.engines",
+        ),
         ("dooly/measure/_a.py", "import dooly", "dooly has no place in ORDER"),
         ("dooly/extras/_a.py", "from dooly.errors import DoolyError", "dooly.extras has no place in ORDER"),
     ],
@@ -152,6 +166,7 @@ def test_right_imports_pass(tmp_path: Path) -> None:
         "dooly/__init__.py": "from dooly.cli import main",
         "dooly/cli/__init__.py": "import dbstore\nfrom dooly.simulation import Workload\nfrom ._app import app",
         "dooly/engines/_config.py": "import vllm\nfrom dooly.tracing._capture import Capture\nfrom dooly import errors",
+        "dooly/engines/_adapter.py": "from dooly.engines.vllm import VllmEngine",
         "passes/graph.py": "import torch.fx\nfrom passes._errors import PassError",
     }
     assert violations(_write(tmp_path, files)) == []

@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dooly.engines import ServingConfig
-    from dooly.engines.vllm import VllmEngine
+    from dooly.engines import Engine, ServingConfig
 
 
 CUDA_GRAPHS = "cudagraph"
 """How an engine on a GPU executes by itself, as environments name it."""
 
 
-def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environment:
+def describe_environment(engine: Engine, serving: ServingConfig) -> Environment:
     """Return the environment that an engine measures in."""
     import torch
-    import vllm
 
     device = next(engine.network.parameters()).device
     on_gpu = device.type == "cuda"
@@ -36,8 +34,8 @@ def describe_environment(engine: VllmEngine, serving: ServingConfig) -> Environm
         device_kind=device.type,
         driver=gpu.driver if gpu else platform.release(),
         torch_version=torch.__version__,
-        engine="vllm",
-        engine_version=vllm.__version__,
+        engine=engine.name,
+        engine_version=engine.version,
         attention_backend=engine.attention_backend,
         dtype=serving.dtype,
         kv_cache_dtype="auto",

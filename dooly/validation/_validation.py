@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.batch import Batch
 from dooly.catalog import CUDA_GRAPHS, describe_environment
-from dooly.engines import ModelSource, ServingConfig
+from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import InvalidInputError
 from dooly.measure import Contention
 from dooly.predict import load_latency_model
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dbstore import Environment, Store
-    from dooly.engines.vllm import VllmEngine
+    from dooly.engines import Engine
     from dooly.latency import HostTimes, LatencyBackend
     from dooly.predict import LatencyModel
     from dooly.validation._real import StepRun
@@ -121,15 +121,13 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
         EngineError: The engine does not start.
         InvalidInputError: `repeat` is below 1.
     """
-    from dooly.engines.vllm import VllmEngine
-
     if repeat < 1:
         raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")
     serving = serving or ServingConfig()
     latency = load_latency_model(store, model, serving)
     simulated = _simulated(workload, latency, serving)
     eager = latency.environment.execution_mode == "eager"
-    engine = VllmEngine(model, serving, enforce_eager=eager, async_scheduling=latency.schedules_ahead)
+    engine = start_engine(model, serving, enforce_eager=eager, async_scheduling=latency.schedules_ahead)
     try:
         _check_same_machine(describe_environment(engine, serving), engine.num_kv_blocks, serving, latency)
         runs, others_cores = serve(engine, workload, repeat, progress)
@@ -168,7 +166,7 @@ def validate_kept(
 
 
 def serve(
-    engine: VllmEngine, workload: Workload, repeat: int, progress: Callable[[int, int], None] = lambda _done, _total: None
+    engine: Engine, workload: Workload, repeat: int, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> tuple[tuple[ServedRun, ...], float]:
     """Serve a workload several times after a warm-up.
 

@@ -60,8 +60,9 @@ def test_the_engine_is_closed_when_a_run_fails(ground_truth: ModuleType, tmp_pat
 def test_the_engine_chooses_its_model_runner_by_itself(ground_truth: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """In default mode Dooly's choice of the model runner is still out of the way when the engine starts."""
     from dooly.engines import ServingConfig, find_model
-    from dooly.engines.vllm import MODEL_RUNNER, _version
+    from dooly.engines.vllm import _version
     from dooly.engines.vllm._config import engine_arguments
+    from dooly.engines.vllm._version import MODEL_RUNNER
 
     seen = []
 
@@ -71,6 +72,6 @@ def test_the_engine_chooses_its_model_runner_by_itself(ground_truth: ModuleType,
 
     monkeypatch.setenv(MODEL_RUNNER, "0")
     monkeypatch.setitem(_version._ENVIRONMENT, MODEL_RUNNER, "0")  # so that it is there again afterwards
-    monkeypatch.setattr(ground_truth, "VllmEngine", starts)
+    monkeypatch.setattr(ground_truth, "start_engine", starts)
     ground_truth.start(find_model("smollm2-135m"), ServingConfig(), "default")
     assert seen == [None]

@@ -18,7 +18,7 @@ from dbstore import Environment, Store
 from dooly.batch import Batch
 from dooly.catalog import describe_environment
 from dooly.device import native_dtype
-from dooly.engines import ModelSource, ServingConfig, find_model
+from dooly.engines import ModelSource, ServingConfig, find_model, start_engine
 from dooly.errors import DoolyError, EngineError, InvalidInputError, MissingOperationError, UnsupportedModelError
 from dooly.measure import BatchRunner, profile
 from dooly.measure._tasks import InfeasibleBatchError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dbstore import Record
-    from dooly.engines.vllm import VllmEngine
+    from dooly.engines import Engine
     from dooly.measure import ProfileResult
 
 pytestmark = pytest.mark.engine
@@ -189,7 +189,7 @@ def test_a_model_that_calls_its_layers_otherwise_is_measured(tmp_path: Path) -> 
     model, store = find_model(str(tmp_path)), Store.open(tmp_path / "db", "a")
     seen: list[int] = []
 
-    def layers_seen(engine: VllmEngine, serving: ServingConfig) -> Environment:
+    def layers_seen(engine: Engine, serving: ServingConfig) -> Environment:
         seen.append(len(engine.network.transformer.h))
         return describe_environment(engine, serving)
 
@@ -246,11 +246,9 @@ def test_validation_runs_both_sides(model: ModelSource, db: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(model: ModelSource) -> Iterator[VllmEngine]:
+def engine(model: ModelSource) -> Iterator[Engine]:
     """A running engine with the whole model."""
-    from dooly.engines.vllm import VllmEngine
-
-    engine = VllmEngine(model, SERVING)
+    engine = start_engine(model, SERVING)
     yield engine
     engine.close()
 
@@ -272,7 +270,7 @@ def test_settings_that_the_engine_refuses(model: ModelSource, tmp_path: Path, se
     assert "\n" not in str(caught.value)
 
 
-def test_the_model_knows_the_engines_kv_blocks(engine: VllmEngine, model: ModelSource, db: Path) -> None:
+def test_the_model_knows_the_engines_kv_blocks(engine: Engine, model: ModelSource, db: Path) -> None:
     """`LatencyModel.num_kv_blocks` is what the engine makes of the same settings."""
     latency = load_latency_model(Store.open(db), model, SERVING)
     assert latency.block_size == engine.block_size
@@ -281,9 +279,7 @@ def test_the_model_knows_the_engines_kv_blocks(engine: VllmEngine, model: ModelS
 
 
 @pytest.mark.usefixtures("profiled")
-def test_runs_that_were_kept_are_judged_without_the_engine(
-    engine: VllmEngine, model: ModelSource, db: Path, tmp_path: Path
-) -> None:
+def test_runs_that_were_kept_are_judged_without_the_engine(engine: Engine, model: ModelSource, db: Path, tmp_path: Path) -> None:
     """Served once, kept in a file and read: requests and steps are whole, and the comparison needs no engine."""
     spec = "poisson:rate=40,requests=6,prompt=8-60,output=4-10,seed=0"
     workload = parse_workload(spec)
@@ -321,7 +317,7 @@ BATCHES = (
 
 
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
-def test_a_batch_is_realised_exactly(engine: VllmEngine, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_realised_exactly(engine: Engine, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's scheduler gives each step the new and computed tokens of the batch; decodes grow by one a step."""
     outputs: list[Any] = []
     schedule = engine.scheduler.schedule
@@ -334,7 +330,7 @@ def test_a_batch_is_realised_exactly(engine: VllmEngine, batch: Batch, monkeypat
         monkeypatch.setattr(engine.scheduler, "schedule", watch)
         for number in range(3):
             assert runner.step() > 0
-            assert len(engine.scheduled()) == batch.num_reqs
+            assert [len(engine.work(output)) for output in engine.scheduler_outputs()] == [batch.num_reqs]
             assert _requests(outputs.pop()) == _grown(batch, number)
             assert not outputs
     assert not engine.has_unfinished_requests()
@@ -354,7 +350,7 @@ def _grown(batch: Batch, number: int) -> list[tuple[int, int]]:
     return sorted((new, computed + (number if place < decodes else 0)) for place, (new, computed) in enumerate(pairs))
 
 
-def test_a_batch_beyond_the_kv_cache_is_infeasible(engine: VllmEngine) -> None:
+def test_a_batch_beyond_the_kv_cache_is_infeasible(engine: Engine) -> None:
     """It is refused before the engine sees any of it, and the message tells both numbers."""
     context = engine.num_kv_blocks * engine.block_size // 2
     with pytest.raises(
@@ -364,12 +360,12 @@ def test_a_batch_beyond_the_kv_cache_is_infeasible(engine: VllmEngine) -> None:
     assert not engine.has_unfinished_requests()
 
 
-def test_prompts_stay_in_the_vocabulary(engine: VllmEngine) -> None:
+def test_prompts_stay_in_the_vocabulary(engine: Engine) -> None:
     """A model of few tokens gets prompts of those."""
     assert max(engine.prompt(5000)) < CONFIG["vocab_size"]  # type: ignore[operator]
 
 
-def test_requests_generate_as_many_tokens_as_asked(engine: VllmEngine) -> None:
+def test_requests_generate_as_many_tokens_as_asked(engine: Engine) -> None:
     """A request runs to its number of output tokens under the name that `add` gave, and none is left."""
     name = engine.add(engine.prompt(9), 3)
     outputs = [engine.step() for _ in range(3)]

@@ -2,14 +2,12 @@
 
 from dooly.engines.vllm._engine import VllmEngine
 from dooly.engines.vllm._model import trace_vllm_model
-from dooly.engines.vllm._stateful import stateful_attributes
-from dooly.engines.vllm._version import MODEL_RUNNER, import_vllm, let_engine_choose_model_runner
+from dooly.engines.vllm._version import import_vllm, let_engine_choose_model_runner, variables
 
 __all__ = [
-    "MODEL_RUNNER",
     "VllmEngine",
     "import_vllm",
     "let_engine_choose_model_runner",
-    "stateful_attributes",
     "trace_vllm_model",
+    "variables",
 ]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import first_line
 from dooly.engines.vllm._config import engine_arguments
-from dooly.engines.vllm._stateful import show_attention_calls
+from dooly.engines.vllm._stateful import show_attention_calls, stateful_attributes
 from dooly.engines.vllm._version import import_vllm, model_runner_generation, quiet
 from dooly.errors import EngineError
+from dooly.tracing import layer_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +29,10 @@ _MAX_TOKEN_ID = 1000
 
 
 class VllmEngine:
-    """A vLLM engine that runs in this process, one step a call.
+    """A vLLM engine that runs in this process, one step a call; meets `dooly.engines.Engine`."""
 
-    Only one may live in a process at a time; close it before the next one starts.
-    """
+    name = "vllm"
+    """Name of the engine."""
 
     def __init__(self, model: ModelSource, serving: ServingConfig, num_layers: int | None = None, **settings: object) -> None:
         """Start the engine.
@@ -45,7 +46,8 @@ class VllmEngine:
         Raises:
             EngineError: The engine refuses to start; the message carries its reason.
         """
-        import_vllm()
+        self.version = str(import_vllm().__version__)
+        """Version of the engine."""
         from vllm.v1.engine.llm_engine import LLMEngine
 
         overrides = {} if num_layers is None else {"hf_overrides": partial(_shorten, num_layers=num_layers)}
@@ -86,6 +88,12 @@ class VllmEngine:
         return network
 
     @property
+    def sampler(self) -> nn.Module:
+        """What samples a step's tokens."""
+        sampler: nn.Module = self.runner.sampler
+        return sampler
+
+    @property
     def num_kv_blocks(self) -> int:
         """Blocks in the KV cache, the null block included."""
         return int(self.scheduler.cache_config.num_gpu_blocks)
@@ -114,6 +122,11 @@ class VllmEngine:
     def model_runner(self) -> str:
         """Generation of the engine's model runner: `v1` or `v2`."""
         return model_runner_generation(self.runner)
+
+    def layer_kinds(self) -> dict[str, list[str]]:
+        """Return the paths of the layers of each kind, by the path of the first of the kind."""
+        kinds = layer_kinds(self.network, stateful_attributes)
+        return {f"{path}.{m[0]}": [f"{path}.{i}" for i in m] for path, groups in kinds.items() for m in groups}
 
     def prompt(self, num_tokens: int) -> list[int]:
         """Return a random prompt: a stretch of one long text, as drawing each token anew would take longer than a step."""
@@ -144,10 +157,6 @@ class VllmEngine:
         """Run one engine step, and return the engine's outputs: `request_id` is the name that `add` gave."""
         self._outputs = []
         return self._engine.step()  # type: ignore[no-any-return]
-
-    def scheduled(self) -> tuple[str, ...]:
-        """Return the names of the requests that the last step worked on."""
-        return tuple(self._names[internal] for output in self._outputs for internal in output.num_scheduled_tokens)
 
     def scheduler_outputs(self) -> list[Any]:
         """Return what the scheduler handed out in the last step: one output, or any number under asynchronous scheduling."""

@@ -67,6 +67,12 @@ def let_engine_choose_model_runner() -> None:
     os.environ.pop(MODEL_RUNNER, None)
 
 
+def variables() -> dict[str, str | None]:
+    """Return the variables of this process that change how an engine runs in it."""
+    found = {name: os.environ.get(name) for name in ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU")}
+    return found | {MODEL_RUNNER: os.environ.get(MODEL_RUNNER, _ENVIRONMENT.get(MODEL_RUNNER))}
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what Python code prints from the caller's streams within the scope: vLLM asks them for their file descriptors too."""

@@ -20,7 +20,7 @@ from dooly.catalog import (
 )
 from dooly.device import cache_bytes, cache_room_bytes
 from dooly.dtypes import item_bytes
-from dooly.engines import ModelSource, ServingConfig
+from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import run_tasks
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dbstore import JsonObject, Store
-    from dooly.engines.vllm import VllmEngine
+    from dooly.engines import Engine
     from dooly.tracing import TracedModel
 
 
@@ -77,7 +77,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         write_described(store, environment, traced)
         write_traced(store, model, serving, traced, environment)
         tasks = _missing(traced, serving, store, environment.digest)
-        profiler = Profiler(engine, traced.operations, _kinds(engine), store, environment)
+        profiler = Profiler(engine, traced.operations, store, environment)
         records, seconds = run_tasks(profiler, tasks, budget_s, progress)
         unsteady = sum(bool(record.attributes.get("unsteady")) for record in records)
         return _result(traced, serving, tasks, len(records), unsteady, seconds)
@@ -113,13 +113,11 @@ def _missing(traced: TracedModel, serving: ServingConfig, store: Store, environm
 
 
 @contextmanager
-def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingConfig) -> Iterator[VllmEngine]:
+def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingConfig) -> Iterator[Engine]:
     """Run the engine with as few layers as show every kind and keep weights cold, and with a KV cache that fits the batches.
 
     Where that is more than the device has room for, batches that need it are infeasible there.
     """
-    from dooly.engines.vllm import VllmEngine
-
     num_layers = _num_layers(traced)
     heads = [op.attributes for op in traced.operations if "num_kv_heads" in op.attributes]
     values = max((h["num_kv_heads"] * (h["head_size"] + (h["head_size_v"] or 0)) for h in heads), default=1)
@@ -127,7 +125,7 @@ def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingCon
     tokens = serving.max_num_seqs * (serving.max_model_len + 256)
     room = cache_room_bytes(str(traced.environment["platform"]))
     reduced = replace(serving, kv_cache_memory_bytes=max(min(tokens * token_bytes * num_layers, room), 64 << 20))
-    engine = VllmEngine(model, reduced, num_layers)
+    engine = start_engine(model, reduced, num_layers)
     try:
         yield engine
     finally:
@@ -152,12 +150,3 @@ def _num_layers(traced: TracedModel) -> int:
     platform_ = str(traced.environment["platform"])
     cold = ceil(2 * cache_bytes(platform_) / min(layers.values()))
     return min(total, max(shown, cold, _LEAST_LAYERS[platform_]))
-
-
-def _kinds(engine: VllmEngine) -> dict[str, list[str]]:
-    """Return the layers of each kind in the reduced engine, by the path of the first of the kind."""
-    from dooly.engines.vllm import stateful_attributes
-    from dooly.tracing import layer_kinds
-
-    kinds = layer_kinds(engine.network, stateful_attributes)
-    return {f"{path}.{m[0]}": [f"{path}.{i}" for i in m] for path, groups in kinds.items() for m in groups}

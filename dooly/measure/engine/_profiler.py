@@ -16,7 +16,7 @@ from dooly.measure.timers import Contention, timer_for
 from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from torch import nn
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from dooly.batch import Batch
     from dooly.catalog import Key
     from dooly.device import Clocks
-    from dooly.engines import ServingConfig
-    from dooly.engines.vllm import VllmEngine
+    from dooly.engines import Engine, ServingConfig
     from dooly.tracing import TracedOperation
 
 _REPLAY_BUDGET_NS = 150_000_000
@@ -72,17 +71,10 @@ def plan_tasks(
 class Profiler:
     """Measures tasks on a reduced engine and writes their records."""
 
-    def __init__(
-        self,
-        engine: VllmEngine,
-        operations: tuple[TracedOperation, ...],
-        layer_kinds: Mapping[str, list[str]],
-        store: Store,
-        environment: Environment,
-    ) -> None:
+    def __init__(self, engine: Engine, operations: tuple[TracedOperation, ...], store: Store, environment: Environment) -> None:
         self._engine = engine
         self._operations = operations
-        self._kinds = layer_kinds
+        self._kinds = engine.layer_kinds()
         self._store = store
         self._environment = environment.digest
         self._timer = timer_for(next(engine.network.parameters()).device)
@@ -162,13 +154,12 @@ class Profiler:
         paths = []
         for module, _ in operation.placements:
             layer = layer_of(module)
-            paths += [module] if layer is None else [m + module[len(layer) :] for m in self._kinds.get(layer, [])]
+            paths += [module] if layer is None else [m + module[len(layer) :] for m in self._kinds.get(layer, ())]
         return paths
 
     def _module(self, path: str, stage: str) -> nn.Module:
         """Return the module at a path of the engine's model; sampling lies outside of it."""
-        sampler: nn.Module = self._engine.runner.sampler
-        return sampler if stage == "sample" else self._engine.network.get_submodule(path)
+        return self._engine.sampler if stage == "sample" else self._engine.network.get_submodule(path)
 
     def _record(self, operation: TracedOperation, task: Task, values: list[int], facts: dict[str, JSON]) -> Record:
         return record_of((operation.signature, self._environment), point_of(operation, task.batch), values, facts)

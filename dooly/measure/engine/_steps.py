@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dooly.batch import Batch
-    from dooly.engines.vllm import VllmEngine
+    from dooly.engines import Engine
     from dooly.measure.timers import Timer
 
 
@@ -40,7 +40,7 @@ class BatchRunner:
         InfeasibleBatchError: The engine's KV cache is too small for the batch.
     """
 
-    def __init__(self, engine: VllmEngine, batch: Batch) -> None:
+    def __init__(self, engine: Engine, batch: Batch) -> None:
         self._engine = engine
         self._batch = batch
         self._decodes: list[str] = []
