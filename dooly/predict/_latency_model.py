@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.errors import OutOfDomainError, UnsupportedModelError
+from dooly.errors import OutOfDomainError
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import cache_room_bytes, token_bytes
 from dooly.predict._sources import SOURCES
@@ -100,16 +100,11 @@ class LatencyModel:
         ship with Dooly, without either, as many as its memory has room for beside weights and activations.
 
         Raises:
-            UnsupportedModelError: The model attends over sliding windows.
+            UnsupportedModelError: A layer caches something else than the keys and values of every token, as sliding windows and
+                recurrent states do, or no layer caches anything.
         """
         if serving.num_gpu_blocks_override is not None:
             return serving.num_gpu_blocks_override
-        windows = [op.module for op in self.traced.operations if op.attributes.get("sliding_window") not in {None, -1}]
-        if windows:
-            raise UnsupportedModelError(
-                f"{self.traced.model}: {windows[0]} attends over a sliding window, whose KV cache groups the scheduler does "
-                "not model yet; simulate a model with full attention"
-            )
         block_bytes = self.block_size * token_bytes(self.traced, serving.dtype)
         if self.hardware is not None and serving.kv_cache_memory_bytes is None:
             return cache_room_bytes(self.traced, serving, self.hardware) // block_bytes
