@@ -330,10 +330,11 @@ def small_memory(
         (Batch((1,) * 2, (445,) * 2), False),
         (Batch((1,) * 8, (400,) * 8), True),
         (Batch((1,) * 7 + (64,), (400,) * 7 + (0,), 1), True),
-        (Batch((250,), (250,), 1), True),
+        (Batch((250,), (250,), 1), False),
+        (Batch((128, 128), (380, 380), 2), True),
         (Batch((250,), (0,), 1), False),
     ],
-    ids=["decodes", "long decodes", "many long decodes", "among a prefill", "a chunk behind a context", "a prompt"],
+    ids=["decodes", "long decodes", "many long decodes", "among a prefill", "a chunk behind a context", "two", "a prompt"],
 )
 def test_attention_beyond_what_it_was_measured_to_is_flagged(
     small_memory: LatencyModel, batch: Batch, *, extrapolated: bool

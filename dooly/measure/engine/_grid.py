@@ -45,6 +45,8 @@ def _prefills(serving: ServingConfig) -> Iterator[Batch]:
     for num_tokens in (32, 128, 512, 1024):
         for context in (256, 1024, serving.max_model_len - num_tokens - 1):
             yield Batch((num_tokens,), (max(0, context),), 1)
+    # The last chunk of the longest prompt that fills the budget: no other reads more.
+    yield Batch((longest,), (max(0, serving.max_model_len - longest - 1),), 1)
     for count, num_tokens in ((2, 64), (4, 64), (4, 256), (8, 128), (16, 32)):
         yield Batch((num_tokens,) * count, (0,) * count, count)
     yield Batch((200, 50, 120), (0, 300, 700), 3)
@@ -53,6 +55,9 @@ def _prefills(serving: ServingConfig) -> Iterator[Batch]:
     for num_tokens in (*(t for t in _TOKENS if longest < t < most), most):
         count = ceil(num_tokens / longest)
         yield Batch(tuple((num_tokens + i) // count for i in range(count)), (0,) * count, count)
+    whole, rest = divmod(most, longest)
+    prompts = (longest,) * whole + ((rest,) if rest > 1 else ())
+    yield Batch(prompts, (0,) * len(prompts), len(prompts))
 
 
 def _decodes(serving: ServingConfig) -> Iterator[Batch]:
@@ -75,6 +80,7 @@ def _unequal(count: int, longest: int) -> tuple[int, ...]:
 def _mixed(serving: ServingConfig) -> Iterator[Batch]:
     most = max(1, serving.max_num_seqs - 1)
     rest = max(1, min(serving.max_num_batched_tokens - most, serving.max_model_len // 2))
+    longest = max(1, serving.max_model_len - DECODE_GROWTH_TOKENS)
     for num_decodes, context, prefill, prefix in (
         (1, 256, 32, 0),
         (4, 512, 128, 0),
@@ -85,6 +91,7 @@ def _mixed(serving: ServingConfig) -> Iterator[Batch]:
         (32, 256, 512, 0),
         (48, 512, 128, 0),
         (most, max(1, serving.max_model_len // 4), rest, 0),
+        (most, max(1, longest - 1), rest, max(0, longest - rest)),
     ):
         yield Batch((1,) * num_decodes + (prefill,), (context,) * num_decodes + (prefix,), 1)
     yield Batch((1,) * 8 + (100, 60), (200,) * 8 + (0, 0), 2)

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dooly.batch import Batch
 from dooly.engines import ServingConfig
 from dooly.measure import measurement_batches
-
-if TYPE_CHECKING:
-    from dooly.batch import Batch
+from dooly.predict import BatchArrays
+from dooly.predict._domain import AttentionReach
 
 servings = st.builds(
     ServingConfig,
@@ -69,6 +67,33 @@ def test_the_limits_themselves_are_measured(serving: ServingConfig) -> None:
     assert max(b.num_reqs for b in batches) == serving.max_num_seqs
     longest = max(b.num_new_tokens[0] + b.num_computed_tokens[0] for b in batches if b.num_new_requests == 0)
     assert longest == serving.max_model_len - 64
+
+
+@settings(deadline=None)
+@given(useful_servings, st.data())
+def test_whatever_the_scheduler_fills_attention_was_measured_as_far(serving: ServingConfig, data: st.DataObject) -> None:
+    """Steps of decodes, of a chunk anywhere in a prompt, or of prompts one after the other read no more than measured ones."""
+    reach = AttentionReach.of([BatchArrays.of(measurement_batches(serving))])
+    assert reach is not None
+    budget, longest = serving.max_num_batched_tokens, serving.max_model_len - 1
+    chunk = data.draw(st.integers(2, min(budget, longest)))
+    prompts = data.draw(st.lists(st.integers(2, longest), min_size=1, max_size=serving.max_num_seqs))
+    fitting = [n for place, n in enumerate(prompts) if sum(prompts[: place + 1]) <= budget] or [chunk]
+    for batch in (Batch((chunk,), (longest - chunk,), 1), Batch(tuple(fitting), (0,) * len(fitting), len(fitting))):
+        assert BatchArrays.of([batch]).attention(None).prefill_pairs[0] <= reach.prefill_pairs
+    num_decodes = min(serving.max_num_seqs, budget)
+    decodes = Batch((1,) * num_decodes, (longest,) * num_decodes)
+    assert BatchArrays.of([decodes]).attention(None).decode_kv_tokens[0] <= reach.decode_kv_tokens
+
+
+@given(useful_servings)
+def test_long_decodes_run_beside_a_chunk_of_a_long_prompt(serving: ServingConfig) -> None:
+    """All but one of the requests decode at the end of their sequences, beside one that prefills at the end of its prompt."""
+    most = serving.max_num_seqs - 1
+    last = serving.max_model_len - 64
+    mixed = [b for b in measurement_batches(serving) if b.num_new_requests == 1 and _decodes(b) == most]
+    ends = [[n + c for n, c in zip(b.num_new_tokens, b.num_computed_tokens, strict=True)] for b in mixed]
+    assert serving.max_num_batched_tokens <= most or [last] * serving.max_num_seqs in ends
 
 
 def test_the_default_limits_take_a_batch_of_each_size() -> None:
