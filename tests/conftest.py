@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+
+# No test fails for the time that a machine takes.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dbstore import DamagedRecordError, JsonObject, Record
@@ -34,7 +34,6 @@ def encode(records: tuple[Record, ...]) -> tuple[str, dict[str, bytes]]:
     return name, {path.removeprefix(f"up/{name}/"): files[path] for path in files if path.startswith(f"up/{name}/")}
 
 
-@settings(deadline=None)  # the first example loads Zarr
 @given(st.lists(MEASURED | INFEASIBLE, min_size=1, max_size=5))
 def test_round_trip(records: list[Record]) -> None:
     """Records come back from their group with every field unchanged."""
@@ -53,7 +52,6 @@ def test_order_does_not_change_the_name(order: list[int]) -> None:
     assert sweep_name([digests[index] for index in order]) == sweep_name(digests)
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_altered_byte_is_never_read(data: st.DataObject, make_record: Callable[..., Record]) -> None:
     """With any one byte of any file altered, reading fails by name or returns what was written."""
@@ -106,7 +104,6 @@ def test_group_under_another_key_is_refused(make_record: Callable[..., Record]) 
         decode_sweep(records[0].key, "other", files, "place")
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), st.recursive(st.integers() | st.text(), st.lists), max_size=4))
 def test_document_round_trip(document: dict[str, Any]) -> None:
     """A document comes back equal, as plain lists and dicts."""

@@ -57,7 +57,7 @@ class Model(nn.Module):
         return {name: self.get_submodule(name)(x) for name, x in inputs.items()}
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(
     data=st.data(),
     formula=FORMULAS,

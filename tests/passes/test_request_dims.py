@@ -48,7 +48,7 @@ TERMS = st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(texts=st.lists(TERMS, min_size=1, max_size=5), values=st.lists(st.integers(2, 9), min_size=4, max_size=4))
 def test_every_size_is_a_function_of_the_dims(texts: list[str], values: list[int]) -> None:
     """Each size, written over the dimensions, has the value that it has over the symbols; there are never more dimensions."""
@@ -61,7 +61,7 @@ def test_every_size_is_a_function_of_the_dims(texts: list[str], values: list[int
     assert len(free) <= len(set().union(*(size.free_symbols for size in sizes)))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(texts=st.lists(TERMS, min_size=1, max_size=5), names=st.permutations(["z", "y", "x", "w"]), order=st.randoms())
 def test_names_and_order_do_not_change_the_dims(texts: list[str], names: list[str], order: object) -> None:
     """Other names and another order of the sizes give the same dimensions, renamed."""

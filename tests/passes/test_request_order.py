@@ -56,7 +56,7 @@ def _by_position(graph: nx.DiGraph[int]) -> nx.DiGraph[int]:
     return placed
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(data=st.data(), depth=st.integers(1, 9), names=st.permutations(["a", "b"]))
 def test_a_difference_far_away_decides(data: st.DataObject, depth: int, names: list[str]) -> None:
     """Dimensions that differ in an operand's position, any number of operators away, always come in one order."""
@@ -66,7 +66,7 @@ def test_a_difference_far_away_decides(data: st.DataObject, depth: int, names: l
     assert request_order(_shuffled(graph, order, renamed)) == tuple(renamed[name] for name in request_order(graph))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(data=st.data(), names=st.permutations(["a", "b"]))
 def test_interchangeable_dims_may_swap(data: st.DataObject, names: list[str]) -> None:
     """Where two dimensions play the same part, names and numbers give orders that mean the same."""
@@ -91,7 +91,7 @@ def _rings(*lengths: int) -> nx.DiGraph[int]:
     return graph
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(order=st.permutations(range(24)))
 def test_dims_that_colours_cannot_tell_apart_keep_their_order(order: list[int]) -> None:
     """A ring of six and two of three, alike to colour refinement, give their dimensions in one order up to symmetry."""

@@ -92,7 +92,7 @@ def test_request_names_and_values_do_not_change_the_signature(canonical: Canonic
     assert sign(other) == sign(base)
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4, derandomize=True)
 @given(
     names=st.lists(st.from_regex(r"[a-z]{1,8}_[0-9]", fullmatch=True), min_size=1, max_size=3, unique=True),
     layers=st.integers(0, 3),
@@ -120,7 +120,6 @@ def test_place_and_name_do_not_change_the_signature(
     assert found[".".join([str(layers), *reversed(names)])] == [sign(base)]
 
 
-@settings(deadline=None)
 @given(order=st.permutations(range(20)))
 def test_node_numbers_do_not_change_the_signature(base: nx.DiGraph[int], order: list[int]) -> None:
     """Numbering the nodes in any other way gives the same signature, and the exact check agrees."""
@@ -133,7 +132,6 @@ def test_node_numbers_do_not_change_the_signature(base: nx.DiGraph[int], order: 
     assert same_operation(shuffled, base)
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_changed_label_is_another_operation(base: nx.DiGraph[int], data: st.DataObject) -> None:
     """Changing any one node or edge label changes the signature."""
@@ -227,7 +225,6 @@ def test_a_request_dim_is_no_config_dim(canonical: Canonical) -> None:
     assert sign(configured) != sign(canonical(Wide(), torch.ones(5, 8), torch.ones(8)))
 
 
-@settings(deadline=None)
 @given(depth=st.integers(1, 12))
 def test_a_difference_far_away_tells(depth: int) -> None:
     """Two chains whose ends are exchanged make another operation, however long the chains are."""

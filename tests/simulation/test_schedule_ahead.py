@@ -103,7 +103,7 @@ def test_launches_that_end_before_they_begin_are_refused(times: dict[str, int]) 
         HostTimes(**times)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 300), st.integers(1, 150), st.integers(1, 40)), min_size=1, max_size=25),
     st.integers(20, 80),
@@ -127,7 +127,7 @@ def test_decodes_taken_together_take_the_same_time(rows: list[tuple[int, int, in
     assert together.summary()["itl_s"] == alone.summary()["itl_s"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 150), st.integers(1, 40)), min_size=1, max_size=25))
 def test_first_tokens_come_no_earlier_than_a_step_after_arrival(rows: list[tuple[int, int, int]]) -> None:
     """Every request gets all its tokens, each a step apart at least."""

@@ -203,7 +203,7 @@ def simulate_stepwise(served: Workload, config: SchedulerConfig) -> tuple[dict[i
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_steps_taken_together_change_nothing(case: tuple[Workload, SchedulerConfig]) -> None:
     """Taking decode steps together gives exactly the times of taking one at a time."""
     served, config = case
@@ -216,7 +216,7 @@ def test_steps_taken_together_change_nothing(case: tuple[Workload, SchedulerConf
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_token_is_computed_once_without_preemption(case: tuple[Workload, SchedulerConfig]) -> None:
     """Steps compute each request's tokens but the last exactly once; preemption can only add to them."""
     served, config = case
@@ -227,7 +227,7 @@ def test_every_token_is_computed_once_without_preemption(case: tuple[Workload, S
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_requests_start_in_order_of_arrival(case: tuple[Workload, SchedulerConfig]) -> None:
     """First come, first scheduled; and nothing is scheduled before it arrives or finishes in fewer steps than tokens."""
     served, config = case
@@ -239,7 +239,7 @@ def test_requests_start_in_order_of_arrival(case: tuple[Workload, SchedulerConfi
 
 
 @given(cases(), st.integers(1, 10**9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_shifting_arrivals_shifts_all_times(case: tuple[Workload, SchedulerConfig], shift_ns: int) -> None:
     """Only differences between arrivals matter."""
     served, config = case

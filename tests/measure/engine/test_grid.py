@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dooly.batch import Batch
@@ -69,7 +69,6 @@ def test_the_limits_themselves_are_measured(serving: ServingConfig) -> None:
     assert longest == serving.max_model_len - 64
 
 
-@settings(deadline=None)
 @given(useful_servings, st.data())
 def test_whatever_the_scheduler_fills_attention_was_measured_as_far(serving: ServingConfig, data: st.DataObject) -> None:
     """Steps of decodes, of a chunk anywhere in a prompt, or of prompts one after the other read no more than measured ones."""
