@@ -10,7 +10,6 @@ GPUDATA holds aiconfigurator's tables, a folder a system (`aiconfigurator/h200_s
 
 from __future__ import annotations
 
-import json
 import sys
 import tarfile
 import tempfile
@@ -86,6 +85,7 @@ def build_own() -> None:
     from dbstore import Store
     from dooly.catalog import operation_table, profiled_model
     from dooly.imports import recorded_sizes, write_measured
+    from dooly.predict import Hardware
 
     name, model_name = OWN
     model, serving = find_model(model_name), ServingConfig()
@@ -98,8 +98,8 @@ def build_own() -> None:
         sizes = recorded_sizes(store, traced, environment, table)
     operations = {op.signature: op for op in table.operations}
     write_measured(sizes, operations, DATA / name)
-    file = DATA / name / "hardware.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"source": f"{SOURCE}; {OWN_SOURCE}"}, indent=1) + "\n")
+    facts = Hardware.read(DATA / name)
+    replace(facts, engine="vllm 0.24.0 and 0.26.0", source=f"{SOURCE}; {OWN_SOURCE}").write(DATA / name)
     print(f"{name}: {', '.join(operations[signature].name for signature in sizes)} of {model_name}")
 
 

@@ -28,7 +28,7 @@ from dooly.catalog._points import (
     with_whole_module,
 )
 from dooly.catalog._profiles import module_environment, profiled_model
-from dooly.catalog._records import feasible_records, medians, record_counts
+from dooly.catalog._records import feasible_records, medians, record_counts, repeatability
 from dooly.catalog._table import told_apart, trace_operations
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "profiled_model",
     "read_traced",
     "record_counts",
+    "repeatability",
     "shipped_file",
     "sizes_at",
     "told_apart",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,7 @@ def _write(store: Store, digest: str, model: tuple[str, str], traced: TracedMode
         "config": config,
         "environment": environment.digest,
         "version": trace_version(),
+        "written_s": time.time(),
         "traced": traced.to_json(),
     }
     place = f"{digest}-{environment.digest}"

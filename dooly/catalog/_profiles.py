@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -65,10 +64,10 @@ def profiled_model(
     return TracedModel.from_json(found[candidates[0]]["traced"]), candidates[0]
 
 
-def _recency(document: Mapping[str, Any]) -> tuple[bool, int | float]:
-    """Return what orders a model's traces: this code's own first, then those that are no older than the numbered ones."""
+def _recency(document: Mapping[str, Any]) -> tuple[bool, float, int]:
+    """Return what orders a model's traces: this code's own first, then the newest, then, of before there were times, by number."""
     version = document.get("version", 0)
-    return version == trace_version(), version if isinstance(version, int) else math.inf
+    return version == trace_version(), document.get("written_s", 0.0), version if isinstance(version, int) else 0
 
 
 def _suits(environment: Environment, layout: Any, serving: ServingConfig) -> bool:  # noqa: ANN401 - JSON

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from statistics import mean
+from statistics import mean, median, pstdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,22 @@ def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
 
     What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least.
     """
+    passes = _passes(records)
+    return list(passes), np.array([mean(found) for found in passes.values()])
+
+
+def repeatability(records: Sequence[Record]) -> float:
+    """Return how far passes differ from their mean at a point, the slowest left out: median over points, relative.
+
+    Where no point was measured in three passes, nothing is known of it, and the result is infinite.
+    """
+    spreads = [pstdev(found) / mean(found) for found in _passes(records).values() if len(found) > 1 and mean(found)]
+    return median(spreads) if spreads else math.inf
+
+
+def _passes(records: Sequence[Record]) -> dict[Any, list[float]]:
+    """Return by point the medians of its passes, growing, without the slowest where there are several."""
     passes: dict[Any, list[float]] = {}
     for record in records:
         passes.setdefault(record.point, []).append(record.median_ns)
-    return list(passes), np.array([mean(sorted(found)[: max(1, len(found) - 1)]) for found in passes.values()])
+    return {point: sorted(found)[: max(1, len(found) - 1)] for point, found in passes.items()}

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import feasible_records, medians, sizes_at
+from dooly.catalog import feasible_records
 from dooly.predict._kinds import moves_only
+from dooly.predict._operation import OperationWork
+from dooly.predict._recorded import recorded_sizes as sizes_and_medians
 from dooly.tracing import evaluate_form
 
 if TYPE_CHECKING:
@@ -39,16 +41,13 @@ def recorded_sizes(store: Store, traced: TracedModel, environment: Environment, 
         table: The same model's operations, under whose signatures the records go.
     """
     by_signature = {op.signature: op for op in traced.operations}
-    by_module = {module: op for op in traced.operations for module, _ in op.placements}
+    by_place = {(module, op.name, op.request_dims): op for op in traced.operations for module, _ in op.placements}
     found = {}
     for wanted in _single_sized(table):
-        operation = by_signature.get(wanted.signature) or by_module.get(wanted.module)
-        if operation is not None and operation.name == wanted.name:
+        operation = by_signature.get(wanted.signature) or by_place.get((wanted.module, wanted.name, wanted.request_dims))
+        if operation is not None:
             records = feasible_records(store, operation, environment, environment.device, REMEDIES)
-            points, latency_ns = medians(records)
-            sizes = sizes_at(points, operation.request_dims)[:, 0]
-            order = np.argsort(sizes)
-            found[wanted.signature] = (sizes[order], latency_ns[order])
+            found[wanted.signature] = sizes_and_medians(OperationWork(operation), records)
     return found
 
 

@@ -6,6 +6,7 @@ members of its family took (family), or the bytes that it moves over the bandwid
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -102,9 +103,11 @@ class DeviceLatencies:
         Raises:
             MissingOperationError: Nothing covers it; the message names it and what would.
         """
-        if operation.signature in self.measured:
-            return self.measured[operation.signature]
         kind = kind_of(operation)
+        if (own := self.measured.get(operation.signature)) is not None:
+            if isinstance(kind, LinearLayer) and self._has("linear"):
+                return replace(own, beyond=LinearFamily(kind, self.hardware, self.linear))
+            return own
         found: OperationLatency | None = None
         if isinstance(kind, Collective):
             found = self._collective(kind, operation, model)

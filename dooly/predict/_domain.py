@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dooly.catalog import DECODE_GROWTH_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from dooly.predict._features import BatchArrays
@@ -66,7 +67,7 @@ class Domain:
         """Tell which batches read more than attention was measured to, shape (num_batches,)."""
         work = batches.attention(None)
         if self.attention is None:
-            return work.decode_kv_tokens < 0
+            return np.zeros(len(work.decode_kv_tokens), dtype=np.bool_)
         return (work.decode_kv_tokens > self.attention.decode_kv_tokens) | (work.prefill_pairs > self.attention.prefill_pairs)
 
     def refusal(self, batches: BatchArrays, model: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, profiled_model
+from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, profiled_model, repeatability
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict._domain import Domain
@@ -16,9 +16,9 @@ from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fitted import FittedOperation, layer_features, layer_terms, step_features, step_terms
 from dooly.predict._latency_model import LatencyModel
-from dooly.predict._measured import MeasuredOperation
+from dooly.predict._measured import MeasuredOperation, MeasuredSizes
 from dooly.predict._operation import OperationWork
-from dooly.predict._recorded import recorded_batches
+from dooly.predict._recorded import recorded_batches, recorded_sizes
 from dooly.predict._regressor import fit_regressor
 from dooly.predict._step_parts import laid_out
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dbstore import Environment, Record, Store
     from dooly.predict._fitted import FittedLayer
     from dooly.predict._interconnect import Interconnect
-    from dooly.predict._regressor import Regressor
+    from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
 
@@ -102,12 +102,12 @@ def fit_latency_model(
     batches, latency_ns = recorded_batches(records[step.signature])
     attention = [recorded_batches(records[op.signature])[0] for op in traced.operations if _sees_contexts(op)]
     domain = Domain.of(batches, attention)
-    latencies: dict[str, MeasuredOperation] = {}
+    latencies: dict[str, OperationLatency] = {}
 
     def fitted(operation: TracedOperation) -> FittedOperation:
         work = OperationWork(operation)
         if operation.signature not in latencies:
-            latencies[operation.signature] = MeasuredOperation(_fit_operation(work, records[operation.signature], domain))
+            latencies[operation.signature] = _fit_operation(work, records[operation.signature], domain)
         return FittedOperation(operation, work, latencies[operation.signature])
 
     parts, serving = laid_out(traced, fitted), serving or ServingConfig()
@@ -125,11 +125,16 @@ def _sees_contexts(operation: TracedOperation) -> bool:
     return operation.stage != "engine" and operation.depends_on_context
 
 
-def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain) -> Regressor:
+def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain) -> OperationLatency:
     if work.is_attention:
         batches, latency_ns = recorded_batches(records)
-        return fit_regressor(work.terms(batches), work.features(batches), latency_ns)
-    return fit_sizes(work, records, at_one_size=work.counts <= {"num_reqs"} and domain.num_reqs == 1)
+        return MeasuredOperation(fit_regressor(work.terms(batches), work.features(batches), latency_ns))
+    regressor = fit_sizes(work, records, at_one_size=work.counts <= {"num_reqs"} and domain.num_reqs == 1)
+    is_single = len(work.operation.request_dims) == 1 and regressor.trees is not None
+    if is_single and repeatability(records) < regressor.relative_error:
+        # The points are known better than what is fitted through them: a kernel may take half as long again at one size.
+        return MeasuredSizes(*recorded_sizes(work, records), MeasuredOperation(regressor))
+    return MeasuredOperation(regressor)
 
 
 def _with_own_time(layer: FittedLayer, records: Sequence[Record]) -> FittedLayer:

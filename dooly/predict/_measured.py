@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dooly.predict._kinds import AttentionShape
     from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
-    from dooly.predict._sources import Source
+    from dooly.predict._sources import OperationLatency, Source
 
     Floats = npt.NDArray[np.float64]
 
@@ -56,6 +56,8 @@ class MeasuredSizes:
     """Measured values of the dimension, growing, shape (num_points,)."""
     measured_ns: Floats
     """Their latencies, shape (num_points,)."""
+    beyond: OperationLatency | None = None
+    """What tells how latency grows above the largest size; None for an operation that is as busy as it gets there."""
     source: Source = "measured"
     """Where the latencies are from."""
 
@@ -67,9 +69,12 @@ class MeasuredSizes:
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
         asked = work.sizes(batches)
-        # Beyond the largest size an operation is as busy as it gets.
-        beyond = np.maximum(asked / self.sizes[-1], 1)
-        return np.asarray(np.interp(asked, self.sizes, self.measured_ns) * beyond)
+        growth = np.maximum(asked / self.sizes[-1], 1)
+        above = asked > self.sizes[-1]
+        if self.beyond is not None and above.any():
+            last = batches.of_counts(*(np.array([int(self.sizes[-1])]),) * 2)
+            growth = np.where(above, self.beyond.latency_ns(work, batches) / self.beyond.latency_ns(work, last), 1)
+        return np.asarray(np.interp(asked, self.sizes, self.measured_ns) * growth)
 
 
 @dataclass(frozen=True, slots=True)

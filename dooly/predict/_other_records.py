@@ -71,7 +71,8 @@ class _OtherRecords(DeviceLatencies):
         self._known = operations.keys()
         attention = next(op for op in tables[0].operations if isinstance(kind_of(op), AttentionShape))
         found = super().of(attention, known.name)
-        assert isinstance(found, MeasuredAttention)
+        if not isinstance(found, MeasuredAttention):
+            raise InvalidInputError(f"{known.name}: its attention was not measured on {self.hardware.name}; name another model")
         self._attention = found.regressor
 
     def of(self, operation: TracedOperation, model: str) -> OperationLatency:

@@ -32,6 +32,14 @@ def recorded_points(work: OperationWork, records: Sequence[Record]) -> tuple[Bat
     return BatchArrays(filled, np.zeros_like(filled), np.zeros_like(sizes)), latency_ns
 
 
+def recorded_sizes(work: OperationWork, records: Sequence[Record]) -> tuple[Floats, Floats]:
+    """Return the sizes of an operation's one request dimension, growing, with their medians, shape (num_points,) each."""
+    points, latency_ns = medians(records)
+    sizes = sizes_at(points, work.operation.request_dims)[:, 0]
+    order = np.argsort(sizes)
+    return sizes[order], latency_ns[order]
+
+
 def recorded_batches(records: Sequence[Record]) -> tuple[BatchArrays, Floats]:
     """Return the batches that records were measured over, with their medians."""
     points, latency_ns = medians(records)

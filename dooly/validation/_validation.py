@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _WARM_UP_REQUESTS = 8
 _SAME = ("device", "attention_backend", "dtype", "kv_cache_dtype", "block_size", "execution_mode")
-"""What an engine in CUDA graphs has to have in common with what predicts it: kernels of other versions are told as errors."""
+"""What an engine has to have in common with a device whose measurements ship: kernels of other versions are told as errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +268,10 @@ def _add_up(progress: Callable[[int, int], None], before: int, total: int, done:
 def _check_same_machine(here: Environment, num_kv_blocks: int, serving: ServingConfig, latency: LatencyModel) -> None:
     """Raise unless the engine runs in the environment that the latencies were measured in, with the KV cache simulated."""
     ours, theirs = here.to_json(), latency.environment.to_json()
-    if latency.environment.execution_mode == CUDA_GRAPHS:
+    if latency.hardware is not None:
         ours, theirs = ({name: found[name] for name in _SAME} for found in (ours, theirs))
+    elif latency.environment.execution_mode == CUDA_GRAPHS:  # profiles ask for a model runner of their own
+        ours, theirs = ({**found, "model_runner": None} for found in (ours, theirs))
     if differing := [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]:
         raise InvalidInputError(
             f"{latency.traced.model}: measured in another environment (differs in {', '.join(differing)}); "

@@ -228,18 +228,22 @@ def test_another_element_type_was_not_profiled(store: Store, model: ModelSource,
 def test_the_latest_trace_of_an_environment_counts(
     make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
 ) -> None:
-    """Of a model's traces in one environment that of this code counts, else one of unnumbered code, else the last one."""
+    """Of a model's traces in one environment that of this code counts, else the newest, else the one of the last number."""
     store = make_store(tmp_path / "db", environment)
     (name,) = store.documents("traces")
     document: Any = store.read_document("traces", name)
+    del document["written_s"], document["version"]
     stale = document["traced"] | {"operations": document["traced"]["operations"][:1]}
     store.write_document("traces", f"{name}-later", document | {"version": 2})
     for prefix in ("a", "z"):
         store.write_document("traces", f"{prefix}-older", document | {"version": 1, "traced": stale})
     assert len(load_latency_model(store, model, serving).traced.operations) == len(document["traced"]["operations"])
-    other = document["traced"] | {"model": "other code"}
-    store.write_document("traces", f"{name}-unnumbered", document | {"version": "f" * 32, "traced": other})
-    assert load_latency_model(store, model, serving).traced.model == "other code"
+    for at_s, prefix in enumerate(("z", "a")):
+        other = document["traced"] | {"model": f"other code {at_s}"}
+        store.write_document(
+            "traces", f"{prefix}-other", document | {"version": prefix * 32, "written_s": at_s + 1.0, "traced": other}
+        )
+    assert load_latency_model(store, model, serving).traced.model == "other code 1"
     ours = document["traced"] | {"model": "this code"}
     store.write_document("traces", f"{name}-ours", document | {"version": trace_version(), "traced": ours})
     assert load_latency_model(store, model, serving).traced.model == "this code"
