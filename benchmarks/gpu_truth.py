@@ -37,9 +37,7 @@ def judge(folder: Path, hardware: str, model: str) -> dict[str, Any]:
     link = Interconnect(1e9 * cluster["link_bw"], cluster["link_latency"]) if ranks > 1 else None
     latency = load_latency_model(model=find_model(model), serving=serving, hardware=hardware, interconnect=link)
     requests = folder / "vllm-requests.jsonl"
-    blocks, ahead = latency.num_kv_blocks(serving), latency.schedules_ahead
-    config = scheduler_config(serving, blocks, latency.block_size, async_scheduling=ahead)
-    found = compare_runs(simulate(read_workload(requests), latency, config, latency.host), read_run(requests))
+    found = compare_runs(simulate(read_workload(requests), latency, scheduler_config(serving, latency)), read_run(requests))
     summary = (folder / "peer-summary.txt").read_text()
     peer = {
         name: float(value) / 100 for name, value in re.findall(r"^((?:TTFT|TPOT) \w+) .*?([-+][\d.]+)%", summary, re.MULTILINE)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dbstore import Store
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import DoolyError
 from dooly.imports import ImportResult, import_measurements
+from dooly.latency import LatencyBackend
 from dooly.measure import profile, profile_module
 from dooly.predict import (
     Hardware,
@@ -22,7 +24,7 @@ from dooly.predict import (
     load_latency_model,
     load_module_latency,
 )
-from dooly.simulation import Workload, parse_workload, simulate
+from dooly.simulation import SchedulerConfig, Workload, parse_workload, scheduler_config, simulate
 from dooly.tracing import TracedModel, trace
 from dooly.validation import validate
 
@@ -36,10 +38,13 @@ __all__ = [
     "Hardware",
     "ImportResult",
     "Interconnect",
+    "LatencyBackend",
     "LatencyModel",
     "ModuleLatency",
+    "SchedulerConfig",
     "ServingConfig",
     "StepLatency",
+    "Store",
     "TracedModel",
     "Workload",
     "__version__",
@@ -51,6 +56,7 @@ __all__ = [
     "parse_workload",
     "profile",
     "profile_module",
+    "scheduler_config",
     "simulate",
     "trace",
     "validate",

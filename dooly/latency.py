@@ -6,21 +6,27 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from dooly.batch import Batch
 from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
-
-    from dooly.batch import Batch
 
 
 class LatencyBackend(Protocol):
-    """Predicts how long engine steps take. Times are integer nanoseconds."""
+    """Predicts how long engine steps take. Times are integer nanoseconds.
 
+    A predictor that derives from it needs `step_ns` only. One that has an attribute `host`, the `HostTimes` beside its device, is
+    simulated with it.
+    """
+
+    @abstractmethod
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step over `batch`."""
         ...
@@ -29,9 +35,11 @@ class LatencyBackend(Protocol):
         """Return the latencies of `num_steps` consecutive decode steps over the same requests.
 
         `num_computed_tokens` has shape (num_reqs,) and holds the first step's context lengths; each grows by one a step. The
-        result has shape (num_steps,) and equals `step_ns` of each step's batch.
+        result has shape (num_steps,) and equals `step_ns` of each step's batch, one by one where a predictor has nothing faster.
         """
-        ...
+        ones = (1,) * len(num_computed_tokens)
+        contexts = (tuple((num_computed_tokens + grown).tolist()) for grown in range(num_steps))
+        return np.array([self.step_ns(Batch(ones, computed, 0)) for computed in contexts], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)

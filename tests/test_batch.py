@@ -12,6 +12,12 @@ def test_counts_add_up() -> None:
     assert (batch.num_reqs, batch.num_tokens) == (3, 11)
 
 
+def test_requests_without_computed_tokens_are_new_by_default() -> None:
+    """Where nobody says how many are new, prompts that begin are, and decodes and later chunks are not."""
+    assert Batch((1, 7, 3, 1), (20, 0, 5, 0)) == Batch((1, 7, 3, 1), (20, 0, 5, 0), 2)
+    assert Batch((7,), (0,), 0).num_new_requests == 0
+
+
 @pytest.mark.parametrize(
     ("new", "computed", "num_new_requests", "rule"),
     [

@@ -65,7 +65,7 @@ def profiled_model(
 
 
 def _recency(document: Mapping[str, Any]) -> tuple[bool, float, int]:
-    """Return what orders a model's traces: this code's own first, then the newest, then, of before there were times, by number."""
+    """Return what orders a model's traces: this code's own first, then the newest; those of before there were times by number."""
     version = document.get("version", 0)
     return version == trace_version(), document.get("written_s", 0.0), version if isinstance(version, int) else 0
 

@@ -64,10 +64,8 @@ def simulate(  # noqa: PLR0913 - one argument an option
     with progress_bar(f"{source.name}: simulating"):
         store = None if db is None else Store.open(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
-        config = scheduler_config(
-            serving, latency.num_kv_blocks(serving), latency.block_size, async_scheduling=latency.schedules_ahead
-        )
-        result = serve(requests, latency, config, latency.host)
+        config = scheduler_config(serving, latency)
+        result = serve(requests, latency, config)
     if hardware is None:
         _warn_if_uncertain(source.name, latency.step(_DECODE))
     if csv_file is not None:

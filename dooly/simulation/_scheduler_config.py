@@ -9,13 +9,13 @@ from dooly.errors import InvalidInputError
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """The engine settings that decide a schedule, under vLLM's names and with its defaults."""
+    """The engine settings that decide a schedule, under vLLM's names; the defaults are those of `ServingConfig`, then vLLM's."""
 
     max_model_len: int
     """Longest sequence, prompt and output together."""
     num_kv_blocks: int
     """Blocks in the KV cache as the engine reports them, its null block included."""
-    max_num_seqs: int = 128
+    max_num_seqs: int = 64
     """Most requests running at once."""
     max_num_batched_tokens: int = 2048
     """Most tokens computed in one step."""

@@ -9,15 +9,24 @@ from dooly.simulation._scheduler_config import SchedulerConfig
 
 if TYPE_CHECKING:
     from dooly.engines import ServingConfig
+    from dooly.predict import LatencyModel
 
 _MIN_BLOCKS = 2
 """The null block and one to use."""
 
 
-def scheduler_config(
-    serving: ServingConfig, num_kv_blocks: int, block_size: int, *, async_scheduling: bool = False
-) -> SchedulerConfig:
-    """Return the simulator's scheduler settings for an engine's serving settings."""
+def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> SchedulerConfig:
+    """Return the simulator's scheduler settings for an engine's serving settings.
+
+    Args:
+        serving: The settings that the latency model was made with.
+        latency: Tells the KV cache that the engine makes of them, and whether it schedules ahead.
+
+    Raises:
+        InvalidInputError: The KV cache is too small for any request.
+        UnsupportedModelError: The model caches something that the scheduler does not model.
+    """
+    num_kv_blocks, block_size = latency.num_kv_blocks(serving), latency.block_size
     if num_kv_blocks < _MIN_BLOCKS:
         raise InvalidInputError(
             f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} makes {num_kv_blocks} KV blocks of {block_size} tokens; "
@@ -29,5 +38,5 @@ def scheduler_config(
         max_num_seqs=serving.max_num_seqs,
         max_num_batched_tokens=serving.max_num_batched_tokens,
         block_size=block_size,
-        async_scheduling=async_scheduling,
+        async_scheduling=latency.schedules_ahead,
     )

@@ -38,7 +38,8 @@ def simulate(
         workload: The requests.
         latency: Prices the steps.
         config: The engine's settings.
-        host: What the engine's host takes to launch steps; by default the device never waits for it.
+        host: What the engine's host takes to launch steps; by default what `latency.host` says, and where that says nothing, the
+            device never waits for it.
 
     Returns:
         Every request's times, in the workload's order.
@@ -48,7 +49,8 @@ def simulate(
         DoolyError: Whatever `latency` raises for a step that it cannot price.
     """
     started_s = time.perf_counter()
-    run = _Run(workload, latency, config, host or HostTimes())
+    known: HostTimes | None = getattr(latency, "host", None) if host is None else host
+    run = _Run(workload, latency, config, known or HostTimes())
     run.serve_all()
     rows = tuple(
         RequestTimes(

@@ -184,9 +184,7 @@ def serve(
 
 
 def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig) -> SimulationResult:
-    blocks, ahead = latency.num_kv_blocks(serving), latency.schedules_ahead
-    config = scheduler_config(serving, blocks, latency.block_size, async_scheduling=ahead)
-    return simulate(workload, latency, config, latency.host)
+    return simulate(workload, latency, scheduler_config(serving, latency))
 
 
 def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: LatencyModel, others_cores: float) -> Validation:

@@ -147,7 +147,7 @@ def test_too_long_for_the_cache_is_refused() -> None:
     [
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1"),
         ({"num_kv_blocks": 1}, "num_kv_blocks must be at least 2"),
-        ({"max_num_batched_tokens": 10}, "must be at least max_num_seqs 128"),
+        ({"max_num_batched_tokens": 10}, "must be at least max_num_seqs 64"),
         ({"enable_chunked_prefill": False, "max_model_len": 4000}, "without chunked prefill"),
         ({"long_prefill_token_threshold": 101}, "must lie in 0..100"),
         ({"watermark": 1.0}, "watermark must lie in"),
