@@ -8,8 +8,10 @@ its default mode, each load served twice. Printed are
 - operations: latencies by the imported tables over those by our own records, at many sizes;
 - steady decodes of the chosen batches: predicted over real time between steps, by the imported tables alone, by our own records,
   and by what ships of the device, which is the tables with these records' single operations;
+- prompts of the chosen batches, one after another and among decodes: predicted over real time to their end;
 - what the host took to launch steps with prompts in the first run of each load: the constants of `scripts/build_data.py`;
-- loads: errors of simulated TTFT and TPOT against the second run of each, by the same three, beside the noise between the runs.
+- loads: errors of simulated TTFT and TPOT against the second run of each, by the same three, beside the noise between the runs;
+  and by what ships with a host at either of the two speeds that it was seen at.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from dbstore import Store
 from dooly.batch import Batch
 from dooly.engines import find_model
 from dooly.predict import load_latency_model
-from dooly.simulation import noise, parse_workload
+from dooly.simulation import compare, noise, parse_workload, scheduler_config, simulate
 from dooly.validation import read_runs, validate_kept
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ DECODES = [(count, context) for count in (1, 4, 16, 64) for context in (128, 512
 PREFILLS = (64, 128, 256, 512, 1024, 1536, 2048)
 HOST_LAYERS = 30
 """Layers of the two models on average."""
+LONG_PROMPT = 1000
 STEADY = slice(3, 8)
 """Steps of a chosen batch in which only its decodes run, after the first ones."""
 
@@ -90,6 +93,29 @@ def judge_decodes(model: str, predicted: LatencyModel) -> dict[str, float]:
     return _spread(ratios)
 
 
+def judge_prompts(model: str, predicted: LatencyModel) -> dict[str, dict[str, float]]:
+    """Return predicted over real time to the end of prompts of 1,024 tokens and more, from idle or behind a step of decodes.
+
+    What is predicted is the device's work and what precedes its first kernel: the host launches such steps in less.
+    """
+    document = json.loads(lzma.decompress((RUNS / f"{model}.FLASH_ATTN.default.steps.json.xz").read_bytes()))
+    ratios: dict[str, list[float]] = {"alone": [], "among decodes": []}
+    for episode in document["episodes"]:
+        steps = episode["steps"]
+        for place, (begin, _, work) in enumerate(steps[:-1]):
+            new, computed = [n for _, n, _ in work], [c for _, _, c in work]
+            if max(new, default=0) >= LONG_PROMPT:
+                time_ns = predicted.step_ns(Batch(tuple(new), tuple(computed)))
+                before = steps[place - 1][2] if place else []
+                if before:  # a step of decodes, scheduled as this one was sent, runs first
+                    time_ns += predicted.step_ns(Batch((1,) * len(before), tuple(c for _, _, c in before)))
+                else:
+                    time_ns += predicted.host.prepare_ns if predicted.host else 0
+                end, duration, _ = steps[place + 1]
+                ratios["among decodes" if before else "alone"].append(time_ns / (end + duration - begin))
+    return {way: _spread(found) for way, found in ratios.items()}
+
+
 def kept_loads() -> dict[str, KeptRuns]:
     """Return the runs of every load by its name."""
     files = sorted(file for file in RUNS.glob("*.json.xz") if ".steps." not in file.name)
@@ -99,7 +125,7 @@ def kept_loads() -> dict[str, KeptRuns]:
 def launches_ns(run: ServedRun, largest_graph: int) -> dict[str, list[float]]:
     """Return how long calls took that launched a step with prompts, from idle or while decodes ran, by how it is launched.
 
-    Decodes end before such a launch does: so the call takes as long as the launch.
+    Most decodes end before such a launch does, so that the call takes as long as the launch; where not, it is an upper bound.
     """
     found: dict[str, list[float]] = {"pieces": [], "plain": []}
     before = 0
@@ -111,17 +137,39 @@ def launches_ns(run: ServedRun, largest_graph: int) -> dict[str, list[float]]:
     return found
 
 
-def host_times(loads: Iterable[KeptRuns]) -> dict[str, float]:
-    """Return launch times of steps with prompts for a model of 30 layers: means over models of means over calls, by layer."""
+def first_launches(loads: Iterable[KeptRuns]) -> dict[str, dict[str, list[float]]]:
+    """Return launch times of steps with prompts in first runs, in nanoseconds, by how they are launched and by model."""
     calls: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for kept in loads:
         for way, times in launches_ns(kept.runs[0], kept.serving.cudagraph_capture_sizes[-1]).items():
             calls[way][kept.model] += times
+    return calls
+
+
+def host_times(calls: dict[str, dict[str, list[float]]]) -> dict[str, float]:
+    """Return launch times for a model of 30 layers: means over models of means over calls, by layer."""
     per_layer = {
         way: [np.mean(times) / find_model(model).text_config["num_hidden_layers"] for model, times in models.items() if times]
         for way, models in calls.items()
     }
     return {way: float(HOST_LAYERS * np.mean(times)) for way, times in per_layer.items()}
+
+
+def judge_speeds(loads: dict[str, KeptRuns]) -> list[dict[str, Any]]:
+    """Return the errors of the means against second runs, by what ships, with the host at its fast and at its slow speed."""
+    rows = []
+    for name, kept in loads.items():
+        model, workload = find_model(kept.model), parse_workload(kept.workload)
+        latency = load_latency_model(model=model, serving=kept.serving, hardware=HARDWARE)
+        assert latency.host is not None
+        fast, median, slow = np.quantile(launches_ns(kept.runs[0], latency.host.max_captured_tokens)["plain"], [0.1, 0.5, 0.9])
+        for speed, plain_ns in (("fast", fast), ("median", median), ("slow", slow)):
+            host = replace(latency.host, plain_ns=round(plain_ns))
+            simulated = simulate(workload, latency, scheduler_config(kept.serving, latency), host)
+            found = compare(kept.runs[1].result, simulated)
+            errors = {"ttft": found.ttft.mean_error, "tpot": found.tpot.mean_error if found.tpot else None}
+            rows.append({"run": name, "host": speed, "plain_ms": plain_ns / 1e6} | errors)
+    return rows
 
 
 def judge_loads(store: Store, imported: str, loads: dict[str, KeptRuns]) -> list[dict[str, Any]]:
@@ -177,9 +225,26 @@ def main() -> None:
         found["decodes"] = {way: judge_decodes(way.partition(",")[0], latency) for way, latency in predicted.items()}
         for name, row in found["decodes"].items():
             print(f"steady decodes, {name}: predicted over real {_text(row)}, {row['number']} batches")
+        found["prompts"] = {way: judge_prompts(way.partition(",")[0], latency) for way, latency in predicted.items()}
+        for name, row in found["prompts"].items():
+            texts = (f"{where} {_text(spread)}, {spread['number']} prompts" for where, spread in row.items())
+            print(f"prompts, {name}: predicted over real {'; '.join(texts)}")
         loads = kept_loads()
-        found["host_ns"] = host_times(loads.values())
-        print(f"launches by the first runs, ms: { {way: round(ns / 1e6, 1) for way, ns in found['host_ns'].items()} }")
+        calls = first_launches(loads.values())
+        found["launches_ms"] = {
+            f"{way}, {m}": _spread([ns / 1e6 for ns in times])
+            for way, models in calls.items()
+            for m, times in models.items()
+            if times
+        }
+        for name, row in found["launches_ms"].items():
+            print(f"launches of the first runs, {name}: {_text(row)} ms, {row['number']} calls")
+        found["host_ns"] = host_times(calls)
+        print(f"of a model of {HOST_LAYERS} layers, ms: { {way: round(ns / 1e6, 1) for way, ns in found['host_ns'].items()} }")
+        found["speeds"] = judge_speeds(loads)
+        for row in found["speeds"]:
+            errors_text = f"TTFT {row['ttft']:+.1%}, TPOT {row['tpot']:+.1%}"
+            print(f"{row['run']} by what ships, host {row['host']} ({row['plain_ms']:.1f} ms): {errors_text}")
         found["loads"] = judge_loads(store, tables, loads)
         for row in found["loads"]:
             errors = []

@@ -15,9 +15,15 @@ import tarfile
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dooly.engines import ServingConfig, find_model, listed_models
 from dooly.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dooly.tracing import TracedOperation
 
 DATA = Path(__file__).parents[1] / "dooly" / "data"
 SOURCE = "aiconfigurator (ai-dynamo/aiconfigurator 095f58a), Apache-2.0, NVIDIA: tables of vLLM 0.24.0"
@@ -78,6 +84,16 @@ def build_bundled(gpudata: Path) -> None:
     for folder, (found, attention) in build_bundled_device(bundles, DATA / name, facts).items():
         errors = ", ".join(f"{r.relative_error:.1%} median, {r.relative_error_p90:.1%} p90" for r in attention.values())
         print(f"{folder.parent.name} {folder.name}: attention held out {errors}; not placed: {', '.join(found.unplaced)}")
+    print_curves(name, [operation for traced in bundles.values() for operation in traced.operations])
+
+
+def print_curves(device: str, operations: Sequence[TracedOperation]) -> None:
+    """Print how far members of families that multiply no matrices are off, each predicted by the others."""
+    from dooly.predict._device_latencies import DeviceLatencies
+
+    names = {operation.family: operation.name for operation in operations}
+    for family, curve in DeviceLatencies(DATA / device).curves.items():
+        print(f"{device} {names[family]}: {len(curve.members)} of the family, left out {curve.relative_error:.1%} median")
 
 
 def build_own() -> None:
@@ -101,6 +117,7 @@ def build_own() -> None:
     facts = Hardware.read(DATA / name)
     replace(facts, engine="vllm 0.24.0 and 0.26.0", source=f"{SOURCE}; {OWN_SOURCE}").write(DATA / name)
     print(f"{name}: {', '.join(operations[signature].name for signature in sizes)} of {model_name}")
+    print_curves(name, table.operations)
 
 
 def build_tables() -> None:

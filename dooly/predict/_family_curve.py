@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     """Bytes moved, growing, and latencies in nanoseconds, shape (num_points,) each."""
 
 _ALONE_ERROR = 0.2
-"""Relative error where one member of a family tells of all: what `scripts/build_data.py` prints for families of several."""
+"""Relative error where one member of a family tells of all: about the median over the families of several of the RTX PRO 6000."""
 
 
 def by_bytes(curve: Curve, asked: Floats) -> Floats:
