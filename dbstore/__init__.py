@@ -12,6 +12,7 @@ from dbstore._errors import (
     StoreError,
     StoreNotFoundError,
 )
+from dbstore._files import Files
 from dbstore._json import JSON, JsonObject, canonical_json
 from dbstore._record import Record
 from dbstore._store import Store
@@ -23,6 +24,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "DamagedRecordError",
     "Environment",
+    "Files",
     "InvalidRecordError",
     "JsonObject",
     "Kind",

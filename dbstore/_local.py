@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbstore._errors import StoreError
-from dbstore._files import GROUP
+from dbstore._files import GROUP, Files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,8 +30,10 @@ _ATTEMPTS = 100
 _LOST_RACES = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
 
 
-class LocalFiles:
+class LocalFiles(Files):
     """Byte storage in a folder."""
+
+    can_sweep = True
 
     def __init__(self, root: str) -> None:
         self._root = Path(root).expanduser().absolute()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
 
-if TYPE_CHECKING:
-    from dbstore._files import Files
+from dbstore._files import Files
 
 
-def open_files(path_or_url: str) -> Files:
-    """Return the storage at a local path, a `file://` URL or any other fsspec URL."""
+def open_files(place: str | os.PathLike[str] | Files) -> Files:
+    """Return the storage at a local path, a `file://` URL or any other fsspec URL; a storage as it is."""
     from dbstore._local import LocalFiles
 
+    if isinstance(place, Files):
+        return place
+    path_or_url = os.fspath(place)
     scheme, separator, rest = path_or_url.partition("://")
     if not separator or scheme == "file":
         return LocalFiles(rest if separator else path_or_url)

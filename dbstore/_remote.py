@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dbstore._errors import StoreError
-from dbstore._files import GROUP
+from dbstore._files import GROUP, Files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 
-class RemoteFiles:
+class RemoteFiles(Files):
     """Byte storage at an fsspec URL."""
 
     def __init__(self, url: str) -> None:
@@ -79,6 +79,3 @@ class RemoteFiles:
         """Yield path and size in bytes of every file."""
         for name, entry in self._fs.find(self._root, detail=True).items():
             yield str(name)[len(self._root) + 1 :], int(entry["size"])
-
-    def sweep(self) -> None:
-        """Do nothing: a URL has no temporaries, and the owner of a leftover chunk cannot be asked."""

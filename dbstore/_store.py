@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +17,7 @@ from dbstore._survey import Problem, StoreInfo, survey, verify
 from dbstore._sweeps import KINDS, SCHEMA_VERSION, Kind
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping, Sequence
 
 
@@ -42,8 +42,8 @@ class Store:
         self._environments: set[str] = set()
 
     @classmethod
-    def open(cls, path_or_url: str | os.PathLike[str], mode: Literal["r", "a"] = "r") -> Store:
-        """Open the store at a local path or an fsspec URL; mode "a" may write and creates what is missing.
+    def open(cls, place: str | os.PathLike[str] | Files, mode: Literal["r", "a"] = "r") -> Store:
+        """Open the store at a local path, an fsspec URL or in a backend; mode "a" may write and creates what is missing.
 
         A store of an earlier layout reads as one of this. Mode "a" marks it as one of this, so that earlier versions refuse it;
         its groups stay as they are until they are compacted.
@@ -55,21 +55,23 @@ class Store:
         """
         if mode not in ("r", "a"):
             raise StoreError(f"Store.open: mode must be 'r' or 'a', got {mode!r}")
-        files = open_files(os.fspath(path_or_url))
-        place = files.locate("")
+        files = open_files(place)
+        shown = files.locate("")
         root = files.read([GROUP])
         if GROUP not in root and mode == "r":
-            raise StoreNotFoundError(f"{place}: holds no latency store; make one with `dooly profile MODEL --db {path_or_url}`")
+            asked = shown if isinstance(place, Files) else place
+            raise StoreNotFoundError(f"{shown}: holds no latency store; make one with `dooly profile MODEL --db {asked}`")
         if GROUP not in root:
             if next(files.walk(), None) is not None:
-                raise StoreError(f"{place}: is not empty and holds no latency store; give a new or empty folder")
+                raise StoreError(f"{shown}: is not empty and holds no latency store; give a new or empty folder")
             files.write_root(_sweeps.encode_root())
             root = files.read([GROUP])
-        found = _sweeps.decode_root(root[GROUP], place)
+        found = _sweeps.decode_root(root[GROUP], shown)
         if mode == "a":
             if found != SCHEMA_VERSION:  # an earlier version would not read what is to be written
                 files.write_root(_sweeps.encode_root())
-            files.sweep()
+            if files.can_sweep:
+                files.sweep()
         return cls(files, writable=mode == "a")
 
     def keys(self) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Local stores under kill -9 and concurrent writers."""
+"""The backend in a folder, and local stores under kill -9 and concurrent writers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,41 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dbstore import Environment, Record, Store
+from dbstore import Environment, Files, Record, Store
+from dbstore._files import GROUP
+from dbstore._local import LocalFiles
+from dbstore.testing import FilesContract
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class TestLocalFiles(FilesContract):
+    """The contract in a folder."""
+
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> LocalFiles:
+        """Return a backend over a folder that is not there yet."""
+        return LocalFiles(str(tmp_path / "files"))
+
+    def raw_read(self, files: Files, path: str) -> bytes | None:
+        """Read the file by its path."""
+        file = Path(files.locate(path))
+        return file.read_bytes() if file.is_file() else None
+
+    def raw_write(self, files: Files, path: str, content: bytes) -> None:
+        """Write the file by its path."""
+        file = Path(files.locate(path))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+    def leave_aside(self, files: Files) -> str:
+        """Leave a group of a writer that is gone for long."""
+        path = f".partial/other.host.1.0/{GROUP}"
+        self.raw_write(files, path, b"{}")
+        os.utime(Path(files.locate(path)).parent, (0, 0))
+        return path
+
 
 WRITER = Path(__file__).with_name("writer.py")
 SIGNATURE = "a0"
