@@ -119,7 +119,7 @@ def _reduced_engine(model: ModelSource, traced: TracedModel, serving: ServingCon
     Where that is more than the device has room for, batches that need it are infeasible there.
     """
     num_layers = _num_layers(traced)
-    heads = [op.attributes for op in traced.operations if "num_kv_heads" in op.attributes]
+    heads = [op.attributes for op in traced.operations if op.attributes.get("num_kv_heads") is not None]
     values = max((h["num_kv_heads"] * (h["head_size"] + (h["head_size_v"] or 0)) for h in heads), default=1)
     token_bytes = values * item_bytes(serving.dtype)
     tokens = serving.max_num_seqs * (serving.max_model_len + 256)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from dbstore import JsonObject
 from dooly.catalog import engine_operations, point_of
-from dooly.engines import ServingConfig
+from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import PASSES, plan_tasks
 from dooly.measure._tasks import shuffled
 from dooly.measure.engine import _profile as engine_profile
@@ -68,6 +70,29 @@ def test_layers_are_counted_by_what_they_are(operation: Make, monkeypatch: pytes
     modules = (operation("a", "blocks.0.layer", count=3, inputs=(weight,)), operation("b", "layer", count=50))
     traced = TracedModel("m", {"platform": "cpu"}, modules)
     assert _num_layers(replace(traced, operations=(*modules, *engine_operations(traced, ())))) == 3
+
+
+def test_caches_without_heads_do_not_stop_the_engine(operation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that caches no keys and values, as an index of them, stands beside attention, which sizes the engine's cache."""
+    asked: list[ServingConfig] = []
+
+    def start(_model: object, serving: ServingConfig, _num_layers: int) -> SimpleNamespace:
+        asked.append(serving)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(engine_profile, "start_engine", start)
+    monkeypatch.setattr(engine_profile, "cache_room_bytes", lambda _platform: 1 << 40)
+    weight = TracedTensor("bfloat16", (TracedDim(str(1 << 30), "config", 1 << 30),), is_parameter=True)
+    attention = {"num_kv_heads": 64, "head_size": 128, "head_size_v": 128}
+    modules = (
+        operation("w", "layers.0.up", inputs=(weight,)),
+        operation("a", "layers.0.attn", stateful=True, attributes=attention),
+        operation("i", "layers.0.index", stateful=True, attributes={"kind": "IndexerCache", "num_kv_heads": None}),
+    )
+    traced = TracedModel("m", {"platform": "cpu"}, modules)
+    traced = replace(traced, operations=(*modules, *engine_operations(traced, ())))
+    with engine_profile._reduced_engine(ModelSource("m", Path()), traced, SERVING):
+        assert asked[0].kv_cache_memory_bytes == 8 * (512 + 256) * 64 * 256 * 2
 
 
 def test_a_task_lists_an_operation_once(operation: Make) -> None:
