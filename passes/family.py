@@ -9,7 +9,6 @@ family has the same place among their numbers.
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 FAMILY_SCHEME = 1
 """Version of the masking and of the order of numbers. Families of different schemes never compare equal."""
 _MASK = "#"
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")
 _LABEL = re.compile(r"^(?P<name>[^{\[]*?)(?P<arguments>\s*\{.*\})?(?P<tensor>\s*\w+\[[^\]]*\])?$")
 
 
@@ -77,10 +77,6 @@ def mask(label: str) -> tuple[str, tuple[float, ...]]:
 
 def _number(value: object) -> float | None:
     """Return the value of a finite number, or of a text that is one; None of anything else, truth values included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not _NUMBER.fullmatch(str(value)):
         return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(value)  # type: ignore[arg-type] # the text of one

@@ -56,6 +56,11 @@ class Scaled(nn.Module):
         ('state {"a": {"b": 7}}', 'state {"a": {"b": "#"}}', (7,)),
         ("held bfloat16[16, 8]", "held bfloat16[#, #]", (16, 8)),
         ("32", "#", (32,)),
+        (
+            'state {"name": "1_000", "scale": 2.5, "version": "2.13.0"}',
+            'state {"name": "1_000", "scale": "#", "version": "2.13.0"}',
+            (2.5,),
+        ),
         ("Mul", "Mul", ()),
     ],
 )
