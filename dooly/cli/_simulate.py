@@ -131,9 +131,9 @@ def _warn_if_uncertain(model: str, step: StepLatency) -> None:
         )
 
 
-def _warn_if_extrapolated(model: str, share: float) -> None:
+def _warn_if_extrapolated(model: str, share: float | None) -> None:
     """Say so where a good part of the answer is from steps whose contexts add up to more than any that was measured."""
-    if share > _MUCH_EXTRAPOLATED:
+    if share is not None and share > _MUCH_EXTRAPOLATED:
         typer.echo(
             f"dooly: warning: {model}: {share:.0%} of the seconds are of steps in which attention reads more than was measured; "
             "see with `dooly profile --dry-run` what is not measured yet, or simulate with a smaller --max-num-seqs or "

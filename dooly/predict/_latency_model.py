@@ -183,6 +183,11 @@ class LatencyModel:
         return {source: nanoseconds / total_ns for source, nanoseconds in self.priced_ns.items()}
 
     @property
-    def extrapolated_share(self) -> float:
-        """Share of all seconds priced so far that is of steps in which attention reads more than it was measured to."""
+    def extrapolated_share(self) -> float | None:
+        """Share of all seconds priced so far that is of steps in which attention reads more than it was measured to.
+
+        None where no records of the model say how far that is.
+        """
+        if self.domain.attention is None:
+            return None
         return self.extrapolated_ns / max(sum(self.priced_ns.values()), 1.0)

@@ -348,6 +348,7 @@ def test_attention_beyond_what_it_was_measured_to_is_flagged(
     assert small_memory.step_ns(batch) == pytest.approx(1e9 * small_memory.step(batch).seconds, abs=1)
     priced = sum(small_memory.priced_ns.values()) - total
     assert small_memory.extrapolated_ns - before == pytest.approx(priced if extrapolated else 0)
+    assert small_memory.extrapolated_share is not None
     assert 0 <= small_memory.extrapolated_share <= 1
 
 
