@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog._environment import installed_version
 from dooly.catalog._table import trace_operations
 from dooly.catalog._trace_version import trace_version
-from dooly.errors import EngineError, MissingOperationError
+from dooly.errors import EngineError, MissingOperationError, UnsupportedModelError
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ def operation_table(model: ModelSource, serving: ServingConfig) -> TracedModel:
     """
     if (table := _read(shipped_file(model, serving), model)) is not None:
         return table
+    heads = model.text_config.get("num_attention_heads")
+    if isinstance(heads, int) and heads % serving.tensor_parallel_size:  # known without an engine, and no engine would help
+        raise UnsupportedModelError(
+            f"{model.name}: {heads} attention heads cannot be divided over {serving.tensor_parallel_size} ranks; choose "
+            "--tensor-parallel-size accordingly"
+        )
     try:
         return _traced(model, serving)
     except (EngineError, ModuleNotFoundError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
@@ -75,7 +76,8 @@ def simulate(  # noqa: PLR0913 - one argument an option
 
         write_simulation(result, f"{source.name}: {workload}", html_file)
     _warn_if_extrapolated(source.name, latency.extrapolated_share)
-    sources = {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
+    asked = {"model": source.name, "workload": workload, "hardware": hardware, "serving": asdict(serving)}
+    sources = asked | {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
     if write_json(result.summary() | sources, json_file):
         _show(result)
         _show_sources(latency, serving, config.num_kv_blocks, result)
@@ -86,7 +88,12 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: 
     shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
     step = latency.step(_DECODE, extrapolate=True)
     table = new_table("it stands on", "")
-    table.add_row("seconds", f"{shares}; one decode step is known to within {step.uncertainty_s / step.seconds:.0%}")
+    table.add_row("model", f"{latency.traced.model}, {serving.tensor_parallel_size} ranks")
+    table.add_row(
+        "seconds",
+        f"{shares}; kernels of one decode step lie within {step.uncertainty_s / step.seconds:.1%} of measurements held out, "
+        "whole runs of real engines further off",
+    )
     table.add_row(
         "engine",
         f"at most {serving.max_num_seqs} requests and {serving.max_num_batched_tokens:,} tokens a step, "

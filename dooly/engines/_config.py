@@ -106,7 +106,8 @@ class ServingConfig:
             if getattr(self, name) > 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise InvalidInputError(
-                    f"{flag}: {getattr(self, name)} ranks can be traced but not measured or simulated yet; use 1"
+                    f"{flag}: {getattr(self, name)} ranks can be traced but not measured yet; use 1, or simulate with --hardware "
+                    "or imported records"
                 )
 
 

@@ -77,9 +77,9 @@ def read_bundle(path: Path, traced: TracedModel) -> Reading:
         raise InvalidInputError(f"{meta}: its layers are of variant {variant}, not in {dtype}; give a bundle in {dtype}")
     # Layers are placed by name, so nothing but its name tells a bundle of another model.
     measured = facts.pop("model")
-    is_other = measured is not None and measured.rpartition("/")[2].lower() != traced.model.lower()
-    notes = (f"{meta}: is of {measured}; its layers were placed by name at those of {traced.model}",) if is_other else ()
-    return Reading(found.placed, found.unplaced, facts, notes=notes)
+    if measured is not None and measured.rpartition("/")[2].lower() != traced.model.lower():
+        raise InvalidInputError(f"{meta}: its layers are those of {measured}, not of {traced.model}; import it as that model")
+    return Reading(found.placed, found.unplaced, facts)
 
 
 def read_layers(folder: Path, traced: TracedModel) -> Reading:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, profiled_model, repeatability
 from dooly.engines import ModelSource, ServingConfig
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, spell
 from dooly.predict._domain import Domain
 from dooly.predict._fit_hardware import host_times, load_hardware_model
 from dooly.predict._fit_imported import load_imported_model
@@ -60,8 +60,8 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
             asked of it; `store` is no open store, or there are both a store and hardware; or an eager engine is asked for in an
             environment of CUDA graphs.
     """
-    if model is None:
-        raise InvalidInputError("load_latency_model: model: none given; give what dooly.find_model returns")
+    if not isinstance(model, ModelSource):
+        raise InvalidInputError(f"load_latency_model: model: {spell(model)} is no model; give what dooly.find_model returns")
     serving = serving or ServingConfig()
     if hardware is not None:
         if store is not None or environment is not None:

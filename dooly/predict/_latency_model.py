@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.errors import OutOfDomainError
+from dooly.errors import InvalidInputError, OutOfDomainError
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import cache_room_bytes, token_bytes
 from dooly.predict._sources import SOURCES
@@ -100,12 +100,18 @@ class LatencyModel:
         ship with Dooly, without either, as many as its memory has room for beside weights and activations.
 
         Raises:
+            InvalidInputError: `kv_cache_memory_bytes` is more than the device has.
             UnsupportedModelError: A layer caches something else than the keys and values of every token, as sliding windows and
                 recurrent states do, or no layer caches anything.
         """
         if serving.num_gpu_blocks_override is not None:
             return serving.num_gpu_blocks_override
         block_bytes = self.block_size * token_bytes(self.traced, serving.dtype)
+        if self.hardware is not None and serving.kv_cache_bytes > self.hardware.memory_bytes:
+            raise InvalidInputError(
+                f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} are more than the {self.hardware.memory_bytes} that "
+                f"{self.hardware.name} has; give less, or leave it out"
+            )
         if self.hardware is not None and serving.kv_cache_memory_bytes is None:
             return cache_room_bytes(self.traced, serving, self.hardware) // block_bytes
         return serving.kv_cache_bytes // block_bytes

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dooly.errors import InvalidInputError, spell
 from dooly.latency import HostTimes
 from dooly.simulation._results import RequestTimes, SimulationResult
 from dooly.simulation._scheduler import Progress, ScheduledStep, Scheduler
 from dooly.simulation._token_gaps import TokenClock
-from dooly.simulation._workload import NS_PER_S
+from dooly.simulation._workload import NS_PER_S, Workload
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.latency import LatencyBackend
     from dooly.simulation._scheduler_config import SchedulerConfig
-    from dooly.simulation._workload import Workload
 
 
 def simulate(
@@ -45,9 +45,12 @@ def simulate(
         Every request's times, in the workload's order.
 
     Raises:
+        InvalidInputError: `workload` is none.
         WorkloadError: A request is too long for the model or the KV cache; nothing is simulated then.
         DoolyError: Whatever `latency` raises for a step that it cannot price.
     """
+    if not isinstance(workload, Workload):
+        raise InvalidInputError(f"simulate: workload: {spell(workload)} is none; give what dooly.parse_workload returns")
     started_s = time.perf_counter()
     known: HostTimes | None = getattr(latency, "host", None) if host is None else host
     run = _Run(workload, latency, config, known or HostTimes())

@@ -15,12 +15,14 @@ from dooly.simulation._workload_files import read_workload
 NumberT = TypeVar("NumberT", int, float)
 
 _REQUIRED = {
-    "poisson": ("rate", "requests", "prompt", "output"),
-    "gamma": ("rate", "cv", "requests", "prompt", "output"),
-    "closed": ("concurrency", "requests", "prompt", "output"),
+    "poisson": ("rate", "prompt", "output"),
+    "gamma": ("rate", "cv", "prompt", "output"),
+    "closed": ("concurrency", "prompt", "output"),
     "azure": ("path",),
 }
-_OPTIONAL = {"poisson": ("seed",), "gamma": ("seed",), "closed": ("seed",), "azure": ("requests", "rate", "seed", "max_tokens")}
+_DRAWN = {"requests": "100", "seed": "0"}
+"""What may be left out of workloads that are drawn, with what it then is."""
+_OPTIONAL = {"azure": ("requests", "rate", "seed", "max_tokens")}
 
 
 def parse_workload(text: str) -> Workload:
@@ -30,7 +32,7 @@ def parse_workload(text: str) -> Workload:
         text: One of
 
             - `poisson:rate=2,requests=100,prompt=512,output=64-256,seed=0`: Poisson arrivals at `rate` a second (`inf` sends all
-              at once); lengths are a number or a range, drawn uniformly;
+              at once); lengths are a number or a range, drawn uniformly; `requests` and `seed` may be left out;
             - `gamma:...,cv=3`: the same with gaps of that coefficient of variation;
             - `closed:concurrency=32,requests=320,prompt=1024,output=128`: so many users, each of whom sends the next request when
               the last one has ended;
@@ -50,12 +52,13 @@ def parse_workload(text: str) -> Workload:
     options = _split(text, kind, body)
     if kind == "azure":
         return _azure(text, options)
+    options = _DRAWN | options
     workload = generate_workload(
         _number(text, options, "requests", int),
         _number(text, {"rate": "inf", **options}, "rate", float),
         _length_range(text, options, "prompt"),
         _length_range(text, options, "output"),
-        seed=_number(text, {"seed": "0", **options}, "seed", int),
+        seed=_number(text, options, "seed", int),
         cv=_number(text, {"cv": "1", **options}, "cv", float),
     )
     return (
@@ -71,10 +74,10 @@ def _usage() -> str:
 
 def _split(text: str, kind: str, body: str) -> dict[str, str]:
     """Return the options of a specification, checked for unknown, repeated and missing keys."""
-    known = _REQUIRED[kind] + _OPTIONAL[kind]
+    known = _REQUIRED[kind] + _OPTIONAL.get(kind, tuple(_DRAWN))
     options: dict[str, str] = {}
     for item in body.split(","):
-        key, _, value = item.partition("=")
+        key, _, value = (part.strip() for part in item.partition("="))
         if key not in known:
             raise WorkloadError(f"workload {text!r}: unknown key {key!r}; {kind} knows {', '.join(known)}")
         if key in options or not value:

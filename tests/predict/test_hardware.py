@@ -143,7 +143,7 @@ def test_weights_beyond_the_memory_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
-        ({"hardware": "h200"}, "model: none given"),
+        ({"hardware": "h200"}, "model: None is no model"),
         ({"model": find_model("llama-3.1-8b"), "hardware": "h200", "store": object()}, "hardware stands in place of a store"),
         ({"model": find_model("llama-3.1-8b")}, "store: None is no open store"),
     ],

@@ -61,7 +61,7 @@ def test_path_is_read_as_a_file(trace: Path) -> None:
     [
         (
             "poisson:rate=1,requests=2,prompt=3,output=4,speed=5",
-            "unknown key 'speed'; poisson knows rate, requests, prompt, output, seed",
+            "unknown key 'speed'; poisson knows rate, prompt, output, requests, seed",
         ),
         ("poisson:rate=1,requests=2,prompt=3,output=4,cv=5", "unknown key 'cv'"),
         ("poisson:rate=1,requests=2,prompt=3", "'output' is missing"),
@@ -88,3 +88,11 @@ def test_azure_refuses_what_it_would_have_to_ignore(trace: Path) -> None:
         parse_workload(f"azure:path={trace},requests=6")
     with pytest.raises(WorkloadError, match="seed has no effect"):
         parse_workload(f"azure:path={trace},seed=1")
+
+
+def test_what_is_left_out_is_a_hundred_requests_and_seed_0() -> None:
+    """The help's own example runs; blanks around commas and equal signs say nothing."""
+    short = parse_workload("poisson:rate=2,prompt=512,output=64-256")
+    spelt = parse_workload("poisson:rate=2, prompt = 512, output=64-256, requests=100, seed=0")
+    assert short.requests == spelt.requests
+    assert len(short.requests) == 100
