@@ -16,21 +16,13 @@ from typing import TYPE_CHECKING
 
 import sympy
 
-from passes.graph import shape_of
 from passes.operators import is_collective, operator_name
+from passes.products import product_flops
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch.fx import Node
-
     from passes.operations import Operation, TensorSpec
     from passes.origins import Origins
 
-_LEFT_FACTOR: Mapping[str, int] = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "_scaled_mm": 0, "_int_mm": 0}
-"""Position of the left factor among the arguments of each matrix product."""
-_GROUPED = frozenset({"_grouped_mm", "_scaled_grouped_mm"})
-"""Products of groups of rows, each with a right factor of its own."""
 _INDEX_TYPES = frozenset({"int32", "int64"})
 
 
@@ -48,7 +40,7 @@ def estimate_cost(operation: Operation, origins: Origins) -> Cost:
     """Return the closed-form cost of what the graph shows of an operation."""
     if is_collective(operation.nodes[0]):
         return Cost(sympy.Integer(0), _payload(operation))
-    flops = sum((_flops(node, origins) for node in operation.nodes), sympy.Integer(0))
+    flops = sum((product_flops(node, origins) for node in operation.nodes), sympy.Integer(0))
     indices = [t for t in operation.inputs if t.dtype in _INDEX_TYPES and not t.is_parameter]
     rows = sum(map(_numel, indices), sympy.Integer(0))
     traffic = sum((_read_bytes(t, rows) for t in operation.inputs), sympy.Integer(0))
@@ -78,29 +70,3 @@ def size_bytes(tensor: TensorSpec) -> sympy.Expr:
     import torch
 
     return sympy.expand(_numel(tensor) * getattr(torch, tensor.dtype).itemsize)
-
-
-def _flops(node: Node, origins: Origins) -> sympy.Expr:
-    """Return twice the multiply-adds of a matrix product, attention or convolution; 0 for any other operator."""
-    name = operator_name(node)
-    shapes = [_named_shape(a, origins) for a in node.args]
-    if name in _LEFT_FACTOR:
-        return 2 * prod(_named_shape(node, origins)) * shapes[_LEFT_FACTOR[name]][-1]
-    if name in _GROUPED:
-        left, right = shapes[:2]
-        groups = left[0] if len(left) == len(right) == 3 else 1  # noqa: PLR2004 - otherwise the groups share out one dimension
-        return 2 * groups * left[-2] * left[-1] * right[-1]
-    if name.startswith("_scaled_dot_product"):
-        query, key, value = shapes[:3]
-        return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-    if name == "convolution":
-        taps = prod(shapes[1]) / shapes[1][0]
-        is_transposed = node.args[6]
-        return 2 * taps * prod(shapes[0] if is_transposed else _named_shape(node, origins))
-    return sympy.Integer(0)
-
-
-def _named_shape(argument: object, origins: Origins) -> tuple[sympy.Expr, ...]:
-    """Return a tensor's shape over named symbols; of several results, the first one's; empty for what is no tensor."""
-    shape = shape_of(argument) if hasattr(argument, "meta") else None
-    return tuple(map(origins.rename, shape or ()))

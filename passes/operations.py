@@ -34,6 +34,7 @@ from passes.operators import (
     picks_written_operand,
     returned_values,
     source_of,
+    writes_back,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _groups(captured: CapturedGraph) -> list[tuple[str, str, list[Node]]]:
     collectives: dict[Node, tuple[str, str, list[Node]]] = {}
     split: set[tuple[str, str, str]] = set()
     for node in captured.graph.nodes:
-        if is_tensor_code(node):
+        if is_tensor_code(node) and not writes_back(node):
             owner = _owner(source_of(node), captured)
             if is_collective(node):
                 collectives[node] = (owner[1], operator_name(node).rpartition(".")[2], [node])

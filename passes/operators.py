@@ -54,6 +54,13 @@ def _picks_result(node: Node) -> bool:
     return operator_name(node) == "getitem" and not is_view(node.args[0])  # type: ignore[arg-type]
 
 
+def writes_back(node: Node) -> bool:
+    """Tell the copy that ends an in-place operator made functional, on one of the graph's inputs: the operator wrote there."""
+    if operator_name(node) != "copy_" or node.args[0].op != "placeholder":  # type: ignore[union-attr]
+        return False
+    return is_functionalized(source_of(node.args[1]))  # type: ignore[arg-type]
+
+
 def is_tensor_code(node: Node) -> bool:
     """Tell nodes that hold or compute tensors from arithmetic on sizes."""
     if node.op != "call_function":

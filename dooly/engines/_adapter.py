@@ -29,17 +29,25 @@ def start_engine(model: ModelSource, serving: ServingConfig, num_layers: int | N
     return VllmEngine(model, serving, num_layers, **settings)
 
 
-def trace_model(model: ModelSource, serving: ServingConfig, *, pipeline_rank: int = 0) -> TracedModel:
+def trace_model(
+    model: ModelSource, serving: ServingConfig, *, pipeline_rank: int = 0, hardware: str | None = None
+) -> TracedModel:
     """Trace a model as the engine builds it, on one rank of its layout.
+
+    Args:
+        model: The model.
+        serving: How it is served.
+        pipeline_rank: Which rank of the pipeline to trace.
+        hardware: The GPU that the model is traced for; None for the device at hand.
 
     Raises:
         EngineError: The engine is not installed.
         UnsupportedModelError: The engine does not know the model, or something in it cannot be traced.
-        InvalidInputError: There is no such pipeline rank.
+        InvalidInputError: There is no such pipeline rank, or no such GPU is known.
     """
     from dooly.engines.vllm import trace_vllm_model
 
-    return trace_vllm_model(model, serving, pipeline_rank=pipeline_rank)
+    return trace_vllm_model(model, serving, pipeline_rank=pipeline_rank, hardware=hardware)
 
 
 def engine_variables() -> Mapping[str, str | None]:

@@ -68,6 +68,10 @@ class ServingConfig:
     """Ranks that each run a part of the layers."""
     enable_expert_parallel: bool = False
     """Whether the tensor-parallel ranks share the experts of a mixture whole, instead of sharing each expert."""
+    quantization: str | None = None
+    """How weights are quantised, by the engine's name, such as `fp8`; None for what the model's configuration says."""
+    kv_cache_dtype: str = "auto"
+    """Element type of the KV cache, by the engine's name, such as `fp8`; `auto` for what the model's configuration says."""
     attention_backend: str | None = None
     """Attention backend by the engine's name; None lets the engine choose."""
     enforce_eager: bool = False

@@ -78,7 +78,11 @@ def experts_cost(attributes: Mapping[str, Any]) -> Cost:
     flops = 2 * (expert * routed + shared * num_tokens)
     experts_read = sympy.Min(attributes["num_local_experts"], routed)
     item = item_bytes(attributes["dtype"])
-    return flops, item * (expert * experts_read + shared + 2 * attributes["hidden_size"] * num_tokens)
+    # Quantised weights take what they take in memory, scales included.
+    expert_bytes, shared_bytes = (
+        attributes.get(f"{of}_bytes", item * attributes[f"{of}_parameters"]) for of in ("expert", "shared")
+    )
+    return flops, expert_bytes * experts_read + shared_bytes + item * 2 * attributes["hidden_size"] * num_tokens
 
 
 def _symbols() -> tuple[sympy.Symbol, sympy.Symbol, sympy.Symbol]:

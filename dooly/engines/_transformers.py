@@ -35,6 +35,10 @@ def trace_transformers_model(model: ModelSource, serving: ServingConfig) -> Trac
     """
     if serving.attention_backend is not None:
         raise InvalidInputError("--attention-backend: names a backend of vLLM, and --engine torch has none; leave it out")
+    if serving.quantization is not None or serving.kv_cache_dtype != "auto":
+        raise InvalidInputError(
+            "--quantization, --kv-cache-dtype: are settings of vLLM, and --engine torch has none; leave them out"
+        )
     for name in ("tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel"):
         if getattr(serving, name) not in (1, False):
             raise InvalidInputError(f"--{name.replace('_', '-')}: --engine torch traces one device; leave it out")

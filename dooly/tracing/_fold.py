@@ -51,20 +51,27 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None, *, first_apar
     hooks: list[RemovableHandle] = []
     repeated: list[nn.Module] = []
     try:
-        for path, kinds in layer_kinds(model, state_of, first_apart=first_apart).items():
+        kinds_of = layer_kinds(model, state_of, first_apart=first_apart)
+        folded: dict[int, int] = {}
+        # Lists may share layers, as parts of a whole: the longest one folds them, the others go by its counts.
+        for path, kinds in sorted(kinds_of.items(), key=lambda item: -sum(map(len, item[1]))):
             layers = model.get_submodule(path)
             assert isinstance(layers, nn.ModuleList)
+            counts |= {f"{path}.{i}": folded[id(layer)] for i, layer in enumerate(layers) if id(layer) in folded}
+            if any(id(layer) in folded for layer in layers):
+                continue
             kept = {id(layers[first]) for first, *_ in kinds}
             for first, *others in kinds:
                 place = f"{path}.{first}"
                 # A module that the list holds twice runs each time, under the path of its first place.
                 followers = [layers[index] for index in others if id(layers[index]) not in kept]
-                counts[place] = 1 + len(followers)
+                counts[place] = folded[id(layers[first])] = 1 + len(followers)
                 # What is kept is a result of the forward: a layer that only repetitions follow is not taken for unused.
                 hooks.append(model.get_submodule(place).register_forward_hook(partial(_keep, latest, place)))
                 for layer in dict.fromkeys(followers):
                     layer.forward = partial(_recall, latest, place)
                     repeated.append(layer)
+                    folded[id(layer)] = 1
         yield counts
     finally:
         for hook in hooks:

@@ -74,7 +74,9 @@ def _row(
         else None
     )
     if state is not None:
-        flops, traffic = state
+        # What a stateful module does beside its state, such as projections of its own, shows in the graph.
+        beside = (flops, traffic) if flops != 0 else (0, 0)
+        flops, traffic = state[0] + beside[0], state[1] + beside[1]
         names = {str(s) for s in flops.free_symbols | traffic.free_symbols}
         request_dims = (*request_dims, *sorted(names - set(request_dims)))
     module = operation.module

@@ -86,10 +86,17 @@ def trace_config(tmp_path_factory: pytest.TempPathFactory) -> TraceConfig:
     """Return a function that traces one of `CONFIGS`, with some of its fields changed, as one rank of a layout runs it."""
     from dooly.engines.vllm import trace_vllm_model
 
-    def run(name: str, changes: Mapping[str, Any] | None = None, *, rank: int = 0, **serving: Any) -> TracedModel:  # noqa: ANN401
+    def run(
+        name: str,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        rank: int = 0,
+        hardware: str | None = None,
+        **serving: Any,  # noqa: ANN401 - settings
+    ) -> TracedModel:
         folder: Path = tmp_path_factory.mktemp("model")
         (folder / "config.json").write_text(json.dumps({**CONFIGS[name], **(changes or {})}))
-        return trace_vllm_model(ModelSource("made-up", folder), ServingConfig(**serving), pipeline_rank=rank)
+        return trace_vllm_model(ModelSource("made-up", folder), ServingConfig(**serving), pipeline_rank=rank, hardware=hardware)
 
     return run
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import first_line
+from dooly.engines.vllm._experts import is_experts
 from dooly.engines.vllm._parallel import enter_layout
 from dooly.engines.vllm._provenance import configured_sizes
-from dooly.engines.vllm._stateful import is_experts, show_attention_calls
+from dooly.engines.vllm._stateful import show_attention_calls
 from dooly.engines.vllm._version import fresh_module_caches, transformers_classes_kept
 from dooly.errors import DoolyError, UnsupportedModelError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    import torch
     from torch import nn
 
     from dooly.engines._config import ModelSource, ServingConfig
@@ -84,23 +86,47 @@ def _built_on(device: AbstractContextManager[Any], config: Any) -> nn.Module:  #
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
+    from dooly.engines.vllm._meta_device import OffDevice
+
     dtype = set_default_torch_dtype(config.model_config.dtype)
-    with device, dtype, transformers_classes_kept():
+    with device, OffDevice(), dtype, transformers_classes_kept():
         network: nn.Module = initialize_model(vllm_config=config)
-    _finish_linear_layers(network)
+    _finish_layers(network, config.model_config.dtype)
     _close_experts(network)
     show_attention_calls(network)
     return network
 
 
-def _finish_linear_layers(network: nn.Module) -> None:
-    """Let vLLM choose each linear layer's kernel, which on the CPU happens only after weights were loaded."""
+def _finish_layers(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let vLLM choose the kernels of linear layers and caches, which it does in part only after weights were loaded."""
     from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+    from dooly.engines.vllm._meta_device import UnreadWeights
+
     for module in network.modules():
-        if isinstance(module, (LinearBase, VocabParallelEmbedding)) and module.quant_method is not None:
-            module.quant_method.process_weights_after_loading(module)
+        method: Any = getattr(module, "quant_method", None)
+        if isinstance(module, (LinearBase, VocabParallelEmbedding)) and method is not None:
+            with UnreadWeights():
+                method.process_weights_after_loading(module)
+        elif isinstance(method, BaseKVCacheMethod):  # its scales start with values, and say so where none is loaded
+            method.process_weights_after_loading(module)
+    _finish_attention(network, dtype)
+
+
+def _finish_attention(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let attention layers with a forward of a model's own derive the weights that it multiplies by; others do so unseen."""
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    from dooly.engines.vllm._meta_device import UnreadWeights
+
+    for module in network.modules():
+        if isinstance(module, AttentionLayerBase) and hasattr(module, "process_weights_after_loading"):
+            owners = [next(c for c in type(module).__mro__ if n in vars(c)) for n in ("forward", "process_weights_after_loading")]
+            if owners[0] is not owners[1]:
+                with UnreadWeights():
+                    module.process_weights_after_loading(dtype)
 
 
 def _close_experts(network: nn.Module) -> None:

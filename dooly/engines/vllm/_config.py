@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import check_sizes, first_line
-from dooly.engines.vllm._version import import_vllm, quiet
+from dooly.engines.vllm._version import import_vllm, quiet, text_only
 from dooly.errors import UnsupportedModelError
 
 _POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")
@@ -39,10 +39,12 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
         "tensor_parallel_size": serving.tensor_parallel_size,
         "pipeline_parallel_size": serving.pipeline_parallel_size,
         "enable_expert_parallel": serving.enable_expert_parallel,
+        "quantization": serving.quantization,
+        "kv_cache_dtype": serving.kv_cache_dtype,
     }
     if serving.attention_backend is not None:
         settings["attention_backend"] = serving.attention_backend
-    return EngineArgs(**(settings | overrides))
+    return EngineArgs(**(text_only() | settings | overrides))
 
 
 def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig

@@ -50,6 +50,43 @@ class MetaDevice(TorchFunctionMode):
         return func(*args, **named)
 
 
+class OffDevice(TorchFunctionMode):
+    """Make on the meta device what asks for a GPU by name."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        """Run a function of PyTorch, a constructor off the GPU."""
+        named = dict(kwargs or {})
+        if func in _device_constructors() and named.get("device") is not None and torch.device(named["device"]).type == "cuda":
+            named["device"] = "meta"
+        return func(*args, **named)
+
+
+class UnreadWeights(TorchFunctionMode):
+    """Answer what is asked of weights that have no values: checks whether something is amiss with them find nothing.
+
+    A number that is read is 1; it can enter other values, which nobody reads, and no size.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        """Run a function of PyTorch, unless it reads one value of a tensor that has none."""
+        answer = _ANSWERS.get(getattr(func, "__name__", ""))
+        return answer(args[0]) if answer is not None and args[0].is_meta else func(*args, **(kwargs or {}))
+
+
+_ANSWERS: Mapping[str, Callable[[torch.Tensor], object]] = {
+    "__bool__": lambda _weight: False,
+    "item": lambda _weight: 1,
+    "__float__": lambda _weight: 1.0,
+    "__int__": lambda _weight: 1,
+    "unique": lambda weight: weight.flatten()[:1],
+}
+"""What is asked of values, and the answer: all that could differ is alike."""
+
+
 def _is_in_place(func: Callable[..., Any]) -> bool:
     name: str = getattr(func, "__name__", "")
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))

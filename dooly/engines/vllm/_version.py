@@ -61,6 +61,14 @@ def import_vllm() -> Any:  # noqa: ANN401 - a module
     return vllm
 
 
+def text_only() -> dict[str, Any]:
+    """Return the engine argument by which a model that takes images is served for text alone, if this version has one."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    name = "language_model_only"
+    return {name: True} if name in EngineArgs.__dataclass_fields__ else {}
+
+
 def let_engine_choose_model_runner() -> None:
     """Leave the generation of the model runner to the engines that start in this process from now on."""
     _ENVIRONMENT.pop(MODEL_RUNNER, None)
