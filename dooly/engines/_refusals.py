@@ -45,5 +45,7 @@ def first_line(error: BaseException) -> str:
         text = f"{type(error).__name__}: {error}"
     else:
         text = str(error)
-    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # A line that announces reasons says nothing without them.
+    line = " ".join(lines) if lines[0].endswith(":") else lines[0]
     return shorten(line.partition(" Supported architectures:")[0], _WIDTH, placeholder=" ...")

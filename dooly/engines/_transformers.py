@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._quantization import declared_quantization
 from dooly.engines._refusals import check_sizes, first_line
 from dooly.errors import EngineError, InvalidInputError, TraceError, UnsupportedModelError
 from dooly.tracing import TracedModel, capture_forward, fold_layers, instance_sizes, tabulate
@@ -69,8 +70,8 @@ def _meta_model(model: ModelSource, dtype: str, transformers: ModuleType) -> nn.
     """Return the model that a configuration describes, on the meta device, in inference mode."""
     import torch
 
-    if quantization := model.config.get("quantization_config"):
-        method = quantization.get("quant_method")
+    if quantization := declared_quantization(model):
+        method = quantization["quant_method"]
         raise UnsupportedModelError(
             f"{model.name}: quantization_config: {method} weights are packed when they load, and --engine torch loads none; "
             "use --engine vllm, or take quantization_config out of config.json"

@@ -11,7 +11,9 @@ from dooly.predict import listed_hardware
 
 def test_an_unknown_gpu_is_refused() -> None:
     """The message lists those that are known."""
-    with pytest.raises(InvalidInputError, match=r"^--hardware: 'h9000' is no GPU that a trace can be made for; choose one of a100"):
+    with pytest.raises(
+        InvalidInputError, match=r"^--hardware: 'h9000' is no GPU that a trace can be made for; choose one of a100"
+    ):
         find_target("h9000")
 
 

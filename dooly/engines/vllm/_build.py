@@ -58,11 +58,18 @@ def meta_model(
             except DoolyError:
                 raise
             except Exception as error:  # whatever the model's code makes of sizes that it cannot have
-                raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}") from error
+                raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}{_elsewhere()}") from error
             # What vLLM fills in at once, such as the norms of models that Transformers builds, is real until here.
             yield network.to("meta"), configured_sizes(unbuilt, model.config, _build)
         finally:
             cleanup_dist_env_and_memory()
+
+
+def _elsewhere() -> str:
+    """Return what to do where it may be the device at hand that refuses, not the model."""
+    from vllm.platforms import current_platform
+
+    return "; trace it as on a GPU, with --hardware h200" if current_platform.is_cpu() else ""
 
 
 def _build(config: Any) -> nn.Module:  # noqa: ANN401 - vLLM's VllmConfig
@@ -91,7 +98,8 @@ def _built_on(device: AbstractContextManager[Any], config: Any) -> nn.Module:  #
     dtype = set_default_torch_dtype(config.model_config.dtype)
     with device, OffDevice(), dtype, transformers_classes_kept():
         network: nn.Module = initialize_model(vllm_config=config)
-    _finish_layers(network, config.model_config.dtype)
+    with OffDevice():
+        _finish_layers(network, config.model_config.dtype)
     _close_experts(network)
     show_attention_calls(network)
     return network

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._quantization import check_taken, declared_quantization
 from dooly.engines._refusals import check_sizes, first_line
 from dooly.engines.vllm._version import import_vllm, quiet, text_only
 from dooly.errors import UnsupportedModelError
@@ -42,6 +43,10 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
         "quantization": serving.quantization,
         "kv_cache_dtype": serving.kv_cache_dtype,
     }
+    declared = declared_quantization(model)
+    written = model.text_config.get("quantization_config")
+    if declared is not None and written and "quant_method" not in written:
+        settings["hf_overrides"] = {"quantization_config": declared}
     if serving.attention_backend is not None:
         settings["attention_backend"] = serving.attention_backend
     return EngineArgs(**(text_only() | settings | overrides))
@@ -51,9 +56,11 @@ def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: A
     """Return vLLM's whole configuration of a model; a model with fewer positions than `max_model_len` keeps to its own.
 
     Raises:
-        UnsupportedModelError: vLLM refuses the architecture or the settings; the message carries its reason.
+        UnsupportedModelError: vLLM refuses the architecture or the settings, and the message carries its reason; or the model is
+            quantised in a form that vLLM does not read.
         InvalidInputError: The model has no layers, no width or no vocabulary.
     """
+    declared_quantization(model)
     import_vllm()
     try:
         config = _engine_config(model, serving)
@@ -63,6 +70,7 @@ def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: A
             raise _refusal(model, error) from error
         config = _positions_kept(model, serving, int(positions[1]))
     check_sizes(model, config.model_config.hf_config)
+    check_taken(model, config.model_config.quantization)
     return config
 
 

@@ -58,6 +58,8 @@ class OffDevice(TorchFunctionMode):
     ) -> object:
         """Run a function of PyTorch, a constructor off the GPU."""
         named = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0].to("meta")
         if func in _device_constructors() and named.get("device") is not None and torch.device(named["device"]).type == "cuda":
             named["device"] = "meta"
         return func(*args, **named)

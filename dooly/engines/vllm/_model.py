@@ -8,6 +8,7 @@ from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._quantization import declared_quantization
 from dooly.engines._state_costs import state_cost
 from dooly.engines._targets import find_target
 from dooly.engines.vllm._build import meta_model
@@ -52,6 +53,7 @@ def trace_vllm_model(
     if not 0 <= pipeline_rank < serving.pipeline_parallel_size:
         msg = f"--pipeline-rank: {pipeline_rank} is none of the pipeline's ranks 0 to {serving.pipeline_parallel_size - 1}"
         raise InvalidInputError(msg)
+    declared_quantization(model)
     if hardware is not None:
         from dooly.engines.vllm._elsewhere import trace_elsewhere
 

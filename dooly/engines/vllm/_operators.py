@@ -39,7 +39,7 @@ static_scaled_int8_quant(Tensor! result, Tensor input, Tensor scale, Tensor? azp
 dynamic_scaled_int8_quant(Tensor! result, Tensor input, Tensor! scale, Tensor!? azp) -> ()
 scaled_fp4_quant(Tensor input, Tensor input_scale, bool is_sf_swizzled_layout) -> (Tensor, Tensor)
 scaled_fp4_quant.out(Tensor input, Tensor input_scale, bool is_sf_swizzled_layout, *, Tensor(a!) output,
- Tensor(b!) output_scale) -> (Tensor(a!), Tensor(b!))
+ Tensor(b!) output_scale) -> ()
 cutlass_scaled_mm(Tensor! out, Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor? bias) -> ()
 cutlass_scaled_mm_azp(Tensor! out, Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor azp_adj, Tensor? azp,
  Tensor? bias) -> ()

@@ -1,0 +1,163 @@
+"""Trace configurations as model makers publish them, each in a process of its own, and say what each takes.
+
+A configuration is a folder with a `config.json`. Each is traced as on the first of the GPUs named that vLLM runs it on; what is
+refused is listed with its reason. Parameters are counted from the operations: those of a quantised layer by its product, scales
+left out; their bytes are those of all weights and scales as they lie in memory.
+
+Run `python benchmarks/published.py FOLDER [NAME ...] [--hardware NAME ...] [--json FILE]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dooly.dtypes import item_bytes
+
+if TYPE_CHECKING:
+    from dooly.tracing import TracedModel, TracedOperation
+
+TIMEOUT_S = 300
+ONE_TOKEN = {"num_tokens": 1, "num_reqs": 1, "query_key_pairs": 0, "kv_tokens": 0}
+
+
+def main() -> None:
+    """Trace the configurations in a folder, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="folders within it; all without")
+    parser.add_argument("--hardware", nargs="+", default=["h200", "b200"], metavar="NAME")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(trace_here(options.folder, options.hardware)))
+        return
+    known = sorted(path.parent.name for path in options.folder.glob("*/config.json"))
+    found: list[dict[str, Any]] = []
+    for name in options.names or known:
+        found.append(trace_apart(options.folder / name, options.hardware))
+        print(_line(found[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{sum('refused' not in row for row in found)} of {len(found)} traced")
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return f"{row['configuration']:50} {row['seconds']:5.0f} s  {row['refused']}"
+    sizes = (
+        f"{row['parameters'] / 1e9:7.1f} B {row['active_parameters'] / 1e9:6.1f} B active {row['parameter_bytes'] / 1e9:7.1f} GB"
+    )
+    return f"{row['configuration']:50} {row['seconds']:5.0f} s {sizes} {row['kv_bytes_per_token']:7} B a token, {row['hardware']}"
+
+
+def trace_apart(folder: Path, hardware: list[str]) -> dict[str, Any]:
+    """Trace one configuration in a process of its own."""
+    command = [sys.executable, __file__, str(folder), "--one", "--hardware", *hardware]
+    begin = time.perf_counter()
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"configuration": folder.name, "seconds": TIMEOUT_S, "refused": f"not done after {TIMEOUT_S} s"}
+    lines = [line for line in run.stderr.splitlines() if line.strip()] or [f"exit code {run.returncode}"]
+    row = json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else {"refused": f"crash: {lines[-1]}"}
+    return {"configuration": folder.name, "seconds": round(time.perf_counter() - begin, 1)} | row
+
+
+def trace_here(folder: Path, hardware: list[str]) -> dict[str, Any]:
+    """Trace one configuration, as on the first GPU that takes it."""
+    from dooly.engines import ServingConfig, find_model
+    from dooly.engines.vllm import trace_vllm_model
+    from dooly.errors import DoolyError
+
+    reasons = []
+    for name in hardware:
+        try:
+            traced = trace_vllm_model(find_model(str(folder)), ServingConfig(), hardware=name)
+        except DoolyError as error:
+            reasons.append(str(error).replace(f"{folder.name}: ", ""))
+        else:
+            return {"hardware": name, **describe(traced)}
+    return {"refused": reasons[0]}
+
+
+def describe(traced: TracedModel) -> dict[str, Any]:
+    """Return what a traced model takes."""
+    import sympy
+
+    sizes = _parameter_bytes(traced)
+    experts = [op for op in traced.operations if "num_experts" in op.attributes]
+    total = sum(_parameters(traced).values())
+    inactive = sum(
+        op.count
+        * (
+            op.attributes["num_local_experts"]
+            - op.attributes["top_k"] * op.attributes["num_local_experts"] // op.attributes["num_experts"]
+        )
+        * op.attributes["expert_parameters"]
+        for op in experts
+    )
+    looked_up = [op for op in traced.operations if _looks_up(op)]
+    read = {t.parameter for op in traced.operations if not _looks_up(op) for t in op.inputs}
+    embedding = sum(_numel(t) for op in looked_up for t in op.inputs if t.is_parameter and t.parameter not in read)
+    cached = [
+        (op.count, sympy.sympify(op.request_bytes).coeff(sympy.Symbol("kv_tokens"))) for op in traced.operations if op.stateful
+    ]
+    return {
+        "quantization": traced.environment["quantization"],
+        "num_rows": len(traced.operations),
+        "num_unique": len({op.signature for op in traced.operations}),
+        "parameters": total,
+        "active_parameters": total - inactive - embedding,
+        "parameter_bytes": sum(sizes.values()),
+        "kv_bytes_per_token": int(sum(count * size for count, size in cached)),
+    }
+
+
+def _parameter_bytes(traced: TracedModel) -> dict[str, int]:
+    """Return the bytes of each parameter, those of repeated layers together."""
+    found: dict[str, int] = {}
+    for op in traced.operations:
+        for tensor in op.inputs:
+            if tensor.parameter is not None:
+                size = _numel(tensor) * item_bytes(tensor.dtype) * op.count
+                found[tensor.parameter] = max(size, found.get(tensor.parameter, 0))
+    return found
+
+
+def _parameters(traced: TracedModel) -> dict[str, int]:
+    """Return how many parameters each tensor or quantised layer has, those of repeated layers together."""
+    import sympy
+
+    found: dict[str, int] = {}
+    for op in traced.operations:
+        weights = [t for t in op.inputs if t.parameter is not None]
+        if not any(item_bytes(t.dtype) == 1 or t.dtype == "int32" for t in weights):
+            found |= {t.parameter: max(_numel(t) * op.count, found.get(t.parameter, 0)) for t in weights if t.parameter}
+        elif "num_experts" in op.attributes:
+            held = op.attributes["num_local_experts"] * op.attributes["expert_parameters"]
+            found[f"{op.module}*"] = op.count * (held + op.attributes["shared_parameters"])
+        else:
+            flops = sympy.sympify(op.request_flops)
+            found[f"{op.module}*"] = op.count * int(flops.subs(ONE_TOKEN)) // 2
+    return found
+
+
+def _looks_up(op: TracedOperation) -> bool:
+    """Tell a look-up of rows by index from a product."""
+    return op.request_flops == "0" and any(not t.is_parameter and t.dtype in {"int32", "int64"} for t in op.inputs)
+
+
+def _numel(tensor: Any) -> int:  # noqa: ANN401 - a TracedTensor
+    return prod(d.value or 0 for d in tensor.shape)
+
+
+if __name__ == "__main__":
+    main()
