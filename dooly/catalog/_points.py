@@ -135,7 +135,7 @@ def batch_dims(batch: Counted) -> dict[str, Any]:
 
 def parameter_bytes(operation: TracedOperation) -> int:
     """Return the size of the parameters that an operation reads as a whole, in bytes; tables looked up by index do not count."""
-    if any(t.dtype.startswith("int") for t in operation.inputs):
+    if any(t.dtype in {"int32", "int64"} and not t.is_parameter for t in operation.inputs):
         return 0
     return sum(prod((d.value or 1 for d in t.shape), start=item_bytes(t.dtype)) for t in operation.inputs if t.is_parameter)
 

@@ -123,3 +123,5 @@ def test_parameters_are_counted_in_bytes(operation: Make) -> None:
     index = TracedTensor("int64", activation.shape[:1], is_parameter=False)
     assert parameter_bytes(operation("a", "q", inputs=(activation, weight, bias))) == 2 * (32 + 8)
     assert parameter_bytes(operation("e", "embed", inputs=(index, weight))) == 0
+    packed = _tensor("int32", 8, 2, is_parameter=True)
+    assert parameter_bytes(operation("p", "q", inputs=(activation, packed))) == 4 * 16

@@ -74,3 +74,23 @@ def test_a_whole_view_is_the_tensor_itself(capture: Capture) -> None:
     """An in-place operator on a view of a whole tensor is the same operation as on the tensor."""
     signatures = {op.signature for op in norms(capture(Model(), torch.ones(5, 8)))}
     assert len(signatures) == 1
+
+
+class Counter(nn.Module):
+    """Writes to a buffer of its own, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.ones(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum, (tokens, 8)."""
+        torch.ops.dooly_tests.add_norm(x + 1, self.seen, self.seen[0])
+        return x + 1
+
+
+def test_a_buffer_is_written_by_the_operator_itself(capture: Capture) -> None:
+    """The copy that ends an in-place operator on a buffer is no operation: nothing is moved twice."""
+    operators = {str(n.target) for op in analyse(capture(Counter(), torch.ones(5, 8))).operations for n in op.operation.nodes}
+    assert "auto_functionalized_v2" in operators
+    assert "aten.copy_.default" not in operators

@@ -37,6 +37,10 @@ per_token_group_fp8_quant_packed(Tensor input, Tensor! output_q, Tensor! output_
  float min_8bit, float max_8bit) -> ()
 static_scaled_int8_quant(Tensor! result, Tensor input, Tensor scale, Tensor? azp) -> ()
 dynamic_scaled_int8_quant(Tensor! result, Tensor input, Tensor! scale, Tensor!? azp) -> ()
+silu_and_mul_quant(Tensor! result, Tensor input, Tensor scale) -> ()
+silu_and_mul_per_block_quant(Tensor! out, Tensor input, Tensor! scales, SymInt group_size, Tensor? scale_ub,
+ bool is_scale_transposed) -> ()
+silu_and_mul_nvfp4_quant(Tensor! result, Tensor! result_block_scale, Tensor input, Tensor input_global_scale) -> ()
 scaled_fp4_quant(Tensor input, Tensor input_scale, bool is_sf_swizzled_layout) -> (Tensor, Tensor)
 scaled_fp4_quant.out(Tensor input, Tensor input_scale, bool is_sf_swizzled_layout, *, Tensor(a!) output,
  Tensor(b!) output_scale) -> ()
