@@ -84,8 +84,8 @@ FORMATS: Mapping[str, tuple[str, dict[str, Any], float]] = {
         {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]},
         0.5 + 1 / 16,
     ),
-    "awq": ("h200", {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}, 0.5),
-    "gptq": ("h200", {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}, 0.5),
+    "awq": ("h200", {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}, 0.5 + 3 / 128),
+    "gptq": ("h200", {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}, 0.5 + 3 / 128),
 }
 
 

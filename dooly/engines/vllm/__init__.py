@@ -1,7 +1,7 @@
 """The vLLM adapter: trace a model, run the engine reduced to a few layers or whole."""
 
 from dooly.engines.vllm._engine import VllmEngine
-from dooly.engines.vllm._model import trace_vllm_model
+from dooly.engines.vllm._trace import trace_vllm_model
 from dooly.engines.vllm._version import import_vllm, let_engine_choose_model_runner, variables
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Trace for a GPU that this machine lacks: in a process of its own, which vLLM's stand-in platform needs for itself."""
+"""Trace in a process of its own, which stand-ins need for themselves: for a GPU, and for modules that this machine lacks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +21,32 @@ from dooly.tracing import TracedModel
 if TYPE_CHECKING:
     from dooly.engines._targets import Target
 
+_THERE = "from dooly.engines.vllm._elsewhere import answer_here; answer_here()"
 
-def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: int, target: Target) -> TracedModel:
-    """Return what `trace_vllm_model` gives on a machine with the target.
+
+def needs_image_functions(model: ModelSource) -> bool:
+    """Tell whether a model's code imports image functions that are not installed: text needs none of them."""
+    return "vision_config" in model.config and find_spec("torchvision") is None
+
+
+def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: int, target: Target | None) -> TracedModel:
+    """Return what `trace_here` gives on a machine with the target; for None, with the device at hand.
 
     Raises:
         DoolyError: What it raises there.
         EngineError: The other process ended without an answer.
     """
     asked = {"name": model.name, "folder": str(model.folder), "serving": asdict(serving), "rank": pipeline_rank}
+    asked |= {"target": target and target.name}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", __name__, json.dumps(asked | {"target": target.name}), str(answer)]
+        command = [sys.executable, "-c", _THERE, json.dumps(asked), str(answer)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - this module
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - Python itself
         if not answer.is_file():
             lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
             raise EngineError(
-                f"{model.name}: the process that traces for {target.name} ended with code {run.returncode}: {lines[-1]}; "
+                f"{model.name}: the process that traces it ended with code {run.returncode}: {lines[-1]}; "
                 "see whether memory is short, and trace again"
             )
         found = json.loads(answer.read_text())
@@ -48,20 +57,20 @@ def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: i
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     """Return a trace in this process, made one with the target first, or the error."""
-    from dooly.engines.vllm._model import trace_vllm_model
+    from dooly.engines.vllm._model import trace_here
     from dooly.engines.vllm._platform import stand_in
 
     try:
-        stand_in(find_target(asked["target"]))
+        stand_in(asked["target"] and find_target(asked["target"]))
         model, serving = ModelSource(asked["name"], Path(asked["folder"])), ServingConfig(**asked["serving"])
-        return {"traced": trace_vllm_model(model, serving, pipeline_rank=asked["rank"]).to_json()}
+        return {"traced": trace_here(model, serving, asked["rank"]).to_json()}
     except DoolyError as error:
-        if os.environ.get("DOOLY_DEBUG"):
-            raise
         return {"error": type(error).__name__, "message": str(error)}
 
 
-if __name__ == "__main__":
+def answer_here() -> None:
+    """Trace what the command line asks for, and write the answer to the file that it names."""
+    asked, file = sys.argv[1:]
     # Written whole: a process that dies leaves no half an answer.
-    text = json.dumps(_answer(json.loads(sys.argv[1])))
-    Path(sys.argv[2]).write_text(text)
+    text = json.dumps(_answer(json.loads(asked)))
+    Path(file).write_text(text)

@@ -8,15 +8,13 @@ from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines._quantization import declared_quantization
 from dooly.engines._state_costs import state_cost
-from dooly.engines._targets import find_target
 from dooly.engines.vllm._build import meta_model
 from dooly.engines.vllm._config import engine_config
 from dooly.engines.vllm._parallel import receive, send
 from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
 from dooly.engines.vllm._version import import_vllm, process_kept
-from dooly.errors import InvalidInputError, TraceError, UnsupportedModelError
+from dooly.errors import TraceError, UnsupportedModelError
 from dooly.tracing import TracedModel, TracedOperation, capture_forward, fold_layers, tabulate
 
 if TYPE_CHECKING:
@@ -33,31 +31,14 @@ _NUM_TOKENS = 23
 _NUM_REQS = 5
 
 
-def trace_vllm_model(
-    model: ModelSource, serving: ServingConfig, *, pipeline_rank: int = 0, hardware: str | None = None
-) -> TracedModel:
-    """Trace decoder, logits and sampling of a model at full size, without weights, as one rank runs them.
-
-    Args:
-        model: The model.
-        serving: How it is served; the parallel layout needs no other process.
-        pipeline_rank: Which rank of the pipeline to trace. The first takes tokens, the last gives logits.
-        hardware: The GPU that the model is traced for, in a process of its own; None for the device at hand.
+def trace_here(model: ModelSource, serving: ServingConfig, pipeline_rank: int) -> TracedModel:
+    """Trace decoder, logits and sampling of a model as one rank runs them on the device that vLLM finds in this process.
 
     Raises:
-        InvalidInputError: The pipeline has no such rank, or no such GPU is known.
         UnsupportedModelError: vLLM does not know the architecture, cannot divide it so, or runs attention outside its modules.
         TraceError: The model's code could not be captured in one graph.
         EngineError: vLLM is not installed, or the process belongs to a PyTorch process group.
     """
-    if not 0 <= pipeline_rank < serving.pipeline_parallel_size:
-        msg = f"--pipeline-rank: {pipeline_rank} is none of the pipeline's ranks 0 to {serving.pipeline_parallel_size - 1}"
-        raise InvalidInputError(msg)
-    declared_quantization(model)
-    if hardware is not None:
-        from dooly.engines.vllm._elsewhere import trace_elsewhere
-
-        return trace_elsewhere(model, serving, pipeline_rank, find_target(hardware))
     with process_kept():
         return _trace(model, serving, pipeline_rank)
 
