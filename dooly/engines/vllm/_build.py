@@ -13,7 +13,7 @@ from dooly.engines.vllm._experts import is_experts
 from dooly.engines.vllm._parallel import enter_layout
 from dooly.engines.vllm._provenance import configured_sizes
 from dooly.engines.vllm._stateful import show_attention_calls
-from dooly.engines.vllm._version import fresh_module_caches, transformers_classes_kept
+from dooly.engines.vllm._version import elsewhere, fresh_module_caches, transformers_classes_kept
 from dooly.errors import DoolyError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -58,18 +58,11 @@ def meta_model(
             except DoolyError:
                 raise
             except Exception as error:  # whatever the model's code makes of sizes that it cannot have
-                raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}{_elsewhere()}") from error
+                raise UnsupportedModelError(f"{model.name}: vLLM cannot build it: {first_line(error)}{elsewhere()}") from error
             # What vLLM fills in at once, such as the norms of models that Transformers builds, is real until here.
             yield network.to("meta"), configured_sizes(unbuilt, model.config, _build)
         finally:
             cleanup_dist_env_and_memory()
-
-
-def _elsewhere() -> str:
-    """Return what to do where it may be the device at hand that refuses, not the model."""
-    from vllm.platforms import current_platform
-
-    return "; trace it as on a GPU, with --hardware h200" if current_platform.is_cpu() else ""
 
 
 def _build(config: Any) -> nn.Module:  # noqa: ANN401 - vLLM's VllmConfig

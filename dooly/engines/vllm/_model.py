@@ -13,7 +13,7 @@ from dooly.engines.vllm._build import meta_model
 from dooly.engines.vllm._config import engine_config
 from dooly.engines.vllm._parallel import receive, send
 from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
-from dooly.engines.vllm._version import import_vllm, process_kept
+from dooly.engines.vllm._version import elsewhere, import_vllm, process_kept
 from dooly.errors import TraceError, UnsupportedModelError
 from dooly.tracing import TracedModel, TracedOperation, capture_forward, fold_layers, tabulate
 
@@ -55,7 +55,8 @@ def _trace(model: ModelSource, serving: ServingConfig, pipeline_rank: int) -> Tr
             if pipeline_rank == serving.pipeline_parallel_size - 1:
                 operations += _head(network, config, provenance)
         except TraceError as error:
-            raise TraceError(f"{model.name}: {error}") from error
+            hint = elsewhere() if config.model_config.quantization is not None else ""
+            raise TraceError(f"{model.name}: {error}{hint}") from error
     environment = {
         "engine": "vllm",
         "engine_version": vllm.__version__,

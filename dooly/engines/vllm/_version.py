@@ -81,6 +81,13 @@ def variables() -> dict[str, str | None]:
     return found | {MODEL_RUNNER: os.environ.get(MODEL_RUNNER, _ENVIRONMENT.get(MODEL_RUNNER))}
 
 
+def elsewhere() -> str:
+    """Return what to do where it may be the device at hand that refuses, not the model; nothing on a GPU."""
+    from vllm.platforms import current_platform
+
+    return "; trace it as on a GPU, with --hardware h200" if current_platform.is_cpu() else ""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what Python code prints from the caller's streams within the scope: vLLM asks them for their file descriptors too."""
