@@ -189,3 +189,13 @@ def test_layers_are_put_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         scope.gen.throw(RuntimeError("stop"))
     assert not any("forward" in vars(layer) or layer._forward_hooks for layer in model.body.layers)
+
+
+def test_lists_that_share_layers_fold_once() -> None:
+    """Parts of a list of layers, kept as lists of their own, go by its counts, and each layer is itself again afterwards."""
+    model = Model(*(Stacked(i) for i in range(6)))
+    model.tail = nn.ModuleList(model.body.layers[3:])
+    with fold_layers(model) as counts:
+        assert counts == {"body.layers.0": 1, "body.layers.1": 5, "tail.0": 1, "tail.1": 1, "tail.2": 1}
+        assert sum("forward" in vars(layer) for layer in model.body.layers) == 4
+    assert not any("forward" in vars(layer) for layer in model.body.layers)
