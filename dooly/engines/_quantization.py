@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _MODELOPT = "modelopt"
 """The method whose files name an algorithm, and, in some versions, no method."""
 
+_UNSTATED = {"group_size": 16, "exclude_modules": []}
+"""What a file that says no more than an algorithm means: NVFP4 has a scale for 16 elements, and no layer is left out."""
+
 
 def declared_quantization(model: ModelSource) -> dict[str, Any] | None:
     """Return what a model's files say of quantised weights, with its `quant_method`; None where weights are of full precision.
@@ -50,8 +53,9 @@ def _beside(model: ModelSource) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())["quantization"]
-        return {**found, "quant_method": _MODELOPT} if found["quant_algo"] else None
+        found = json.loads(path.read_text())
+        stated = _UNSTATED | found["quantization"]
+        return {**found, "quantization": stated, "quant_method": _MODELOPT} if found["quantization"]["quant_algo"] else None
     except (ValueError, LookupError, TypeError) as error:
         raise InvalidInputError(
             f"{path}: not a JSON object with quantization.quant_algo ({error}); fetch the file again"

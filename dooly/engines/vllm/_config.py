@@ -43,9 +43,9 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
         "quantization": serving.quantization,
         "kv_cache_dtype": serving.kv_cache_dtype,
     }
-    declared = declared_quantization(model)
-    written = model.text_config.get("quantization_config")
-    if declared is not None and written and "quant_method" not in written:
+    declared, written = declared_quantization(model), model.text_config
+    if declared is not None and declared not in (written.get("quantization_config"), written.get("compression_config")):
+        # vLLM reads no method where none is named, nor a file beside the configuration whose producer is not.
         settings["hf_overrides"] = {"quantization_config": declared}
     if serving.attention_backend is not None:
         settings["attention_backend"] = serving.attention_backend
