@@ -185,7 +185,14 @@ def _head(
         capture = capture_forward(head, (hidden_states, _random_sampling()))
     request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
     describe = partial(capture.describe, provenance=provenance.below("network"))
-    return _tabulate(describe, head, request_dims, "logits", {}, "network")
+    found = _tabulate(describe, head, request_dims, "logits", {}, "network")
+    # An engine's product over packed weights does not tell that the width of its factors is one.
+    if unknown := next((op for op in found if any("hidden_states.size" in dim for dim in op.request_dims)), None):
+        raise TraceError(
+            f"{unknown.module}: the output layer's weights are packed, and its width cannot be told; "
+            "name the layer among those that the quantisation leaves out, as checkpoints do"
+        )
+    return found
 
 
 def _in_engine(row: TracedOperation, known: Mapping[str, str], network: str) -> TracedOperation:
