@@ -128,7 +128,7 @@ def test_another_process_has_the_stand_ins() -> None:
     assert run.stdout == "[] True\n"
 
 
-ALGORITHM_ALONE = {"quantization_config": {"quant_algo": "FP8", "producer": {"name": "modelopt"}}}
+ALGORITHM_ALONE = {"quantization_config": {"quant_algo": "FP8", "ignore": ["lm_head"], "producer": {"name": "modelopt"}}}
 
 
 def test_a_file_that_names_an_algorithm_alone(trace_config: TraceConfig) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dooly.tracing._tracked import TrackedInt
@@ -28,6 +28,10 @@ def _tracked(name: str, value: int) -> TrackedInt:
     return TrackedInt(value, sympy.Symbol(name, integer=True, positive=True))
 
 
+_FLOORDIV, _DIFFERENCE = OPERATORS[3], OPERATORS[8]
+
+
+@example(values=(1, 2, 1), literals=[0], steps=[(_FLOORDIV, 0, 1), (_DIFFERENCE, 1, 0), (_FLOORDIV, 4, 5)])
 @given(
     values=st.tuples(*[st.integers(1, 10_000)] * len(NAMES)),
     literals=st.lists(st.integers(-64, 64), max_size=3),
