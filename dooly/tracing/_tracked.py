@@ -92,5 +92,5 @@ def _combine(name: str, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
 
     functions: dict[str, Callable[[Any, Any], Any]] = {"floordiv": FloorDiv, "mod": sympy.Mod}
     if name == "floordiv" and not right.is_positive:  # torch makes one division of two, which holds for positive divisors only
-        return FloorDiv(left, right, evaluate=False)
+        return sympy.floor(left / right)
     return functions.get(name, getattr(operator, name))(left, right)
