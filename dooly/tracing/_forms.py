@@ -71,7 +71,6 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "FloatPow": np.float_power,
         "FloatTrueDiv": np.true_divide,
         "FloorToInt": np.floor,
-        "floor": np.floor,
         "IntTrueDiv": np.true_divide,
         "ModularIndexing": lambda base, divisor, modulus: base // divisor % modulus,
         "OpaqueUnaryFn_exp": np.exp,
