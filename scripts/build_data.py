@@ -23,6 +23,7 @@ from dooly.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dooly.predict import Hardware
     from dooly.tracing import TracedOperation
 
 DATA = Path(__file__).parents[1] / "dooly" / "data"
@@ -40,6 +41,8 @@ RECORDS = Path(__file__).parents[1] / "benchmarks" / "groundtruth"
 OWN = ("h200", "llama-3.1-8b")
 """Device, as its folder of records has it, and model."""
 OWN_SOURCE = "single operations of Llama 3.1 8B and their families by Dooly, Apache-2.0, with vLLM 0.26.0"
+CARRIED, CACHE_BYTES = "h100", 50e6
+"""The device with the multiprocessors and the last cache of `OWN`'s, and slower memory, and what that cache holds."""
 FLOPS_PER_S, NUM_SMS = 989e12, 132
 RANKS = (1, 2, 4, 8)
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
@@ -118,6 +121,17 @@ def build_own() -> None:
     replace(facts, engine="vllm 0.24.0 and 0.26.0", source=f"{SOURCE}; {OWN_SOURCE}").write(DATA / name)
     print(f"{name}: {', '.join(operations[signature].name for signature in sizes)} of {model_name}")
     print_curves(name, table.operations)
+    carry_to(CARRIED, facts)
+
+
+def carry_to(name: str, known: Hardware) -> None:
+    """Give a device the curves of one with faster memory, for which nobody measured the operations that only move bytes."""
+    from dooly.imports import carry_curves
+    from dooly.predict import Hardware
+
+    facts = Hardware.read(DATA / name)
+    carry_curves(DATA / known.name, DATA / name, known.moved_bytes_per_s / facts.moved_bytes_per_s, CACHE_BYTES)
+    print(f"{name}: families carried over from {known.name}")
 
 
 def build_tables() -> None:

@@ -3,13 +3,14 @@
 from dooly.imports._bundled_device import build_bundled_device
 from dooly.imports._device import build_device, family_points
 from dooly.imports._import import ImportResult, Measurements, import_measurements, read_measurements
-from dooly.imports._measured import recorded_sizes, write_measured
+from dooly.imports._measured import carry_curves, recorded_sizes, write_measured
 
 __all__ = [
     "ImportResult",
     "Measurements",
     "build_bundled_device",
     "build_device",
+    "carry_curves",
     "family_points",
     "import_measurements",
     "read_measurements",

@@ -69,6 +69,23 @@ def write_measured(sizes: Sizes, tables: Mapping[str, TracedOperation], out: Pat
     np.savez_compressed(out / "curves.npz", **curves)  # type: ignore[arg-type] # as above
 
 
+def carry_curves(folder: Path, out: Path, slower: float, cache_bytes: float) -> None:
+    """Write `carried.npz`: the curves of a device with the same multiprocessors and cache, whose memory is faster.
+
+    Args:
+        folder: Folder of that device.
+        out: Folder of the device that they are carried to.
+        slower: How many times longer its memory takes.
+        cache_bytes: What its last cache holds; operations that move more wait for memory.
+    """
+    with np.load(folder / "curves.npz", allow_pickle=False) as arrays:
+        curves = {
+            name: np.stack([traffic, latency_ns * np.where(traffic > cache_bytes, slower, 1.0)])
+            for name, (traffic, latency_ns) in arrays.items()
+        }
+    np.savez_compressed(out / "carried.npz", **curves)  # type: ignore[arg-type] # as above
+
+
 def _single_sized(table: TracedModel) -> tuple[TracedOperation, ...]:
     return tuple(
         op for op in table.operations if op.stage != "engine" and not op.depends_on_context and len(op.request_dims) == 1

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.predict._interconnect import Interconnect
-    from dooly.predict._sources import OperationLatency
+    from dooly.predict._sources import OperationLatency, Source
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
@@ -72,15 +72,18 @@ class DeviceLatencies:
 
     @cached_property
     def curves(self) -> Mapping[str, FamilyCurve]:
-        """What was measured of operations that multiply no matrices, by their families."""
-        file = self._folder / "curves.npz"
+        """What was measured of operations that multiply no matrices, by their families: here, or else on a device like it."""
+        return self._read_curves("carried", "estimated") | self._read_curves("curves", "family")
+
+    def _read_curves(self, name: str, source: Source) -> dict[str, FamilyCurve]:
+        file = self._folder / f"{name}.npz"
         if not file.is_file():
             return {}
         members: dict[str, list[tuple[Floats, Floats]]] = {}
         with np.load(file, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                members.setdefault(name.partition("-")[0], []).append(tuple(arrays[name]))
-        return {family: FamilyCurve(tuple(found)) for family, found in members.items()}
+            for key in arrays.files:
+                members.setdefault(key.partition("-")[0], []).append(tuple(arrays[key]))
+        return {family: FamilyCurve(tuple(found), source) for family, found in members.items()}
 
     @cached_property
     def linear(self) -> FamilyRegressor:

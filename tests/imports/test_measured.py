@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dbstore import Environment, JsonObject, Record, Store
-from dooly.imports import recorded_sizes, write_measured
+from dooly.imports import carry_curves, recorded_sizes, write_measured
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.tracing import TracedModel, TracedOperation
 
@@ -86,3 +86,18 @@ def test_what_moves_bytes_alone_goes_under_its_family_too(
     assert device.curves.keys() == {"norms", "activations"}
     ((traffic, latency_ns),) = device.curves["norms"].members
     assert (traffic.tolist(), latency_ns.tolist()) == ([8, 16, 32], [10, 20, 40])
+
+
+def test_curves_are_carried_to_a_device_of_slower_memory(
+    table: TracedModel, recorded: tuple[Store, TracedModel, Environment], tmp_path: Path
+) -> None:
+    """What a cache holds takes as long there, the rest longer; none of it was measured there, and what was goes first."""
+    (tmp_path / "hardware.json").write_text((files("dooly") / "data" / "h100" / "hardware.json").read_text())
+    write_measured(recorded_sizes(*recorded, table), {op.signature: op for op in table.operations}, tmp_path)
+    carry_curves(tmp_path, tmp_path, 1.5, 16)
+    own = DeviceLatencies(tmp_path).curves["norms"]
+    (tmp_path / "curves.npz").unlink()
+    carried = DeviceLatencies(tmp_path).curves["norms"]
+    assert own.source == "family"
+    assert carried.source == "estimated"
+    assert carried.at(np.array([8.0, 16.0, 32.0])).tolist() == pytest.approx([10, 20, 60])
