@@ -19,23 +19,22 @@ from dooly.engines import ServingConfig, find_model
 from dooly.predict import Interconnect, load_latency_model
 from dooly.simulation import compare_runs, read_run, read_workload, scheduler_config, simulate
 
-LONGEST = 131_072
-"""Where a run's file leaves the model's length to its configuration: what both models here have at least."""
-
 
 def judge(folder: Path, hardware: str, model: str) -> dict[str, Any]:
     """Simulate one real run, and return its errors with the peer's."""
     settings = json.loads((folder / "vllm-meta.json").read_text())["engine_kwargs"]
     ranks = settings["tensor_parallel_size"]
+    source = find_model(model)
     serving = ServingConfig(
-        max_model_len=settings["max_model_len"] or LONGEST,
+        max_model_len=settings["max_model_len"] or source.max_model_len,
         max_num_seqs=settings["max_num_seqs"],
         max_num_batched_tokens=settings["max_num_batched_tokens"],
         tensor_parallel_size=ranks,
+        gpu_memory_utilization=0.9,  # the default of vLLM 0.19
     )
     cluster = json.loads((folder / "peer-cluster.json").read_text())
     link = Interconnect(1e9 * cluster["link_bw"], cluster["link_latency"]) if ranks > 1 else None
-    latency = load_latency_model(model=find_model(model), serving=serving, hardware=hardware, interconnect=link)
+    latency = load_latency_model(model=source, serving=serving, hardware=hardware, interconnect=link)
     requests = folder / "vllm-requests.jsonl"
     found = compare_runs(simulate(read_workload(requests), latency, scheduler_config(serving, latency)), read_run(requests))
     summary = (folder / "peer-summary.txt").read_text()

@@ -35,6 +35,8 @@ _HELP = {
 }
 
 
+LIMITS = ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
+"""Settings whose default is another on a GPU."""
 TRACE_ONLY = ("quantization", "kv_cache_dtype")
 """Settings that can be traced, and are not measured or simulated yet."""
 
@@ -111,26 +113,36 @@ HtmlFile = Annotated[
 ]
 
 
-def engine_flags(*only: str, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command that takes `serving: ServingConfig`: give it a flag for each setting, under vLLM's name.
+def engine_flags(
+    *only: str, without: Collection[str] = (), unset: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command: give it a flag for each engine setting, under vLLM's name.
+
+    The command takes `serving: ServingConfig`, or where some may stay unset, `settings: dict[str, Any]` of those that are set.
 
     Args:
         only: The settings to offer; all if none is named.
         without: Settings to leave out.
+        unset: Settings that have no value unless one is given.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         settings = [f.name for f in fields(ServingConfig) if (not only or f.name in only) and f.name not in without]
-        flags = {name: _flag(name) for name in settings}
+        flags = {name: _flag(name, has_default=name not in unset) for name in settings}
 
         @wraps(command)
         def run(**values: Any) -> None:  # noqa: ANN401 - each command has its own
             given: dict[str, Any] = {name: values.pop(flag.name) for name, flag in flags.items()}
             given |= {name: not given[name] for name in _ON & given.keys()}
-            command(**values, serving=ServingConfig(**given))
+            if unset:
+                command(
+                    **values, settings={name: value for name, value in given.items() if name not in unset or value is not None}
+                )
+            else:
+                command(**values, serving=ServingConfig(**given))
 
         signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.name != "serving"]
+        own = [p for p in signature.parameters.values() if p.name not in {"serving", "settings"}]
         run.__signature__ = signature.replace(parameters=[*own, *flags.values()])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in (*own, *flags.values())}
         return run
@@ -138,12 +150,16 @@ def engine_flags(*only: str, without: Collection[str] = ()) -> Callable[[Callabl
     return decorate
 
 
-def _flag(setting: str) -> inspect.Parameter:
+def _flag(setting: str, *, has_default: bool) -> inspect.Parameter:
     # One name, that of what is not the default: a second column of names leaves no room at 80 columns.
     name = f"no_{setting}" if setting in _ON else setting
-    default = False if setting in _ON else _DEFAULTS[setting]
-    option = typer.Option(default, f"--{name.replace('_', '-')}", help=_HELP[setting], rich_help_panel="Engine")
+    default = False if setting in _ON else _DEFAULTS[setting] if has_default else None
+    text = (
+        _HELP[setting] if has_default else f"{_HELP[setting]} By default {_DEFAULTS[setting]}, or with --hardware as vllm serve."
+    )
+    option = typer.Option(default, f"--{name.replace('_', '-')}", help=text, rich_help_panel="Engine")
     annotation = get_type_hints(ServingConfig)[setting]
+    annotation = annotation if has_default else annotation | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dooly.batch import Batch
 from dooly.cli._options import (
+    LIMITS,
     TRACE_ONLY,
     CsvFile,
     HardwareName,
@@ -37,7 +38,7 @@ _MUCH_EXTRAPOLATED = 0.05
 """Fraction of all seconds from which on extrapolation is worth one."""
 
 
-@engine_flags(without=TRACE_ONLY)
+@engine_flags(without=TRACE_ONLY, unset=LIMITS)
 def simulate(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
@@ -48,17 +49,18 @@ def simulate(  # noqa: PLR0913 - one argument an option
     json_file: JsonFile = None,
     csv_file: CsvFile = None,
     html_file: HtmlFile = None,
-    serving: ServingConfig,
+    settings: dict[str, Any],
 ) -> None:
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
     if (db is None) == (hardware is None):
         raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
     from dbstore import Store
-    from dooly.predict import Interconnect, load_latency_model
+    from dooly.predict import Interconnect, default_serving, load_latency_model
     from dooly.simulation import parse_workload, scheduler_config
     from dooly.simulation import simulate as serve
 
     source = find_model(model)
+    serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
     link = None if interconnect is None else Interconnect.parse(interconnect)
     requests = parse_workload(workload)
     for note in requests.notes:

@@ -34,11 +34,34 @@ class ModelSource:
         return config | nested
 
     @property
+    def max_model_len(self) -> int:
+        """Longest sequence that the model is made for, in tokens, as vLLM takes it from the configuration."""
+        config = self.text_config
+        lengths = [config[key] for key in _LENGTH_KEYS if isinstance(config.get(key), int)]
+        longest = config.get("model_max_length") or min(lengths, default=_UNKNOWN_LENGTH)
+        given = config.get("rope_parameters") or config.get("rope_scaling")
+        rope = given if isinstance(given, dict) else {}
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind == "longrope":  # up to here short sequences are as good as without
+            longest = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or longest
+        stretch = (rope.get("factor") or 1) if kind in _STRETCHING else 1
+        return int(stretch * longest)
+
+    @property
     def digest(self) -> str:
         """Digest of the configuration's content: 32 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:32]
 
 
+_LENGTH_KEYS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
+    *("max_sequence_length", "max_seq_length", "seq_len"),
+)
+"""Where configurations say how long a sequence may be; the smallest counts, and `model_max_length` before all."""
+_STRETCHING = {"linear", "dynamic", "ntk"}
+"""Rotary embeddings by whose factor a model is longer than its configuration says; others have it in the length already."""
+_UNKNOWN_LENGTH = 2048
+"""Tokens, where a configuration says nothing."""
 _KV_CACHE_BYTES = 1 << 30
 _LARGEST_GRAPH = 512
 
@@ -60,7 +83,7 @@ class ServingConfig:
     its memory has room for."""
     num_gpu_blocks_override: int | None = None
     """Blocks of the KV cache, in place of what memory has room for."""
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = 0.92
     """Share of a device's memory that weights, activations and KV cache may take together; on this machine 0.3 is used."""
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""

@@ -3,7 +3,7 @@
 from dooly.predict._family import held_out_errors
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
-from dooly.predict._fit_hardware import listed_hardware
+from dooly.predict._fit_hardware import default_serving, listed_hardware
 from dooly.predict._fit_module import load_module_latency
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import Interconnect
@@ -20,6 +20,7 @@ __all__ = [
     "ModuleLatency",
     "OperationWork",
     "StepLatency",
+    "default_serving",
     "fit_latency_model",
     "held_out_errors",
     "listed_hardware",

@@ -11,7 +11,7 @@ from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, prof
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._domain import Domain
-from dooly.predict._fit_hardware import host_times, load_hardware_model
+from dooly.predict._fit_hardware import default_serving, host_times, load_hardware_model
 from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fitted import FittedOperation, layer_features, layer_terms, step_features, step_terms
@@ -46,7 +46,8 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
     Args:
         store: An open store, where no `hardware` is named.
         model: The model, by its configuration.
-        serving: The engine settings that the model was profiled or imported with, or for `hardware`, those to predict.
+        serving: The engine settings that the model was profiled or imported with, or for `hardware`, those to predict; there
+            None stands for `default_serving`.
         environment: The environment that it was profiled in, or the same in CUDA graphs, to predict these from the eager engine's
             records; None where the store holds the model in one only, and for a GPU, to go by `serving.enforce_eager`.
         hardware: Name of a device that `dooly hardware` lists, or a folder of such data, in place of a store.
@@ -62,11 +63,11 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
     """
     if not isinstance(model, ModelSource):
         raise InvalidInputError(f"load_latency_model: model: {spell(model)} is no model; give what dooly.find_model returns")
-    serving = serving or ServingConfig()
     if hardware is not None:
         if store is not None or environment is not None:
             raise InvalidInputError("load_latency_model: hardware stands in place of a store and an environment; give either")
-        return load_hardware_model(hardware, model, serving, interconnect)
+        return load_hardware_model(hardware, model, serving or default_serving(model, hardware), interconnect)
+    serving = serving or ServingConfig()
     opened = check_store("load_latency_model", store)
     in_graphs = environment is not None and environment.execution_mode == CUDA_GRAPHS
     if in_graphs and serving.enforce_eager:

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
 from dooly.catalog import CUDA_GRAPHS, LAYER, operation_table
+from dooly.engines import ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
@@ -22,12 +23,14 @@ from dooly.predict._step_parts import laid_out
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dooly.engines import ModelSource, ServingConfig
+    from dooly.engines import ModelSource
     from dooly.latency import HostTimes
     from dooly.predict._interconnect import Interconnect
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
+_LIMITS = ((160 << 30, (1024, 16_384)), (70 << 30, (1024, 8_192)), (0, (256, 2_048)))
+"""Memory from which on `vllm serve` lets a step work on so many requests and tokens; an A100 counts as small."""
 _BLOCK_SIZE = 16
 """Tokens in a KV block, as vLLM has it on CUDA."""
 
@@ -36,6 +39,27 @@ def listed_hardware() -> tuple[Hardware, ...]:
     """Return the devices whose measurements ship with Dooly, by name."""
     with _data() as data:
         return tuple(Hardware.read(file.parent) for file in sorted(data.glob("*/hardware.json")))
+
+
+def default_serving(model: ModelSource, hardware: str, **settings: Any) -> ServingConfig:  # noqa: ANN401 - as ServingConfig has them
+    """Return the settings that `vllm serve` starts with on a device, but for those that are given.
+
+    The longest sequence is the model's own; how many requests and tokens a step takes goes by the device's memory (vLLM 0.32).
+
+    Args:
+        model: The model, by its configuration.
+        hardware: Name of a device that `dooly hardware` lists, or a folder of such data.
+        **settings: Settings of `ServingConfig`, by name.
+
+    Raises:
+        InvalidInputError: There is no such device, or a setting makes no sense.
+    """
+    with device_folder(hardware) as folder:
+        device = Hardware.read(folder)
+    memory_bytes = 0 if "A100" in device.device else device.memory_bytes
+    num_seqs, num_batched_tokens = next(limits for least_bytes, limits in _LIMITS if memory_bytes >= least_bytes)
+    limits = {"max_model_len": model.max_model_len, "max_num_seqs": num_seqs, "max_num_batched_tokens": num_batched_tokens}
+    return ServingConfig(**limits | settings)
 
 
 def load_hardware_model(

@@ -23,7 +23,7 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         latency: Tells the KV cache that the engine makes of them, and whether it schedules ahead.
 
     Raises:
-        InvalidInputError: The KV cache is too small for any request.
+        InvalidInputError: The KV cache is too small for the longest request, for which no engine would start.
         UnsupportedModelError: The model caches something that the scheduler does not model.
     """
     num_kv_blocks, block_size = latency.num_kv_blocks(serving), latency.block_size
@@ -31,6 +31,12 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         raise InvalidInputError(
             f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} makes {num_kv_blocks} KV blocks of {block_size} tokens; "
             f"give enough for at least {_MIN_BLOCKS}"
+        )
+    room = num_kv_blocks * block_size
+    if serving.max_model_len > room and serving.num_gpu_blocks_override is None:
+        raise InvalidInputError(
+            f"--max-model-len: a request of {serving.max_model_len:,} tokens does not fit in the KV cache, which holds {room:,}; "
+            "lower it, or make room by more --tensor-parallel-size, --gpu-memory-utilization or --kv-cache-memory-bytes"
         )
     return SchedulerConfig(
         max_model_len=serving.max_model_len,

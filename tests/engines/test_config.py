@@ -136,3 +136,40 @@ def test_steps_are_captured_at_vllms_own_sizes(max_num_seqs: int, max_num_batche
     VllmConfig._set_cudagraph_sizes(config)  # type: ignore[arg-type] # what it reads of itself
     serving = ServingConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
     assert list(serving.cudagraph_capture_sizes) == compilation.cudagraph_capture_sizes
+
+
+@pytest.mark.engine
+def test_models_are_as_long_as_vllm_takes_them_to_be() -> None:
+    """The length that an engine derives from each listed configuration."""
+    pytest.importorskip("vllm")
+    from vllm.engine.arg_utils import EngineArgs
+
+    for model in listed_models():
+        theirs = EngineArgs(model=str(model.folder), skip_tokenizer_init=True).create_model_config().max_model_len
+        assert (model.name, model.max_model_len) == (model.name, theirs)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": 8192, "model_max_length": 131_072}, 131_072),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.0}}, 8192),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": None}}, 4096),
+        ({"max_position_embeddings": 65_536, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 65_536),
+        (
+            {
+                "max_position_embeddings": 131_072,
+                "rope_scaling": {"rope_type": "longrope"},
+                "original_max_position_embeddings": 4096,
+            },
+            4096,
+        ),
+        ({"text_config": {"max_position_embeddings": 32_768}, "seq_length": "many"}, 32_768),
+    ],
+)
+def test_a_configuration_says_how_long_a_sequence_may_be(tmp_path: Path, config: dict[str, Any], longest: int) -> None:
+    """The smallest of what it says, stretched where the kind of rotary embedding stretches it."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ModelSource("m", tmp_path).max_model_len == longest

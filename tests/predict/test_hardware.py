@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import dooly
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.predict import LatencyModel, listed_hardware, load_latency_model
+from dooly.predict import LatencyModel, default_serving, listed_hardware, load_latency_model
 from dooly.predict._memory import peak_activation_bytes, token_bytes, weight_bytes
 
 SERVING = ServingConfig(max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256, tensor_parallel_size=4)
@@ -72,8 +73,8 @@ def test_more_work_takes_longer(large: LatencyModel) -> None:
 
 
 def test_blocks_fill_what_memory_has_left(large: LatencyModel) -> None:
-    """Weights, activations and 1 GiB come off nine tenths of the memory; an override and a given size win."""
-    left = 0.9 * 151_397_597_184 - weight_bytes(large.traced) - peak_activation_bytes(large.traced, SERVING) - (1 << 30)
+    """Weights, activations and 1 GiB come off the share of memory; an override and a given size win."""
+    left = 0.92 * 151_397_597_184 - weight_bytes(large.traced) - peak_activation_bytes(large.traced, SERVING) - (1 << 30)
     block_bytes = 16 * token_bytes(large.traced, "bfloat16")
     assert block_bytes == 16 * 80 * 2 * 2 * 128 * 2
     assert large.num_kv_blocks(SERVING) == int(left) // block_bytes
@@ -136,7 +137,7 @@ def test_weights_beyond_the_memory_are_refused() -> None:
     """The message names both sizes and the way out."""
     serving = ServingConfig()
     model = load_latency_model(model=find_model("llama-3.1-70b"), serving=serving, hardware="h100")
-    with pytest.raises(InvalidInputError, match=r"its weights take 141\.1 GB of a rank, h100 gives 77\.3 GB .*--tensor-parallel"):
+    with pytest.raises(InvalidInputError, match=r"its weights take 141\.1 GB of a rank, h100 gives 79\.0 GB .*--tensor-parallel"):
         model.num_kv_blocks(serving)
 
 
@@ -158,3 +159,27 @@ def test_the_eager_engine_is_refused_for_shipped_devices() -> None:
     """What ships tells kernels, not launches."""
     with pytest.raises(InvalidInputError, match=r"--enforce-eager: what ships of h200"):
         load_latency_model(model=find_model("llama-3.1-8b"), serving=ServingConfig(enforce_eager=True), hardware="h200")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("hardware", [device.name for device in listed_hardware()])
+def test_limits_are_those_that_vllm_starts_with(hardware: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine says of a platform with the device's name and memory; what is given wins."""
+    pytest.importorskip("vllm")
+    from vllm.engine import arg_utils
+    from vllm.usage.usage_lib import UsageContext
+
+    (device,) = (found for found in listed_hardware() if found.name == hardware)
+    platform = SimpleNamespace(
+        get_device_total_memory=lambda: device.memory_bytes,
+        get_device_name=lambda: device.device,
+        is_tpu=lambda: False,
+        is_cpu=lambda: False,
+    )
+    monkeypatch.setattr(arg_utils, "current_platform", platform)
+    tokens, requests = (limits[UsageContext.OPENAI_API_SERVER] for limits in arg_utils.EngineArgs.get_batch_defaults(1))
+    model = find_model("qwen3-32b")
+    serving = default_serving(model, hardware, tensor_parallel_size=2)
+    assert (serving.max_num_batched_tokens, serving.max_num_seqs, serving.tensor_parallel_size) == (tokens, requests, 2)
+    assert serving.max_model_len == model.max_model_len
+    assert default_serving(model, hardware, max_num_seqs=7).max_num_seqs == 7
