@@ -8,12 +8,14 @@ of a known one say nothing about the next. CatBoost: Prokhorenkova et al., NeurI
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dooly.errors import InvalidInputError
 from dooly.predict._sources import ESTIMATE_ERROR
+from dooly.predict._trees import ObliviousTrees
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +42,7 @@ _TREES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FamilyRegressor:
     """Predicts the latency of a family's operations from their roofline and features."""
 
@@ -62,7 +64,11 @@ class FamilyRegressor:
             roofline_ns: The least time that the device could take, shape (num_points,).
             features: The family's features, shape (num_points, num_features).
         """
-        return np.asarray(roofline_ns * np.exp(self.model.predict(features)))
+        return np.asarray(roofline_ns * np.exp(self._trees.predict(features)))
+
+    @cached_property
+    def _trees(self) -> ObliviousTrees:
+        return ObliviousTrees.of(self.model)
 
     def save(self, path: Path) -> None:
         """Write the regressor in CatBoost's own format, its errors among the file's metadata."""

@@ -173,9 +173,12 @@ class LatencyModel:
         """
         if not self.domain.allows(batches):
             raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
-        sources = {source: np.zeros(len(batches.new)) for source in SOURCES}
-        for part in self._parts.of(batches, self._tables.price_in(batches)):
-            sources[part.source] += part.latency_ns
+        if (runs := self._parts.runs) is not None:
+            sources = self._tables.sums_in(batches, runs)
+        else:
+            sources = {source: np.zeros(len(batches.new)) for source in SOURCES}
+            for part in self._parts.of(batches, self._tables.price_in(batches)):
+                sources[part.source] += part.latency_ns
         for source, nanoseconds in sources.items():
             self.priced_ns[source] += float(nanoseconds.sum())
         total_ns: Floats = np.sum(list(sources.values()), axis=0)

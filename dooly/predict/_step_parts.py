@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ class StepPart(NamedTuple):
     """Typical error in nanoseconds, shape (num_batches,); 0 for the operations of a layer that was measured as a whole."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepParts:
     """The parts of a model's steps, each with what predicts it."""
 
@@ -60,6 +61,14 @@ class StepParts:
     """The kinds of layers."""
     own: Regressor | None
     """What the engine does around the model; None where its host is apart."""
+
+    @cached_property
+    def runs(self) -> tuple[tuple[FittedOperation, int], ...] | None:
+        """The operations and how often a step runs each; None where layers or the engine take time beyond theirs."""
+        if self.own is not None or any(layer.regressor is not None for layer in self.layers):
+            return None
+        inside = ((member, layer.operation.count) for layer in self.layers for member in layer.members)
+        return (*((fitted, 1) for fitted in self.outside), *inside)
 
     def of(self, batches: BatchArrays, price: Price) -> Iterator[StepPart]:
         """Yield all parts of each batch's step, given what one run of each operation takes there."""

@@ -8,20 +8,26 @@ import numpy as np
 
 from dooly.catalog import key_of
 from dooly.predict._features import BatchArrays
+from dooly.predict._sources import SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from dooly.catalog import Key
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
+    from dooly.predict._sources import Source
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
     Price = Callable[[FittedOperation], Floats]
     """Nanoseconds of one run of an operation in each batch, shape (num_batches,)."""
+    Runs = Sequence[tuple[FittedOperation, int]]
+    """Operations and how often a step runs each."""
+    Sums = tuple[dict[Source, Floats], dict[Source, Floats], Runs]
+    """Nanoseconds by source at each number of tokens, then of requests, from 0; and the operations that neither decides."""
 
 
 class LatencyTables:
@@ -32,6 +38,7 @@ class LatencyTables:
         self._domain = domain
         self._computed_tokens = _computed_tokens(domain.num_tokens, captured_tokens)
         self._tables: dict[Key, Floats] = {}
+        self._sums: Sums | None = None
 
     def price_in(self, batches: BatchArrays) -> Price:
         """Return what prices operations in batches that the domain allows; each operation once, however many places run it."""
@@ -51,6 +58,36 @@ class LatencyTables:
             return known[key]
 
         return price
+
+    def sums_in(self, batches: BatchArrays, runs: Runs) -> dict[Source, Floats]:
+        """Return the nanoseconds of steps that are the sum of their operations, by source, shape (num_batches,) each.
+
+        What one count decides is added up once, over all operations and sizes.
+
+        Args:
+            batches: Steps that the domain allows.
+            runs: The operations and how often a step runs each, the same in every call.
+        """
+        if self._sums is None:
+            self._sums = self._added_up(runs)
+        by_tokens, by_reqs, others = self._sums
+        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_reqs
+        sums = {source: by_tokens[source][num_tokens] + by_reqs[source][num_reqs] for source in SOURCES}
+        price = self.price_in(batches)
+        for fitted, count in others:
+            sums[fitted.latency.source] += count * price(fitted)
+        return sums
+
+    def _added_up(self, runs: Runs) -> Sums:
+        by_tokens, by_reqs = ({s: np.zeros(n + 1) for s in SOURCES} for n in (self._domain.num_tokens, self._domain.num_reqs))
+        others = []
+        for fitted, count in runs:
+            if fitted.work.is_attention or len(fitted.work.counts) > 1:
+                others.append((fitted, count))
+            else:
+                by = by_tokens if "num_tokens" in fitted.work.counts else by_reqs
+                by[fitted.latency.source][1:] += count * self._table(fitted)
+        return by_tokens, by_reqs, tuple(others)
 
     def _table(self, fitted: FittedOperation) -> Floats:
         """Return what an operation takes at each value of the one count that decides, from 1."""
