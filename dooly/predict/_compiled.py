@@ -73,3 +73,40 @@ def sums_of_leaves(
         else:
             sums[start : start + _BLOCK] = _of_rows(np.ascontiguousarray(rows.T), feature, border, leaf)
     return sums
+
+
+@_compiled
+def _pairs(length, limit):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202 - query-key pairs of the first positions of a request
+    inside = min(length, limit)
+    return inside * (inside + 1) // 2 + max(length - limit, 0) * inside
+
+
+@_compiled
+def attention_work(new: npt.NDArray[np.int64], computed: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.float64]:
+    """Return the fields of `AttentionWork` in their order, shape (9, num_batches).
+
+    Args:
+        new: Tokens to compute of each request, shape (num_batches, num_reqs); 0 marks a place without a request.
+        computed: Tokens in the KV cache of each request, shape (num_batches, num_reqs).
+        limit: Last positions that a query sees, its own among them.
+    """
+    work = np.zeros((9, len(new)))
+    for batch in range(len(new)):
+        for place in range(new.shape[1]):
+            queries, cached = new[batch, place], computed[batch, place]
+            if queries == 0:
+                continue
+            total = queries + cached
+            read = min(total, limit - 1 + queries)
+            work[6, batch] = max(work[6, batch], read)
+            if queries == 1:
+                work[0, batch] += read
+                work[4, batch] += 1
+                work[7, batch] = max(work[7, batch], read)
+                work[8, batch] += read * read
+            else:
+                work[1, batch] += _pairs(total, limit) - _pairs(cached, limit)
+                work[2, batch] += read
+                work[3, batch] += queries
+                work[5, batch] += 1
+    return work

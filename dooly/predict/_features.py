@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ _UNLIMITED = 1 << 40
 """A window longer than any context."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BatchArrays:
     """Batches as arrays, a batch a row. Batches of fewer requests are filled with requests of no tokens."""
 
@@ -63,12 +64,12 @@ class BatchArrays:
         new[:, 0] += num_tokens - num_reqs
         return cls(new, np.zeros_like(new), np.zeros_like(num_reqs))
 
-    @property
+    @cached_property
     def num_tokens(self) -> Ints:
         """Tokens computed in each step, shape (num_batches,)."""
         return np.asarray(self.new.sum(axis=1))
 
-    @property
+    @cached_property
     def num_reqs(self) -> Ints:
         """Requests in each step, shape (num_batches,)."""
         return np.asarray((self.new > 0).sum(axis=1))
@@ -100,22 +101,10 @@ class AttentionWork:
     @classmethod
     def of(cls, batches: BatchArrays, window: int | None) -> AttentionWork:
         """Return the attention work of batches; with a sliding window a query sees the last `window` positions only."""
-        new, total = batches.new, batches.new + batches.computed
+        from dooly.predict._compiled import attention_work
+
         limit = window if window is not None and window > 0 else _UNLIMITED
-        read = np.minimum(total, limit - 1 + new)
-        pairs = _pairs(total, limit) - _pairs(batches.computed, limit)
-        decode, prefill = new == 1, new > 1
-        return cls(
-            decode_kv_tokens=_sum(read, decode),
-            prefill_pairs=_sum(pairs, prefill),
-            prefill_kv_tokens=_sum(read, prefill),
-            prefill_tokens=_sum(new, prefill),
-            num_decodes=_sum(decode, decode),
-            num_prefills=_sum(prefill, prefill),
-            longest=np.where(new > 0, read, 0).max(axis=1).astype(np.float64),
-            decode_longest=np.where(decode, read, 0).max(axis=1).astype(np.float64),
-            decode_kv_squares=_sum(read * read, decode),
-        )
+        return cls(*attention_work(batches.new, batches.computed, limit))
 
     @property
     def query_key_pairs(self) -> Floats:
@@ -140,13 +129,3 @@ class AttentionWork:
             ],
             axis=1,
         )
-
-
-def _pairs(length: Ints, limit: int) -> Ints:
-    """Return the query-key pairs of the first `length` positions under causal attention with a window of `limit`."""
-    inside = np.minimum(length, limit)
-    return np.asarray(inside * (inside + 1) // 2 + np.maximum(length - limit, 0) * inside)
-
-
-def _sum(values: npt.NDArray[np.generic], mask: npt.NDArray[np.bool_]) -> Floats:
-    return np.asarray(np.where(mask, values, 0).sum(axis=1), dtype=np.float64)
