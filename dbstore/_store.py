@@ -74,6 +74,11 @@ class Store:
                 files.sweep()
         return cls(files, writable=mode == "a")
 
+    @property
+    def writable(self) -> bool:
+        """Whether the store is open for writing."""
+        return self._writable
+
     def keys(self) -> Iterator[tuple[str, str]]:
         """Yield every (signature, environment digest) that has records, sorted."""
         return read_keys(self._files)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = READABLE_VERSIONS[-1]
 """Version of the layout that this code writes."""
 RECORDS = "records"
-Kind = Literal["environments", "operations", "traces"]
+Kind = Literal["environments", "operations", "regressors", "traces"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _ARRAY = "samples_ns"
 SWEEP_FILES = (GROUP, f"{_ARRAY}/{GROUP}", f"{_ARRAY}/c/0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from dooly.cli._options import TRACE_ONLY, Database, engine_flags
 from dooly.cli._output import new_table, progress_bar, show
 from dooly.engines import ServingConfig, find_model
+from dooly.errors import MissingOperationError
 
 if TYPE_CHECKING:
     from dbstore import Store
@@ -34,6 +36,7 @@ def profile(
     sources = [find_model(model) for model in models]
     store = _open(db, dry_run=dry_run)
     from dooly.measure import profile as profile_model
+    from dooly.predict import load_latency_model
 
     results: list[ProfileResult] = []
     for source in sources:
@@ -43,6 +46,10 @@ def profile(
             result = profile_model(
                 source, store, serving, budget_s=budget_s, dry_run=dry_run, progress=partial(update, what=source.name)
             )
+            if not dry_run:
+                update(1, 1, what=f"{source.name}: fitting")
+                with suppress(MissingOperationError):  # a budget may have ended before every operation had its first point
+                    load_latency_model(store, source, serving)  # which keeps in the store what it fits
         results.append(result)
         _warn_if_unsteady(result)
     _show(results)

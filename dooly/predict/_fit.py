@@ -15,11 +15,11 @@ from dooly.predict._fit_hardware import default_serving, host_times, load_hardwa
 from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fitted import FittedOperation, layer_features, layer_terms, step_features, step_terms
+from dooly.predict._kept_regressors import KeptRegressors
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._measured import MeasuredOperation, MeasuredSizes
 from dooly.predict._operation import OperationWork
 from dooly.predict._recorded import recorded_batches, recorded_sizes
-from dooly.predict._regressor import fit_regressor
 from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dbstore import Environment, Record, Store
     from dooly.predict._fitted import FittedLayer
     from dooly.predict._interconnect import Interconnect
+    from dooly.predict._regressor import Fit
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
@@ -103,12 +104,13 @@ def fit_latency_model(
     batches, latency_ns = recorded_batches(records[step.signature])
     attention = [recorded_batches(records[op.signature])[0] for op in traced.operations if _sees_contexts(op)]
     domain = Domain.of(batches, attention)
+    fit = KeptRegressors(store).fit
     latencies: dict[str, OperationLatency] = {}
 
     def fitted(operation: TracedOperation) -> FittedOperation:
         work = OperationWork(operation)
         if operation.signature not in latencies:
-            latencies[operation.signature] = _fit_operation(work, records[operation.signature], domain)
+            latencies[operation.signature] = _fit_operation(work, records[operation.signature], domain, fit)
         return FittedOperation(operation, work, latencies[operation.signature])
 
     parts, serving = laid_out(traced, fitted), serving or ServingConfig()
@@ -117,8 +119,8 @@ def fit_latency_model(
         captured, host = serving.cudagraph_capture_sizes, host_times(environment.device, traced, serving)
         environment = replace(environment, execution_mode=CUDA_GRAPHS)
         return LatencyModel(traced, environment, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)
-    layers = tuple(_with_own_time(layer, records[layer.operation.signature]) for layer in parts.layers)
-    own = fit_regressor(step_terms(batches), step_features(batches), latency_ns)
+    layers = tuple(_with_own_time(layer, records[layer.operation.signature], fit) for layer in parts.layers)
+    own = fit(step_terms(batches), step_features(batches), latency_ns)
     return LatencyModel(traced, environment, replace(parts, layers=layers, own=own), domain, schedules_ahead=ahead)
 
 
@@ -126,11 +128,11 @@ def _sees_contexts(operation: TracedOperation) -> bool:
     return operation.stage != "engine" and operation.depends_on_context
 
 
-def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain) -> OperationLatency:
+def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain, fit: Fit) -> OperationLatency:
     if work.is_attention:
         batches, latency_ns = recorded_batches(records)
-        return MeasuredOperation(fit_regressor(work.terms(batches), work.features(batches), latency_ns))
-    regressor = fit_sizes(work, records, at_one_size=work.counts <= {"num_reqs"} and domain.num_reqs == 1)
+        return MeasuredOperation(fit(work.terms(batches), work.features(batches), latency_ns))
+    regressor = fit_sizes(work, records, fit, at_one_size=work.counts <= {"num_reqs"} and domain.num_reqs == 1)
     is_single = len(work.operation.request_dims) == 1 and regressor.trees is not None
     if is_single and repeatability(records) < regressor.relative_error:
         # The points are known better than what is fitted through them: a kernel may take half as long again at one size.
@@ -138,13 +140,13 @@ def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domai
     return MeasuredOperation(regressor)
 
 
-def _with_own_time(layer: FittedLayer, records: Sequence[Record]) -> FittedLayer:
+def _with_own_time(layer: FittedLayer, records: Sequence[Record], fit: Fit) -> FittedLayer:
     """Return a layer with what it takes beyond its operations, by its records."""
     batches, latency_ns = recorded_batches(records)
     inner = np.zeros(len(latency_ns))
     for member in layer.members:
         inner += member.latency_ns(batches)
-    return replace(layer, regressor=fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns))
+    return replace(layer, regressor=fit(layer_terms(inner, batches), layer_features(batches), latency_ns))
 
 
 def _records(store: Store, operation: TracedOperation, environment: Environment, model: str) -> tuple[Record, ...]:

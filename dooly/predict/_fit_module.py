@@ -10,9 +10,9 @@ from dbstore import Environment
 from dooly.catalog import check_store, feasible_records, medians, module_environment, sizes_at, told_apart, with_whole_module
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._fit_sizes import fit_sizes
+from dooly.predict._kept_regressors import KeptRegressors
 from dooly.predict._module_latency import ModuleLatency, ModuleMember, member_ns, whole_terms
 from dooly.predict._operation import OperationWork
-from dooly.predict._regressor import fit_regressor
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -48,17 +48,18 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
     table = with_whole_module(told_apart(plain, store))
     chosen = environment or module_environment(store, table)
     records = {op.signature: _records(store, op, chosen, table.model) for op in table.operations}
+    fit = KeptRegressors(store).fit
     fitted: dict[str, Regressor] = {}
     for operation in table.operations[:-1]:
         if operation.signature not in fitted:
-            fitted[operation.signature] = fit_sizes(OperationWork(operation), records[operation.signature])
+            fitted[operation.signature] = fit_sizes(OperationWork(operation), records[operation.signature], fit)
     members = tuple(ModuleMember(op, OperationWork(op), fitted[op.signature]) for op in table.operations[:-1])
     whole = table.operations[-1]
     points, latency_ns = medians(records[whole.signature])
     measured = sizes_at(points, whole.request_dims)
     sizes = dict(zip(whole.request_dims, measured.T, strict=True))
     inner_ns = np.sum([member_ns(member, sizes, len(points)) for member in members], axis=0)
-    regressor = fit_regressor(whole_terms(inner_ns), measured, latency_ns)
+    regressor = fit(whole_terms(inner_ns), measured, latency_ns)
     return ModuleLatency(table, chosen, members, regressor, measured.astype(np.int64))
 
 

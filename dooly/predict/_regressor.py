@@ -16,7 +16,11 @@ import numpy as np
 from dooly.predict._trees import ObliviousTrees
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import numpy.typing as npt
+
+    from dbstore import JSON
 
     Floats = npt.NDArray[np.float64]
 
@@ -57,6 +61,21 @@ class Regressor:
     num_points: int
     """Measured points behind the fit."""
 
+    def to_json(self) -> dict[str, JSON]:
+        """Return the regressor as JSON."""
+        trees = None if self.trees is None else self.trees.to_json()
+        return {"weights": self.weights.tolist(), "trees": trees} | {
+            "relative_error": self.relative_error,
+            "num_points": self.num_points,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, JSON]) -> Regressor:
+        """Return the regressor that `to_json` told of."""
+        trees = None if document["trees"] is None else ObliviousTrees.from_json(document["trees"])
+        weights = np.array(document["weights"], dtype=np.float64)
+        return cls(weights, trees, document["relative_error"], document["num_points"])
+
     def predict_ns(self, terms: Floats, features: Floats) -> Floats:
         """Return latencies in nanoseconds, shape (num_batches,).
 
@@ -69,6 +88,11 @@ class Regressor:
             return base
         predicted: Floats = base * np.exp(self.trees.predict(np.log1p(features)))
         return predicted
+
+
+if TYPE_CHECKING:
+    Fit = Callable[[Floats, Floats, Floats], Regressor]
+    """Fits a regressor to terms, features and latencies, as `fit_regressor` does."""
 
 
 def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regressor:

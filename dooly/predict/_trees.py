@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
+
+    from dbstore import JSON
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -47,7 +51,7 @@ class ObliviousTrees:
         trees = data["oblivious_trees"]
         depth = max((len(t["splits"] or ()) for t in trees), default=0)
         feature = np.zeros((len(trees), depth), dtype=np.int64)
-        border = np.full((len(trees), depth), np.inf, dtype=np.float32)
+        border = np.full((len(trees), depth), np.finfo(np.float32).max, dtype=np.float32)
         leaf = np.zeros((len(trees), 1 << depth))
         for row, tree in enumerate(trees):
             for level, split in enumerate(tree["splits"] or ()):
@@ -56,6 +60,20 @@ class ObliviousTrees:
             leaf[row, : len(tree["leaf_values"])] = tree["leaf_values"]
         scale, (bias, *_) = data["scale_and_bias"]
         return cls(feature, border, leaf, float(scale), float(bias))
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the trees as JSON."""
+        arrays = {name: getattr(self, name).ravel().tolist() for name in ("feature", "border", "leaf")}
+        return {"shape": list(self.feature.shape), "scale": self.scale, "bias": self.bias} | arrays
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, JSON]) -> ObliviousTrees:
+        """Return the trees that `to_json` told of."""
+        num_trees, depth = document["shape"]
+        feature = np.array(document["feature"], dtype=np.int64).reshape(num_trees, depth)
+        border = np.array(document["border"], dtype=np.float32).reshape(num_trees, depth)
+        leaf = np.array(document["leaf"], dtype=np.float64).reshape(num_trees, 1 << depth)
+        return cls(feature, border, leaf, document["scale"], document["bias"])
 
     def predict(self, features: Floats) -> Floats:
         """Return the ensemble's values, shape (num_rows,), for features of shape (num_rows, num_features)."""
