@@ -2,7 +2,8 @@
 
 from dooly.validation._kept import KeptRuns, ServedRun, read_runs, write_runs
 from dooly.validation._real import RealRun, StepRun
-from dooly.validation._validation import MetricReport, StepReport, Validation, serve, step_report, validate, validate_kept
+from dooly.validation._steps import StepReport, step_report
+from dooly.validation._validation import MetricReport, Validation, serve, validate, validate_kept
 
 __all__ = [
     "KeptRuns",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from dooly.batch import Batch
 from dooly.catalog import CUDA_GRAPHS, describe_environment
 from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import InvalidInputError
@@ -25,15 +23,14 @@ from dooly.simulation import (
 )
 from dooly.validation._kept import KeptRuns, ServedRun
 from dooly.validation._real import RealRun
+from dooly.validation._steps import StepReport, step_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from dbstore import Environment, Store
     from dooly.engines import Engine
-    from dooly.latency import HostTimes, LatencyBackend
     from dooly.predict import LatencyModel
-    from dooly.validation._real import StepRun
 
 _WARM_UP_REQUESTS = 8
 _SAME = ("device", "attention_backend", "dtype", "kv_cache_dtype", "block_size", "execution_mode")
@@ -50,20 +47,6 @@ class MetricReport:
     """Error of the simulated mean against the mean of the real runs' means; negative where the simulation is too fast."""
     noise: float | None
     """MAPE between the real runs; None where there was only one."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """How far predicted latencies are off from the real engine's steps, each of the batch that it really had. In fractions."""
-
-    num_steps: int
-    """Steps of all real runs."""
-    mape: float
-    """Mean over steps of |predicted - real| / real."""
-    median_error: float
-    """Median of the same."""
-    mean_error: float
-    """Error of the time that all steps take together; negative where the predictions are too fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,63 +183,6 @@ def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: L
         step_report(runs, latency, latency.host if latency.schedules_ahead else None),
         others_cores,
     )
-
-
-def step_report(runs: Sequence[ServedRun], latency: LatencyBackend, ahead: HostTimes | None = None) -> StepReport:
-    """Predict each step of real runs from the batch that it worked on: errors of the latencies alone, not of the schedule.
-
-    Args:
-        runs: What the real engine did.
-        latency: What prices the steps.
-        ahead: What the host takes, of an engine that schedules ahead. There a step is what passes from one result to the next,
-            predicted from its own batch and the one before it.
-
-    Raises:
-        InvalidInputError: The runs hold no step.
-    """
-    pairs = [pair for run in runs for pair in (_steps(run, latency) if ahead is None else _steps_ahead(run, latency, ahead))]
-    if not pairs:
-        raise InvalidInputError("--real: the runs kept hold no step; make them with benchmarks/ground_truth.py")
-    errors = [abs(predicted / real - 1) for predicted, real in pairs]
-    predicted_s, real_s = map(sum, zip(*pairs, strict=True))
-    return StepReport(len(pairs), mean(errors), median(errors), predicted_s / real_s - 1)
-
-
-def _steps(run: ServedRun, latency: LatencyBackend) -> Iterator[tuple[float, float]]:
-    """Yield predicted and real seconds of each step that worked on something."""
-    for step, batch in _batches(run):
-        if batch is not None:
-            yield latency.step_ns(batch) / 1e9, step.duration_s
-
-
-def _steps_ahead(run: ServedRun, latency: LatencyBackend, host: HostTimes) -> Iterator[tuple[float, float]]:
-    """Yield predicted and real seconds between the ends of calls, each of which schedules a step and waits for the one before."""
-    free_ns, last_end_s = None, 0.0
-    now_ns = 0
-    for step, batch in _batches(run):
-        end_s = step.start_s + step.duration_s
-        if free_ns is None:  # nothing is under way: both clocks start here
-            now_ns, last_end_s = 0, step.start_s
-        next_ns = free_ns or 0
-        if batch is not None:
-            launch_ns = host.launch_ns(batch.num_tokens, only_decodes=batch.num_tokens == batch.num_reqs)
-            free_ns, next_ns = host.launched_ns(now_ns, free_ns or 0, launch_ns, latency.step_ns(batch))
-        else:
-            free_ns = None
-        yield (next_ns - now_ns) / 1e9, end_s - last_end_s
-        now_ns, last_end_s = next_ns, end_s
-
-
-def _batches(run: ServedRun) -> Iterator[tuple[StepRun, Batch | None]]:
-    """Yield each step with the batch that was scheduled in it, its requests new once a run; None where there was none."""
-    seen: set[int] = set()
-    for step in run.steps:
-        if not step.work:
-            yield step, None
-            continue
-        places, new, computed = zip(*step.work, strict=True)
-        yield step, Batch(new, computed, len(set(places) - seen))
-        seen.update(places)
 
 
 def _add_up(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
