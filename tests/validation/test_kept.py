@@ -18,7 +18,7 @@ from dooly.latency import HostTimes
 from dooly.simulation import RequestTimes, SimulationResult
 from dooly.validation import KeptRuns, ServedRun, StepRun, read_runs, step_report, write_runs
 from dooly.validation._kept import _changes, _steps
-from dooly.validation._validation import _steps_ahead
+from dooly.validation._steps import _steps_ahead
 
 if TYPE_CHECKING:
     from pathlib import Path
