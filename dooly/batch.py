@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 from dooly.errors import InvalidInputError
 
-_COUNTED = -1
-"""Stands for a number that is counted."""
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -22,7 +19,7 @@ class Batch:
     """Tokens computed in this step, one count a request (at least 1); 1 for a decode."""
     num_computed_tokens: tuple[int, ...]
     """Tokens whose keys and values already lie in the cache, one count a request."""
-    num_new_requests: int = _COUNTED
+    num_new_requests: int = None  # type: ignore[assignment]  # an integer from the start
     """How many of the requests the engine sees for the first time in this step; by default those without computed tokens."""
 
     def __post_init__(self) -> None:
@@ -38,7 +35,7 @@ class Batch:
                 "Batch: num_new_tokens must be at least 1 and num_computed_tokens at least 0, "
                 f"got {min(self.num_new_tokens)} and {min(self.num_computed_tokens)}"
             )
-        if self.num_new_requests == _COUNTED:
+        if self.num_new_requests is None:
             object.__setattr__(self, "num_new_requests", self.num_computed_tokens.count(0))
         if not 0 <= self.num_new_requests <= len(self.num_new_tokens):
             raise InvalidInputError(f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}")
