@@ -1,4 +1,4 @@
-"""Workload files: Azure, BurstGPT and Vidur CSV, the CSV that `simulate --csv` writes, LLMServingSim's JSONL, and real runs.
+"""Workload files: Azure, BurstGPT, Vidur and Splitwise CSV, the CSV of `simulate --csv`, LLMServingSim's JSONL, and real runs.
 
 The header tells which, or the suffix and the keys of the first line. A row that breaks a rule is an error naming file and line;
 what is left out is counted and said.
@@ -26,7 +26,9 @@ AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 DOOLY_COLUMNS = ("request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens")
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- the traces' times carry no zone
 VIDUR_COLUMNS = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
+SPLITWISE_COLUMNS = ("arrival_timestamp", "prompt_size", "token_size")
 BURST_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
+_KNOWN_COLUMNS = (AZURE_COLUMNS, DOOLY_COLUMNS, VIDUR_COLUMNS, SPLITWISE_COLUMNS, BURST_COLUMNS)
 JSONL_KEYS = ("input_toks", "output_toks", "arrival_time_ns")
 
 
@@ -34,8 +36,8 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
     """Read a workload file.
 
     Args:
-        path: Azure 2023 or 2024, BurstGPT or Vidur CSV, a CSV with Dooly's own columns (others are ignored), LLMServingSim's
-            JSONL, or a real run as `read_run` takes it, whose requests arrive when they were sent.
+        path: Azure 2023 or 2024, BurstGPT, Vidur or Splitwise CSV, a CSV with Dooly's own columns (others are ignored),
+            LLMServingSim's JSONL, or a real run as `read_run` takes it, whose requests arrive when they were sent.
         limit: Keep only that many requests, the first in the file.
         rate_scale: Divides all arrival times; 2 doubles the request rate.
         max_tokens: Leave out requests whose prompt and output together are longer.
@@ -83,16 +85,17 @@ def _reader_of(path: Path, handle: TextIO, notes: list[str]) -> Callable[[Path, 
                 "yet, and without it their cost would be another"
             )
         return _read_run if all(f'"{key}"' in first for key in STAMPED_KEYS) else _read_jsonl
-    header = next(csv.reader([first]), [])
+    header = next(csv.reader([first], skipinitialspace=True), [])
     if set(AZURE_COLUMNS) <= set(header):
         return _read_azure
     if set(DOOLY_COLUMNS) <= set(header):
         return _read_dooly
-    if set(VIDUR_COLUMNS) <= set(header):
-        return _read_vidur
+    for columns in (VIDUR_COLUMNS, SPLITWISE_COLUMNS):
+        if set(columns) <= set(header):
+            return partial(_read_seconds, columns)
     if set(BURST_COLUMNS) <= set(header):
         return partial(_read_burst, notes)
-    known = " or ".join(",".join(columns) for columns in (AZURE_COLUMNS, DOOLY_COLUMNS, VIDUR_COLUMNS, BURST_COLUMNS))
+    known = " or ".join(",".join(columns) for columns in _KNOWN_COLUMNS)
     raise WorkloadError(f"{path}:1: the header must hold {known}, got {','.join(header)!r}; JSONL files must end in .jsonl")
 
 
@@ -105,18 +108,19 @@ def _read_run(path: Path, _handle: TextIO) -> Iterator[Request]:
         yield Request(row.request_id, round(row.arrival_s * NS_PER_S), row.num_prompt_tokens, row.num_output_tokens)
 
 
-def _read_vidur(path: Path, handle: TextIO) -> Iterator[Request]:
-    reader = csv.DictReader(handle)
+def _read_seconds(columns: tuple[str, str, str], path: Path, handle: TextIO) -> Iterator[Request]:
+    """Yield requests by columns of arrivals in seconds, prompt tokens and output tokens."""
+    arrival, prompt, output = columns
+    reader = csv.DictReader(handle, skipinitialspace=True)
     for index, row in enumerate(reader):
         place = f"{path}:{reader.line_num}"
-        arrival_ns = _seconds_ns(place, "arrived_at", row["arrived_at"])
-        prompt = _whole_number(place, "num_prefill_tokens", row["num_prefill_tokens"])
-        yield Request(index, arrival_ns, prompt, _whole_number(place, "num_decode_tokens", row["num_decode_tokens"]))
+        lengths = (_whole_number(place, name, row[name]) for name in (prompt, output))
+        yield Request(index, _seconds_ns(place, arrival, row[arrival]), *lengths)
 
 
 def _read_burst(notes: list[str], path: Path, handle: TextIO) -> Iterator[Request]:
     """Yield BurstGPT's requests; those without response tokens failed, and are left out."""
-    reader = csv.DictReader(handle)
+    reader = csv.DictReader(handle, skipinitialspace=True)
     failed = 0
     for index, row in enumerate(reader):
         place = f"{path}:{reader.line_num}"
@@ -131,7 +135,7 @@ def _read_burst(notes: list[str], path: Path, handle: TextIO) -> Iterator[Reques
 
 
 def _read_azure(path: Path, handle: TextIO) -> Iterator[Request]:
-    reader = csv.DictReader(handle)
+    reader = csv.DictReader(handle, skipinitialspace=True)
     others = [name for name in reader.fieldnames or () if name not in AZURE_COLUMNS]
     for index, row in enumerate(reader):
         place = f"{path}:{reader.line_num}"
@@ -152,7 +156,7 @@ def _read_azure(path: Path, handle: TextIO) -> Iterator[Request]:
 
 def _timestamp_ns(text: str) -> int:
     """Return nanoseconds since 1970 of a UTC time; the traces have seven decimals, one more than `datetime` keeps."""
-    whole, _, fraction = text.removesuffix("+00:00").partition(".")
+    whole, _, fraction = text.strip().removesuffix("Z").removesuffix("+00:00").partition(".")
     if not f"{fraction}0".isdecimal():
         raise ValueError(text)
     seconds = (datetime.fromisoformat(whole) - _EPOCH) // timedelta(seconds=1)
@@ -160,7 +164,7 @@ def _timestamp_ns(text: str) -> int:
 
 
 def _read_dooly(path: Path, handle: TextIO) -> Iterator[Request]:
-    reader = csv.DictReader(handle)
+    reader = csv.DictReader(handle, skipinitialspace=True)
     for row in reader:
         place = f"{path}:{reader.line_num}"
         yield Request(

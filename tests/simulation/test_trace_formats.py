@@ -1,4 +1,4 @@
-"""Traces that others publish: BurstGPT, Vidur, Azure 2024 and 2025, Mooncake."""
+"""Traces that others publish: BurstGPT, Vidur, Splitwise, Azure 2024 and 2025, Mooncake."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ def test_vidurs_own_traces(tmp_path: Path) -> None:
     workload = _read(tmp_path, VIDUR)
     assert _rows(workload) == [(0, 0, 374, 44), (1, 314_579_000, 396, 109)]
     assert workload.notes == ()
+
+
+def test_splitwises_traces(tmp_path: Path) -> None:
+    """Seconds, prompt and output tokens; what else the rows hold does not change the cost."""
+    text = "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n0,2,0,0.5,1,301,7\n"
+    assert _rows(_read(tmp_path, text)) == [(0, 500_000_000, 301, 7)]
+
+
+def test_blanks_behind_commas_and_utc_times_are_read(tmp_path: Path) -> None:
+    """As spreadsheets and loggers write them."""
+    text = AZURE_2024.replace(",", ", ").replace(" 00:", "T00:").replace("+00:00", "Z")
+    assert "T00:00:00.009930Z, 2162" in text
+    assert _rows(_read(tmp_path, text)) == _rows(_read(tmp_path, AZURE_2024))
 
 
 def test_azures_times_may_carry_a_zone(tmp_path: Path) -> None:
