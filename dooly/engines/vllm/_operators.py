@@ -26,6 +26,8 @@ _FIRST_WITH: dict[str, int] = {
 }
 """Kernels by the first compute capability, as `90` for 9.0, that has them."""
 _SCHEMAS = """\
+vocab_parallel_embedding(Tensor! out, Tensor input, Tensor weight, SymInt org_vocab_start_index, SymInt org_vocab_end_index,
+ SymInt num_org_vocab_padding, SymInt added_vocab_start_index, SymInt added_vocab_end_index) -> ()
 rotary_embedding(Tensor positions, Tensor! query, Tensor!? key, SymInt head_size, Tensor cos_sin_cache, bool is_neox,
  SymInt rope_dim_offset=0, bool inverse=False) -> ()
 static_scaled_fp8_quant(Tensor! result, Tensor input, Tensor scale, SymInt[]? group_shape=None) -> ()

@@ -31,6 +31,8 @@ _COMPILED = re.compile(r"^vllm\.(\w+\.)*_\w*C(_stable_libtorch)?$")
 """Extensions that a build for CUDA has, and a build for CPUs lacks."""
 _VENDORED = re.compile(r"^(vllm\.third_party\.(deep_gemm|flashmla\.flash_mla_interface)|cutlass|cuda)(\.|$)")
 """Python packages of kernels that vLLM's build for CUDA carries or installs, and its build for CPUs lacks."""
+_DEVICES = 1024
+"""How many GPUs there seem to be: as many as any layout of ranks takes."""
 _IMAGES = re.compile(r"^torchvision(\.|$)")
 """Image functions, which Transformers imports for models that take images, and which build for CUDA alone: no text needs them."""
 
@@ -126,7 +128,7 @@ def _platform(target: Target) -> type:
         "get_device_name": target.device,
         "get_device_total_memory": target.memory_bytes,
         "num_compute_units": target.num_sms,
-        "device_count": 1,
+        "device_count": _DEVICES,
         "current_device": "meta",
         "is_integrated_gpu": False,
         "is_fully_connected": True,
