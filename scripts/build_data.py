@@ -17,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dooly.engines import ServingConfig, find_model, listed_models
+from dooly.engines import ServingConfig, find_model, find_target, listed_models
 from dooly.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dooly.engines import ModelSource
     from dooly.predict import Hardware
     from dooly.tracing import TracedOperation
 
@@ -45,6 +46,8 @@ CARRIED, CACHE_BYTES = "h100", 50e6
 """The device with the multiprocessors and the last cache of `OWN`'s, and slower memory, and what that cache holds."""
 FLOPS_PER_S, NUM_SMS = 989e12, 132
 RANKS = (1, 2, 4, 8)
+QUANTISED, QUANTISED_FOR = ("llama-3.1-8b", "llama-3.1-70b"), "h200"
+"""Models whose tables ship in FP8 too, and the GPU that they are traced for; one table serves its compute capability."""
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
 BUNDLED = (("llama-3.1-8b", 1), ("llama-3.1-8b", 2), ("qwen3-32b", 2))
 """Models and ranks whose operations were measured; mixtures of experts are not read yet."""
@@ -135,20 +138,29 @@ def carry_to(name: str, known: Hardware) -> None:
 
 
 def build_tables() -> None:
-    """Trace every listed model at every number of ranks that divides it."""
-    from dooly.catalog import shipped_file, trace_operations, write_table
-
+    """Trace every listed model at every number of ranks that divides it, and some quantised, as for a GPU."""
     (DATA / "tables").mkdir(parents=True, exist_ok=True)
     for model in listed_models():
         for ranks in RANKS:
-            serving = ServingConfig(tensor_parallel_size=ranks)
-            file = Path(str(shipped_file(model, serving)))
-            try:
-                write_table(trace_operations(model, serving), model, file)
-            except UnsupportedModelError as error:
-                print(f"left out: {error}")
-            else:
-                print(f"{file.name}: {file.stat().st_size} bytes")
+            build_table(model, ServingConfig(tensor_parallel_size=ranks))
+    for name in QUANTISED:
+        for ranks in RANKS:
+            for cache in ("auto", "fp8"):
+                serving = ServingConfig(tensor_parallel_size=ranks, quantization="fp8", kv_cache_dtype=cache)
+                build_table(find_model(name), serving, QUANTISED_FOR)
+
+
+def build_table(model: ModelSource, serving: ServingConfig, hardware: str | None = None) -> None:
+    """Write the table of one model, at the device at hand or as for a GPU."""
+    from dooly.catalog import shipped_file, trace_operations, write_table
+
+    file = Path(str(shipped_file(model, serving, None if hardware is None else find_target(hardware))))
+    try:
+        write_table(trace_operations(model, serving, hardware), model, file)
+    except UnsupportedModelError as error:
+        print(f"left out: {error}")
+    else:
+        print(f"{file.name}: {file.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """aiconfigurator's tables (ai-dynamo/aiconfigurator, Apache-2.0): kernels of vLLM by shape, in milliseconds, one row a point.
 
-Their collector times CUDA-graph replays of the engine's own layers between events. What is read here: bfloat16 linear layers,
-grouped-query attention without a window over a bfloat16 cache, mixtures of bfloat16 experts, and collectives.
+Their collector times CUDA-graph replays of the engine's own layers between events. What is read here: linear layers in bfloat16
+and in 8 bits, with the quantisation of their activations; grouped-query attention, under a sliding window or without one, over a
+cache of either type; mixtures of experts by how their weights are quantised; and collectives.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ class Columns:
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.values[name]
 
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
     def where(self, **wanted: object) -> Columns:
         """Return the rows whose columns have the wanted values."""
-        mask = np.ones(len(next(iter(self.values.values()))), dtype=bool)
+        mask = np.ones(len(self), dtype=bool)
         for name, value in wanted.items():
             mask &= self.values[name] == value
         return self.kept(mask)
@@ -86,46 +90,50 @@ def num_rows(folder: Path, name: str) -> int:
     return len(read_table(folder, name, ()).latency_ns)
 
 
-def linear_layers(folder: Path) -> Columns:
-    """Return the bfloat16 products: `m`, `n`, `k` and latency."""
+def linear_layers(folder: Path, dtype: str = "bfloat16") -> Columns:
+    """Return the products of an element type, as `LinearLayer` names it: `m`, `n`, `k` and latency."""
     table = read_table(folder, "gemm", ("gemm_dtype", "m", "n", "k"))
-    return table.where(gemm_dtype="bfloat16")
+    return table.where(gemm_dtype=dtype)
 
 
 _EXPERTS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+_WEIGHTS = {"mxfp4": "w4a16_mxfp4", "int4": "int4_wo"}
+"""The tables' own names of element types."""
 
 
-def experts(folder: Path) -> Columns:
-    """Return mixtures of bfloat16 experts whose tokens are spread evenly, one rank's part; the router is not in it."""
+def experts(folder: Path, dtype: str = "bfloat16") -> Columns:
+    """Return mixtures of experts of an element type, as `Experts` names it, one rank's part; the router is not in it.
+
+    Their tokens are dealt out in turn: no more choices than there are experts reach one each.
+    """
     rows = read_table(folder, "moe", (*_EXPERTS, "moe_dtype", "distribution"))
-    return rows.where(moe_dtype="bfloat16", distribution="balanced")
+    return rows.where(moe_dtype=_WEIGHTS.get(dtype, dtype), distribution="balanced")
 
 
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "kv_cache_dtype")
 
 
-def decodes(folder: Path) -> tuple[Columns, BatchArrays]:
-    """Return full-attention decodes over a bfloat16 cache, with the batches that they ran."""
-    return _batches(attention(folder, "generation_attention"))
+def attention(folder: Path, name: str, dtype: str = "bfloat16", *, windowed: bool = False) -> Columns:
+    """Return rows of attention over a cache of an element type: decodes, or prefills of prompts of several tokens.
 
-
-def prefills(folder: Path) -> tuple[Columns, BatchArrays]:
-    """Return full-attention prefills of prompts of several tokens over a bfloat16 cache, with the batches that they ran."""
-    return _batches(attention(folder, "context_attention"))
-
-
-def attention(folder: Path, name: str) -> Columns:
-    """Return the rows of full attention over a bfloat16 cache, of `context_attention` or `generation_attention`."""
-    rows = read_table(folder, name, (*_ATTENTION, "kernel_source")).where(window_size=0, kv_cache_dtype="bfloat16")
+    Args:
+        folder: aiconfigurator's tables of one system.
+        name: `context_attention` or `generation_attention`.
+        dtype: Element type of the cache.
+        windowed: Whether a sliding window bounds what a query sees.
+    """
+    rows = read_table(folder, name, (*_ATTENTION, "kernel_source")).where(kv_cache_dtype=dtype)
     rows = rows.where(kernel_source="vllm_flash_attn_fa3")  # the kernel that the engine chooses on these devices
+    rows = rows.kept((rows["window_size"] > 0) == windowed)
     return rows.kept(rows["isl"] > 1) if name == "context_attention" else rows
 
 
-def _batches(rows: Columns) -> tuple[Columns, BatchArrays]:
+def batches(rows: Columns) -> BatchArrays:
+    """Return the batches that rows of attention ran."""
     count = np.asarray(rows["batch_size"], dtype=np.int64)
     filled = np.arange(count.max())[None, :] < count[:, None]
     new, computed = (np.asarray(rows[column], dtype=np.int64)[:, None] for column in ("isl", "step"))
-    return rows, BatchArrays(filled * new, filled * computed, np.zeros_like(count))
+    return BatchArrays(filled * new, filled * computed, np.zeros_like(count))
 
 
 def collectives(folder: Path) -> list[tuple[str, int, Ints, Floats]]:

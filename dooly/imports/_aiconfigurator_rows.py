@@ -96,7 +96,7 @@ def _linear_layers(path: Path, _name: str, operations: Operations) -> Iterator[P
 def _attention(path: Path, name: str, operations: Operations) -> Iterator[Placed]:
     rows = tables.attention(path, name)
     for operation, kind in operations:
-        if isinstance(kind, AttentionShape) and kind.dtype == _DTYPE:
+        if isinstance(kind, AttentionShape) and kind.dtype == _DTYPE and kind.window is None:
             own = rows.where(num_heads=kind.num_heads, num_key_value_heads=kind.num_kv_heads, head_dim=kind.head_size)
             sizes = zip(*(own[column].tolist() for column in ("batch_size", "isl", "step")), strict=True)
             batches = tuple(Batch((new,) * count, (computed,) * count) for count, new, computed in sizes)

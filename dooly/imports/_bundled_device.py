@@ -59,7 +59,7 @@ def build_bundled_device(
     write_measured(sizes, {op.signature: op for traced in bundles.values() for op in traced.operations}, out)
     for _, regressors in found.values():
         for signature, regressor in regressors.items():
-            regressor.save(out / f"attention-{signature}.cbm")
+            regressor.save(out / f"attention-{signature}.cbm.xz")
     return found
 
 

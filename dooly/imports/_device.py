@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dooly.imports import _aiconfigurator as tables
 from dooly.predict._family import FamilyRegressor, fit_family
-from dooly.predict._family_features import decode_inputs, experts_inputs, linear_inputs, prefill_inputs
-from dooly.predict._features import AttentionWork
-from dooly.predict._kinds import AttentionShape, Experts
+from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
+from dooly.predict._kinds import AttentionShape, Experts, LinearLayer, families_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,12 +18,19 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from dooly.predict._features import AttentionWork
     from dooly.predict._hardware import Hardware
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
+    Points = tuple[Floats, Floats, Floats, Ints]
     Inputs = Callable[[Hardware, AttentionShape, AttentionWork], tuple[Floats, Floats]]
 
+_LINEAR = ("bfloat16", "fp8", "fp8_block")
+_PHASES = ("generation_attention", "context_attention")
+_ATTENTION = (("bfloat16", None), ("bfloat16", 1), ("fp8", None), ("fp8", 1))
+"""Element types of caches; beside each None for full attention, or any window."""
+_EXPERTS = ("bfloat16", "fp8", "fp8_block", "mxfp4", "int4")
 _BYTES_READ = 2
 """Of an element whose scale is computed."""
 
@@ -48,11 +54,11 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
     np.savez_compressed(out / "collectives.npz", **payloads)  # type: ignore[arg-type] # numpy's stub takes no mapping
     found = {name: fit_family(*points) for name, points in family_points(folder, hardware).items()}
     for name, regressor in found.items():
-        regressor.save(out / f"{name}.cbm")
+        regressor.save(out / f"{name}.cbm.xz")
     return found
 
 
-def family_points(folder: Path, hardware: Hardware) -> dict[str, tuple[Floats, Floats, Floats, Ints]]:
+def family_points(folder: Path, hardware: Hardware) -> dict[str, Points]:
     """Return roofline, features, latencies and configurations of every family in a system's tables, as `fit_family` takes them.
 
     Args:
@@ -62,42 +68,45 @@ def family_points(folder: Path, hardware: Hardware) -> dict[str, tuple[Floats, F
     Raises:
         InvalidInputError: A table is missing or lacks a column.
     """
-    return {
-        "linear": _linear_points(hardware, tables.linear_layers(folder)),
-        "decodes": _attention_points(hardware, decode_inputs, *tables.decodes(folder)),
-        "experts": _experts_points(hardware, tables.experts(folder)),
-        "prefills": _attention_points(hardware, prefill_inputs, *tables.prefills(folder)),
-    }
+    found: dict[str, Points] = {}
+    for dtype in _LINEAR:
+        if len(rows := tables.linear_layers(folder, dtype)):
+            found |= {name: _linear_points(hardware, rows, dtype) for name in families_of(LinearLayer(1, 1, dtype))}
+    for dtype, window in _ATTENTION:
+        names = families_of(AttentionShape(1, 1, 1, dtype, window))
+        for name, table, inputs in zip(names, _PHASES, (decode_inputs, prefill_inputs), strict=True):
+            if len(rows := tables.attention(folder, table, dtype, windowed=window is not None)):
+                found[name] = _attention_points(hardware, inputs, rows, dtype)
+    for dtype in _EXPERTS:
+        if len(rows := tables.experts(folder, dtype)):
+            found |= {name: _experts_points(hardware, rows, dtype) for name in families_of(Experts(1, 1, 1, 1, 1, dtype))}
+    return found
 
 
-def _linear_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
+def _linear_points(hardware: Hardware, rows: tables.Columns, dtype: str) -> Points:
     """Return roofline, features, latencies and configurations of products, as `fit_family` takes them."""
     m, n, k = (np.asarray(rows[name], dtype=np.float64) for name in ("m", "n", "k"))
-    return *linear_inputs(hardware, m, n, k, 2.0), rows.latency_ns, _numbered(n, k)
+    return *linear_inputs(hardware, m, n, k, element_bytes(dtype)), rows.latency_ns, _numbered(n, k)
 
 
-def _attention_points(
-    hardware: Hardware,
-    inputs: Inputs,
-    rows: tables.Columns,
-    batches: Any,  # noqa: ANN401 - BatchArrays
-) -> tuple[Floats, Floats, Floats, Ints]:
+def _attention_points(hardware: Hardware, inputs: Inputs, rows: tables.Columns, dtype: str) -> Points:
     """Return roofline, features, latencies and configurations of attention, as `fit_family` takes them."""
-    sizes = [np.asarray(rows[name], dtype=np.int64) for name in ("num_heads", "num_key_value_heads", "head_dim")]
-    configurations, work = _numbered(*sizes), batches.attention(None)
+    names = ("num_heads", "num_key_value_heads", "head_dim", "window_size")
+    sizes = [np.asarray(rows[name], dtype=np.int64) for name in names]
+    configurations = _numbered(*sizes)
     places, found = [], []
     for number in np.unique(configurations):
         place = np.flatnonzero(configurations == number)
-        heads, kv_heads, size = (int(values[place[0]]) for values in sizes)
-        part = AttentionWork(*(getattr(work, field.name)[place] for field in fields(AttentionWork)))
+        heads, kv_heads, size, window = (int(values[place[0]]) for values in sizes)
+        shape = AttentionShape(heads, kv_heads, size, dtype, window or None)
         places.append(place)
-        found.append(inputs(hardware, AttentionShape(heads, kv_heads, size, "bfloat16"), part))
+        found.append(inputs(hardware, shape, tables.batches(rows.kept(configurations == number)).attention(shape.window)))
     order = np.argsort(np.concatenate(places))
     roofline, features = (np.concatenate(parts)[order] for parts in zip(*found, strict=True))
     return roofline, features, rows.latency_ns, configurations
 
 
-def _experts_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, Floats, Floats, Ints]:
+def _experts_points(hardware: Hardware, rows: tables.Columns, dtype: str) -> Points:
     """Return roofline, features, latencies and configurations of mixtures of experts, as `fit_family` takes them."""
     names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
     hidden, inner, top_k, number, tensor, expert = (np.asarray(rows[name], dtype=np.int64) for name in names)
@@ -106,7 +115,7 @@ def _experts_points(hardware: Hardware, rows: tables.Columns) -> tuple[Floats, F
     roofline, features = np.empty(len(tokens)), None
     for place in (np.flatnonzero(configurations == c) for c in np.unique(configurations)):
         width, within, chosen, all_experts, own = (int(values[place[0]]) for values in sizes)
-        shape = Experts(width, within, chosen, all_experts, own, "bfloat16")
+        shape = Experts(width, within, chosen, all_experts, own, dtype)
         roofline[place], found = experts_inputs(hardware, shape, tokens[place])
         features = np.empty((len(tokens), found.shape[1])) if features is None else features
         features[place] = found

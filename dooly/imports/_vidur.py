@@ -159,7 +159,7 @@ def _read_attention(path: Path, traced: TracedModel) -> Reading:
     operations = {
         (kind.num_heads, kind.num_kv_heads, kind.head_size): operation
         for operation in measured_operations(traced)
-        if isinstance(kind := kind_of(operation), AttentionShape) and kind.dtype in _DTYPES
+        if isinstance(kind := kind_of(operation), AttentionShape) and kind.dtype in _DTYPES and kind.window is None
     }
     placed = []
     for shape in dict.fromkeys(shapes):

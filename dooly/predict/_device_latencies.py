@@ -19,7 +19,15 @@ from dooly.predict._family import FamilyRegressor
 from dooly.predict._family_curve import FamilyCurve
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
-from dooly.predict._kinds import AttentionShape, Collective, Experts, LinearLayer, kind_of, moves_only, router_of
+from dooly.predict._kinds import (
+    AttentionShape,
+    Collective,
+    LinearLayer,
+    families_of,
+    kind_of,
+    moves_only,
+    router_of,
+)
 from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
 
 if TYPE_CHECKING:
@@ -29,13 +37,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.predict._interconnect import Interconnect
+    from dooly.predict._kinds import Experts, Kind
     from dooly.predict._sources import OperationLatency, Source
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
-
-_DTYPES = ("bfloat16", "float16")
-"""Element types that the families were measured in, or that take as long."""
 
 
 class DeviceLatencies:
@@ -46,6 +52,7 @@ class DeviceLatencies:
         self._folder = folder
         self._interconnect = interconnect
         self.hardware = Hardware.read(folder)
+        self._families: dict[str, FamilyRegressor] = {}
 
     @cached_property
     def collectives(self) -> Mapping[Collective, CollectiveTable]:
@@ -85,20 +92,16 @@ class DeviceLatencies:
                 members.setdefault(key.partition("-")[0], []).append(tuple(arrays[key]))
         return {family: FamilyCurve(tuple(found), source) for family, found in members.items()}
 
-    @cached_property
-    def linear(self) -> FamilyRegressor:
-        """The family of linear layers."""
-        return FamilyRegressor.load(self._folder / "linear.cbm")
-
-    @cached_property
-    def experts(self) -> FamilyRegressor:
-        """The family of mixtures of experts."""
-        return FamilyRegressor.load(self._folder / "experts.cbm")
-
-    @cached_property
-    def attention(self) -> tuple[FamilyRegressor, FamilyRegressor]:
-        """The families of decodes and of prefills."""
-        return FamilyRegressor.load(self._folder / "decodes.cbm"), FamilyRegressor.load(self._folder / "prefills.cbm")
+    def families(self, kind: Kind) -> tuple[FamilyRegressor, ...] | None:
+        """Return the regressors that price a kind, by `families_of`; None where one of them was not measured."""
+        names = families_of(kind)
+        files = [self._file(name) for name in names]
+        if not all(file.is_file() for file in files):
+            return None
+        for name, file in zip(names, files, strict=True):
+            if name not in self._families:
+                self._families[name] = FamilyRegressor.load(file)
+        return tuple(self._families[name] for name in names)
 
     def of(self, operation: TracedOperation, model: str) -> OperationLatency:
         """Return what predicts an operation on the device.
@@ -108,17 +111,14 @@ class DeviceLatencies:
         """
         kind = kind_of(operation)
         if (own := self.measured.get(operation.signature)) is not None:
-            if isinstance(kind, LinearLayer) and self._has("linear"):
-                return replace(own, beyond=LinearFamily(kind, self.hardware, self.linear))
-            return own
+            beyond = self._linear_family(kind) if isinstance(kind, LinearLayer) else None
+            return own if beyond is None else replace(own, beyond=beyond)
         found: OperationLatency | None = None
         if isinstance(kind, Collective):
             found = self._collective(kind, operation, model)
         elif kind is None and moves_only(operation):
             found = self.curves.get(operation.family) or MovedBytes(self.hardware)
-        elif kind is None:
-            found = None
-        elif kind.dtype in _DTYPES:
+        elif kind is not None:
             found = self._family(kind, operation)
         if found is not None:
             return found
@@ -129,19 +129,24 @@ class DeviceLatencies:
 
     def _family(self, kind: LinearLayer | AttentionShape | Experts, operation: TracedOperation) -> OperationLatency | None:
         """Return what predicts an operation by others of its kind, or attention by a table of its own; None without such."""
-        if isinstance(kind, AttentionShape):
-            own = self._folder / f"attention-{operation.signature}.cbm"
-            if own.is_file():
-                return MeasuredAttention(kind, self.hardware, FamilyRegressor.load(own))
-            return AttentionFamily(kind, self.hardware, *self.attention) if self._has("decodes") else None
         if isinstance(kind, LinearLayer):
-            return LinearFamily(kind, self.hardware, self.linear) if self._has("linear") else None
+            return self._linear_family(kind)
+        if isinstance(kind, AttentionShape) and (own := self._file(f"attention-{operation.signature}")).is_file():
+            return MeasuredAttention(kind, self.hardware, FamilyRegressor.load(own))
+        if (regressors := self.families(kind)) is None:
+            return None
+        if isinstance(kind, AttentionShape):
+            decodes, prefills = regressors
+            return AttentionFamily(kind, self.hardware, decodes, prefills)
         router = router_of(operation)
-        linear = None if router is None else LinearFamily(router, self.hardware, self.linear)
-        return ExpertsFamily(kind, self.hardware, self.experts, linear) if self._has("experts") else None
+        return ExpertsFamily(kind, self.hardware, regressors[0], None if router is None else self._linear_family(router))
 
-    def _has(self, family: str) -> bool:
-        return (self._folder / f"{family}.cbm").is_file()
+    def _linear_family(self, layer: LinearLayer) -> LinearFamily | None:
+        regressors = self.families(layer)
+        return None if regressors is None else LinearFamily(layer, self.hardware, regressors[0])
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.cbm.xz"
 
     def _collective(self, wanted: Collective, operation: TracedOperation, model: str) -> OperationLatency:
         if self._interconnect is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.predict._family_features import decode_inputs, experts_inputs, linear_inputs, prefill_inputs
+from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,7 +44,7 @@ class LinearFamily:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
         m = work.sizes(batches)
         n, k = (np.full(len(m), float(size)) for size in (self.layer.n, self.layer.k))
-        return self.regressor.predict_ns(*linear_inputs(self.hardware, m, n, k, 2.0))
+        return self.regressor.predict_ns(*linear_inputs(self.hardware, m, n, k, element_bytes(self.layer.dtype)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,11 @@ class AttentionFamily:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsFamily:
-    """A mixture of experts, by the family of all, and its router before it; tokens are taken to spread evenly."""
+    """A mixture of experts, by the family of all, and its router before it.
+
+    Each expert is taken to be as likely as any other, whatever the other tokens choose: of E experts M choices reach
+    E (1 - (1 - 1/E)**M). The family knows tokens dealt out in turn, of which M choices reach M experts until all are.
+    """
 
     shape: Experts
     """Its sizes."""
@@ -101,5 +105,12 @@ class ExpertsFamily:
 
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
-        experts = self.regressor.predict_ns(*experts_inputs(self.hardware, self.shape, work.sizes(batches)))
+        m, turn = work.sizes(batches), self.shape.num_experts / self.shape.top_k
+        reaching = -turn * np.expm1(m * self.shape.top_k * np.log1p(-1 / self.shape.num_experts))
+        # As many experts as are reached, and then what more tokens take of the same experts.
+        experts = self._dealt_ns(reaching) + self._dealt_ns(m) - self._dealt_ns(np.minimum(m, turn))
         return experts if self.router is None else experts + self.router.latency_ns(work, batches)
+
+    def _dealt_ns(self, m: Floats) -> Floats:
+        """Return the latency over tokens that are dealt out in turn, in nanoseconds, shape (num_points,)."""
+        return self.regressor.predict_ns(*experts_inputs(self.hardware, self.shape, m))

@@ -7,8 +7,11 @@ of a known one say nothing about the next. CatBoost: Prokhorenkova et al., NeurI
 
 from __future__ import annotations
 
+import lzma
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +21,6 @@ from dooly.predict._sources import ESTIMATE_ERROR
 from dooly.predict._trees import ObliviousTrees
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
@@ -71,10 +72,19 @@ class FamilyRegressor:
         return ObliviousTrees.of(self.model)
 
     def save(self, path: Path) -> None:
-        """Write the regressor in CatBoost's own format, its errors among the file's metadata."""
+        """Write the regressor in CatBoost's own format, compressed, its errors among the file's metadata.
+
+        What tells one fit from another of the same data, as its time, is left out: files of two fits are the same.
+        """
+        facts = self.model.get_metadata()
+        for name in list(facts):
+            del facts[name]
         for name in ("relative_error", "relative_error_p90", "num_configurations", "num_points"):
-            self.model.get_metadata()[name] = str(getattr(self, name))
-        self.model.save_model(str(path))
+            facts[name] = str(getattr(self, name))
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "model.cbm"
+            self.model.save_model(str(plain))
+            path.write_bytes(lzma.compress(plain.read_bytes()))
 
     @classmethod
     def load(cls, path: Path) -> FamilyRegressor:
@@ -87,11 +97,11 @@ class FamilyRegressor:
 
         model = CatBoostRegressor()
         try:
-            model.load_model(str(path))
+            model.load_model(blob=lzma.decompress(path.read_bytes()))
             facts = model.get_metadata()
             errors = (float(facts["relative_error"]), float(facts["relative_error_p90"]))
             return cls(model, *errors, int(facts["num_configurations"]), int(facts["num_points"]))
-        except (CatBoostError, KeyError, ValueError) as error:
+        except (CatBoostError, KeyError, ValueError, lzma.LZMAError) as error:
             raise InvalidInputError(f"{path}: holds no family regressor ({error}); build it again") from error
 
 

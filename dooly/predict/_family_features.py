@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 _TILES = (64, 128, 256)
 _QUERY_TILE = 128
+_BYTES = 2.0
+"""Of an element at full precision."""
+_PACKED_BYTES = {"fp8_block": 1.0, "mxfp4": 17 / 32, "int4": 18 / 32}
+"""Of a weight with its part of a scale, by how it is quantised."""
+
+
+def element_bytes(dtype: str) -> float:
+    """Return the bytes of a weight by the element type of its kind, quantised or not."""
+    return _PACKED_BYTES[dtype] if dtype in _PACKED_BYTES else float(item_bytes(dtype))
 
 
 def linear_inputs(hardware: Hardware, m: Floats, n: Floats, k: Floats, item_bytes: float) -> tuple[Floats, Floats]:
@@ -33,15 +42,15 @@ def linear_inputs(hardware: Hardware, m: Floats, n: Floats, k: Floats, item_byte
         m: Rows, shape (num_points,), as the others.
         n: Outputs.
         k: Inputs.
-        item_bytes: Bytes of an element.
+        item_bytes: Bytes of an element of inputs and weight; outputs have two, and elements of one are multiplied twice as fast.
     """
-    flops, traffic = 2 * m * n * k, item_bytes * (m * k + n * k + m * n)
+    flops, traffic = 2 * m * n * k, item_bytes * (m * k + n * k) + _BYTES * m * n
     columns = [m, n, k, flops, traffic, flops / traffic]
     for tile in _TILES:
         tiles = np.ceil(m / tile) * np.ceil(n / _TILES[1])
         waves = np.ceil(tiles / hardware.num_sms)
         columns += [tiles, waves, waves * hardware.num_sms / tiles, np.ceil(m / tile) * tile / m]
-    return hardware.roofline_ns(flops, traffic), np.log(np.column_stack(columns))
+    return hardware.roofline_ns(flops * item_bytes / _BYTES, traffic), np.log(np.column_stack(columns))
 
 
 def decode_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWork) -> tuple[Floats, Floats]:
@@ -70,16 +79,17 @@ def prefill_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWor
 
 
 def experts_inputs(hardware: Hardware, shape: Experts, m: Floats) -> tuple[Floats, Floats]:
-    """Return roofline and features of a mixture of experts over `m` tokens that are spread evenly, as `linear_inputs` does.
+    """Return roofline and features of a mixture of experts over `m` tokens, as `linear_inputs` does.
 
-    Of E experts, M choices reach E (1 - (1 - 1/E)**M): those whose weights are read.
+    Tokens are dealt out in turn, as where it was measured: M choices reach M experts, whose weights are read, or all.
     """
     share = shape.num_local_experts / shape.num_experts
     choices = m * shape.top_k * share
-    reached = shape.num_local_experts * -np.expm1(m * shape.top_k * np.log1p(-1 / shape.num_experts))
+    reached = np.minimum(choices, shape.num_local_experts)
     weights = 3 * shape.hidden_size * shape.intermediate_size
     flops = 2 * choices * weights
-    traffic = 2 * (reached * weights + choices * (2 * shape.hidden_size + 3 * shape.intermediate_size))
+    traffic = element_bytes(shape.dtype) * reached * weights
+    traffic = traffic + 2 * choices * (2 * shape.hidden_size + 3 * shape.intermediate_size)
     each = np.maximum(choices / np.maximum(reached, 1e-9), 1)
     tiles = [reached * np.ceil(each / t) * np.ceil(2 * shape.intermediate_size / _TILES[1]) for t in _TILES]
     waves = [np.ceil(t / hardware.num_sms) for t in tiles]
@@ -114,6 +124,7 @@ def _attention_cost(shape: AttentionShape, queries: Floats, pairs: Floats, kv_to
 
 
 def _logs(shape: AttentionShape, *columns: Floats) -> Floats:
-    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_size, shape.num_heads / shape.num_kv_heads)
+    window = () if shape.window is None else (shape.window,)
+    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_size, shape.num_heads / shape.num_kv_heads, *window)
     logs: Floats = np.log(np.column_stack([*columns, *(np.full(len(columns[0]), float(size)) for size in sizes)]))
     return logs

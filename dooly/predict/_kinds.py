@@ -1,7 +1,8 @@
 """What kinds of operation have a family on a device: the configuration that tells one of a kind from another, and its work.
 
 The operation's own graph and closed forms decide, never a name: a linear layer is a product with one whole matrix of parameters,
-a collective is one by its operator, attention and experts by the engine's attributes.
+a collective is one by its operator, attention and experts by the engine's attributes. How weights are quantised shows in the
+element types of weights and scales.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ from typing import TYPE_CHECKING
 from dooly.tracing import evaluate_form, form_names
 
 if TYPE_CHECKING:
-    from dooly.tracing import TracedOperation
+    from collections.abc import Sequence
+
+    from dooly.tracing import TracedOperation, TracedTensor
 
 LINEAR, ATTENTION, COLLECTIVE, MOVES = "linear", "attention", "collective", "moves"
+FULL_PRECISION = ("bfloat16", "float16")
+"""Element types of which products and attention take as long."""
 _COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "gather")
 _GATED = 3
 """Matrices of a gated expert: gate, up and down."""
 _SOME_SIZE = 1024.0
 """Of a request dimension, to tell whether FLOPs are those of a product: expressions divide sizes by small numbers."""
+_FP8 = "float8_e4m3fn"
+_FP8_CACHES = ("fp8", "fp8_e4m3", _FP8)
 _MATRIX = 2
 """Dimensions of a linear layer's weight."""
 
@@ -34,7 +41,8 @@ class LinearLayer:
     k: int
     """Inputs."""
     dtype: str
-    """Element type of weight and activations."""
+    """Element type of weight and activations; `fp8` has a scale for a whole matrix, a row or a column, `fp8_block` one for each
+    tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,8 @@ class AttentionShape:
     """Size of a head."""
     dtype: str
     """Element type of the KV cache."""
+    window: int | None = None
+    """Tokens that a query sees at most; None for all before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture of gated experts without biases, one rank's part of it."""
+    """A mixture of gated experts, one rank's part of it; biases are next to nothing beside its matrices."""
 
     hidden_size: int
     """Width of the tokens."""
@@ -76,7 +86,7 @@ class Experts:
     num_local_experts: int
     """Experts of a rank."""
     dtype: str
-    """Element type of weights and activations."""
+    """Element type of weights and activations; `fp8` and `fp8_block` as of linear layers, `mxfp4` and `int4` of weights alone."""
 
 
 Kind = LinearLayer | AttentionShape | Experts | Collective
@@ -87,6 +97,17 @@ def kind_of(operation: TracedOperation) -> Kind | None:
     return _attention(operation) or _experts(operation) or _collective(operation) or _linear(operation)
 
 
+def families_of(kind: Kind) -> tuple[str, ...]:
+    """Return the names of the families that price a kind: one, for attention those of decodes and of prefills."""
+    if isinstance(kind, Collective):
+        return ()
+    suffix = "" if kind.dtype in FULL_PRECISION else f"-{kind.dtype}"
+    if isinstance(kind, AttentionShape):
+        suffix += "" if kind.window is None else "-window"
+        return f"decodes{suffix}", f"prefills{suffix}"
+    return (f"linear{suffix}" if isinstance(kind, LinearLayer) else f"experts{suffix}",)
+
+
 def moves_only(operation: TracedOperation) -> bool:
     """Tell whether an operation multiplies no matrices, so that its cost is that of the bytes it moves."""
     return operation.request_flops == "0" and _collective(operation) is None
@@ -94,10 +115,11 @@ def moves_only(operation: TracedOperation) -> bool:
 
 def _attention(operation: TracedOperation) -> AttentionShape | None:
     a = operation.attributes
-    plain = a.get("kind") == "Attention" and a.get("sliding_window") in {None, -1} and not a.get("attention_chunk_size")
-    if not plain or a["head_size"] != a["head_size_v"]:
+    if a.get("kind") != "Attention" or a.get("attention_chunk_size") or a["head_size"] != a["head_size_v"]:
         return None
-    return AttentionShape(a["num_heads"], a["num_kv_heads"], a["head_size"], a["kv_cache_dtype"])
+    window = None if a.get("sliding_window") in {None, -1} else a["sliding_window"]
+    cached = "fp8" if a["kv_cache_dtype"] in _FP8_CACHES else a["kv_cache_dtype"]
+    return AttentionShape(a["num_heads"], a["num_kv_heads"], a["head_size"], cached, window)
 
 
 def _experts(operation: TracedOperation) -> Experts | None:
@@ -106,11 +128,24 @@ def _experts(operation: TracedOperation) -> Experts | None:
         return None
     router = a["num_experts"] * a["hidden_size"]
     gated = a["expert_parameters"] == _GATED * a["hidden_size"] * a["intermediate_size"]
+    dtype = _weights(operation, a["dtype"])
     # Beside the router nothing may run in it that the family does not know, such as shared experts.
-    if not gated or a["has_bias"] or a["custom_routing"] or a["shared_parameters"] not in {0, router}:
+    if not gated or dtype is None or a["custom_routing"] or a["shared_parameters"] not in {0, router}:
         return None
-    sizes = (a["hidden_size"], a["intermediate_size"], a["top_k"], a["num_experts"], a["num_local_experts"])
-    return Experts(*sizes, a["dtype"])
+    hidden, inner = (a.get(f"unpadded_{name}", a[name]) for name in ("hidden_size", "intermediate_size"))
+    return Experts(hidden, inner, a["top_k"], a["num_experts"], a["num_local_experts"], dtype)
+
+
+def _weights(operation: TracedOperation, plain: str) -> str | None:
+    """Return how the weights of experts are quantised; `plain` where they are not, None in a way that no family knows."""
+    stacked = [t for t in operation.inputs if t.is_parameter and len(t.shape) == _MATRIX + 1]
+    if "expert_bytes" not in operation.attributes:
+        return plain
+    types = list(dict.fromkeys(t.dtype for t in stacked))
+    if _FP8 in types:
+        return {(_FP8,): "fp8", (_FP8, "float32"): "fp8_block"}.get(tuple(types))
+    # Two elements a byte, with a scale of a byte for 32; or eight in an integer, with one of two bytes for a group.
+    return {("uint8",): "mxfp4", ("int32", "bfloat16"): "int4", ("int32", "float16"): "int4"}.get(tuple(types))
 
 
 def router_of(operation: TracedOperation) -> LinearLayer | None:
@@ -130,11 +165,23 @@ def _collective(operation: TracedOperation) -> Collective | None:
 
 def _linear(operation: TracedOperation) -> LinearLayer | None:
     matrices = [t for t in operation.inputs if t.is_parameter and len(t.shape) == _MATRIX]
-    if operation.stateful or len(matrices) != 1 or len(operation.request_dims) != 1:
+    weights = [t for t in matrices if t.dtype != "float32"] if any(t.dtype == _FP8 for t in matrices) else matrices
+    if operation.stateful or len(weights) != 1 or len(operation.request_dims) != 1:
         return None
-    n, k = (dim.value for dim in matrices[0].shape)
+    n, k = (dim.value for dim in weights[0].shape)
     sizes = dict.fromkeys(form_names(operation.request_dims[0]), _SOME_SIZE)
     m, flops = (float(evaluate_form(form, sizes)) for form in (operation.request_dims[0], operation.request_flops))
     if n is None or k is None or not m or flops != 2.0 * m * n * k:
         return None
-    return LinearLayer(n, k, matrices[0].dtype)
+    if weights[0].dtype != _FP8:
+        return LinearLayer(n, k, weights[0].dtype)
+    if not any(t.dtype == _FP8 and not t.is_parameter for t in operation.inputs):
+        return None  # weights alone are quantised
+    out = operation.outputs[0].shape[-1].value
+    return LinearLayer(*((k, n) if out == k != n else (n, k)), _scaled(matrices))
+
+
+def _scaled(tensors: Sequence[TracedTensor]) -> str:
+    """Return how 8-bit elements share scales: by tiles where a scale tensor has several rows and columns."""
+    tiles = any(t.dtype == "float32" and all(dim.value != 1 for dim in t.shape) for t in tensors if len(t.shape) == _MATRIX)
+    return "fp8_block" if tiles else "fp8"

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.predict._family import FamilyRegressor, fit_family
-from dooly.predict._family_features import decode_inputs, experts_inputs, linear_inputs, mixed_inputs, prefill_inputs
+from dooly.predict._family_features import (
+    decode_inputs,
+    element_bytes,
+    experts_inputs,
+    linear_inputs,
+    mixed_inputs,
+    prefill_inputs,
+)
 from dooly.predict._features import AttentionWork
 
 if TYPE_CHECKING:
@@ -28,7 +35,9 @@ _MANY = 5000
 def linear_family(hardware: Hardware, known: Sequence[tuple[LinearLayer, Floats, Floats]]) -> FamilyRegressor:
     """Fit the family of linear layers to the sizes and latencies of each."""
     widths = [(np.full(len(m), float(layer.n)), np.full(len(m), float(layer.k))) for layer, m, _ in known]
-    inputs = [linear_inputs(hardware, m, n, k, 2.0) for (_, m, _), (n, k) in zip(known, widths, strict=True)]
+    inputs = [
+        linear_inputs(hardware, m, n, k, element_bytes(layer.dtype)) for (layer, m, _), (n, k) in zip(known, widths, strict=True)
+    ]
     return _fit(inputs, [latency_ns for *_, latency_ns in known])
 
 

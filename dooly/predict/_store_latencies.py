@@ -20,7 +20,7 @@ from dooly.predict._family_curve import FamilyCurve
 from dooly.predict._fit_hardware import listed_hardware
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
-from dooly.predict._kinds import AttentionShape, Collective, LinearLayer, kind_of, moves_only
+from dooly.predict._kinds import AttentionShape, Collective, LinearLayer, families_of, kind_of, moves_only
 from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
 from dooly.predict._operation import OperationWork
 from dooly.predict._recorded import recorded_points
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dooly.predict._family import FamilyRegressor
     from dooly.predict._features import BatchArrays
     from dooly.predict._interconnect import Interconnect
-    from dooly.predict._kinds import Kind
+    from dooly.predict._kinds import Experts, Kind
     from dooly.predict._sources import OperationLatency, Source
     from dooly.tracing import TracedOperation
 
@@ -58,7 +58,7 @@ class StoreLatencies:
         self._store = store
         self._environment = environment
         self._points: dict[Key, tuple[BatchArrays, Floats]] = {}
-        self._families: dict[tuple[type, str], tuple[FamilyRegressor, ...] | None] = {}
+        self._families: dict[tuple[str, ...], tuple[FamilyRegressor, ...] | None] = {}
 
     @cached_property
     def known(self) -> Mapping[str, TracedOperation]:
@@ -140,7 +140,7 @@ class StoreLatencies:
         if not isinstance(kind, AttentionShape):
             return MeasuredSizes(*self._sizes(operation))
         batches, latency_ns = self._read(operation)
-        work = batches.attention(None)
+        work = batches.attention(kind.window)
         if not ((work.num_decodes > 0) & (work.num_prefills > 0)).any():
             parts = attention_families(self.hardware, [(kind, work, latency_ns)])
             return parts and AttentionFamily(kind, self.hardware, *parts, source="measured")
@@ -153,7 +153,7 @@ class StoreLatencies:
             return None
         if isinstance(kind, Collective):
             return self._collective(others[0], "family")
-        regressors: Any = self._regressors(type(kind), kind.dtype, others)
+        regressors: Any = self._regressors(kind, others)
         if regressors is None:
             return None
         if isinstance(kind, AttentionShape):
@@ -174,23 +174,26 @@ class StoreLatencies:
         return FamilyCurve(tuple(members)) if members else None
 
     def _like(self, kind: Kind | None) -> list[TracedOperation]:
-        """Return the operations with records that are of a kind: collectives over as many ranks, others of its element type."""
-        if isinstance(kind, Collective):
-            return [op for op in self.known.values() if kind_of(op) == kind]
-        wanted = (type(kind), getattr(kind, "dtype", None))
-        return [op for op in self.known.values() if (type(of := kind_of(op)), getattr(of, "dtype", None)) == wanted]
+        """Return the operations with records that are of a kind: collectives over as many ranks, others of its families."""
+        if kind is None or isinstance(kind, Collective):
+            return [op for op in self.known.values() if kind is not None and kind_of(op) == kind]
+        known = [(op, kind_of(op)) for op in self.known.values()]
+        return [op for op, of in known if type(of) is type(kind) and families_of(of) == families_of(kind)]
 
-    def _regressors(self, kind: type, dtype: str, others: list[TracedOperation]) -> tuple[FamilyRegressor, ...] | None:
-        """Return the regressors of a family, fitted at the first use."""
-        if (kind, dtype) not in self._families:
-            if kind is AttentionShape:
-                shapes: Any = [(kind_of(op), self._read(op)[0].attention(None), self._read(op)[1]) for op in others]
-                self._families[kind, dtype] = attention_families(self.hardware, shapes)
+    def _regressors(
+        self, kind: LinearLayer | AttentionShape | Experts, others: list[TracedOperation]
+    ) -> tuple[FamilyRegressor, ...] | None:
+        """Return the regressors of a kind's families, fitted at the first use."""
+        if (names := families_of(kind)) not in self._families:
+            if isinstance(kind, AttentionShape):
+                shapes: Any = [(kind_of(op), *self._read(op)) for op in others]
+                worked = [(shape, batches.attention(shape.window), latency_ns) for shape, batches, latency_ns in shapes]
+                self._families[names] = attention_families(self.hardware, worked)
             else:
-                fit = linear_family if kind is LinearLayer else experts_family
+                fit = linear_family if isinstance(kind, LinearLayer) else experts_family
                 sized: Any = [(kind_of(op), *self._sizes(op)) for op in others]
-                self._families[kind, dtype] = (fit(self.hardware, sized),)
-        return self._families[kind, dtype]
+                self._families[names] = (fit(self.hardware, sized),)
+        return self._families[names]
 
     def _collective(self, operation: TracedOperation, source: Source) -> CollectiveTable:
         """Return the table of a collective over the payloads that an operation was measured with."""

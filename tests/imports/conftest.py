@@ -92,8 +92,8 @@ def folder(tmp_path: Path) -> Path:
             for s in steps
             for h, kv in shapes
         ]
-        unread = [_attention(FA3, 128, batch_size=1, isl=2, step=0), _attention("other", 0, batch_size=1, isl=2, step=0)]
-        write_table(tmp_path, name, rows + unread)
+        windowed = [_attention(FA3, 128, batch_size=b, isl=isl[-1], step=0, num_heads=h) for b in (1, 4) for h in (8, 16)]
+        write_table(tmp_path, name, [*rows, *windowed, _attention("other", 0, batch_size=1, isl=2, step=0)])
     mixtures = [
         {"num_tokens": t, "hidden_size": h, "inter_size": i, "topk": 2, "num_experts": 8, "moe_tp_size": 2, "moe_ep_size": 1}
         | {"moe_dtype": dtype, "distribution": spread, "latency": 0.01 + t * h * i / 1e11}

@@ -16,7 +16,7 @@ from dooly.imports import _aiconfigurator as tables
 from dooly.imports import build_device
 from dooly.predict import Hardware
 from dooly.predict._device_latencies import DeviceLatencies
-from dooly.predict._kinds import Collective
+from dooly.predict._kinds import Collective, LinearLayer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,20 +25,24 @@ FACTS = Hardware("made-up", "NVIDIA Made Up", 80 << 30, 3e12, 1e15, 100, 3e12, 0
 
 
 def test_milliseconds_become_nanoseconds_of_bfloat16_rows(folder: Path) -> None:
-    """Eight-bit rows are left out."""
-    rows = tables.linear_layers(folder)
-    assert len(rows.latency_ns) == 4 * 4**2
+    """Eight-bit rows are others, asked for by their type."""
+    rows, eight_bit = (tables.linear_layers(folder, dtype) for dtype in ("bfloat16", "fp8"))
+    assert len(rows) == len(eight_bit) == 4 * 4**2
     assert rows.latency_ns.min() == pytest.approx(4000 + 256 * 256 / 1e6)
+    assert eight_bit.latency_ns == pytest.approx(rows.latency_ns / 2)
 
 
 def test_attention_rows_are_batches(folder: Path) -> None:
     """Prompts of one token, windows and other kernels are left out; each row is its batch."""
-    rows, batches = tables.prefills(folder)
+    rows = tables.attention(folder, "context_attention")
+    batches = tables.batches(rows)
     assert set(np.unique(batches.new)) == {0, 64, 512, 2048}
     assert batches.num_reqs.tolist() == rows["batch_size"].tolist()
-    _, decodes = tables.decodes(folder)
+    decodes = tables.batches(tables.attention(folder, "generation_attention"))
     assert set(np.unique(decodes.new)) == {0, 1}
     assert decodes.attention(None).decode_kv_tokens.max() == 16 * 4096
+    windowed = tables.attention(folder, "context_attention", windowed=True)
+    assert (set(windowed["window_size"]), len(windowed)) == ({128}, 4)
 
 
 def test_collectives_are_sorted_by_bytes(folder: Path) -> None:
@@ -58,10 +62,21 @@ def test_a_device_is_built_and_read(folder: Path, tmp_path: Path) -> None:
     assert facts["moved_bytes_per_s"] == pytest.approx(2e12)
     assert facts["launch_ns"] == pytest.approx(4000, rel=0.01)
     counts = {name: found.num_configurations for name, found in families.items()}
-    assert counts == {"linear": 16, "decodes": 12, "prefills": 12, "experts": 6}
+    assert counts == {
+        "linear": 16,
+        "linear-fp8": 16,
+        "decodes": 12,
+        "prefills": 12,
+        "decodes-window": 2,
+        "prefills-window": 2,
+        "experts": 6,
+        "experts-fp8": 6,
+    }
     assert families["experts"].num_points == 3 * 6
     device = DeviceLatencies(out)
-    assert device.linear.relative_error == families["linear"].relative_error
+    (linear,) = device.families(LinearLayer(64, 64, "fp8")) or ()
+    assert linear.relative_error == families["linear-fp8"].relative_error
+    assert device.families(LinearLayer(64, 64, "fp8_block")) is None
     assert Collective("all_gather", 2) in device.collectives
 
 

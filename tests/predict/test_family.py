@@ -50,9 +50,11 @@ def test_configurations_are_held_out_whole() -> None:
 
 def test_a_saved_family_is_the_same(regressor: FamilyRegressor, tmp_path: Path) -> None:
     """Predictions, errors and counts come back from CatBoost's own format."""
-    path = tmp_path / "linear.cbm"
+    path = tmp_path / "linear.cbm.xz"
     regressor.save(path)
     again = FamilyRegressor.load(path)
+    again.save(tmp_path / "again.cbm.xz")
+    assert (tmp_path / "again.cbm.xz").read_bytes() == path.read_bytes()
     roofline, features, *_ = _points(0.0)
     assert np.array_equal(again.predict_ns(roofline, features), regressor.predict_ns(roofline, features))
     facts = ("relative_error", "relative_error_p90", "num_configurations", "num_points")
@@ -61,9 +63,9 @@ def test_a_saved_family_is_the_same(regressor: FamilyRegressor, tmp_path: Path) 
 
 def test_a_file_that_is_no_family_is_refused(tmp_path: Path) -> None:
     """The message names the file."""
-    path = tmp_path / "broken.cbm"
+    path = tmp_path / "broken.cbm.xz"
     path.write_bytes(b"nothing")
-    with pytest.raises(InvalidInputError, match=r"broken\.cbm: holds no family regressor"):
+    with pytest.raises(InvalidInputError, match=r"broken\.cbm\.xz: holds no family regressor"):
         FamilyRegressor.load(path)
 
 
@@ -83,3 +85,11 @@ def test_one_quarter_may_judge_for_all() -> None:
     assert np.array_equal(quick.predict_ns(roofline, features), whole.predict_ns(roofline, features))
     assert quick.relative_error == pytest.approx(whole.relative_error, rel=0.5)
     assert quick.relative_error != whole.relative_error
+
+
+def test_two_fits_of_the_same_points_write_the_same_file(tmp_path: Path) -> None:
+    """Shipped data can be built again: no time or name of a fit is in it."""
+    files = [tmp_path / "first.cbm.xz", tmp_path / "second.cbm.xz"]
+    for file in files:
+        fit_family(*_points(0.01), num_judges=1).save(file)
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.predict._kinds import LinearLayer, kind_of
+from dooly.predict._kinds import AttentionShape, Experts, LinearLayer, families_of, kind_of
 from dooly.tracing import TracedDim, TracedTensor
 
 if TYPE_CHECKING:
@@ -38,3 +38,93 @@ def test_a_product_is_one_over_any_rows(operation: Callable[..., TracedOperation
 def test_what_multiplies_less_is_none(operation: Callable[..., TracedOperation], dim: str, flops: str) -> None:
     """An operation that reads a matrix but multiplies no rows with all of it is no linear layer."""
     assert kind_of(operation("a", "lookup", inputs=(WEIGHT,), request_dims=(dim,), request_flops=flops)) is None
+
+
+def _tensor(dtype: str, *sizes: int | str, parameter: bool = False) -> TracedTensor:
+    dims = tuple(TracedDim(str(s), "config", s) if isinstance(s, int) else TracedDim(s, "request", None) for s in sizes)
+    return TracedTensor(dtype, dims, is_parameter=parameter)
+
+
+EIGHT_BITS = _tensor("float8_e4m3fn", "num_tokens", 32)
+OUT = (_tensor("bfloat16", "num_tokens", 64),)
+
+
+@pytest.mark.parametrize(
+    ("activations", "weight", "scales", "dtype"),
+    [
+        (EIGHT_BITS, (32, 64), (1,), "fp8"),
+        (EIGHT_BITS, (32, 64), (64, 1), "fp8"),
+        (EIGHT_BITS, (64, 32), (2, 4), "fp8_block"),
+        (_tensor("bfloat16", "num_tokens", 32), (64, 32), (64, 1), None),
+    ],
+)
+def test_how_a_product_is_quantised_shows_in_its_scales(
+    operation: Callable[..., TracedOperation],
+    activations: TracedTensor,
+    weight: tuple[int, ...],
+    scales: tuple[int, ...],
+    dtype: str,
+) -> None:
+    """One scale for all, for a row or for a tile; outputs and inputs either way round; weights alone are no such product."""
+    inputs = (activations, _tensor("float8_e4m3fn", *weight, parameter=True), _tensor("float32", *scales, parameter=True))
+    found = kind_of(operation("a", "proj", inputs=inputs, outputs=OUT, request_flops="4096*num_tokens"))
+    assert found == (dtype and LinearLayer(64, 32, dtype))
+
+
+ATTENTION = {"kind": "Attention", "num_heads": 8, "num_kv_heads": 2, "head_size": 64, "head_size_v": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "families"),
+    [
+        ({}, AttentionShape(8, 2, 64, "bfloat16"), ("decodes", "prefills")),
+        ({"sliding_window": 128}, AttentionShape(8, 2, 64, "bfloat16", 128), ("decodes-window", "prefills-window")),
+        ({"kv_cache_dtype": "fp8_e4m3"}, AttentionShape(8, 2, 64, "fp8"), ("decodes-fp8", "prefills-fp8")),
+        ({"attention_chunk_size": 64}, None, None),
+    ],
+)
+def test_attention_goes_by_its_cache_and_its_window(
+    operation: Callable[..., TracedOperation],
+    changes: dict[str, object],
+    shape: AttentionShape | None,
+    families: tuple[str, ...] | None,
+) -> None:
+    """Each element type of the cache, with a window or without, is a family of its own; chunks are none."""
+    attributes = ATTENTION | {"kv_cache_dtype": "bfloat16", "sliding_window": None} | changes
+    assert kind_of(found := operation("a", "attn", stateful=True, attributes=attributes)) == shape
+    assert families is None or families_of(kind_of(found) or LinearLayer(1, 1, "none")) == families
+
+
+EXPERTS = {
+    "kind": "MoE",
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "top_k": 2,
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "has_bias": False,
+    "dtype": "bfloat16",
+    "custom_routing": False,
+    "expert_parameters": 3 * 128 * 64,
+    "shared_parameters": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("types", "dtype"),
+    [
+        (("float8_e4m3fn",), "fp8"),
+        (("float8_e4m3fn", "float32"), "fp8_block"),
+        (("uint8", "uint8"), "mxfp4"),
+        (("int32", "bfloat16"), "int4"),
+        (("uint8", "float8_e4m3fn"), None),
+    ],
+)
+def test_experts_go_by_the_types_of_weights_and_scales(
+    operation: Callable[..., TracedOperation], types: tuple[str, ...], dtype: str | None
+) -> None:
+    """Four-bit weights with scales of a type that was not measured have no family; padding is no part of a width."""
+    inputs = tuple(_tensor(name, 8, 16, 16, parameter=True) for name in types)
+    attributes = EXPERTS | {"expert_bytes": 1, "unpadded_hidden_size": 120, "unpadded_intermediate_size": 60}
+    found = kind_of(operation("a", "experts", stateful=True, inputs=inputs, attributes=attributes))
+    assert found == (dtype and Experts(120, 60, 2, 8, 8, dtype))

@@ -74,5 +74,8 @@ def _quantised_attributes(runner: Any, routed: Iterable[nn.Parameter], shared: I
         "shared_parameters": sum(m.input_size_per_partition * m.output_size_per_partition for m in linear)
         + sum(p.numel() for p in shared if id(p) not in own),
         "shared_bytes": sum(p.nbytes for p in shared),
+        # Kernels of packed weights want widths of whole tiles; what the model itself has is less.
+        "unpadded_hidden_size": config.hidden_dim_unpadded,
+        "unpadded_intermediate_size": config.intermediate_size_per_partition_unpadded,
         "quant_method": type(runner.routed_experts.quant_method).__name__,
     }
