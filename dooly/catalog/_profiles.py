@@ -10,6 +10,7 @@ from dbstore import Environment
 from dooly.catalog._environment import CUDA_GRAPHS, on_this_machine
 from dooly.catalog._trace_version import trace_version
 from dooly.device import cpu_name
+from dooly.engines import declared_quantization
 from dooly.errors import InvalidInputError, MissingOperationError
 from dooly.tracing import TracedModel
 
@@ -30,7 +31,7 @@ def profiled_model(
         if document["config"] != model.digest:
             continue
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
-        if _suits(environment, document["traced"]["environment"], serving):
+        if _suits(environment, document["traced"]["environment"], serving) and _is_quantised_so(environment, model, serving):
             found[environment] = max(found.get(environment, document), document, key=_recency)
     if not found:
         if serving.tensor_parallel_size > 1 and _is_imported(store):
@@ -40,7 +41,9 @@ def profiled_model(
             )
         serving.require_one_rank()
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
-        flags = f"--dtype {serving.dtype}{backend}"
+        quantised = "" if serving.quantization is None else f" --quantization {serving.quantization}"
+        cache = "" if serving.kv_cache_dtype == "auto" else f" --kv-cache-dtype {serving.kv_cache_dtype}"
+        flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}"
         raise MissingOperationError(
             f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
         )
@@ -79,6 +82,14 @@ def _suits(environment: Environment, layout: Any, serving: ServingConfig) -> boo
         and all(layout.get(name, 1) == getattr(serving, name) for name in ranks)
         and (serving.tensor_parallel_size == 1 or layout["enable_expert_parallel"] == serving.enable_expert_parallel)
     )
+
+
+def _is_quantised_so(environment: Environment, model: ModelSource, serving: ServingConfig) -> bool:
+    """Tell whether weights and KV cache were of the types asked for; without any asked for, of those that the model declares."""
+    if serving.quantization is None and serving.kv_cache_dtype == "auto" and declared_quantization(model) is not None:
+        return True
+    asked = {serving.quantization, None} if environment.source is not None else {serving.quantization}
+    return environment.quantization in asked and environment.kv_cache_dtype == serving.kv_cache_dtype
 
 
 def _is_imported(store: Store) -> bool:

@@ -30,6 +30,7 @@ _HELP = {
     "quantization": "How to quantise the weights, as fp8, by the engine's name; by default as the model's configuration says.",
     "kv_cache_dtype": "Element type of the KV cache, as fp8, by the engine's name; auto is what the model's configuration says.",
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
+    "max_cudagraph_capture_size": "Tokens of the largest step in a CUDA graph; by default twice --max-num-seqs, and 512 at most.",
     "enforce_eager": "With a GPU's --db: the engine without CUDA graphs.",
     "async_scheduling": "A GPU's engine schedules a step only when the one before has run.",
 }
@@ -37,8 +38,6 @@ _HELP = {
 
 LIMITS = ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
 """Settings whose default is another on a GPU."""
-TRACE_ONLY = ("quantization", "kv_cache_dtype")
-"""Settings that can be traced, and are not measured or simulated yet."""
 
 
 class EngineName(StrEnum):

@@ -10,7 +10,6 @@ import typer
 from dooly.batch import Batch
 from dooly.cli._options import (
     LIMITS,
-    TRACE_ONLY,
     CsvFile,
     HardwareName,
     HtmlFile,
@@ -38,7 +37,7 @@ _MUCH_EXTRAPOLATED = 0.05
 """Fraction of all seconds from which on extrapolation is worth one."""
 
 
-@engine_flags(without=TRACE_ONLY, unset=LIMITS)
+@engine_flags(unset=LIMITS)
 def simulate(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,

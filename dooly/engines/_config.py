@@ -97,6 +97,8 @@ class ServingConfig:
     """Element type of the KV cache, by the engine's name, such as `fp8`; `auto` for what the model's configuration says."""
     attention_backend: str | None = None
     """Attention backend by the engine's name; None lets the engine choose."""
+    max_cudagraph_capture_size: int | None = None
+    """Tokens of the largest step that is captured in a CUDA graph; None for twice `max_num_seqs`, and 512 at most."""
     enforce_eager: bool = False
     """Whether a GPU's engine runs without CUDA graphs; on a CPU it has none."""
     async_scheduling: bool = True
@@ -118,8 +120,8 @@ class ServingConfig:
 
     @property
     def cudagraph_capture_sizes(self) -> tuple[int, ...]:
-        """Tokens of the steps that vLLM captures in CUDA graphs by default, growing; smaller steps are padded to the next."""
-        ceiling = min(2 * self.max_num_seqs, _LARGEST_GRAPH)
+        """Tokens of the steps that vLLM captures in CUDA graphs, growing; smaller steps are padded to the next."""
+        ceiling = self.max_cudagraph_capture_size or min(2 * self.max_num_seqs, _LARGEST_GRAPH)
         sizes = {1, 2, 4, *range(8, 256, 8), *range(256, ceiling + 1, 16), self.max_num_seqs, self.max_num_batched_tokens}
         return tuple(sorted(size for size in sizes if size <= min(ceiling, self.max_num_batched_tokens)))
 

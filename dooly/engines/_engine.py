@@ -55,6 +55,16 @@ class Engine(Protocol):
         ...
 
     @property
+    def quantization(self) -> str | None:
+        """How weights are quantised, by the engine's name; None where they are not."""
+        ...
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """Element type of the KV cache, by the engine's name; `auto` is the model's own."""
+        ...
+
+    @property
     def execution_mode(self) -> str:
         """How it runs its model: `eager`, `compiled`, or `cudagraph`."""
         ...

@@ -78,7 +78,7 @@ def load_hardware_model(
     with device_folder(name) as folder:
         device = DeviceLatencies(folder, interconnect)
         _check_serving(device.hardware, serving)
-        return assemble(operation_table(model, serving), device, serving)
+        return assemble(operation_table(model, serving, device.hardware.name), device, serving)
 
 
 def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
@@ -125,7 +125,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
     domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
     return LatencyModel(
         traced,
-        _environment(device.hardware, serving),
+        _environment(device.hardware, traced, serving),
         laid_out(traced, fitted),
         domain,
         device.hardware,
@@ -135,7 +135,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
     )
 
 
-def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
+def _environment(hardware: Hardware, traced: TracedModel, serving: ServingConfig) -> Environment:
     engine, _, version = hardware.engine.partition(" ")
     return Environment(
         device=hardware.device,
@@ -146,10 +146,10 @@ def _environment(hardware: Hardware, serving: ServingConfig) -> Environment:
         engine_version=version,
         attention_backend=hardware.attention_backend,
         dtype=serving.dtype,
-        kv_cache_dtype="auto",
+        kv_cache_dtype=traced.environment.get("kv_cache_dtype", "auto"),
         block_size=_BLOCK_SIZE,
         execution_mode=CUDA_GRAPHS,
-        quantization=None,
+        quantization=traced.environment.get("quantization"),
         num_threads=None,
     )
 

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.catalog import _operation_tables, operation_table, shipped_file, trace_operations, write_table
+from dooly.catalog import _operation_tables, _table, operation_table, shipped_file, trace_operations, write_table
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.errors import EngineError, MissingOperationError
+from dooly.tracing import TracedDim, TracedModel, TracedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from dooly.tracing import TracedModel
+    from dooly.tracing import TracedOperation
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_a_trace_is_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.Monkey
     model, shipped = _other(tmp_path), operation_table(find_model("llama-3.1-8b"), ServingConfig())
     calls = []
 
-    def trace(source: ModelSource, _serving: ServingConfig) -> TracedModel:
+    def trace(source: ModelSource, *_: object) -> TracedModel:
         calls.append(source.name)
         return replace(shipped, model=source.name)
 
@@ -86,7 +88,7 @@ def test_what_other_code_traced_is_traced_anew(tmp_path: Path, monkeypatch: pyte
     """A table in the cache is read by the code that made it only."""
     model, shipped = _other(tmp_path), operation_table(find_model("llama-3.1-8b"), ServingConfig())
     calls = []
-    monkeypatch.setattr(_operation_tables, "trace_operations", lambda source, _: calls.append(source) or shipped)
+    monkeypatch.setattr(_operation_tables, "trace_operations", lambda source, *_: calls.append(source) or shipped)
     for version in ("now", "now", "then", "now"):
         monkeypatch.setattr(_operation_tables, "trace_version", lambda version=version: version)
         operation_table(model, ServingConfig())
@@ -115,3 +117,35 @@ def test_a_shipped_table_is_what_was_written(tmp_path: Path) -> None:
     file = tmp_path / "t.json.xz"
     write_table(table, model, file)
     assert lzma.decompress(file.read_bytes()) == lzma.decompress(shipped_file(model, serving).read_bytes())
+
+
+def test_quantising_activations_is_part_of_the_layer(
+    operation: Callable[..., TracedOperation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linear layer that calls a module of its own for it stays one operation; what else makes bytes stays what it is."""
+    eight_bits = TracedTensor("float8_e4m3fn", (TracedDim("num_tokens", "request", None),), is_parameter=False)
+    found = (
+        operation("product", "model.layers.0.proj", request_flops="2*num_tokens"),
+        operation("within", "model.layers.0.proj.method.quant", outputs=(eight_bits,)),
+        operation("beside", "model.layers.0.norm", outputs=(eight_bits,)),
+    )
+    monkeypatch.setattr(_table, "trace_model", lambda *_, **__: TracedModel("m", {}, found))
+    names = [
+        op.signature for op in trace_operations(find_model("llama-3.1-8b"), ServingConfig()).operations if op.stage != "engine"
+    ]
+    assert names == ["product", "beside"]
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_quantised_table_is_of_a_capability(cache: Path) -> None:
+    """What is quantised is traced for a GPU: a table of one capability answers for no other, nor for full precision."""
+    model = find_model("llama-3.1-70b")
+    for ranks in (1, 8):
+        serving = ServingConfig(tensor_parallel_size=ranks, quantization="fp8")
+        tables = [operation_table(model, serving, hardware) for hardware in ("h100", "h200")]
+        assert [table.environment["quantization"] for table in tables] == ["fp8", "fp8"]
+        assert tables[0].operations == tables[1].operations
+    for hardware in ("b200", None):
+        with pytest.raises(MissingOperationError, match="does not ship"):
+            operation_table(model, serving, hardware)
+    assert not cache.exists()

@@ -110,6 +110,17 @@ class VllmEngine:
         return "+".join(sorted({g.backend.get_name() for g in groups}))
 
     @property
+    def quantization(self) -> str | None:
+        """How weights are quantised, by vLLM's name."""
+        found: str | None = self._engine.vllm_config.model_config.quantization
+        return found
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """Element type of the KV cache, by vLLM's name."""
+        return str(self._engine.vllm_config.cache_config.cache_dtype)
+
+    @property
     def execution_mode(self) -> str:
         """How the engine runs its model: `eager`, `compiled`, or `cudagraph` where it replays CUDA graphs of compiled pieces."""
         config = self._engine.vllm_config
