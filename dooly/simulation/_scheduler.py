@@ -20,7 +20,7 @@ import numpy as np
 
 from dooly.batch import Batch
 from dooly.errors import WorkloadError
-from dooly.simulation._kv_blocks import KVBlockPool
+from dooly.simulation._kv_cache import KVCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +61,6 @@ class Progress:
     """Requests whose last token came out."""
     generated: npt.NDArray[np.int64]
     """Requests that got a token, at the end of each of the steps."""
-    num_held_blocks: npt.NDArray[np.int64]
-    """Blocks that each of `finished` holds."""
 
 
 class Scheduler:
@@ -81,7 +79,7 @@ class Scheduler:
         self.waiting: deque[int] = deque()
         self.num_preemptions = 0
         self._config = config
-        self._pool = KVBlockPool(config.num_kv_blocks, config.block_size)
+        self._kv_cache = KVCache(len(requests), config.num_kv_blocks, config.block_size)
         self._watermark_blocks = int(config.watermark * config.num_kv_blocks)
         self._running = np.empty(0, np.int64)
         self._num_prompt_tokens = np.array([r.num_prompt_tokens for r in requests], np.int64)
@@ -101,12 +99,12 @@ class Scheduler:
                 f"exceed max_model_len {config.max_model_len} ({over_model.size} such requests); raise it or leave them out"
             )
         # The last token is generated but never computed, so it takes no slot.
-        over_cache = np.flatnonzero(self._pool.blocks_for_each(self._num_total_tokens - 1) > self._pool.capacity)
+        over_cache = np.flatnonzero(self._kv_cache.num_blocks_for(self._num_total_tokens - 1) > self._kv_cache.capacity)
         if over_cache.size:
             request = requests[over_cache[0]]
             raise WorkloadError(
                 f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
-                f"exceed the KV cache of {self._pool.capacity} blocks of {config.block_size} "
+                f"exceed the KV cache of {self._kv_cache.capacity} blocks of {config.block_size} "
                 f"({over_cache.size} such requests); raise num_kv_blocks"
             )
 
@@ -156,41 +154,32 @@ class Scheduler:
         wanted = np.where(known < self._num_total_tokens[running], known - computed, 0)
         ends = np.minimum(np.cumsum(np.minimum(wanted, chunk_limit)), self._config.max_num_batched_tokens)
         granted = np.diff(ends, prepend=0)
-        held = self._pool.blocks_for_each(computed)
-        lacking = self._pool.blocks_for_each(computed + granted) - held
-        num_lacking = int(lacking.sum())
-        if num_lacking <= self._pool.num_free:
-            self._pool.num_free -= num_lacking
-        else:
-            num_kept = self._evict(held.tolist(), lacking.tolist())
-            granted = granted[:num_kept]
+        granted = granted[: self._reserve_for_running(computed + granted)]
         is_scheduled = granted > 0
         return wanted, running[: granted.size][is_scheduled], granted[is_scheduled]
 
-    def _evict(self, held: list[int], lacking: list[int]) -> int:
-        """Reserve blocks for the running requests in order; return how many of them keep running."""
-        free = self._pool.num_free
-        num_kept = len(held)
-        position = 0
-        while position < num_kept:
-            # The last to be admitted gives way, be it the very request that lacks blocks.
-            while lacking[position] > free and num_kept > position:
+    def _reserve_for_running(self, num_tokens: npt.NDArray[np.int64]) -> int:
+        """Give the running requests blocks for so many tokens, in order; return how many of them keep running.
+
+        While blocks lack, the last to be admitted gives way, be it the very request that lacks them.
+        """
+        num_served, num_kept = 0, self._running.size
+        while num_served < num_kept:
+            num_served += self._kv_cache.extend(self._running[num_served:num_kept], num_tokens[num_served:num_kept])
+            if num_served < num_kept:
                 num_kept -= 1
-                free += held[num_kept]
-            if position < num_kept:
-                free -= lacking[position]
-                position += 1
-        evicted = self._running[num_kept:].tolist()
-        self.waiting.extendleft(reversed(evicted))
-        self._num_computed_tokens[evicted] = 0
-        self.num_preemptions += len(evicted)
-        self._running = self._running[:num_kept]
-        self._pool.num_free = free
+                self._kv_cache.release(self._running[num_kept : num_kept + 1])
+        if num_kept < self._running.size:
+            evicted = self._running[num_kept:]
+            self._running = self._running[:num_kept]
+            self._num_computed_tokens[evicted] = 0
+            self.waiting.extendleft(reversed(evicted.tolist()))
+            self.num_preemptions += evicted.size
         return num_kept
 
     def _admit(self, budget: int, chunk_limit: int) -> tuple[list[int], list[int]]:
         """Take requests off the waiting queue; return them and the tokens granted to each."""
-        config, pool = self._config, self._pool
+        config = self._config
         admitted: list[int] = []
         counts: list[int] = []
         while budget > 0 and self.waiting and self._running.size + len(admitted) < config.max_num_seqs:
@@ -200,12 +189,10 @@ class Scheduler:
             if not config.enable_chunked_prefill and count > budget:
                 break
             count = min(count, budget)
-            num_required = pool.blocks_for(num_tokens if config.scheduler_reserve_full_isl else count)
-            if self._running.size or admitted:
-                num_required += self._watermark_blocks
-            if num_required > pool.num_free:
+            num_room = num_tokens if config.scheduler_reserve_full_isl else count
+            num_spare = self._watermark_blocks if self._running.size or admitted else 0
+            if not self._kv_cache.reserve(request, count, num_room, num_spare):
                 break
-            pool.num_free -= pool.blocks_for(count)
             budget -= count
             admitted.append(self.waiting.popleft())
             counts.append(count)
@@ -221,7 +208,7 @@ class Scheduler:
         max_num_steps = 1
         if requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests]):
             num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
-            max_num_steps += self._pool.decode_steps_within(computed + 1, num_left - 1)
+            max_num_steps += self._kv_cache.steps_within(computed + 1, num_left - 1)
         return ScheduledStep(requests, granted, computed, [], max_num_steps)
 
     def complete(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
@@ -241,30 +228,27 @@ class Scheduler:
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
         """Take a scheduled step's tokens for granted, and return what it will bring about, as `complete` does."""
         requests = step.requests
-        reserved = step.num_computed_tokens + step.num_new_tokens
-        computed = reserved + (num_steps - 1)
+        computed = step.num_computed_tokens + step.num_new_tokens + (num_steps - 1)
         self._num_computed_tokens[requests] = computed
         known = self._num_tokens[requests] + (num_steps - 1)
         if num_steps > 1:
-            self._pool.num_free -= int((self._pool.blocks_for_each(computed) - self._pool.blocks_for_each(reserved)).sum())
+            self._kv_cache.extend(requests, computed)
         # A step that computes all known tokens of a request generates its next one.
         generated = computed == known
         first_token = requests[generated & (known == self._num_prompt_tokens[requests])]
         known += generated
         self._num_tokens[requests] = known
         is_finished = known == self._num_total_tokens[requests]
-        return Progress(
-            first_token, requests[is_finished], requests[generated], self._pool.blocks_for_each(computed[is_finished])
-        )
+        return Progress(first_token, requests[is_finished], requests[generated])
 
     def retire(self, progress: Progress) -> None:
         """Let go of the requests that a step has ended, once it has run."""
         if not progress.finished.size:
             return
-        is_held = self._num_computed_tokens[progress.finished] > 0
-        self._pool.num_free += int(progress.num_held_blocks[is_held].sum())
-        if not is_held.all():
-            # Evicted while its last token was under way.
-            ended = set(progress.finished[~is_held].tolist())
+        self._kv_cache.release(progress.finished)
+        is_evicted = self._num_computed_tokens[progress.finished] == 0
+        if is_evicted.any():
+            # While their last tokens were under way.
+            ended = set(progress.finished[is_evicted].tolist())
             self.waiting = deque(request for request in self.waiting if request not in ended)
         self._running = self._running[~np.isin(self._running, progress.finished)]

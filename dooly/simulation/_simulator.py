@@ -184,7 +184,7 @@ class _Run:
             # All but the last are known to have run when the one behind the next of each is scheduled.
             none = progress.finished[:0]
             known_ns = np.array(scheduled_ns[2 : num_steps + 1], dtype=np.int64)
-            self._under_way.append(_UnderWay(Progress(none, none, progress.generated, none), known_ns))
+            self._under_way.append(_UnderWay(Progress(none, none, progress.generated), known_ns))
         self._under_way.append(_UnderWay(progress, np.array(ends_ns[-1:], dtype=np.int64)))
         self._now_ns += launch_ns
 
