@@ -20,6 +20,7 @@ ORDER = (
     "dooly.errors",
     "dooly.dtypes",
     "dooly.batch",
+    "dooly.kv_cache_groups",
     "dooly.latency",
     "dooly.models",
     "dooly.device",

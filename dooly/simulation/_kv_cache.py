@@ -1,41 +1,54 @@
-"""The paged KV cache as the scheduler sees it: who holds how many blocks, and how many are free.
+"""What the scheduler asks of a KV cache: which requests hold blocks, for how many tokens, and what can be found again.
 
-Without prefix caching all blocks are alike, and a request holds exactly the blocks that its computed tokens fill: counts suffice.
+Two caches meet this. `CountedKVCache` counts blocks, which is all it takes where every layer has full attention and no two
+prompts share tokens; `BlockKVCache` keeps each block. Both give the same schedule where both apply. Requests go by their
+positions in the workload.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
     import numpy.typing as npt
 
+    Counts = npt.NDArray[np.int64]
 
-class KVCache:
-    """The blocks of one KV cache in which every layer has full attention. Requests go by their positions in the workload."""
 
-    def __init__(self, num_requests: int, num_blocks: int, block_size: int) -> None:
-        """Create a cache with all blocks free.
+class KVCache(ABC):
+    """The blocks of one engine's KV cache, and who holds them."""
 
-        Args:
-            num_requests: Requests of the workload.
-            num_blocks: Blocks in the cache. The engine keeps one of them, the null block, to itself.
-            block_size: Tokens in a block.
-        """
+    recycles: bool = False
+    """Whether a block can get free, or be found, while all requests go on."""
+    aligns: bool = False
+    """Whether steps must stop where a recurrent state can be kept."""
+
+    def __init__(self, num_blocks: int) -> None:
+        """Create a cache with all blocks free; the engine keeps one of `num_blocks`, the null block, to itself."""
         self.capacity = num_blocks - 1
         """Blocks that requests can hold."""
-        self._num_free = self.capacity
-        self._num_held = np.zeros(num_requests, np.int64)
-        self._block_size = block_size
 
-    def num_blocks_for(self, num_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return how many blocks each request's tokens fill; both arrays have shape (num_reqs,)."""
-        return -(-num_tokens // self._block_size)
+    @abstractmethod
+    def num_blocks_for(self, num_tokens: Counts) -> Counts:
+        """Return the most blocks that requests hold at once that compute so many tokens; both arrays have shape (num_reqs,)."""
 
+    def start_step(self) -> None:  # noqa: B027 -- few need to know
+        """Begin a step."""
+
+    @abstractmethod
+    def look_up(self, request: int, num_tokens: int) -> int:
+        """Find how many of the first tokens of a request that holds nothing are cached, of so many that are known.
+
+        The last token is never found: its step generates the next.
+        """
+
+    @abstractmethod
     def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int) -> bool:
-        """Give a request that holds nothing blocks for its first tokens, if there is room.
+        """Give the request that was looked up last blocks for its first tokens, what was found included, if there is room.
 
         Args:
             request: Its position in the workload.
@@ -46,54 +59,58 @@ class KVCache:
         Returns:
             Whether it got them.
         """
-        if -(-num_room // self._block_size) + num_spare > self._num_free:
-            return False
-        self._num_held[request] = num_blocks = -(-num_tokens // self._block_size)
-        self._num_free -= num_blocks
-        return True
 
-    def extend(self, requests: npt.NDArray[np.int64], num_tokens: npt.NDArray[np.int64]) -> int:
+    @abstractmethod
+    def extend(self, requests: Counts, num_tokens: Counts) -> int:
         """Give requests blocks for so many tokens in all, in order, while blocks last; both arrays have shape (num_reqs,).
 
         Returns:
             How many of the requests have their blocks.
         """
-        held = self._num_held[requests]
-        needed = np.maximum(self.num_blocks_for(num_tokens), held)
-        lacking = needed - held
-        num_lacking = int(lacking.sum())
-        num_served = requests.size
-        if num_lacking > self._num_free:
-            ends = np.cumsum(lacking)
-            num_served = int(np.searchsorted(ends, self._num_free, side="right"))
-            num_lacking = int(lacking[:num_served].sum())
-        self._num_free -= num_lacking
-        self._num_held[requests[:num_served]] = needed[:num_served]
-        return num_served
 
-    def release(self, requests: npt.NDArray[np.int64]) -> None:
-        """Free all blocks of these requests."""
-        self._num_free += int(self._num_held[requests].sum())
-        self._num_held[requests] = 0
-
-    def steps_within(self, num_tokens: npt.NDArray[np.int64], limit: int) -> int:
-        """Return how many decode steps the free blocks last.
+    @abstractmethod
+    def steps_within(self, num_tokens: Counts, limit: int) -> int:
+        """Return how many decode steps the free blocks last at least.
 
         Args:
-            num_tokens: Tokens that each request's blocks hold already, shape (num_reqs,). Each grows by one a step.
+            num_tokens: Tokens that all requests hold blocks for, shape (num_reqs,). Each grows by one a step.
             limit: Largest answer of interest.
 
         Returns:
             A number of steps from 0 to `limit`.
         """
-        affordable = int(self.num_blocks_for(num_tokens).sum()) + self._num_free
-        if int(self.num_blocks_for(num_tokens + limit).sum()) <= affordable:
-            return limit
-        low, high = 0, limit
-        while high - low > 1:
-            middle = (low + high) // 2
-            if int(self.num_blocks_for(num_tokens + middle).sum()) <= affordable:
-                low = middle
-            else:
-                high = middle
-        return low
+
+    @abstractmethod
+    def extend_steps(self, requests: Counts, num_tokens: Counts, num_steps: int) -> None:
+        """Give requests that hold blocks for so many tokens those of `num_steps` more decode steps, within `steps_within`."""
+
+    def settle(self, requests: Counts, num_tokens: Counts) -> None:  # noqa: B027 -- few need to know
+        """Note that the steps have run which computed so many tokens of requests; both arrays have shape (num_reqs,)."""
+
+    @abstractmethod
+    def release(self, requests: Counts, num_final: Counts) -> None:
+        """Free all blocks of these requests, one after another.
+
+        Args:
+            requests: Their positions, shape (num_reqs,).
+            num_final: Tokens of each that are known and computed, or under way: the blocks that they fill can be found again.
+        """
+
+    def aligned(self, request: int, start: int, end: int) -> int:
+        """Return where a step stops that could compute a request's tokens from `start` to `end`; `start` if it must wait."""
+        del request, start
+        return end
+
+
+def last_affordable(cost: Callable[[int], int], budget: int, limit: int) -> int:
+    """Return the largest number up to `limit` whose cost, which grows with it, is within the budget; 0 is."""
+    if cost(limit) <= budget:
+        return limit
+    low, high = 0, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cost(middle) <= budget:
+            low = middle
+        else:
+            high = middle
+    return low

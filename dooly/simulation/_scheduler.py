@@ -1,4 +1,4 @@
-"""Continuous batching as vLLM v1 (0.32) schedules it: synchronous or ahead, first come first served, no prefix caching.
+"""Continuous batching as vLLM v1 (0.32) schedules it: synchronous or ahead, first come first served.
 
 Each step serves the running requests first, in order of admission, then admits waiting ones while the token budget, the request
 slots and the KV blocks last. A running request that finds no free block evicts the request admitted last, which starts over.
@@ -13,54 +13,24 @@ State lies in arrays indexed by a request's position in the workload, so a step 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.batch import Batch
 from dooly.errors import WorkloadError
-from dooly.simulation._kv_cache import KVCache
+from dooly.kv_cache_groups import FULL_ATTENTION
+from dooly.simulation._block_kv_cache import BlockKVCache
+from dooly.simulation._counted_kv_cache import CountedKVCache
+from dooly.simulation._steps import Progress, ScheduledStep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
+    from dooly.simulation._kv_cache import KVCache
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._workload import Request
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScheduledStep:
-    """One step's work, a request an entry, in the order scheduled."""
-
-    requests: npt.NDArray[np.int64]
-    """Positions in the workload, shape (num_reqs,)."""
-    num_new_tokens: npt.NDArray[np.int64]
-    """Tokens computed in this step, shape (num_reqs,)."""
-    num_computed_tokens: npt.NDArray[np.int64]
-    """Tokens computed before, shape (num_reqs,)."""
-    first_scheduled: list[int]
-    """Positions of the requests that no earlier step held."""
-    max_num_steps: int
-    """How many steps in a row decode exactly these requests, this one included, unless a request arrives; 1 for other steps."""
-
-    def to_batch(self) -> Batch:
-        """Return the step as the predictors' batch."""
-        return Batch(tuple(self.num_new_tokens.tolist()), tuple(self.num_computed_tokens.tolist()), len(self.first_scheduled))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Progress:
-    """What completed steps brought about, as positions in the workload."""
-
-    first_token: npt.NDArray[np.int64]
-    """Requests whose first token came out."""
-    finished: npt.NDArray[np.int64]
-    """Requests whose last token came out."""
-    generated: npt.NDArray[np.int64]
-    """Requests that got a token, at the end of each of the steps."""
 
 
 class Scheduler:
@@ -79,7 +49,7 @@ class Scheduler:
         self.waiting: deque[int] = deque()
         self.num_preemptions = 0
         self._config = config
-        self._kv_cache = KVCache(len(requests), config.num_kv_blocks, config.block_size)
+        self._kv_cache = make_kv_cache(requests, config)
         self._watermark_blocks = int(config.watermark * config.num_kv_blocks)
         self._running = np.empty(0, np.int64)
         self._num_prompt_tokens = np.array([r.num_prompt_tokens for r in requests], np.int64)
@@ -87,6 +57,10 @@ class Scheduler:
         self._num_tokens = self._num_prompt_tokens.copy()  # known so far: the prompt and what was generated
         self._num_computed_tokens = np.zeros(len(requests), np.int64)
         self._was_scheduled = np.zeros(len(requests), np.bool_)
+        self._num_under_way = 0
+        self._latest: Progress | None = None
+        self._behind: Progress | None = None
+        """The step that had not run when the latest was scheduled."""
         self._refuse_too_long(requests)
 
     def _refuse_too_long(self, requests: Sequence[Request]) -> None:
@@ -126,6 +100,7 @@ class Scheduler:
         has_others = self._running.size + len(self.waiting) > 1
         chunk_limit = self._config.long_prefill_token_threshold if has_others else 0
         chunk_limit = chunk_limit or self._config.max_model_len
+        self._kv_cache.start_step()
         num_preemptions = self.num_preemptions
         wanted, requests, granted = self._serve_running(chunk_limit)
         first_scheduled: list[int] = []
@@ -152,11 +127,26 @@ class Scheduler:
         computed = self._num_computed_tokens[running]
         known = self._num_tokens[running]
         wanted = np.where(known < self._num_total_tokens[running], known - computed, 0)
-        ends = np.minimum(np.cumsum(np.minimum(wanted, chunk_limit)), self._config.max_num_batched_tokens)
-        granted = np.diff(ends, prepend=0)
+        granted = np.minimum(wanted, chunk_limit)
+        if self._kv_cache.aligns:
+            self._align(computed, granted)
+        elif int(granted.sum()) > self._config.max_num_batched_tokens:
+            granted = np.diff(np.minimum(np.cumsum(granted), self._config.max_num_batched_tokens), prepend=0)
         granted = granted[: self._reserve_for_running(computed + granted)]
         is_scheduled = granted > 0
         return wanted, running[: granted.size][is_scheduled], granted[is_scheduled]
+
+    def _align(self, computed: npt.NDArray[np.int64], granted: npt.NDArray[np.int64]) -> None:
+        """Lower the tokens granted to the running requests to the budget, one after another, and to where steps must stop."""
+        budget = self._config.max_num_batched_tokens
+        for place, (request, start, count) in enumerate(
+            zip(self._running.tolist(), computed.tolist(), granted.tolist(), strict=True)
+        ):
+            within = min(count, budget)
+            if within > 0:
+                within = self._kv_cache.aligned(request, start, start + within) - start
+            granted[place] = within
+            budget -= within
 
     def _reserve_for_running(self, num_tokens: npt.NDArray[np.int64]) -> int:
         """Give the running requests blocks for so many tokens, in order; return how many of them keep running.
@@ -168,7 +158,8 @@ class Scheduler:
             num_served += self._kv_cache.extend(self._running[num_served:num_kept], num_tokens[num_served:num_kept])
             if num_served < num_kept:
                 num_kept -= 1
-                self._kv_cache.release(self._running[num_kept : num_kept + 1])
+                victim = self._running[num_kept : num_kept + 1]
+                self._kv_cache.release(victim, self._num_computed_tokens[victim] - self._is_ahead(victim))
         if num_kept < self._running.size:
             evicted = self._running[num_kept:]
             self._running = self._running[:num_kept]
@@ -176,6 +167,16 @@ class Scheduler:
             self.waiting.extendleft(reversed(evicted.tolist()))
             self.num_preemptions += evicted.size
         return num_kept
+
+    def _is_ahead(self, request: npt.NDArray[np.int64]) -> bool:
+        """Return whether a request's last computed token is not known yet: the step that generates it has yet to run.
+
+        That is so of decodes which were scheduled while the step before them was under way, and still are.
+        """
+        latest, behind = self._latest, self._behind
+        if not self._num_under_way or latest is None or request not in latest.generated:
+            return False
+        return latest.num_steps > 1 or (behind is not None and request in behind.generated)
 
     def _admit(self, budget: int, chunk_limit: int) -> tuple[list[int], list[int]]:
         """Take requests off the waiting queue; return them and the tokens granted to each."""
@@ -185,14 +186,17 @@ class Scheduler:
         while budget > 0 and self.waiting and self._running.size + len(admitted) < config.max_num_seqs:
             request = self.waiting[0]
             num_tokens = int(self._num_tokens[request])
-            count = min(num_tokens, chunk_limit)
+            num_cached = self._kv_cache.look_up(request, num_tokens)
+            count = min(num_tokens - num_cached, chunk_limit)
             if not config.enable_chunked_prefill and count > budget:
                 break
-            count = min(count, budget)
-            num_room = num_tokens if config.scheduler_reserve_full_isl else count
+            end = self._kv_cache.aligned(request, num_cached, num_cached + min(count, budget))
+            num_room = num_tokens if config.scheduler_reserve_full_isl else end
             num_spare = self._watermark_blocks if self._running.size or admitted else 0
-            if not self._kv_cache.reserve(request, count, num_room, num_spare):
+            if end == num_cached or not self._kv_cache.reserve(request, end, num_room, num_spare):
                 break
+            self._num_computed_tokens[request] = num_cached
+            count = end - num_cached
             budget -= count
             admitted.append(self.waiting.popleft())
             counts.append(count)
@@ -202,11 +206,12 @@ class Scheduler:
         """Return a step in which every running request lacks one token, and how often it can be repeated.
 
         Until one finishes or the blocks run out, the next step serves the same requests: whatever kept the first waiting request
-        out (no slot, no budget, too few blocks) still does, as the free blocks only dwindle.
+        out (no slot, no budget, too few blocks) still does, as the free blocks only dwindle where none are recycled.
         """
         computed = self._num_computed_tokens[requests]
         max_num_steps = 1
-        if requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests]):
+        may_admit = self._kv_cache.recycles and self.waiting and self._running.size < self._config.max_num_seqs
+        if not may_admit and requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests]):
             num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
             max_num_steps += self._kv_cache.steps_within(computed + 1, num_left - 1)
         return ScheduledStep(requests, granted, computed, [], max_num_steps)
@@ -228,27 +233,42 @@ class Scheduler:
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
         """Take a scheduled step's tokens for granted, and return what it will bring about, as `complete` does."""
         requests = step.requests
-        computed = step.num_computed_tokens + step.num_new_tokens + (num_steps - 1)
-        self._num_computed_tokens[requests] = computed
+        computed = step.num_computed_tokens + step.num_new_tokens
         known = self._num_tokens[requests] + (num_steps - 1)
         if num_steps > 1:
-            self._kv_cache.extend(requests, computed)
+            self._kv_cache.extend_steps(requests, computed, num_steps - 1)
+            computed += num_steps - 1
+        self._num_computed_tokens[requests] = computed
         # A step that computes all known tokens of a request generates its next one.
         generated = computed == known
         first_token = requests[generated & (known == self._num_prompt_tokens[requests])]
         known += generated
         self._num_tokens[requests] = known
         is_finished = known == self._num_total_tokens[requests]
-        return Progress(first_token, requests[is_finished], requests[generated])
+        self._behind = self._latest if self._num_under_way else None
+        self._latest = Progress(requests, computed, first_token, requests[is_finished], requests[generated], num_steps)
+        self._num_under_way += num_steps
+        return self._latest
 
     def retire(self, progress: Progress) -> None:
-        """Let go of the requests that a step has ended, once it has run."""
+        """Let go of the requests that steps have ended, once they have run."""
+        self._num_under_way -= progress.num_steps
+        self._kv_cache.settle(progress.requests, progress.num_computed_tokens)
         if not progress.finished.size:
             return
-        self._kv_cache.release(progress.finished)
+        self._kv_cache.release(progress.finished, self._num_total_tokens[progress.finished] - 1)
         is_evicted = self._num_computed_tokens[progress.finished] == 0
         if is_evicted.any():
             # While their last tokens were under way.
             ended = set(progress.finished[is_evicted].tolist())
             self.waiting = deque(request for request in self.waiting if request not in ended)
         self._running = self._running[~np.isin(self._running, progress.finished)]
+
+
+def make_kv_cache(requests: Sequence[Request], config: SchedulerConfig) -> KVCache:
+    """Return the KV cache for a workload: by counts where these tell all, which is faster, else block by block."""
+    if config.kv_cache_groups == FULL_ATTENTION and not any(request.prefix_ids for request in requests):
+        return CountedKVCache(
+            len(requests), config.num_kv_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+    return BlockKVCache(requests, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dooly.errors import InvalidInputError
+from dooly.kv_cache_groups import FULL_ATTENTION, AttentionKind, KVCacheGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,10 @@ class SchedulerConfig:
     """Whether a request is admitted only if its whole prompt fits in the free blocks, not just the first chunk."""
     watermark: float = 0.0
     """Fraction of the KV blocks kept free when admitting a request beside running ones, from 0 to below 1."""
-
+    enable_prefix_caching: bool = True
+    """Whether tokens that are in the cache already, another request's or a preempted one's own, are not computed again."""
+    kv_cache_groups: tuple[KVCacheGroup, ...] = FULL_ATTENTION
+    """The groups of layers that hold the same blocks, in the order of their first layers."""
     async_scheduling: bool = False
     """Whether the next step is scheduled while one runs, as vLLM does by itself: tokens come out a step later."""
 
@@ -58,3 +62,11 @@ class SchedulerConfig:
             )
         if not 0 <= self.watermark < 1:
             raise InvalidInputError(f"SchedulerConfig: watermark must lie in [0, 1), got {self.watermark}")
+        if not self.kv_cache_groups:
+            raise InvalidInputError("SchedulerConfig: kv_cache_groups must hold at least one; leave it out for full attention")
+        is_recurrent = any(group.kind is AttentionKind.MAMBA for group in self.kv_cache_groups)
+        if is_recurrent and self.enable_prefix_caching and not self.enable_chunked_prefill:
+            raise InvalidInputError(
+                "SchedulerConfig: prefix caching of recurrent states needs chunked prefill; set enable_chunked_prefill, "
+                "or enable_prefix_caching to False"
+            )

@@ -18,7 +18,7 @@ import numpy as np
 from dooly.errors import InvalidInputError, spell
 from dooly.latency import HostTimes
 from dooly.simulation._results import RequestTimes, SimulationResult
-from dooly.simulation._scheduler import Progress, ScheduledStep, Scheduler
+from dooly.simulation._scheduler import Scheduler
 from dooly.simulation._token_gaps import TokenClock
 from dooly.simulation._workload import NS_PER_S, Workload
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from dooly.latency import LatencyBackend
     from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._steps import Progress, ScheduledStep
 
 
 def simulate(
@@ -180,12 +181,10 @@ class _Run:
             self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
         self.num_steps += num_steps
         progress = self.scheduler.advance(step, num_steps)
-        if num_steps > 1:
-            # All but the last are known to have run when the one behind the next of each is scheduled.
-            none = progress.finished[:0]
-            known_ns = np.array(scheduled_ns[2 : num_steps + 1], dtype=np.int64)
-            self._under_way.append(_UnderWay(Progress(none, none, progress.generated), known_ns))
-        self._under_way.append(_UnderWay(progress, np.array(ends_ns[-1:], dtype=np.int64)))
+        # All but the last are known to have run when the one behind the next of each is scheduled.
+        known_ns = (np.array(scheduled_ns[2 : num_steps + 1], dtype=np.int64), np.array(ends_ns[-1:], dtype=np.int64))
+        parts = progress.split()
+        self._under_way.extend(map(_UnderWay, parts, known_ns[-len(parts) :]))
         self._now_ns += launch_ns
 
     def _wait(self) -> None:

@@ -27,6 +27,11 @@ class Request:
     """At least 1."""
     num_output_tokens: int
     """Tokens generated, no more and no fewer; at least 1."""
+    prefix_ids: tuple[int, ...] = ()
+    """What the prompt begins with, an id for each `prefix_block_size` tokens: prompts whose ids begin alike begin with the same
+    tokens. What lies behind is the request's own. An id may reach beyond the prompt's end."""
+    prefix_block_size: int = 512
+    """Tokens that an id stands for; Mooncake's traces have 512."""
 
     def __post_init__(self) -> None:
         if self.arrival_ns < 0:
@@ -36,6 +41,8 @@ class Request:
                 f"request {self.request_id}: num_prompt_tokens and num_output_tokens must be at least 1, "
                 f"got {self.num_prompt_tokens} and {self.num_output_tokens}"
             )
+        if self.prefix_block_size < 1:
+            raise WorkloadError(f"request {self.request_id}: prefix_block_size must be at least 1, got {self.prefix_block_size}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +122,35 @@ def draw_arrivals_ns(num_requests: int, rate: float, cv: float, rng: np.random.G
 
 
 def generate_workload(  # noqa: PLR0913 -- the axes of a synthetic workload
-    num_requests: int, rate: float, prompt: LengthRange, output: LengthRange, *, seed: int = 0, cv: float = 1.0
+    num_requests: int,
+    rate: float,
+    prompt: LengthRange,
+    output: LengthRange,
+    *,
+    seed: int = 0,
+    cv: float = 1.0,
+    prefix: int = 0,
+    num_prefixes: int = 1,
 ) -> Workload:
     """Generate requests of random lengths that arrive at random.
 
-    Lengths are drawn before arrivals, so one seed gives the same requests at every rate.
+    Lengths are drawn before arrivals, so one seed gives the same requests at every rate, and with every prefix.
 
     Args:
         num_requests: How many, at least 1.
         rate: Mean requests per second; infinite sends everything at once.
-        prompt: Prompt tokens.
+        prompt: Prompt tokens, each request's own.
         output: Generated tokens.
         seed: Of NumPy's default generator.
         cv: Coefficient of variation of the gaps between arrivals; 1 makes a Poisson process.
+        prefix: Tokens ahead of these that prompts share.
+        num_prefixes: How many such prefixes there are; each request begins with one of them, drawn uniformly.
 
     Raises:
         WorkloadError: A number is out of range.
     """
+    if prefix < 0 or num_prefixes < 1:
+        raise WorkloadError(f"prefix must be at least 0 tokens, and prefixes at least 1, got {prefix} and {num_prefixes}")
     if num_requests < 1:
         raise WorkloadError(f"requests must be at least 1, got {num_requests}")
     if seed < 0:
@@ -140,9 +159,16 @@ def generate_workload(  # noqa: PLR0913 -- the axes of a synthetic workload
     prompts = rng.integers(prompt.low, prompt.high, size=num_requests, endpoint=True).tolist()
     outputs = rng.integers(output.low, output.high, size=num_requests, endpoint=True).tolist()
     arrivals = draw_arrivals_ns(num_requests, rate, cv, rng)
-    rows = zip(arrivals, prompts, outputs, strict=True)
-    requests = tuple(Request(index, *row) for index, row in enumerate(rows))
+    rows = enumerate(zip(arrivals, prompts, outputs, strict=True))
+    if prefix:
+        ids = np.random.default_rng((seed, 1)).integers(num_prefixes, size=num_requests).tolist()
+        requests = tuple(
+            Request(index, arrival, prefix + own, generated, (ids[index],), prefix) for index, (arrival, own, generated) in rows
+        )
+    else:
+        requests = tuple(Request(index, *row) for index, row in rows)
     description = (
         f"{num_requests} requests at {rate:g}/s (cv {cv:g}), prompt {prompt.low}-{prompt.high}, output {output.low}-{output.high}"
+        f"{f', behind {num_prefixes} prefixes of {prefix}' if prefix else ''}"
     )
     return Workload(requests, f"{description}, seed {seed}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.batch import Batch
-    from dooly.simulation._scheduler import ScheduledStep
+    from dooly.simulation._steps import ScheduledStep
 
 MS = 1_000_000
 AHEAD = SchedulerConfig(max_model_len=1000, num_kv_blocks=1001, max_num_seqs=4, max_num_batched_tokens=100, async_scheduling=True)

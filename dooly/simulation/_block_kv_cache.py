@@ -1,0 +1,240 @@
+"""A KV cache block by block: groups of several kinds, and blocks that several requests share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.kv_cache_groups import AttentionKind
+from dooly.simulation._block_hashes import BlockHashes
+from dooly.simulation._block_pool import BlockPool
+from dooly.simulation._cache_groups import CacheGroup, ChunkedLocalGroup, SlidingWindowGroup
+from dooly.simulation._kv_cache import KVCache, last_affordable
+from dooly.simulation._mamba_group import MambaGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dooly.kv_cache_groups import KVCacheGroup
+    from dooly.simulation._cache_groups import Blocks
+    from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._workload import Request
+
+
+class BlockKVCache(KVCache):
+    """The blocks of a KV cache, each on its own."""
+
+    def __init__(self, requests: Sequence[Request], config: SchedulerConfig) -> None:
+        """Create a cache with all blocks free and nothing in them."""
+        super().__init__(config.num_kv_blocks)
+        self._config = config
+        self._pool = BlockPool(self.capacity)
+        hashes = BlockHashes(requests) if config.enable_prefix_caching else None
+        self._groups = [_make_group(self._pool, hashes, group, config) for group in config.kv_cache_groups]
+        self._kinds = _alike(config.kv_cache_groups)
+        self._num_prompt_tokens = [request.num_prompt_tokens for request in requests]
+        self._num_known = self._num_prompt_tokens.copy()
+        """Tokens of each request when it was admitted last: it computes them as a prompt."""
+        self._num_tokens = np.zeros(len(requests), np.int64)
+        """Tokens of each request that it holds blocks for, or has dropped them."""
+        self._num_processed = np.zeros(len(requests), np.int64)
+        """Those whose step has run."""
+        self._junctions: dict[int, int] = {}
+        self._hits: list[Blocks] = []
+        self._num_hit = 0
+        self._mamba = next((group for group in self._groups if isinstance(group, MambaGroup)), None)
+        self.aligns = self._mamba is not None
+        self.recycles = any(group.drops_blocks for group in self._groups)
+
+    def num_blocks_for(self, num_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the most blocks that each request holds at once; see `KVCache`."""
+        return np.array([sum(group.num_required(n) for group in self._groups) for n in num_tokens.tolist()], np.int64)
+
+    def start_step(self) -> None:
+        """Begin a step."""
+        for group in self._groups:
+            group.start_step()
+
+    def look_up(self, request: int, num_tokens: int) -> int:
+        """Find the longest beginning of a request that every group still holds; see `KVCache`."""
+        self._num_known[request] = num_tokens
+        self._hits, self._num_hit = [[] for _ in self._groups], 0
+        if self._config.enable_prefix_caching:
+            longest = self._find(request, num_tokens - 1)
+            self._junctions[request] = longest if longest > self._num_hit else 0
+        return self._num_hit
+
+    def _find(self, request: int, num_tokens: int) -> int:
+        """Find what all groups hold of a request, by turns until they agree; return the longest that any of them does."""
+        hit_length, longest = num_tokens, 0
+        num_full = 0
+        while True:
+            length = hit_length
+            for members in self._kinds:
+                peers = [self._groups[index] for index in members]
+                is_full = type(peers[0]) is CacheGroup
+                if is_full and hit_length < num_tokens:
+                    length = min(length, num_full)
+                    continue
+                found, length = peers[0].find(peers, request, length)
+                if is_full:
+                    num_full = length
+                for index, blocks in zip(members, found, strict=True):
+                    self._hits[index] = blocks
+                longest = max(longest, length)
+            if length >= hit_length:
+                break
+            hit_length = length
+            if len(self._kinds) <= 1 or (len(self._kinds) == 2 and type(self._groups[self._kinds[0][0]]) is CacheGroup):  # noqa: PLR2004
+                break
+        self._num_hit = hit_length
+        for index, group in enumerate(self._groups):
+            if type(group) is CacheGroup:
+                del self._hits[index][-(-hit_length // self._config.block_size) :]
+        return longest
+
+    def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int) -> bool:
+        """Give the request that was looked up last blocks for its first tokens; see `KVCache`."""
+        if num_room > num_tokens and self._num_lacking(request, num_room, whole=True) + num_spare > self._pool.num_free:
+            return False
+        if self._num_lacking(request, num_tokens, whole=False) + num_spare > self._pool.num_free:
+            return False
+        if any(self._hits):
+            for group, hits in zip(self._groups, self._hits, strict=True):
+                group.adopt(request, hits, self._num_hit)
+        self._num_processed[request] = self._num_hit
+        self._allocate(request, num_tokens, self._num_hit)
+        return True
+
+    def _num_lacking(self, request: int, num_tokens: int, *, whole: bool) -> int:
+        """Return how many free blocks a new request takes to hold so many tokens."""
+        end = self._prefill_end(request)
+        return sum(
+            group.num_lacking(request, num_tokens, hits, self._num_hit, whole=whole, prefill_end=end)
+            for group, hits in zip(self._groups, self._hits, strict=True)
+        )
+
+    def _prefill_end(self, request: int) -> int:
+        return max(self._num_prompt_tokens[request], self._num_known[request] - 1)
+
+    def _allocate(self, request: int, num_tokens: int, num_processed: int) -> None:
+        """Take the blocks that a request lacks to grow to so many tokens; of so many before, the steps have run."""
+        before, known = self._num_tokens[request], self._num_known[request]
+        for group in self._groups:
+            group.allocate(request, num_tokens)
+        self._num_tokens[request] = num_tokens
+        if not self._config.enable_prefix_caching:
+            return
+        if before < known:
+            self._enter_full(request, min(num_tokens, known))
+        elif self._mamba is not None:
+            # A decode's input is known where the step before has run. Up to the next block's end the prompt's state is there.
+            num_final, size = num_tokens - (num_processed < before), self._config.block_size
+            if num_final // size == (self._num_prompt_tokens[request] - 1) // size:
+                self._enter_full(request, num_final)
+
+    def _enter_full(self, request: int, num_tokens: int) -> None:
+        """Let the blocks that so many tokens fill be found again."""
+        if len(self._groups) > 1:
+            num_tokens -= num_tokens % self._config.block_size
+        boundaries = [self._num_prompt_tokens[request] - 1]
+        if junction := self._junctions.get(request):
+            boundaries.append(junction)
+        for group in self._groups:
+            group.enter_full(request, num_tokens, boundaries)
+
+    def extend(self, requests: npt.NDArray[np.int64], num_tokens: npt.NDArray[np.int64]) -> int:
+        """Give requests blocks for so many tokens in all, in order, while blocks last; see `KVCache`."""
+        rows = zip(requests.tolist(), num_tokens.tolist(), self._num_processed[requests].tolist(), strict=True)
+        for place, (request, total, processed) in enumerate(rows):
+            if total > self._num_tokens[request] and not self._extend(request, total, processed):
+                return place
+        return requests.size
+
+    def _extend(self, request: int, num_tokens: int, num_processed: int) -> bool:
+        """Give a request blocks for so many tokens, and take those that it needs no more, if blocks last."""
+        before, end = int(self._num_tokens[request]), self._prefill_end(request)
+        for group in self._groups:
+            group.drop_skipped(request, num_processed)
+        lacking = (g.num_lacking(request, num_tokens, (), before, whole=False, prefill_end=end) for g in self._groups)
+        if sum(lacking) > self._pool.num_free:
+            return False
+        self._allocate(request, num_tokens, num_processed)
+        return True
+
+    def extend_steps(self, requests: npt.NDArray[np.int64], num_tokens: npt.NDArray[np.int64], num_steps: int) -> None:
+        """Give requests blocks for so many more decode steps; see `KVCache`."""
+        if not self.recycles:
+            for request, total in zip(requests.tolist(), (num_tokens + num_steps).tolist(), strict=True):
+                for group in self._groups:
+                    group.allocate(request, total)
+        else:
+            num_ahead = int(self._config.async_scheduling)
+            totals = num_tokens + np.arange(1, num_steps + 1)[:, None]
+            acts = np.any([group.acts_at(totals, totals - 1 - num_ahead) for group in self._groups], axis=0)
+            acts[: 1 + num_ahead] = True  # a prompt's last chunk may have run only now
+            for step, place in np.argwhere(acts).tolist():
+                request, total = int(requests[place]), int(totals[step, place])
+                self._num_tokens[request] = total - 1
+                self._extend(request, total, total - 1 - num_ahead)
+        self._num_tokens[requests] = num_tokens + num_steps
+
+    def steps_within(self, num_tokens: npt.NDArray[np.int64], limit: int) -> int:
+        """Return how many decode steps the free blocks last, whatever gets free meanwhile; see `KVCache`."""
+
+        def num_blocks(num_steps: int) -> int:
+            return sum(int(group.num_blocks(num_tokens + num_steps).sum()) for group in self._groups)
+
+        return last_affordable(num_blocks, num_blocks(0) + self._pool.num_free, limit)
+
+    def settle(self, requests: npt.NDArray[np.int64], num_tokens: npt.NDArray[np.int64]) -> None:
+        """Note that so many tokens of requests have run; see `KVCache`."""
+        self._num_processed[requests] = num_tokens
+
+    def release(self, requests: npt.NDArray[np.int64], num_final: npt.NDArray[np.int64]) -> None:
+        """Free all blocks of these requests, one after another; see `KVCache`."""
+        for request, final in zip(requests.tolist(), num_final.tolist(), strict=True):
+            for group in self._groups:
+                group.release(request, final)
+        self._num_tokens[requests] = 0
+
+    def aligned(self, request: int, start: int, end: int) -> int:
+        """Return where a step stops that could compute tokens from `start` to `end`; see `KVCache`."""
+        if self._mamba is None:
+            return end
+        budget = self._config.max_num_batched_tokens
+        return self._mamba.aligned_end(
+            start,
+            end,
+            num_prompt_tokens=self._num_prompt_tokens[request],
+            num_tokens=self._num_known[request],
+            junction=self._junctions.get(request, 0),
+            most=min(budget, self._config.long_prefill_token_threshold or budget),
+        )
+
+
+def _make_group(pool: BlockPool, hashes: BlockHashes | None, group: KVCacheGroup, config: SchedulerConfig) -> CacheGroup:
+    """Return the blocks of one group, none held."""
+    size = config.block_size
+    if group.kind is AttentionKind.MAMBA:
+        if hashes is None:  # one state a request, and no position but the last
+            return CacheGroup(pool, hashes, config.max_model_len)
+        return MambaGroup(pool, hashes, size, group.num_prefill_checkpoint_blocks)
+    if group.window is None:
+        return CacheGroup(pool, hashes, size)
+    # What a step computes stays until it has run, be it outside the window by then.
+    under_way = config.max_num_batched_tokens * (1 + config.async_scheduling)
+    if group.kind is AttentionKind.SLIDING_WINDOW:
+        return SlidingWindowGroup(pool, hashes, size, group.window, min(group.window - 1 + under_way, config.max_model_len))
+    return ChunkedLocalGroup(pool, hashes, size, group.window, min(group.window + under_way, config.max_model_len))
+
+
+def _alike(groups: Sequence[KVCacheGroup]) -> list[list[int]]:
+    """Return the places of equal groups, those of full attention first: their blocks are found or missed together."""
+    places: dict[KVCacheGroup, list[int]] = {}
+    for place, group in enumerate(groups):
+        places.setdefault(group, []).append(place)
+    return [places[group] for group in sorted(places, key=lambda group: group.kind is not AttentionKind.FULL_ATTENTION)]

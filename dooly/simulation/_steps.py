@@ -1,0 +1,57 @@
+"""One engine step in the simulator's terms: what is scheduled, and what it brings about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from dooly.batch import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScheduledStep:
+    """One step's work, a request an entry, in the order scheduled."""
+
+    requests: npt.NDArray[np.int64]
+    """Positions in the workload, shape (num_reqs,)."""
+    num_new_tokens: npt.NDArray[np.int64]
+    """Tokens computed in this step, shape (num_reqs,)."""
+    num_computed_tokens: npt.NDArray[np.int64]
+    """Tokens computed before or found in the cache, shape (num_reqs,)."""
+    first_scheduled: list[int]
+    """Positions of the requests that no earlier step held."""
+    max_num_steps: int
+    """How many steps in a row decode exactly these requests, this one included, unless a request arrives; 1 for other steps."""
+
+    def to_batch(self) -> Batch:
+        """Return the step as the predictors' batch."""
+        return Batch(tuple(self.num_new_tokens.tolist()), tuple(self.num_computed_tokens.tolist()), len(self.first_scheduled))
+
+
+class Progress(NamedTuple):
+    """What steps in a row bring about once they have run, as positions in the workload."""
+
+    requests: npt.NDArray[np.int64]
+    """Requests that they hold."""
+    num_computed_tokens: npt.NDArray[np.int64]
+    """Tokens of each of these that are computed behind the last step."""
+    first_token: npt.NDArray[np.int64]
+    """Requests whose first token comes out."""
+    finished: npt.NDArray[np.int64]
+    """Requests whose last token comes out."""
+    generated: npt.NDArray[np.int64]
+    """Requests that get a token, at the end of each of the steps."""
+    num_steps: int = 1
+    """How many steps these are."""
+
+    def split(self) -> tuple[Progress, ...]:
+        """Return what all steps but the last bring about, and what the last does."""
+        if self.num_steps == 1:
+            return (self,)
+        none = self.finished[:0]
+        before = Progress(self.requests, self.num_computed_tokens - 1, none, none, self.generated, self.num_steps - 1)
+        return before, self._replace(num_steps=1)

@@ -1,0 +1,417 @@
+"""Both schedulers, ours and vLLM's own, step for step on one workload, without a model and in virtual time."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from math import lcm
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
+from dooly.simulation import Request, SchedulerConfig
+from dooly.simulation._scheduler import Scheduler, make_kv_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from dooly.simulation._steps import Progress
+
+MAX_MODEL_LEN = 512
+DEPTH = 2
+"""Steps under way at once in an engine that schedules ahead."""
+MODEL_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_hidden_layers": 1,
+    "vocab_size": 128,
+    "max_position_embeddings": MAX_MODEL_LEN,
+    "torch_dtype": "bfloat16",
+}
+NEW_TOKENS = count(1 << 52)
+"""No two generated tokens are equal, so that no two requests generate alike."""
+Entry = tuple[int, int, int]
+"""Request position, new tokens, computed tokens."""
+
+
+class Step(NamedTuple):
+    """What one step did, for comparing."""
+
+    batch: list[Entry]
+    first_scheduled: set[int]
+    first_token: set[int]
+    finished: set[int]
+
+
+class Case(NamedTuple):
+    """A workload and settings; `arrival_ns` counts steps here, so that schedules need no latencies."""
+
+    requests: list[Request]
+    config: SchedulerConfig
+
+
+def random_case(seed: int, *, ahead: bool = False) -> Case:
+    """Draw a case: bursts and trickles, short and long prompts, tight and ample caches, all settings mixed."""
+    rng = random.Random(seed)  # noqa: S311 -- test data
+    block_size = rng.choice([8, 16, 32])
+    max_num_seqs = rng.choice([1, 3, 8, 32])
+    is_chunked = rng.random() < 0.75
+    max_num_batched_tokens = (
+        max(max_num_seqs, rng.choice([16, 48, 128, 700])) if is_chunked else MAX_MODEL_LEN + rng.choice([0, 100])
+    )
+    longest_prompt = rng.choice([4, 60, 400]) if is_chunked else 400
+    gaps = rng.choice([[0], [0, 1], [0, 0, 1, 3, 30]])
+    longest_output = rng.choice([1, 20, 100])
+    requests, arrival = [], 0
+    for position in range(rng.randint(1, 40)):
+        arrival += rng.choice(gaps)
+        requests.append(Request(position, arrival, rng.randint(1, longest_prompt), rng.randint(1, longest_output)))
+    longest = max(r.num_prompt_tokens + r.num_output_tokens - 1 for r in requests)
+    fewest_blocks = -(-longest // block_size) + 1
+    config = SchedulerConfig(
+        max_model_len=MAX_MODEL_LEN,
+        num_kv_blocks=max(2, fewest_blocks + rng.choice([0, 0, 3, 20, 1000])),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        block_size=block_size,
+        enable_chunked_prefill=is_chunked,
+        long_prefill_token_threshold=rng.choice([0, 0, 7, 40]),
+        scheduler_reserve_full_isl=rng.random() < 0.7,
+        watermark=rng.choice([0.0, 0.0, 0.05, 0.3]),
+        async_scheduling=ahead,
+    )
+    return Case(requests, config)
+
+
+def random_cache_case(seed: int, *, ahead: bool | None = None) -> Case:
+    """Draw a case in which prompts share beginnings, or layers keep other tokens than all: caches are tight.
+
+    Where `ahead` does not say, whether the next step is scheduled while one runs is drawn as well.
+    """
+    rng = random.Random(seed)  # noqa: S311 -- test data
+    requests, config = random_case(seed + 1000)
+    groups = random_groups(rng)
+    config = replace(
+        config,
+        enable_chunked_prefill=True,
+        max_num_batched_tokens=max(config.max_num_seqs, rng.choice([16, 48, 100, 700])),
+        enable_prefix_caching=rng.random() < 0.85,
+        kv_cache_groups=groups,
+        async_scheduling=rng.random() < 0.5 if ahead is None else ahead,
+    )
+    size, depth = rng.choice([config.block_size, 24, 40, 100]), rng.choice([0, 2, 8])
+    num_chains = rng.choice([1, 2, 5])
+    sharing = [
+        replace(
+            r,
+            prefix_ids=tuple(rng.randrange(num_chains) + 10 * level for level in range(rng.randint(0, depth))),
+            prefix_block_size=size,
+        )
+        for r in requests
+    ]
+    totals = np.array([r.num_prompt_tokens + r.num_output_tokens - 1 for r in sharing])
+    fewest = int(make_kv_cache(sharing, config).num_blocks_for(totals).max()) + 1
+    return Case(sharing, replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 0, 3, 20, 60, 1000]))))
+
+
+def random_groups(rng: random.Random) -> tuple[KVCacheGroup, ...]:
+    """Draw groups of layers: full attention alone, or other kinds beside it or alone."""
+    full = KVCacheGroup()
+    window = KVCacheGroup(AttentionKind.SLIDING_WINDOW, rng.choice([1, 5, 30, 64, 200]))
+    other = KVCacheGroup(AttentionKind.SLIDING_WINDOW, rng.choice([16, 45]))
+    chunk = KVCacheGroup(AttentionKind.CHUNKED_LOCAL_ATTENTION, rng.choice([16, 64, 100]))
+    state = KVCacheGroup(AttentionKind.MAMBA, None, rng.choice([0, 1]))
+    return rng.choice(
+        [
+            (full,),
+            (full,),
+            (window,),
+            (full, window),
+            (window, full, window),
+            (full, window, window, other),
+            (chunk, full),
+            (full, chunk, chunk),
+            (full, state),
+            (state, state, full),
+            (state, full, state, state),
+            (state, window, full),
+            (full, full, window),
+        ]
+    )
+
+
+def our_steps(case: Case) -> Iterator[Step]:
+    """Run our scheduler one step at a time; one step is one unit of time."""
+    scheduler = Scheduler(case.requests, case.config)
+    for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished):
+        step = scheduler.schedule()
+        columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
+        progress = scheduler.complete(step)
+        yield Step(
+            list(zip(*columns, strict=True)),
+            set(step.first_scheduled),
+            set(progress.first_token.tolist()),
+            set(progress.finished.tolist()),
+        )
+
+
+def our_steps_ahead(case: Case) -> Iterator[Step]:
+    """Run our scheduler as an engine that schedules the next step while one runs."""
+    scheduler = Scheduler(case.requests, case.config)
+    under_way: deque[Progress] = deque()
+    for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished):
+        step = scheduler.schedule()
+        progress = scheduler.advance(step)
+        columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
+        batch = list(zip(*columns, strict=True))
+        ended: set[int] = set()
+        first_token: set[int] = set()
+        if batch:
+            under_way.append(progress)
+        if len(under_way) == DEPTH or not batch:
+            done = under_way.popleft()
+            scheduler.retire(done)
+            first_token, ended = set(done.first_token.tolist()), set(done.finished.tolist())
+        yield Step(batch, set(step.first_scheduled), first_token, ended)
+
+
+def our_steps_taken_together(case: Case) -> Iterator[Step]:
+    """Run our scheduler with decode steps taken together up to the next arrival, and unfold them."""
+    scheduler = Scheduler(case.requests, case.config)
+    now, num_arrived = 0, 0
+    while num_arrived < len(case.requests) or scheduler.has_unfinished:
+        while num_arrived < len(case.requests) and case.requests[num_arrived].arrival_ns <= now:
+            scheduler.add(num_arrived)
+            num_arrived += 1
+        if not scheduler.has_unfinished:
+            now = case.requests[num_arrived].arrival_ns
+            continue
+        step = scheduler.schedule()
+        num_steps = step.max_num_steps
+        if num_arrived < len(case.requests):
+            num_steps = min(num_steps, case.requests[num_arrived].arrival_ns - now)
+        columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
+        progress = scheduler.complete(step, num_steps)
+        for index in range(num_steps):
+            is_last = index == num_steps - 1
+            yield Step(
+                [(request, new, computed + index) for request, new, computed in zip(*columns, strict=True)],
+                set(step.first_scheduled),
+                set(progress.first_token.tolist()) if is_last else set(),
+                set(progress.finished.tolist()) if is_last else set(),
+            )
+        now += num_steps
+
+
+def arrivals(case: Case, add: Callable[[int], None], has_unfinished: Callable[[], bool]) -> Iterator[None]:
+    """Add the requests whose step has come, then let the caller take a step, until all are done."""
+    now, num_arrived = 0, 0
+    while num_arrived < len(case.requests) or has_unfinished():
+        if not has_unfinished():
+            now = max(now, case.requests[num_arrived].arrival_ns)
+        while num_arrived < len(case.requests) and case.requests[num_arrived].arrival_ns <= now:
+            add(num_arrived)
+            num_arrived += 1
+        yield
+        now += 1
+
+
+def vllm_spec(group: KVCacheGroup, config: SchedulerConfig) -> Any:  # noqa: ANN401 -- vLLM may be absent
+    """Return vLLM's own description of a group of layers."""
+    import torch
+    from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, FullAttentionSpec, MambaSpec, SlidingWindowSpec
+
+    heads = {"block_size": config.block_size, "num_kv_heads": 2, "head_size": 16, "dtype": torch.bfloat16}
+    if group.kind is AttentionKind.SLIDING_WINDOW:
+        return SlidingWindowSpec(sliding_window=group.window, **heads)
+    if group.kind is AttentionKind.CHUNKED_LOCAL_ATTENTION:
+        return ChunkedLocalAttentionSpec(attention_chunk_size=group.window, **heads)
+    if group.kind is AttentionKind.FULL_ATTENTION:
+        return FullAttentionSpec(**heads)
+    return MambaSpec(
+        block_size=config.block_size if config.enable_prefix_caching else config.max_model_len,
+        shapes=((16, 16),),
+        dtypes=(torch.float32,),
+        mamba_cache_mode="align" if config.enable_prefix_caching else "none",
+        num_prefill_checkpoint_blocks=group.num_prefill_checkpoint_blocks,
+        prefill_checkpoint_alignment=1 if group.num_prefill_checkpoint_blocks else None,
+    )
+
+
+def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
+    """Write the model's configuration and return a function that makes vLLM's scheduler for our settings."""
+    pytest.importorskip("vllm", reason="the oracle is vLLM's own scheduler")
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import init_none_hash
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler as VllmAsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler as VllmScheduler
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    init_none_hash(sha256)
+
+    (model / "config.json").write_text(json.dumps(MODEL_CONFIG))
+
+    def make(config: SchedulerConfig) -> Any:  # noqa: ANN401 -- vLLM may be absent
+        engine_config = EngineArgs(
+            model=str(model),
+            skip_tokenizer_init=True,
+            load_format="dummy",
+            dtype="bfloat16",
+            enforce_eager=True,
+            enable_prefix_caching=config.enable_prefix_caching,
+            async_scheduling=False,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            block_size=config.block_size,
+            enable_chunked_prefill=config.enable_chunked_prefill,
+            long_prefill_token_threshold=config.long_prefill_token_threshold,
+            scheduler_reserve_full_isl=config.scheduler_reserve_full_isl,
+            watermark=config.watermark,
+            kv_cache_memory_bytes=1 << 30,
+            gpu_memory_utilization=0.3,
+        ).create_engine_config()
+        engine_config.cache_config.num_gpu_blocks = config.num_kv_blocks
+        engine_config.scheduler_config.async_scheduling = config.async_scheduling
+        if config.enable_prefix_caching:
+            engine_config.cache_config.mamba_cache_mode = "align"
+        specs = [vllm_spec(group, config) for group in config.kv_cache_groups]
+        groups = [KVCacheGroupSpec([f"layer{index}"], spec) for index, spec in enumerate(specs)]
+        kv_cache = KVCacheConfig(config.num_kv_blocks, [], groups, prefix_cache_retention_interval=0)
+        scheduler = VllmAsyncScheduler if config.async_scheduling else VllmScheduler
+        block_size = lcm(*(spec.block_size for spec in specs))
+        return scheduler(engine_config, kv_cache, StructuredOutputManager(engine_config), block_size)
+
+    return make
+
+
+def add_to_vllm(case: Case, scheduler: Any, position: int) -> None:  # noqa: ANN401 -- vLLM may be absent
+    """Add a request of the case to vLLM's scheduler."""
+    from vllm import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+    from vllm.v1.request import Request as VllmRequest
+
+    ours = case.requests[position]
+    sampling = SamplingParams(max_tokens=ours.num_output_tokens, ignore_eos=True)
+    sampling.update_from_generation_config({}, None)
+    hasher = get_request_block_hasher(scheduler.hash_block_size, sha256)
+    request = VllmRequest(
+        str(position), prompt_tokens(position, ours), sampling, None, arrival_time=float(ours.arrival_ns), block_hasher=hasher
+    )
+    scheduler.add_request(request)
+
+
+def prompt_tokens(position: int, request: Request) -> list[int]:
+    """Return tokens for a prompt: equal ones for equal prefix ids in one place, and its own behind."""
+    size = request.prefix_block_size
+    shared = [(1 + prefix_id) * size + offset for prefix_id in request.prefix_ids for offset in range(size)]
+    own = range((1 + position) << 32, ((1 + position) << 32) + request.num_prompt_tokens)
+    return [*shared, *own][: request.num_prompt_tokens]
+
+
+def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's scheduler, answering each step with the tokens that a model would have sampled."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    seen: set[int] = set()
+    has_token: set[int] = set()
+    for _ in arrivals(case, partial(add_to_vllm, case, scheduler), lambda: scheduler.get_num_unfinished_requests() > 0):
+        output = scheduler.schedule()
+        before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
+        before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
+        batch = [(int(name), count, before[name]) for name, count in output.num_scheduled_tokens.items()]
+        names = list(output.num_scheduled_tokens)
+        known = {name: scheduler.requests[name].num_tokens for name in names}
+        sampled = [
+            [next(NEW_TOKENS)] if before[name] + output.num_scheduled_tokens[name] == known[name] else [] for name in names
+        ]
+        scheduler.update_from_output(output, ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled))
+        positions = {position for position, _, _ in batch}
+        with_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens}
+        yield Step(batch, positions - seen, with_token - has_token, {p for p in positions if str(p) not in scheduler.requests})
+        seen |= positions
+        has_token |= with_token
+
+
+def vllm_call_ahead(scheduler: Any) -> Callable[[], Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Return what calls vLLM's asynchronous scheduler once, as its engine core does, with two batches under way."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    under_way: deque[tuple[Any, list[str], list[list[int]]]] = deque()
+    seen: set[int] = set()
+    has_token: set[int] = set()
+
+    def call() -> Step:
+        output = scheduler.schedule()
+        before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
+        before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
+        names = list(output.num_scheduled_tokens)
+        batch = [(int(name), count, before[name]) for name, count in output.num_scheduled_tokens.items()]
+        new = {position for position, _, _ in batch} - seen
+        seen.update(new)
+        first_token: set[int] = set()
+        ended: set[int] = set()
+        if names:
+            sampled = [[] if scheduler.requests[name].is_prefill_chunk else [next(NEW_TOKENS)] for name in names]
+            under_way.append((output, names, sampled))
+        if len(under_way) == DEPTH or not names:
+            done, names, sampled = under_way.popleft()
+            scheduler.update_from_output(done, ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled))
+            first_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens} - has_token
+            ended = {int(name) for name in names if name not in scheduler.requests}
+            has_token.update(first_token)
+        return Step(batch, new, first_token, ended)
+
+    return call
+
+
+def vllm_steps_ahead(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's asynchronous scheduler; one call is one unit of time."""
+    call = vllm_call_ahead(scheduler)
+    add = partial(add_to_vllm, case, scheduler)
+    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0):
+        yield call()
+
+
+def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[int, int, int]]:  # noqa: ANN401 -- vLLM may be absent
+    """Return when each request is scheduled, has its first token and its last by vLLM's asynchronous scheduler.
+
+    It runs in virtual time, in steps of one length.
+    """
+    call = vllm_call_ahead(scheduler)
+    times = [[0, 0, 0] for _ in case.requests]
+    ends_ns: deque[int] = deque()
+    now_ns = free_ns = num_arrived = 0
+    while num_arrived < len(case.requests) or scheduler.get_num_unfinished_requests() > 0:
+        if not scheduler.get_num_unfinished_requests():
+            now_ns = max(now_ns, case.requests[num_arrived].arrival_ns)
+        while num_arrived < len(case.requests) and case.requests[num_arrived].arrival_ns <= now_ns:
+            add_to_vllm(case, scheduler, num_arrived)
+            num_arrived += 1
+        scheduled_ns, step = now_ns, call()
+        if step.batch:
+            free_ns = max(free_ns, now_ns) + step_ns
+            ends_ns.append(free_ns)
+        if len(ends_ns) == DEPTH or not step.batch:
+            now_ns = max(now_ns, ends_ns.popleft())
+        for column, (positions, at_ns) in enumerate(
+            ((step.first_scheduled, scheduled_ns), (step.first_token, now_ns), (step.finished, now_ns))
+        ):
+            for position in positions:
+                times[position][column] = at_ns
+    return [(scheduled, first_token, finish) for scheduled, first_token, finish in times]
