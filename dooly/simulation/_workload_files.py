@@ -1,4 +1,4 @@
-"""Workload files: Azure, BurstGPT, Vidur and Splitwise CSV, the CSV of `simulate --csv`, LLMServingSim's JSONL, and real runs.
+"""Workload files: Azure, BurstGPT, Vidur and Splitwise CSV, our own, LLMServingSim's and Mooncake's JSONL, and real runs.
 
 The header tells which, or the suffix and the keys of the first line. A row that breaks a rule is an error naming file and line;
 what is left out is counted and said.
@@ -12,9 +12,9 @@ import math
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from dooly.errors import InvalidInputError, WorkloadError
+from dooly.errors import InvalidInputError, WorkloadError, spell
 from dooly.simulation._runs import STAMPED_KEYS, read_run
 from dooly.simulation._workload import NS_PER_S, Request, Workload
 
@@ -30,6 +30,8 @@ SPLITWISE_COLUMNS = ("arrival_timestamp", "prompt_size", "token_size")
 BURST_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 _KNOWN_COLUMNS = (AZURE_COLUMNS, DOOLY_COLUMNS, VIDUR_COLUMNS, SPLITWISE_COLUMNS, BURST_COLUMNS)
 JSONL_KEYS = ("input_toks", "output_toks", "arrival_time_ns")
+MOONCAKE_BLOCK_SIZE = 512
+MOONCAKE_KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
 
 
 def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1.0, max_tokens: int | None = None) -> Workload:
@@ -37,7 +39,8 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
 
     Args:
         path: Azure 2023 or 2024, BurstGPT, Vidur or Splitwise CSV, a CSV with Dooly's own columns (others are ignored),
-            LLMServingSim's JSONL, or a real run as `read_run` takes it, whose requests arrive when they were sent.
+            LLMServingSim's or Mooncake's JSONL, or a real run as `read_run` takes it, whose requests arrive when they were sent.
+            Mooncake's alone says which prompts begin alike; those of others are taken to share nothing.
         limit: Keep only that many requests, the first in the file.
         rate_scale: Divides all arrival times; 2 doubles the request rate.
         max_tokens: Leave out requests whose prompt and output together are longer.
@@ -79,12 +82,7 @@ def _reader_of(path: Path, handle: TextIO, notes: list[str]) -> Callable[[Path, 
     if path.suffix == ".json":
         return _read_run
     if path.suffix == ".jsonl":
-        if '"hash_ids"' in first:
-            raise WorkloadError(
-                f"{path}:1: a Mooncake trace, whose hash_ids are prompts that begin alike; the simulator has no prefix caching "
-                "yet, and without it their cost would be another"
-            )
-        return _read_run if all(f'"{key}"' in first for key in STAMPED_KEYS) else _read_jsonl
+        return _reader_of_lines(first)
     header = next(csv.reader([first], skipinitialspace=True), [])
     if set(AZURE_COLUMNS) <= set(header):
         return _read_azure
@@ -97,6 +95,15 @@ def _reader_of(path: Path, handle: TextIO, notes: list[str]) -> Callable[[Path, 
         return partial(_read_burst, notes)
     known = " or ".join(",".join(columns) for columns in _KNOWN_COLUMNS)
     raise WorkloadError(f"{path}:1: the header must hold {known}, got {','.join(header)!r}; JSONL files must end in .jsonl")
+
+
+def _reader_of_lines(first: str) -> Callable[[Path, TextIO], Iterator[Request]]:
+    """Return the generator function that reads a file of JSON objects, by its first line."""
+    if '"hash_ids"' in first:
+        return partial(_read_objects, MOONCAKE_KEYS, _mooncake_request)
+    if all(f'"{key}"' in first for key in STAMPED_KEYS):
+        return _read_run
+    return partial(_read_objects, JSONL_KEYS, _jsonl_request)
 
 
 def _read_run(path: Path, _handle: TextIO) -> Iterator[Request]:
@@ -175,7 +182,10 @@ def _read_dooly(path: Path, handle: TextIO) -> Iterator[Request]:
         )
 
 
-def _read_jsonl(path: Path, handle: TextIO) -> Iterator[Request]:
+def _read_objects(
+    keys: tuple[str, ...], read: Callable[[int, str, dict[str, Any]], Request], path: Path, handle: TextIO
+) -> Iterator[Request]:
+    """Yield the request of each line's JSON object."""
     index = 0
     for line_number, line in enumerate(handle, start=1):
         if not line.strip():
@@ -185,11 +195,29 @@ def _read_jsonl(path: Path, handle: TextIO) -> Iterator[Request]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise WorkloadError(f"{place}: a line must be one JSON object ({error}); correct the line") from error
-        if not isinstance(row, dict) or not set(JSONL_KEYS) <= row.keys():
-            raise WorkloadError(f"{place}: a line must be a JSON object with {', '.join(JSONL_KEYS)}, got {line.strip()[:80]!r}")
-        prompt, output = (_whole_number(place, key, row[key]) for key in ("input_toks", "output_toks"))
-        yield Request(index, _whole_number(place, "arrival_time_ns", row["arrival_time_ns"], minimum=0), prompt, output)
+        if not isinstance(row, dict) or not set(keys) <= row.keys():
+            raise WorkloadError(f"{place}: a line must be a JSON object with {', '.join(keys)}, got {line.strip()[:80]!r}")
+        yield read(index, place, row)
         index += 1
+
+
+def _jsonl_request(index: int, place: str, row: dict[str, Any]) -> Request:
+    prompt, output = (_whole_number(place, key, row[key]) for key in ("input_toks", "output_toks"))
+    return Request(index, _whole_number(place, "arrival_time_ns", row["arrival_time_ns"], minimum=0), prompt, output)
+
+
+def _mooncake_request(index: int, place: str, row: dict[str, Any]) -> Request:
+    """Return the request of a line: milliseconds, and an id for each 512 tokens of the prompt, which prompts may share."""
+    prompt, output = (_whole_number(place, key, row[key]) for key in ("input_length", "output_length"))
+    ids = row["hash_ids"]
+    if not isinstance(ids, list) or len(ids) > -(-prompt // MOONCAKE_BLOCK_SIZE):
+        raise WorkloadError(
+            f"{place}: hash_ids must be a list of at most one id for each {MOONCAKE_BLOCK_SIZE} of {prompt} tokens, got "
+            f"{spell(ids)[:80]}; correct the line"
+        )
+    hash_ids = tuple(_whole_number(place, "hash_ids", value, minimum=0) for value in ids)
+    arrival_ns = _seconds_ns(place, "timestamp", str(row["timestamp"])) // 1000
+    return Request(index, arrival_ns, prompt, output, hash_ids, MOONCAKE_BLOCK_SIZE)
 
 
 def _seconds_ns(place: str, name: str, value: str | None) -> int:

@@ -20,7 +20,7 @@ _REQUIRED = {
     "closed": ("concurrency", "prompt", "output"),
     "azure": ("path",),
 }
-_DRAWN = {"requests": "100", "seed": "0"}
+_DRAWN = {"requests": "100", "seed": "0", "prefix": "0", "prefixes": "1"}
 """What may be left out of workloads that are drawn, with what it then is."""
 _OPTIONAL = {"azure": ("requests", "rate", "seed", "max_tokens")}
 
@@ -52,6 +52,10 @@ def parse_workload(text: str) -> Workload:
     options = _split(text, kind, body)
     if kind == "azure":
         return _azure(text, options)
+    if "prefixes" in options and "prefix" not in options:
+        raise WorkloadError(
+            f"workload {text!r}: prefixes has no effect without prefix; give its tokens as well, or drop prefixes"
+        )
     options = _DRAWN | options
     workload = generate_workload(
         _number(text, options, "requests", int),
@@ -60,6 +64,8 @@ def parse_workload(text: str) -> Workload:
         _length_range(text, options, "output"),
         seed=_number(text, options, "seed", int),
         cv=_number(text, {"cv": "1", **options}, "cv", float),
+        prefix=_number(text, options, "prefix", int),
+        num_prefixes=_number(text, options, "prefixes", int),
     )
     return (
         replace(workload, description=text, concurrency=_number(text, options, "concurrency", int))

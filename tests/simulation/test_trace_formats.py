@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dooly.errors import WorkloadError
-from dooly.simulation import Workload, read_workload
+from dooly.simulation import SchedulerConfig, Workload, read_workload
+from dooly.simulation._scheduler import Scheduler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,10 @@ AZURE_2025 = """TIMESTAMP,NumImages,ContextTokens,GeneratedTokens
 2025-05-10 00:00:00.5,0,2162,5
 2025-05-10 00:00:01.5,{images},2399,6
 """
-MOONCAKE = '{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}\n'
+MOONCAKE = """{"timestamp": 0, "input_length": 1500, "output_length": 500, "hash_ids": [0, 1, 2]}
+{"timestamp": 0, "input_length": 7322, "output_length": 490, "hash_ids": [0, 14]}
+{"timestamp": 3000, "input_length": 1012, "output_length": 12, "hash_ids": [0, 28]}
+"""
 
 
 def _read(tmp_path: Path, text: str, name: str = "t.csv") -> Workload:
@@ -81,10 +85,36 @@ def test_a_column_that_changes_the_cost_is_not_dropped(tmp_path: Path) -> None:
         _read(tmp_path, AZURE_2025.format(images=2))
 
 
-def test_shared_prefixes_are_refused_by_name(tmp_path: Path) -> None:
-    """A Mooncake trace without its shared prefixes would cost something else."""
-    with pytest.raises(WorkloadError, match=r"t\.jsonl:1: a Mooncake trace, whose hash_ids .* no prefix caching yet"):
-        _read(tmp_path, MOONCAKE, "t.jsonl")
+def test_mooncakes_hash_ids_are_shared_prefixes(tmp_path: Path) -> None:
+    """Milliseconds, and an id for each 512 tokens of a prompt: prompts whose ids begin alike begin alike."""
+    workload = _read(tmp_path, MOONCAKE, "t.jsonl")
+    assert _rows(workload) == [(0, 0, 1500, 500), (1, 0, 7322, 490), (2, 3_000_000_000, 1012, 12)]
+    assert [r.prefix_ids for r in workload.requests] == [(0, 1, 2), (0, 14), (0, 28)]
+    assert {r.prefix_block_size for r in workload.requests} == {512}
+    config = SchedulerConfig(max_model_len=10_000, num_kv_blocks=10_000)
+    scheduler = Scheduler(workload.requests, config)
+    for position in range(3):
+        scheduler.add(position)
+    step = scheduler.schedule()
+    # The second finds the first's 512 tokens, and its chunk takes the rest of the budget.
+    assert step.to_batch().num_computed_tokens == (0, 512)
+    assert step.to_batch().num_new_tokens == (1500, 548)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("[0, 14]", "7", r"t\.jsonl:2: hash_ids must be a list of at most one id for each 512 of 7322 tokens, got 7; correct"),
+        ("[0, 28]", "[0, 28, 29]", r"t\.jsonl:3: hash_ids must be a list of at most one id for each 512 of 1012 tokens"),
+        ("[0, 14]", '[0, "x"]', r"t\.jsonl:2: hash_ids must be a whole number of at least 0, got 'x'"),
+        ('"timestamp": 3000', '"timestamp": -3', r"t\.jsonl:3: timestamp must be a number of"),
+        ('"output_length": 12', '"tokens": 12', r"t\.jsonl:3: a line must be a JSON object with timestamp, input_length"),
+    ],
+)
+def test_a_bad_line_of_mooncakes_is_named(tmp_path: Path, old: str, new: str, rule: str) -> None:
+    """File, line, rule and value."""
+    with pytest.raises(WorkloadError, match=rule):
+        _read(tmp_path, MOONCAKE.replace(old, new), "t.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,16 @@ def test_infinite_rate() -> None:
     assert {r.arrival_ns for r in parse_workload("poisson:rate=inf,requests=9,prompt=1,output=1").requests} == {0}
 
 
+def test_prompts_may_share_prefixes() -> None:
+    """Shared tokens are ahead of each prompt's own, and change neither lengths nor arrivals otherwise."""
+    plain = parse_workload("poisson:rate=2,requests=40,prompt=5-9,output=3").requests
+    one = parse_workload("poisson:rate=2,requests=40,prompt=5-9,output=3,prefix=100").requests
+    assert [(r.arrival_ns, r.num_prompt_tokens - 100) for r in one] == [(r.arrival_ns, r.num_prompt_tokens) for r in plain]
+    assert {(r.prefix_ids, r.prefix_block_size) for r in one} == {((0,), 100)}
+    several = parse_workload("closed:concurrency=4,requests=40,prompt=5-9,output=3,prefix=100,prefixes=4").requests
+    assert {r.prefix_ids for r in several} == {(0,), (1,), (2,), (3,)}
+
+
 def test_azure_with_its_own_arrivals(trace: Path) -> None:
     """Without a rate the trace's arrivals stay; rows above max_tokens in all are left out."""
     served = parse_workload(f"azure:path={trace},requests=2,max_tokens=303")
@@ -61,7 +71,7 @@ def test_path_is_read_as_a_file(trace: Path) -> None:
     [
         (
             "poisson:rate=1,requests=2,prompt=3,output=4,speed=5",
-            "unknown key 'speed'; poisson knows rate, prompt, output, requests, seed",
+            "unknown key 'speed'; poisson knows rate, prompt, output, requests, seed, prefix, prefixes",
         ),
         ("poisson:rate=1,requests=2,prompt=3,output=4,cv=5", "unknown key 'cv'"),
         ("poisson:rate=1,requests=2,prompt=3", "'output' is missing"),
@@ -74,6 +84,9 @@ def test_path_is_read_as_a_file(trace: Path) -> None:
         ("poisson:rate=1,requests=2,prompt=3,output=x", "output must be LENGTH or LOW-HIGH"),
         ("poison:rate=1", "neither a file nor a specification; give a path or one of poisson:rate="),
         ("azure:rate=1", "'path' is missing"),
+        ("poisson:rate=1,prompt=3,output=4,prefixes=2", "prefixes has no effect without prefix"),
+        ("poisson:rate=1,prompt=3,output=4,prefix=-1", "prefix must be at least 0 tokens, and prefixes at least 1, got -1 and 1"),
+        ("poisson:rate=1,prompt=3,output=4,prefix=9,prefixes=0", "prefixes at least 1, got 9 and 0"),
     ],
 )
 def test_bad_specification_is_named(text: str, message: str) -> None:
