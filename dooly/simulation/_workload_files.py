@@ -121,8 +121,8 @@ def _read_seconds(columns: tuple[str, str, str], path: Path, handle: TextIO) -> 
     reader = csv.DictReader(handle, skipinitialspace=True)
     for index, row in enumerate(reader):
         place = f"{path}:{reader.line_num}"
-        lengths = (_whole_number(place, name, row[name]) for name in (prompt, output))
-        yield Request(index, _seconds_ns(place, arrival, row[arrival]), *lengths)
+        num_prompt_tokens, num_output_tokens = (_whole_number(place, name, row[name]) for name in (prompt, output))
+        yield Request(index, _seconds_ns(place, arrival, row[arrival]), num_prompt_tokens, num_output_tokens)
 
 
 def _read_burst(notes: list[str], path: Path, handle: TextIO) -> Iterator[Request]:
