@@ -4,7 +4,8 @@
 
 GPUDATA holds LLMServingSim's real runs (`llmservingsim/DEVICE/MODEL/real-tpN/vllm-requests.jsonl`, `vllm-meta.json`, and that
 peer's own `peer-summary.txt` and `peer-cluster.json`). Settings come from the run's own file; of the peer's cluster only its link
-is taken, where several ranks have no measured collectives. Nothing is fitted to the runs.
+is taken, where several ranks have no measured collectives. Nothing is fitted to the runs; one
+published constant, the time between two kernels of a CUDA graph, was added with the first run in view.
 """
 
 from __future__ import annotations

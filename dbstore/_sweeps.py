@@ -34,6 +34,8 @@ SCHEMA_VERSION = READABLE_VERSIONS[-1]
 RECORDS = "records"
 Kind = Literal["environments", "operations", "regressors", "traces"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+DERIVED: frozenset[Kind] = frozenset(("regressors", "traces"))
+"""Documents that anyone may make anew from what their digest stands for: two of one digest serve alike, whatever they say."""
 _ARRAY = "samples_ns"
 SWEEP_FILES = (GROUP, f"{_ARRAY}/{GROUP}", f"{_ARRAY}/c/0")
 """The files of a record group; the array is one chunk, and an empty array has none."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parents[1] / "dooly" / "data"
 SOURCE = "aiconfigurator (ai-dynamo/aiconfigurator 095f58a), Apache-2.0, NVIDIA: tables of vLLM 0.24.0"
 SYSTEMS = {
-    # Datasheet figures of the machines, as the tables' own system.yaml has them; multiprocessors as the driver reports them.
-    "h100": ("h100_sxm", "NVIDIA H100 80GB HBM3", 85_899_345_920, 3.35e12),
-    "h200": ("h200_sxm", "NVIDIA H200", 151_397_597_184, 4.8e12),
+    # Memory as CUDA reports it (79.11, 139.81 and below 94.97 GiB), bandwidth by the datasheet.
+    "h100": ("h100_sxm", "NVIDIA H100 80GB HBM3", 84_943_715_697, 3.35e12),
+    "h200": ("h200_sxm", "NVIDIA H200", 150_119_844_413, 4.8e12),
 }
 HOST = (1_500_000, 2_000_000, 7_800_000, 19_100_000)
 """What a host takes to launch steps of a model of 30 layers; `dooly.latency.HostTimes` says what each is. The last two are what
@@ -51,7 +51,7 @@ QUANTISED, QUANTISED_FOR = ("llama-3.1-8b", "llama-3.1-70b"), "h200"
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
 BUNDLED = (("llama-3.1-8b", 1), ("llama-3.1-8b", 2), ("qwen3-32b", 2))
 """Models and ranks whose operations were measured; mixtures of experts are not read yet."""
-RTX = ("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 96_000_000_000, 1.597e12, 503.8e12, 188)
+RTX = ("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 101_973_261_025, 1.597e12, 503.8e12, 188)
 """Name, device; memory, bandwidth, bf16 rate and multiprocessors by the datasheet. Its bundles do not tell the attention."""
 GAP_NS = 500.0
 """Between two kernels of a CUDA graph: one of 2.9 us took 3.4 us there (A. Gray, NVIDIA Technical Blog, 5 September 2019)."""

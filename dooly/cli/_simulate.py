@@ -93,8 +93,8 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: 
     table.add_row("model", f"{latency.traced.model}, {serving.tensor_parallel_size} ranks")
     table.add_row(
         "seconds",
-        f"{shares}; kernels of one decode step lie within {step.uncertainty_s / step.seconds:.1%} of measurements held out, "
-        "whole runs of real engines further off",
+        f"{shares}; the kernels of one decode step are typically off by {step.uncertainty_s / step.seconds:.1%}, "
+        "whole runs of real engines by more",
     )
     table.add_row(
         "engine",

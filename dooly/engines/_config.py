@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class ModelSource:
         kind = rope.get("rope_type", rope.get("type"))
         if kind == "longrope":  # up to here short sequences are as good as without
             longest = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or longest
-        stretch = (rope.get("factor") or 1) if kind in _STRETCHING else 1
+        stretched = kind in _STRETCHING and "gemma3" not in str(config.get("model_type"))  # whose length has the factor in it
+        stretch = (rope.get("factor") or 1) if stretched else 1
         return int(stretch * longest)
 
     @property
@@ -107,9 +109,15 @@ class ServingConfig:
     def __post_init__(self) -> None:
         if self.dtype not in {"bfloat16", "float16", "float32"}:
             raise InvalidInputError(f"--dtype: {self.dtype!r} is not one of bfloat16, float16, float32")
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise InvalidInputError(f"--{name.replace('_', '-')}: {value} is not at least 1")
+        for field in fields(self):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if field.type == "bool" and not isinstance(value, bool):
+                raise InvalidInputError(f"{flag}: {spell(value)} is neither True nor False")
+            if str(field.type).startswith("int") and value is not None:
+                if isinstance(value, bool) or not isinstance(value, Integral):
+                    raise InvalidInputError(f"{flag}: {spell(value)} is no whole number")
+                if value < 1:
+                    raise InvalidInputError(f"{flag}: {value} is not at least 1")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InvalidInputError(f"--gpu-memory-utilization: {self.gpu_memory_utilization} does not lie above 0 and up to 1")
 
@@ -148,7 +156,7 @@ def find_model(model: str) -> ModelSource:
         InvalidInputError: The `config.json` is not a JSON object that names an architecture, or a part of it is no object.
     """
     folder = Path(model)
-    if not folder.is_dir() and model in (listed := {m.name: m for m in listed_models()}):
+    if not (folder / "config.json").is_file() and model in (listed := {m.name: m for m in listed_models()}):
         return listed[model]
     if not folder.is_dir():
         raise ModelNotFoundError(f"MODEL: {model!r} is neither a folder nor a listed name; see `dooly models`")

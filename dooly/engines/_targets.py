@@ -26,10 +26,10 @@ class Target:
 _KNOWN = (
     Target("a100", "NVIDIA A100-SXM4-80GB", (8, 0), 80 << 30, 108),
     Target("l40s", "NVIDIA L40S", (8, 9), 48 << 30, 142),
-    Target("h100", "NVIDIA H100 80GB HBM3", (9, 0), 80 << 30, 132),
-    Target("h200", "NVIDIA H200", (9, 0), 141 << 30, 132),
+    Target("h100", "NVIDIA H100 80GB HBM3", (9, 0), 84_943_715_697, 132),
+    Target("h200", "NVIDIA H200", (9, 0), 150_119_844_413, 132),
     Target("b200", "NVIDIA B200", (10, 0), 180 << 30, 148),
-    Target("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", (12, 0), 96_000_000_000, 188),
+    Target("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", (12, 0), 101_973_261_025, 188),
 )
 TARGETS = {target.name: target for target in _KNOWN}
 """Targets by name."""

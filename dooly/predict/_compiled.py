@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-_compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function at its first call, and keep the code on disk where numba finds a folder that it may write to."""
+    try:
+        compiled: Callable[..., Any] = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # "cannot cache function": a read-only installation without a home
+        compiled = numba.njit(nogil=True)(function)
+    return compiled
 
 
 _BLOCK = 512

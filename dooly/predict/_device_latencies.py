@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.errors import MissingOperationError
-from dooly.predict._estimated import MovedBytes
+from dooly.predict._estimated import MovedBytes, Roofline
 from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily
 from dooly.predict._family import FamilyRegressor
 from dooly.predict._family_curve import FamilyCurve
@@ -111,8 +111,8 @@ class DeviceLatencies:
         """
         kind = kind_of(operation)
         if (own := self.measured.get(operation.signature)) is not None:
-            beyond = self._linear_family(kind) if isinstance(kind, LinearLayer) else None
-            return own if beyond is None else replace(own, beyond=beyond)
+            family = self._linear_family(kind) if isinstance(kind, LinearLayer) else None
+            return replace(own, beyond=family or Roofline(self.hardware))
         found: OperationLatency | None = None
         if isinstance(kind, Collective):
             found = self._collective(kind, operation, model)

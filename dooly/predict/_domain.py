@@ -52,6 +52,8 @@ class Domain:
     """Positions that one request reads."""
     attention: AttentionReach | None = None
     """How much attention read at most; None where no records of this model tell."""
+    is_measured: bool = True
+    """Whether the limits are what was measured, and not what the engine was told."""
 
     @classmethod
     def of(cls, steps: BatchArrays, attention: Sequence[BatchArrays]) -> Domain:
@@ -73,8 +75,10 @@ class Domain:
     def refusal(self, batches: BatchArrays, model: str) -> str:
         """Return what is wrong with batches that it does not allow, in one line."""
         beyond = self._excesses(batches)
-        facts = ", ".join(f"{value} {what} where {limit} were measured" for value, limit, what in beyond.values())
-        return f"step: {facts}; profile {model} with a larger {' and '.join(beyond)}, or simulate with a smaller"
+        bound = "were measured" if self.is_measured else "are allowed"
+        remedy = f"profile {model} with a larger" if self.is_measured else f"serve {model} with a larger"
+        facts = ", ".join(f"{value} {what} where {limit} {bound}" for value, limit, what in beyond.values())
+        return f"step: {facts}; {remedy} {' and '.join(beyond)}, or simulate with a smaller"
 
     def _excesses(self, batches: BatchArrays) -> dict[str, tuple[int, int, str]]:
         """Return by the engine's flag what goes beyond a limit: value, limit, what it counts."""

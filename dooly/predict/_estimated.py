@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Roofline:
+    """An operation by the device's roofline (Williams et al., CACM 2009): how what was measured of it grows beyond."""
+
+    hardware: Hardware
+    """The device."""
+    source: Source = "estimated"
+    """Where the latencies are from."""
+    relative_error: float = ESTIMATE_ERROR
+    """What an estimate is taken to be off by."""
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        return self.hardware.roofline_ns(*work.cost(batches))
+
+
+@dataclass(frozen=True, slots=True)
 class MovedBytes:
     """An operation that computes little, by the bytes that it moves."""
 

@@ -58,7 +58,15 @@ def default_serving(model: ModelSource, hardware: str, **settings: Any) -> Servi
         device = Hardware.read(folder)
     memory_bytes = 0 if "A100" in device.device else device.memory_bytes
     num_seqs, num_batched_tokens = next(limits for least_bytes, limits in _LIMITS if memory_bytes >= least_bytes)
-    limits = {"max_model_len": model.max_model_len, "max_num_seqs": num_seqs, "max_num_batched_tokens": num_batched_tokens}
+    # What is given bounds what is not: no step of fewer tokens than requests, nor of more than these can have.
+    tokens = settings.get("max_num_batched_tokens")
+    num_seqs = settings.get("max_num_seqs") or min(num_seqs, tokens or num_seqs)
+    longest = settings.get("max_model_len") or model.max_model_len
+    limits: dict[str, Any] = {
+        "max_model_len": longest,
+        "max_num_seqs": num_seqs,
+        "max_num_batched_tokens": tokens or min(num_batched_tokens, num_seqs * longest),
+    }
     return ServingConfig(**limits | settings)
 
 
@@ -122,7 +130,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
             latencies[operation.signature] = device.of(operation, traced.model)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
-    domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
+    domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len, is_measured=False)
     return LatencyModel(
         traced,
         _environment(device.hardware, traced, serving),

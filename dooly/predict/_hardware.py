@@ -32,7 +32,7 @@ class Hardware:
     device: str
     """Name as its driver reports it."""
     memory_bytes: int
-    """Memory of one device."""
+    """Memory of one device, as CUDA reports it: what an engine takes its share of."""
     memory_bytes_per_s: float
     """Bandwidth of its memory by the datasheet."""
     flops_per_s: float

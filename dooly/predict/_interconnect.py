@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+_FIELDS = ("bandwidth", "latency")
 _PAIR = 2
 """Ranks that exchange all they have at once, as the engine's own all-reduce does between two."""
 
@@ -32,23 +34,28 @@ class Interconnect:
     latency_ns: float
     """What a message takes beside its bytes, in nanoseconds."""
 
+    def __post_init__(self) -> None:
+        if not (0 < self.bytes_per_s < math.inf and 0 <= self.latency_ns < math.inf):
+            raise InvalidInputError(
+                f"Interconnect: bytes_per_s must be above 0 and latency_ns at least 0, got {self.bytes_per_s}, {self.latency_ns}"
+            )
+
     @classmethod
     def parse(cls, text: str) -> Interconnect:
         """Return the link of a text such as `bandwidth=16,latency=20`, in GB/s and microseconds.
 
         Raises:
-            InvalidInputError: It is of another form, or a number is not positive.
+            InvalidInputError: It is of another form, the bandwidth is not above 0 or the latency below it.
         """
-        fields = dict(part.partition("=")[::2] for part in text.split(","))
+        parts = [part.partition("=") for part in text.split(",")]
+        values = {name.strip(): value for name, _, value in parts} if len(parts) == len(_FIELDS) else {}
         try:
-            bandwidth, latency = (float(fields.pop(name)) for name in ("bandwidth", "latency"))
+            bandwidth, latency = (float(values[name]) for name in _FIELDS)
+            return cls(1e9 * bandwidth, 1e3 * latency)
         except (KeyError, ValueError) as error:
-            raise InvalidInputError(f"--interconnect: {text!r} is not as bandwidth=16,latency=20, in GB/s and us") from error
-        if fields or not (bandwidth > 0 and latency >= 0):
             raise InvalidInputError(
-                f"--interconnect: {text!r} is not as bandwidth=16,latency=20: both numbers, above and not below 0"
-            )
-        return cls(1e9 * bandwidth, 1e3 * latency)
+                f"--interconnect: {text!r} is not as bandwidth=16,latency=20: each once, in GB/s above 0 and us from 0"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class MeasuredSizes:
     measured_ns: Floats
     """Their latencies, shape (num_points,)."""
     beyond: OperationLatency | None = None
-    """What tells how latency grows above the largest size; None for an operation that is as busy as it gets there."""
+    """What tells how latency grows above the largest size; None for in proportion to it."""
     source: Source = "measured"
     """Where the latencies are from."""
 

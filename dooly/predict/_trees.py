@@ -79,5 +79,7 @@ class ObliviousTrees:
         """Return the ensemble's values, shape (num_rows,), for features of shape (num_rows, num_features)."""
         from dooly.predict._compiled import sums_of_leaves
 
+        if features.shape[1] <= self.feature.max(initial=-1):
+            raise ValueError(f"trees ask about feature {self.feature.max()} of {features.shape[1]}: they were fitted to others")
         sums = sums_of_leaves(np.ascontiguousarray(features, dtype=np.float32), self.feature, self.border, self.leaf)
         return np.asarray(self.scale * sums + self.bias)

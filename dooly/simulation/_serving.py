@@ -28,9 +28,9 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
     """
     num_kv_blocks, block_size = latency.num_kv_blocks(serving), latency.block_size
     if num_kv_blocks < _MIN_BLOCKS:
+        given = "--kv-cache-memory-bytes" if serving.num_gpu_blocks_override is None else "--num-gpu-blocks-override"
         raise InvalidInputError(
-            f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} makes {num_kv_blocks} KV blocks of {block_size} tokens; "
-            f"give enough for at least {_MIN_BLOCKS}"
+            f"{given}: the KV cache has {num_kv_blocks} blocks of {block_size} tokens; give enough for at least {_MIN_BLOCKS}"
         )
     room = num_kv_blocks * block_size
     if serving.max_model_len > room and serving.num_gpu_blocks_override is None:

@@ -97,6 +97,10 @@ def test_an_unknown_name_points_to_the_list() -> None:
         ({"max_num_seqs": -3}, "--max-num-seqs: -3 is not at least 1"),
         ({"kv_cache_memory_bytes": 0}, "--kv-cache-memory-bytes: 0 is not at least 1"),
         ({"tensor_parallel_size": 0}, "--tensor-parallel-size: 0 is not at least 1"),
+        ({"max_num_seqs": 2.5}, "--max-num-seqs: 2.5 is no whole number"),
+        ({"max_num_seqs": "4"}, "--max-num-seqs: '4' is no whole number"),
+        ({"max_model_len": True}, "--max-model-len: True is no whole number"),
+        ({"async_scheduling": 3}, "--async-scheduling: 3 is neither True nor False"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], rule: str) -> None:
@@ -167,9 +171,20 @@ def test_models_are_as_long_as_vllm_takes_them_to_be() -> None:
             4096,
         ),
         ({"text_config": {"max_position_embeddings": 32_768}, "seq_length": "many"}, 32_768),
+        (
+            {"model_type": "gemma3_text", "max_position_embeddings": 131_072, "rope_scaling": {"type": "linear", "factor": 8}},
+            131_072,
+        ),
     ],
 )
 def test_a_configuration_says_how_long_a_sequence_may_be(tmp_path: Path, config: dict[str, Any], longest: int) -> None:
     """The smallest of what it says, stretched where the kind of rotary embedding stretches it."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert ModelSource("m", tmp_path).max_model_len == longest
+
+
+def test_an_empty_folder_does_not_hide_a_listed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name in the working directory is the model only if it holds one."""
+    (tmp_path / "llama-3.1-8b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_model("llama-3.1-8b") in listed_models()

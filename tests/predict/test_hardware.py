@@ -74,7 +74,7 @@ def test_more_work_takes_longer(large: LatencyModel) -> None:
 
 def test_blocks_fill_what_memory_has_left(large: LatencyModel) -> None:
     """Weights, activations and 1 GiB come off the share of memory; an override and a given size win."""
-    left = 0.92 * 151_397_597_184 - weight_bytes(large.traced) - peak_activation_bytes(large.traced, SERVING) - (1 << 30)
+    left = 0.92 * 150_119_844_413 - weight_bytes(large.traced) - peak_activation_bytes(large.traced, SERVING) - (1 << 30)
     block_bytes = 16 * token_bytes(large.traced, "bfloat16")
     assert block_bytes == 16 * 80 * 2 * 2 * 128 * 2
     assert large.num_kv_blocks(SERVING) == int(left) // block_bytes
@@ -137,7 +137,7 @@ def test_weights_beyond_the_memory_are_refused() -> None:
     """The message names both sizes and the way out."""
     serving = ServingConfig()
     model = load_latency_model(model=find_model("llama-3.1-70b"), serving=serving, hardware="h100")
-    with pytest.raises(InvalidInputError, match=r"its weights take 141\.1 GB of a rank, h100 gives 79\.0 GB .*--tensor-parallel"):
+    with pytest.raises(InvalidInputError, match=r"its weights take 141\.1 GB of a rank, h100 gives 78\.1 GB .*--tensor-parallel"):
         model.num_kv_blocks(serving)
 
 
@@ -183,3 +183,11 @@ def test_limits_are_those_that_vllm_starts_with(hardware: str, monkeypatch: pyte
     assert (serving.max_num_batched_tokens, serving.max_num_seqs, serving.tensor_parallel_size) == (tokens, requests, 2)
     assert serving.max_model_len == model.max_model_len
     assert default_serving(model, hardware, max_num_seqs=7).max_num_seqs == 7
+
+
+def test_limits_that_are_given_bound_those_that_are_not() -> None:
+    """As in vLLM: no more requests than tokens in a step, and no more tokens than the requests can have."""
+    model = find_model("llama-3.1-8b")
+    assert default_serving(model, "h200", max_num_batched_tokens=64).max_num_seqs == 64
+    assert default_serving(model, "h200", max_num_seqs=1, max_model_len=1024).max_num_batched_tokens == 1024
+    assert default_serving(model, "h200", max_num_seqs=2, max_num_batched_tokens=4096).max_num_batched_tokens == 4096

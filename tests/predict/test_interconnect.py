@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dooly.batch import Batch
@@ -47,9 +49,26 @@ def test_a_gather_goes_one_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "16", "bandwidth=16", "bandwidth=x,latency=2", "bandwidth=0,latency=2", "bandwidth=1,latency=2,hops=3"]
+    "text",
+    [
+        "",
+        "16",
+        "bandwidth=16",
+        "bandwidth=x,latency=2",
+        "bandwidth=0,latency=2",
+        "bandwidth=1,latency=2,hops=3",
+        "bandwidth=1,latency=2,bandwidth=9",
+        "bandwidth=1,latency=-2",
+    ],
 )
 def test_other_spellings_are_refused(text: str) -> None:
     """The message shows the right one."""
     with pytest.raises(InvalidInputError, match=r"--interconnect: .* is not as bandwidth=16,latency=20"):
         Interconnect.parse(text)
+
+
+@pytest.mark.parametrize(("bytes_per_s", "latency_ns"), [(-1.0, 5.0), (math.inf, 5.0), (1e9, -1.0), (1e9, math.nan)])
+def test_a_link_has_a_bandwidth_and_a_latency(bytes_per_s: float, latency_ns: float) -> None:
+    """Made by hand, it is checked as its text is."""
+    with pytest.raises(InvalidInputError, match="bytes_per_s must be above 0 and latency_ns at least 0"):
+        Interconnect(bytes_per_s, latency_ns)

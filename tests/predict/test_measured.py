@@ -8,8 +8,9 @@ import pytest
 from dooly.batch import Batch
 from dooly.catalog import operation_table
 from dooly.engines import ServingConfig, find_model
-from dooly.predict import BatchArrays, OperationWork
+from dooly.predict import BatchArrays, OperationWork, load_latency_model
 from dooly.predict._measured import CollectiveTable, MeasuredSizes, left_out_error
+from dooly.predict._trees import ObliviousTrees
 
 SERVING = ServingConfig(tensor_parallel_size=2)
 
@@ -42,3 +43,25 @@ def test_the_error_is_that_of_points_left_out() -> None:
     assert left_out_error(line, 3 * line) == 0
     assert left_out_error(np.array([1.0, 2.0, 3.0]), np.array([10.0, 10.0, 30.0])) == pytest.approx(1.0)
     assert left_out_error(line[:2], line[:2]) == 0.5
+
+
+def test_a_product_grows_beyond_by_the_roofline() -> None:
+    """A head that waits for its weights at 256 rows does not take twice as long at 512: its roofline tells by how much."""
+    latency = load_latency_model(
+        model=find_model("llama-3.1-8b"), serving=ServingConfig(max_num_seqs=1024), hardware="rtxpro6000"
+    )
+    hardware = latency.hardware
+    assert hardware is not None
+    parts = [latency.step(Batch((1,) * n, (100,) * n)).breakdown_s["logits_processor"] for n in (256, 512)]
+    head = next(op for op in latency.traced.operations if op.name == "logits_processor")
+    roofline = hardware.roofline_ns(*OperationWork(head).cost(BatchArrays.of([Batch((1,) * n, (100,) * n) for n in (256, 512)])))
+    assert parts[1] / parts[0] == pytest.approx(roofline[1] / roofline[0], rel=0.01)
+    assert roofline[1] / roofline[0] < 1.6
+
+
+def test_trees_refuse_features_of_another_kind() -> None:
+    """Fewer columns than the trees ask about would read what lies behind them."""
+    trees = ObliviousTrees(np.array([[4]]), np.array([[1.0]], dtype=np.float32), np.array([[0.0, 1.0]]), 1.0, 0.0)
+    assert trees.predict(np.array([[0, 0, 0, 0, 2.0]])).tolist() == [1]
+    with pytest.raises(ValueError, match="feature 4 of 3"):
+        trees.predict(np.zeros((1, 3)))

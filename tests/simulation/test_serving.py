@@ -26,8 +26,12 @@ def test_the_scheduler_is_set_as_the_engine_is_served() -> None:
     assert (config.max_model_len, config.max_num_batched_tokens, config.max_num_seqs) == (4096, 1024, 7)
     assert (config.num_kv_blocks, config.block_size) == (latency.num_kv_blocks(serving), 16)
     assert not config.async_scheduling
-    with pytest.raises(InvalidInputError, match=r"makes 1 KV blocks of 16 tokens; give enough for at least 2$"):
+    with pytest.raises(
+        InvalidInputError, match=r"^--kv-cache-memory-bytes: the KV cache has 1 blocks of 16 tokens; give enough for at least 2$"
+    ):
         scheduler_config(replace(serving, kv_cache_memory_bytes=16 * 131_072), latency)
+    with pytest.raises(InvalidInputError, match=r"^--num-gpu-blocks-override: the KV cache has 1 blocks"):
+        scheduler_config(replace(serving, num_gpu_blocks_override=1), latency)
 
 
 def test_the_longest_request_must_fit_in_the_cache() -> None:
