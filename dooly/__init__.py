@@ -25,6 +25,7 @@ from dooly.predict import (
     load_latency_model,
     load_module_latency,
 )
+from dooly.searching import search
 from dooly.simulation import SchedulerConfig, Workload, parse_workload, scheduler_config, simulate
 from dooly.tracing import TracedModel, trace
 from dooly.validation import validate
@@ -59,6 +60,7 @@ __all__ = [
     "profile",
     "profile_module",
     "scheduler_config",
+    "search",
     "simulate",
     "trace",
     "validate",

@@ -32,6 +32,7 @@ ORDER = (
     "dooly.imports",
     "dooly.simulation",
     "dooly.validation",
+    "dooly.searching",
     "dooly.report",
     "dooly.cli",
     "dooly.__main__",

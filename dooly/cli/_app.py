@@ -18,6 +18,7 @@ from dooly.cli._db import db
 from dooly.cli._hardware import hardware
 from dooly.cli._models import models
 from dooly.cli._profile import profile
+from dooly.cli._search import search
 from dooly.cli._simulate import simulate
 from dooly.cli._trace import trace
 from dooly.cli._validate import validate
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _DEBUG = "--debug"
 
 app = typer.Typer(name="dooly", add_completion=False, pretty_exceptions_enable=False)
-for command in (models, hardware, trace, profile, simulate, validate, compare):
+for command in (models, hardware, trace, profile, simulate, search, validate, compare):
     app.command()(command)
 app.add_typer(db)
 
@@ -48,7 +49,7 @@ def dooly(
     _debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error; may stand anywhere.")] = False,
     _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
-    """Predict operation latencies for LLM serving: trace, profile, simulate, validate."""
+    """Predict operation latencies for LLM serving: trace, profile, simulate, search, validate."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

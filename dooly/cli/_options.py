@@ -7,7 +7,7 @@ from dataclasses import fields
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -125,28 +125,56 @@ def engine_flags(
         unset: Settings that have no value unless one is given.
     """
 
+    settings = [name for name in _DEFAULTS if (not only or name in only) and name not in without]
+    flags = {name: _flag(name, has_default=name not in unset) for name in settings}
+
+    def set_only(given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name not in unset or value is not None}
+
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        settings = [f.name for f in fields(ServingConfig) if (not only or f.name in only) and f.name not in without]
-        flags = {name: _flag(name, has_default=name not in unset) for name in settings}
-
-        @wraps(command)
-        def run(**values: Any) -> None:  # noqa: ANN401 - each command has its own
-            given: dict[str, Any] = {name: values.pop(flag.name) for name, flag in flags.items()}
-            given |= {name: not given[name] for name in _ON & given.keys()}
-            if unset:
-                command(
-                    **values, settings={name: value for name, value in given.items() if name not in unset or value is not None}
-                )
-            else:
-                command(**values, serving=ServingConfig(**given))
-
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.name not in {"serving", "settings"}]
-        run.__signature__ = signature.replace(parameters=[*own, *flags.values()])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in (*own, *flags.values())}
-        return run
+        if unset:
+            return _with_flags(command, "settings", flags, set_only)
+        return _with_flags(command, "serving", flags, lambda given: ServingConfig(**given))
 
     return decorate
+
+
+def engine_choices(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command that takes `choices: dict[str, tuple]`: the same flags, each of which may take several values.
+
+    The command gets those that are given. Flags that turn something on or off stay as they are.
+
+    Args:
+        without: Settings to leave out.
+    """
+    settings = [name for name in _DEFAULTS if name not in without]
+    switches = {name for name in settings if isinstance(_DEFAULTS[name], bool)}
+    flags = {name: _flag(name, has_default=True) if name in switches else _several(name) for name in settings}
+
+    def chosen(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        turned = {name: (given.pop(name),) for name in switches}
+        several = {name: values for name, values in given.items() if values is not None}
+        return several | {name: values for name, values in turned.items() if values != (_DEFAULTS[name],)}
+
+    return lambda command: _with_flags(command, "choices", flags, chosen)
+
+
+def _with_flags(
+    command: Callable[..., None], argument: str, flags: dict[str, inspect.Parameter], made: Callable[[dict[str, Any]], Any]
+) -> Callable[..., None]:
+    """Return a command that has flags in place of an argument, which is made of their values by setting."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:  # noqa: ANN401 - each command has its own
+        given: dict[str, Any] = {name: values.pop(flag.name) for name, flag in flags.items()}
+        given |= {name: not given[name] for name in _ON & given.keys()}
+        command(**values, **{argument: made(given)})
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.name != argument]
+    run.__signature__ = signature.replace(parameters=[*own, *flags.values()])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*own, *flags.values())}
+    return run
 
 
 def _flag(setting: str, *, has_default: bool) -> inspect.Parameter:
@@ -160,6 +188,30 @@ def _flag(setting: str, *, has_default: bool) -> inspect.Parameter:
     annotation = get_type_hints(ServingConfig)[setting]
     annotation = annotation if has_default else annotation | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+
+
+def _several(setting: str) -> inspect.Parameter:
+    """Return the flag of a setting that takes values with commas between them, and gives them as a tuple."""
+    hint = get_type_hints(ServingConfig)[setting]
+    kind: Callable[[str], Any] = next((kind for kind in (int, float) if kind in {hint, *get_args(hint)}), str)
+
+    def parse(text: str | None) -> tuple[Any, ...] | None:
+        try:
+            return None if text is None else tuple(kind(value.strip()) for value in text.split(","))
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r} must be numbers with commas between them") from error
+
+    default = "as vllm serve" if setting in LIMITS else _DEFAULTS[setting]
+    option = typer.Option(
+        None,
+        f"--{setting.replace('_', '-')}",
+        metavar="VALUE,...",
+        help=_HELP[setting],
+        callback=parse,
+        show_default=False if default is None else str(default),
+        rich_help_panel="Engine; values with commas between them are all tried",
+    )
+    return inspect.Parameter(setting, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None)
 
 
 _DEFAULTS = {field.name: field.default for field in fields(ServingConfig)}

@@ -1,0 +1,174 @@
+"""`dooly search`: which models, devices and engine settings serve the most requests within latency limits."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dooly.cli._options import TRACE_ONLY, HtmlFile, InterconnectText, JsonFile, engine_choices, writable
+from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.engines import find_model
+
+if TYPE_CHECKING:
+    from dooly.searching import FoundCandidate, SearchResult
+
+_UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
+_SHOWN_REASONS = 12
+"""Reasons that are printed; all are in JSON and CSV."""
+
+
+@engine_choices(without=TRACE_ONLY)
+def search(  # noqa: PLR0913 - one argument an option
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
+    *,
+    hardware: Annotated[str, typer.Option(metavar="NAME,...", help="Devices that `dooly hardware` lists.")],
+    workload: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC|FILE",
+            help="As poisson:prompt=512,output=64-256, also with requests=400,seed=0; gamma with cv=; or a file, whose arrivals "
+            "are scaled. Their rate is what is searched.",
+        ),
+    ],
+    ttft_p90: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time to first token of 90 % at most, as 0.5 or 500ms.")
+    ] = None,
+    tpot_p90: Annotated[str | None, typer.Option(metavar="TIME", help="Time per output token of 90 % at most.")] = None,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TIME", help="Any other limit, as e2e_p99=8 or itl_mean=40ms; may be given again."),
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=COST,...", help="What a GPU costs an hour, as h200=3.5,h100=2, to find the cheapest."),
+    ] = None,
+    interconnect: InterconnectText = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many to find the highest rate of; others are left.")] = 10,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            callback=writable,
+            help="Keep each simulation here as it comes, and go on from those that it holds.",
+        ),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; by default one a core.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A Ray cluster to simulate on, as auto or ray://HOST:10001, or local."),
+    ] = None,
+    json_file: JsonFile = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", callback=writable, help="Write one row a candidate, best first.")
+    ] = None,
+    html_file: HtmlFile = None,
+    choices: dict[str, tuple[Any, ...]],
+) -> None:
+    """Search engine settings, models and devices for those that serve the most requests a GPU within latency limits."""
+    from dooly.predict import Interconnect
+    from dooly.searching import search as find
+
+    limits = {name: _seconds(name, text) for name, text in {"ttft_p90": ttft_p90, "tpot_p90": tpot_p90}.items() if text}
+    limits |= {name: _seconds(name, text) for name, text in map(_pair, slo or ())}
+    prices = None if price is None else {name: _number(name, text) for name, text in map(_pair, price.split(","))}
+    with progress_bar("searching") as update:
+        result = find(
+            [find_model(model) for model in models],
+            [name.strip() for name in hardware.split(",")],
+            workload,
+            limits,
+            choices=choices,
+            interconnect=None if interconnect is None else Interconnect.parse(interconnect),
+            prices=prices,
+            top=top,
+            state=state,
+            num_processes=processes,
+            ray=ray,
+            progress=update,
+        )
+    if csv_file is not None:
+        result.write_csv(csv_file)
+    if html_file is not None:
+        from dooly.report import write_search
+
+        write_search(result, html_file)
+    if write_json(result.to_json(), json_file):
+        _show(result, tuple(choices))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name.strip().replace("-", "_") if name.strip().replace("-", "_") in _limited() else name.strip(), value.strip()
+
+
+def _limited() -> tuple[str, ...]:
+    from dooly.searching import LIMITED
+
+    return LIMITED
+
+
+def _seconds(name: str, text: str) -> float:
+    """Return the seconds of a time such as `0.5`, `0.5s` or `500ms`."""
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    return _number(name, text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{name}: {text!r} is no number; write it as {name}=2, or a time as 0.5 or 500ms") from error
+
+
+def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
+    """Print the candidates that serve within the limits, the reasons of the others, and the command of the best."""
+    shown = [found for found in result.candidates if found.best is not None]
+    if shown:
+        _show_table(result, shown, [name for name in settings if len({getattr(f.candidate.serving, name) for f in shown}) > 1])
+    for reason, candidates in result.without_rate[:_SHOWN_REASONS]:
+        typer.echo(f" {len(candidates)} × {reason}")  # noqa: RUF001 - as counts are written
+    if (hidden := len(result.without_rate) - _SHOWN_REASONS) > 0:
+        typer.echo(f" and {hidden} reasons more; see --csv or --json")
+    best = result.best
+    if best is None:
+        typer.echo(" no candidate meets the limits")
+        return
+    assert best.best is not None
+    typer.echo(f"\n {best.candidate.command}")
+    if best.ends_early:
+        rate = best.evaluations[-1].requests_per_s
+        typer.echo(
+            f"dooly: warning: the best stays within the limits up to {rate:.3g} requests a second, its throughput with all of "
+            "them at once; a longer workload, with a larger requests=, may tell more",
+            err=True,
+        )
+
+
+def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: list[str]) -> None:
+    priced = shown[0].price_per_gpu_hour is not None
+    numbers = ["GPUs", *(["cost/1,000 req"] if priced else []), "req/s/GPU", "req/s", "below", "tok/s/GPU"]
+    limits = [f"{name.replace('_', ' ').upper()} ms" for name in result.limits]
+    numbers += [*limits, "KV blocks"]
+    table = new_table("model", "hardware", *settings, *numbers, numbers=(*settings, *numbers))
+    for found in shown:
+        at, candidate = found.best, found.candidate
+        assert at is not None
+        latencies = [at.latencies_s[name] for name in result.limits]
+        table.add_row(
+            candidate.model.name,
+            candidate.hardware,
+            *(str(getattr(candidate.serving, name)) for name in settings),
+            str(candidate.num_gpus),
+            *([f"{found.cost_per_1000_requests:.4g}"] if priced else []),
+            f"{found.goodput_per_gpu:.4g}",
+            f"{'' if found.exact else '>= '}{at.rate:g}",
+            "-" if found.below is None else f"{found.below:g}",
+            f"{at.output_tokens_per_s / candidate.num_gpus:.0f}",
+            *("-" if value is None else f"{1e3 * value:.1f}" for value in latencies),
+            f"{at.num_kv_blocks:,}",
+        )
+    unsure = any(not found.exact for found in shown)
+    note = "; >=: left there, as it cannot be among the best" if unsure else ""
+    show(table, f"{len(result.candidates)} candidates, {result.num_simulations} simulations{note}")

@@ -1,0 +1,27 @@
+"""Search: which models, devices and engine settings serve the most requests within latency limits, by simulation.
+
+Needs neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from dooly.searching._candidate import Candidate, combine
+from dooly.searching._evaluation import Evaluation
+from dooly.searching._limits import LIMITED
+from dooly.searching._load import Load, read_load
+from dooly.searching._rates import rate_at
+from dooly.searching._result import FoundCandidate, SearchResult
+from dooly.searching._search import search
+
+__all__ = [
+    "LIMITED",
+    "Candidate",
+    "Evaluation",
+    "FoundCandidate",
+    "Load",
+    "SearchResult",
+    "combine",
+    "rate_at",
+    "read_load",
+    "search",
+]

@@ -1,0 +1,50 @@
+"""A workload whose request rate is free: the same requests in the same pattern of arrivals, closer together or further apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dooly.errors import WorkloadError
+from dooly.simulation import Workload, parse_workload
+
+_DRAWN = ("poisson", "gamma", "azure")
+"""Kinds of specifications whose arrivals are drawn at a rate."""
+_NS_PER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests to be sent at any rate."""
+
+    workload: Workload
+    """The requests as they arrive at `rate`."""
+    rate: float
+    """Requests a second that arrive in the mean."""
+
+    def at(self, rate: float) -> Workload:
+        """Return the requests at so many a second; infinite sends all at once."""
+        requests = self.workload.requests
+        return replace(
+            self.workload, requests=tuple(replace(r, arrival_ns=round(r.arrival_ns * self.rate / rate)) for r in requests)
+        )
+
+
+def read_load(text: str) -> Load:
+    """Return the load that `--workload` names: what `parse_workload` takes, where `rate` may be left out and is not heeded.
+
+    Raises:
+        WorkloadError: The specification or the file breaks a rule; or it has no request rate, as users in a closed loop and
+            requests that all arrive at once.
+    """
+    kind, _, body = text.partition(":")
+    if kind == "closed":
+        raise WorkloadError(f"workload {text!r}: users in a closed loop have no request rate; give poisson, gamma or a file")
+    if kind in _DRAWN:
+        items = [item for item in body.split(",") if item.partition("=")[0].strip() != "rate"]
+        if kind != "azure" or len(items) < len(body.split(",")):
+            return Load(parse_workload(f"{kind}:{','.join(['rate=1', *items])}"), 1.0)
+    workload = parse_workload(text)
+    span_ns = workload.requests[-1].arrival_ns - workload.requests[0].arrival_ns
+    if not span_ns:
+        raise WorkloadError(f"workload {text!r}: its requests all arrive at once and have no rate; give poisson or gamma")
+    return Load(workload, _NS_PER_S * (len(workload.requests) - 1) / span_ns)

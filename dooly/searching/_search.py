@@ -1,0 +1,171 @@
+"""Which candidates serve the most within their latency limits, by simulations in rounds that do not depend on who simulates.
+
+Goodput is the highest request rate at which percentiles of latency meet their limits, for each GPU (Zhong et al., *DistServe*,
+OSDI 2024); it is found by bisection, as in Vidur's search (Agrawal et al., MLSys 2024), over a grid of rates. Candidates that
+cannot be among the best are left as soon as a simulation says so.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import as_completed
+from typing import TYPE_CHECKING, Any
+
+from dooly.engines import ServingConfig
+from dooly.errors import InvalidInputError
+from dooly.searching._bracket import Bracket
+from dooly.searching._candidate import combine
+from dooly.searching._limits import check_limits, room
+from dooly.searching._load import read_load
+from dooly.searching._rates import rate_at
+from dooly.searching._result import FoundCandidate, SearchResult
+from dooly.searching._state import SearchState
+from dooly.searching._workers import open_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from dooly.engines import ModelSource
+    from dooly.predict import Interconnect
+    from dooly.searching._evaluation import Evaluation
+    from dooly.searching._load import Load
+    from dooly.searching._workers import Submit
+
+_ROUND = 32
+"""Simulations of a round. The same on every machine, so that all do the same ones."""
+
+
+def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
+    models: Sequence[ModelSource],
+    hardware: Sequence[str],
+    workload: str,
+    limits: Mapping[str, float],
+    *,
+    serving: ServingConfig | None = None,
+    choices: Mapping[str, Sequence[Any]] | None = None,
+    interconnect: Interconnect | None = None,
+    prices: Mapping[str, float] | None = None,
+    top: int = 10,
+    state: Path | None = None,
+    num_processes: int | None = None,
+    ray: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SearchResult:
+    """Find which models, devices and engine settings serve the most requests within latency limits, for each GPU or its price.
+
+    The answer depends on the arguments alone, not on how many processes or machines work on it. A script that uses more than one
+    process must be importable: what it runs stands under `if __name__ == "__main__":`.
+
+    Args:
+        models: The models.
+        hardware: Devices that `dooly hardware` lists, or folders of such data.
+        workload: The requests as `parse_workload` takes them; their rate is what is searched, so `rate` may be left out.
+        limits: Service-level objectives: seconds by metric (`ttft`, `tpot`, `itl`, `e2e`) and statistic (`mean`, `p50`, `p90`,
+            `p95`, `p99`), as `{"ttft_p90": 0.5}`. All must be met.
+        serving: The engine settings that all share; the defaults without it.
+        choices: Values to try by setting, as `{"max_num_seqs": (64, 256)}`; every combination is a candidate.
+        interconnect: A link between ranks in place of measured collectives.
+        prices: What a GPU of each hardware costs an hour; with it, the cheapest candidate is the best.
+        top: How many candidates to find the highest rate of; of the others it is enough to know that they are not among these.
+        state: A file that keeps each simulation as soon as it is done, and from which a search that was stopped goes on.
+        num_processes: Processes on this machine; by default one a core.
+        ray: Address of a Ray cluster to simulate on, or `local` for one on this machine.
+        progress: Told how many candidates are settled, and of how many.
+
+    Raises:
+        InvalidInputError: An argument breaks a rule, which the message names; or there is no such cluster.
+        WorkloadError: The workload is malformed, or its requests have no rate.
+    """
+    check_limits(limits)
+    if top < 1 or (num_processes is not None and num_processes < 1):
+        raise InvalidInputError(f"search: top and num_processes must be at least 1, got {top} and {num_processes}")
+    candidates = combine(models, hardware, serving or ServingConfig(), choices or {}, interconnect)
+    _check_prices(prices, hardware)
+    load = read_load(workload)
+    gpu_prices = [None if prices is None else prices[candidate.hardware] for candidate in candidates]
+    brackets = [
+        Bracket(candidate, candidate.num_gpus * (1.0 if price is None else price), limits)
+        for candidate, price in zip(candidates, gpu_prices, strict=True)
+    ]
+    with SearchState(load, state) as done, open_workers(num_processes, ray) as submit:
+        while tasks := _next_round(brackets, top):
+            for bracket, found in _simulated(tasks, load, done, submit):
+                bracket.learn(found)
+                if progress is not None:
+                    worth = _worth(brackets, top)
+                    progress(sum(not _is_live(each, worth) for each in brackets), len(brackets))
+    order = sorted(range(len(brackets)), key=lambda place: (_rank(brackets[place], limits), place))
+    return SearchResult(workload, dict(limits), tuple(_found(brackets[place], gpu_prices[place]) for place in order))
+
+
+def _check_prices(prices: Mapping[str, float] | None, hardware: Sequence[str]) -> None:
+    if prices is None:
+        return
+    if set(prices) != set(hardware):
+        raise InvalidInputError(
+            f"search: prices: give one for each hardware, {', '.join(hardware)}; got {', '.join(prices) or 'none'}"
+        )
+    for name, price in prices.items():
+        if not 0 < price < math.inf:
+            raise InvalidInputError(f"search: prices: {name} must cost a positive finite amount an hour, got {price}")
+
+
+def _worth(brackets: Iterable[Bracket], top: int) -> float:
+    """Return the value that `top` candidates are known to reach; 0 while there are fewer."""
+    values = sorted((bracket.value(bracket.met) for bracket in brackets if bracket.met is not None), reverse=True)
+    return values[top - 1] if len(values) >= top else 0.0
+
+
+def _is_live(bracket: Bracket, worth: float) -> bool:
+    """Whether another simulation of a candidate may change which are the best."""
+    return bracket.is_open and (not bracket.evaluations or bracket.value(bracket.ceiling - 1) >= worth)
+
+
+def _next_round(brackets: Sequence[Bracket], top: int) -> list[tuple[Bracket, float]]:
+    """Return which candidates to simulate next, and at which rates: those first that may still be best."""
+    if fresh := [bracket for bracket in brackets if bracket.reason is None and not bracket.evaluations]:
+        return [(bracket, math.inf) for bracket in fresh]
+    worth = _worth(brackets, top)
+    live = [bracket for bracket in brackets if _is_live(bracket, worth)]
+    live.sort(key=lambda bracket: -bracket.value(bracket.ceiling - 1))
+    return [(bracket, bracket.next_rate(worth)) for bracket in live[:_ROUND]]
+
+
+def _simulated(
+    tasks: Sequence[tuple[Bracket, float]], load: Load, done: SearchState, submit: Submit
+) -> Iterable[tuple[Bracket, Evaluation | str]]:
+    """Yield what each simulation came to as soon as it is known, and keep it."""
+    running = {}
+    for bracket, rate in tasks:
+        if (known := done.find(bracket.candidate, rate)) is not None:
+            yield bracket, known
+        else:
+            running[submit(bracket.candidate, load.at(rate), rate)] = bracket
+    for future in as_completed(running):
+        bracket, found = running[future], future.result()
+        if not isinstance(found, str):
+            done.add(bracket.candidate, found)
+        yield bracket, found
+
+
+def _rank(bracket: Bracket, limits: Mapping[str, float]) -> tuple[int, float, float]:
+    """Return what candidates are sorted by, the best first."""
+    if bracket.best is not None and bracket.met is not None:
+        return 0, -bracket.value(bracket.met), room(bracket.best.latencies_s, limits)
+    if bracket.reason is None:
+        return 1, -bracket.value(bracket.ceiling - 1), 0.0
+    return (2 if bracket.evaluations else 3), 0.0, 0.0
+
+
+def _found(bracket: Bracket, price: float | None) -> FoundCandidate:
+    return FoundCandidate(
+        bracket.candidate,
+        bracket.best,
+        None if bracket.reason is not None else rate_at(bracket.ceiling),
+        exact=bracket.best is not None and not bracket.is_open,
+        ends_early=bracket.met is not None and bracket.met == bracket.saturated - 1,
+        reason=bracket.reason,
+        price_per_gpu_hour=price,
+        evaluations=tuple(bracket.evaluations[rate] for rate in sorted(bracket.evaluations)),
+    )

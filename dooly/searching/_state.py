@@ -1,0 +1,131 @@
+"""What a search has simulated so far, in a file of JSON lines: one line a simulation, written as soon as it is done.
+
+A search that is killed loses what was running. Lines are looked up by what their simulations depend on, so one file may serve
+several searches, and a line that other code or data has made is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import astuple
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from dooly.errors import InvalidInputError
+from dooly.searching._evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from dooly.searching._candidate import Candidate
+    from dooly.searching._load import Load
+
+_SCHEMA = 1
+_START = b'{"schema": '
+_BESIDE = ("schema", "key", "model", "hardware")
+"""What a line holds beside the evaluation."""
+_SHAPES_A_SIMULATION = (
+    "dooly/batch.py",
+    "dooly/latency.py",
+    "dooly/predict/**/*.py",
+    "dooly/simulation/**/*.py",
+    "dooly/searching/_evaluation.py",
+    "dooly/data/**/*",
+)
+
+
+class SearchState:
+    """The simulations of a search that are done. A context: it holds its file open.
+
+    One process writes at a time.
+    """
+
+    def __init__(self, load: Load, path: Path | None) -> None:
+        """Read what a file holds.
+
+        Args:
+            load: The requests that are served.
+            path: The file, made where there is none; None keeps nothing.
+
+        Raises:
+            InvalidInputError: The file cannot be read or written, or holds something else.
+        """
+        rows = [astuple(request) for request in load.workload.requests]
+        self._load = hashlib.sha256(json.dumps([load.rate, rows]).encode()).hexdigest()[:32]
+        self._done = {} if path is None else _read(path)
+        try:
+            self._file = None if path is None else path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InvalidInputError(f"{path}: cannot be written ({error.strerror}); give another") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def find(self, candidate: Candidate, rate: float) -> Evaluation | None:
+        """Return what a simulation came to that was done before."""
+        return self._done.get(self._key(candidate, rate))
+
+    def add(self, candidate: Candidate, found: Evaluation) -> None:
+        """Keep what a simulation came to."""
+        if self._file is None:
+            return
+        shown = {"model": candidate.model.name, "hardware": candidate.hardware, **found.to_json()}
+        line = {"schema": _SCHEMA, "key": self._key(candidate, found.rate), **shown}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def _key(self, candidate: Candidate, rate: float) -> str:
+        found = [_code_digest(), self._load, candidate.digest(), str(rate)]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> dict[str, Evaluation]:
+    """Return the simulations in a file; a last line that was cut off is taken out of it."""
+    if not path.exists():
+        return {}
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error.strerror}); give a file") from error
+    whole = content[: content.rfind(b"\n") + 1]
+    found: dict[str, Evaluation] = {}
+    try:
+        for line in whole.splitlines():
+            key, evaluation = _parse(line)
+            found[key] = evaluation
+        _check_start(content[len(whole) :])
+    except (ValueError, LookupError, TypeError) as error:
+        raise InvalidInputError(f"{path}: holds lines that no search has written; give another file") from error
+    if len(whole) < len(content):
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+    return found
+
+
+def _check_start(line: bytes) -> None:
+    """Refuse a line that was cut off, where it does not begin like one of a search."""
+    if not line.startswith(_START[: len(line)]):
+        raise ValueError
+
+
+def _parse(line: bytes) -> tuple[str, Evaluation]:
+    data = json.loads(line)
+    if data["schema"] != _SCHEMA:
+        raise ValueError
+    return data["key"], Evaluation.from_json({name: value for name, value in data.items() if name not in _BESIDE})
+
+
+@cache
+def _code_digest(root: Path = Path(__file__).parents[2]) -> str:
+    """Return 32 hexadecimal digits of the code and data that decide what a simulation comes to."""
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in _SHAPES_A_SIMULATION for file in root.glob(pattern) if file.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,85 @@
+"""Where simulations run: in this process, in one for each core, or on the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dooly.errors import InvalidInputError
+from dooly.searching._evaluation import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dooly.searching._candidate import Candidate
+    from dooly.simulation import Workload
+
+    Submit = Callable[[Candidate, Workload, float], Future[Evaluation | str]]
+    """Starts a simulation."""
+
+
+@contextmanager
+def open_workers(num_processes: int | None, ray_address: str | None) -> Iterator[Submit]:
+    """Give what starts simulations, for as long as the scope lasts.
+
+    Args:
+        num_processes: Processes on this machine, 1 for this very one; None for one a core.
+        ray_address: A Ray cluster in their place: what `ray.init` takes, or `local` for one on this machine.
+
+    Raises:
+        InvalidInputError: There is no such cluster, or Ray is not installed.
+    """
+    if ray_address is not None:
+        with _ray(ray_address, num_processes) as submit:
+            yield submit
+        return
+    num_processes = num_processes or getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    pool: ThreadPoolExecutor | ProcessPoolExecutor = (
+        ThreadPoolExecutor(1)
+        if num_processes == 1
+        else ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), _follow_parent)
+    )
+    try:
+        yield lambda *task: pool.submit(evaluate, *task)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave interrupts to the process that started this one, and end when it does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _ray(address: str, num_processes: int | None) -> Iterator[Submit]:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise InvalidInputError("--ray: Ray is not installed; install it with `pip install 'dooly-llm[ray]'`") from error
+    try:
+        settings: dict[str, Any] = {"num_cpus": num_processes} if address == "local" else {}
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        raise InvalidInputError(
+            f"--ray: no cluster at {address!r} ({line}); start one with `ray start`, or give local"
+        ) from error
+    remote = ray.remote(evaluate)
+    try:
+        yield lambda *task: remote.remote(*task).future()
+    finally:
+        ray.shutdown()

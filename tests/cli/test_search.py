@@ -1,0 +1,93 @@
+"""`dooly search`: its table, its files and its errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+WORKLOAD = ("--hardware", "h200", "--workload", "poisson:requests=40,prompt=256,output=4")
+LIMITS = ("--ttft-p90", "100ms", "--tpot-p90", "0.015")
+
+
+def test_a_search_ends_in_a_table_and_a_command(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """The best come first, in files too, and those that cannot be have a reason; a second one from its state changes nothing."""
+    files = [tmp_path / name for name in ("found.json", "found.csv", "found.html")]
+    outputs = [word for file in files for word in (f"--{file.suffix[1:]}", file)]
+    search = ("search", "llama-3.1-8b", *WORKLOAD, *LIMITS, "--max-num-seqs", "2,8", "--tensor-parallel-size", "1,3")
+    state = tmp_path / "state.jsonl"
+    found = dooly(*search, "--processes", 1, "--state", state, *outputs, "--top", 2, "--slo", "e2e-p99=3s", "--price", "h200=3.5")
+    assert found[0] == 0
+    assert "E2E P99 ms" in found[1]
+    assert "cost/1,000 req" in found[1]
+    assert "2 × llama-3.1-8b: 32 attention heads cannot be divided over 3 ranks" in found[1]  # noqa: RUF001 - as counts are written
+    document = json.loads(files[0].read_text())
+    assert document["limits_s"] == {"ttft_p90": 0.1, "tpot_p90": 0.015, "e2e_p99": 3.0}
+    assert document["command"] in found[1]
+    best, second, *_ = document["candidates"]
+    assert best["goodput_per_gpu"] >= second["goodput_per_gpu"] > 0
+    assert best["cost_per_1000_requests"] <= second["cost_per_1000_requests"]
+    rows = list(csv.DictReader(files[1].read_text().splitlines()))
+    assert [float(row["goodput_per_gpu"] or 0) for row in rows] == [c["goodput_per_gpu"] or 0 for c in document["candidates"]]
+    assert "Plotly.newPlot" in files[2].read_text()
+    before = [file.read_bytes() for file in (*files, state)]
+    again = dooly(*search, "--processes", 1, "--state", state, *outputs, "--top", 2, "--slo", "e2e-p99=3s", "--price", "h200=3.5")
+    assert again == found
+    assert [file.read_bytes() for file in (*files, state)] == before
+
+
+def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+    """Killed at once in the middle and started again, a search ends with the very bytes of one that was left alone."""
+    arguments = [sys.executable, "-m", "dooly", "search", "llama-3.1-8b", *WORKLOAD, *LIMITS, "--max-num-seqs", "2,8"]
+
+    def output(state: Path) -> bytes:
+        command = [*arguments, "--processes", "1", "--state", state, "--json", "-"]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+    state = tmp_path / "killed.jsonl"
+    with subprocess.Popen([*arguments, "--processes", "2", "--state", state], stdout=subprocess.DEVNULL) as killed:
+        while killed.poll() is None and (not state.exists() or state.read_bytes().count(b"\n") < 3):
+            time.sleep(0.01)
+        os.kill(killed.pid, signal.SIGKILL)
+    kept = state.read_bytes()
+    assert output(state) == output(tmp_path / "whole.jsonl")
+    assert state.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((), "no latency is limited"),
+        (("--ttft-p90", "fast"), "ttft_p90: 'fast' is no number"),
+        (("--slo", "ttft-p42=1"), "'ttft-p42' is none of"),
+        ((*LIMITS, "--max-num-seqs", "8,many"), "'8,many' must be numbers"),
+        ((*LIMITS, "--price", "h100=2"), "give one for each hardware"),
+        ((*LIMITS, "--workload", "closed:concurrency=2,prompt=1,output=1"), "closed loop"),
+        ((*LIMITS, "--state", "no-such-folder/state"), "lies in none"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], part: str, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """What cannot be searched exits with 2 and a line that names it."""
+    code, out, err = dooly("search", "llama-3.1-8b", *WORKLOAD, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert part in err
+
+
+def test_where_nothing_meets_the_limits_that_is_told(dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A limit below what a request alone takes gives no table, but what the latency is without load."""
+    workload = ("--workload", "poisson:requests=3,prompt=16,output=2")
+    code, out, _ = dooly("search", "llama-3.1-8b", *WORKLOAD, *workload, "--ttft-p90", "1us", "--processes", 1)
+    assert code == 0
+    assert "misses ttft_p90 at every rate" in out
+    assert "no candidate meets the limits" in out

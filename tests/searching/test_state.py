@@ -1,0 +1,71 @@
+"""The file of a search's simulations."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dooly import ServingConfig, find_model
+from dooly.errors import InvalidInputError
+from dooly.searching import Evaluation, combine, read_load
+from dooly.searching._limits import LIMITED
+from dooly.searching._state import SearchState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOAD = read_load("poisson:requests=2,prompt=1,output=2")
+ONE, OTHER = combine([find_model("smollm2-135m")], ["h200"], ServingConfig(), {"max_num_seqs": (1, 2)})
+
+
+def _evaluation(rate: float) -> Evaluation:
+    return Evaluation(rate, dict.fromkeys(LIMITED, 0.1) | {"tpot_p99": None}, 1 / 3, 2 / 3, 10, {"measured": 1.0})
+
+
+@pytest.mark.parametrize("rate", [0.1 + 0.2, math.inf])
+def test_what_is_kept_is_found_again(rate: float, tmp_path: Path) -> None:
+    """A simulation is found as it was, by its candidate, its rate and its requests; another of these is not."""
+    file = tmp_path / "state.jsonl"
+    with SearchState(LOAD, file) as state:
+        state.add(ONE, _evaluation(rate))
+    with SearchState(LOAD, file) as state:
+        assert state.find(ONE, rate) == _evaluation(rate)
+        assert state.find(OTHER, rate) is None
+        assert state.find(ONE, 1.0) is None
+    with SearchState(read_load("poisson:requests=3,prompt=1,output=2"), file) as state:
+        assert state.find(ONE, rate) is None
+
+
+def test_every_cut_is_survived(tmp_path: Path) -> None:
+    """Wherever a file was cut off, its whole lines are read, and what is added then stands on a line of its own."""
+    file = tmp_path / "state.jsonl"
+    with SearchState(LOAD, file) as state:
+        state.add(ONE, _evaluation(1.0))
+    line = file.read_bytes()
+    for length in range(0, len(line), 7):
+        file.write_bytes(line + line[:length])
+        with SearchState(LOAD, file) as state:
+            state.add(OTHER, _evaluation(2.0))
+        with SearchState(LOAD, file) as state:
+            assert state.find(ONE, 1.0) == _evaluation(1.0)
+            assert state.find(OTHER, 2.0) == _evaluation(2.0)
+
+
+@pytest.mark.parametrize("content", ["notes", "notes\n", '{"schema": 2}\n', "[1]\n", '{"schema": 1, "key": "a"}\n'])
+def test_another_file_is_left_as_it_is(content: str, tmp_path: Path) -> None:
+    """A file that no search has written is refused, and not written to."""
+    file = tmp_path / "notes.txt"
+    file.write_text(content)
+    with pytest.raises(InvalidInputError, match=r"notes\.txt: holds lines that no search has written"):
+        SearchState(LOAD, file)
+    assert file.read_text() == content
+
+
+def test_a_file_that_cannot_be_is_named(tmp_path: Path) -> None:
+    """A folder, and a file in a folder that is none, are refused by name."""
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        SearchState(LOAD, tmp_path)
+    with pytest.raises(InvalidInputError, match="cannot be written"):
+        SearchState(LOAD, tmp_path / "none" / "state.jsonl")
