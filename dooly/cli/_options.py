@@ -124,7 +124,6 @@ def engine_flags(
         without: Settings to leave out.
         unset: Settings that have no value unless one is given.
     """
-
     settings = [name for name in _DEFAULTS if (not only or name in only) and name not in without]
     flags = {name: _flag(name, has_default=name not in unset) for name in settings}
 

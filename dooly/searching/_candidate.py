@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
+from dooly.predict import default_serving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,11 +61,12 @@ class Candidate:
 def combine(
     models: Sequence[ModelSource],
     hardware: Sequence[str],
-    serving: ServingConfig,
     choices: Mapping[str, Sequence[Any]],
     interconnect: Interconnect | None = None,
 ) -> tuple[Candidate, ...]:
     """Return every combination: model by model, then by hardware, then by the settings of `choices`, the last fastest.
+
+    What `choices` leaves open is as `vllm serve` starts on the device.
 
     Raises:
         InvalidInputError: A setting is none of `ServingConfig`, has no value, or one that no engine takes; or there is no model
@@ -79,6 +81,6 @@ def combine(
             shown = ", ".join(str(getattr(value, "name", value)) for value in values)
             raise InvalidInputError(f"search: {name}: needs one value or more, each once, got {shown or 'none'}")
     return tuple(
-        Candidate(model, device, replace(serving, **dict(zip(choices, values, strict=True))), interconnect)
+        Candidate(model, device, default_serving(model, device, **dict(zip(choices, values, strict=True))), interconnect)
         for model, device, *values in product(*axes.values())
     )

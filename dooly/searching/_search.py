@@ -11,7 +11,6 @@ import math
 from concurrent.futures import as_completed
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines import ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.searching._bracket import Bracket
 from dooly.searching._candidate import combine
@@ -42,7 +41,6 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     workload: str,
     limits: Mapping[str, float],
     *,
-    serving: ServingConfig | None = None,
     choices: Mapping[str, Sequence[Any]] | None = None,
     interconnect: Interconnect | None = None,
     prices: Mapping[str, float] | None = None,
@@ -63,8 +61,8 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
         workload: The requests as `parse_workload` takes them; their rate is what is searched, so `rate` may be left out.
         limits: Service-level objectives: seconds by metric (`ttft`, `tpot`, `itl`, `e2e`) and statistic (`mean`, `p50`, `p90`,
             `p95`, `p99`), as `{"ttft_p90": 0.5}`. All must be met.
-        serving: The engine settings that all share; the defaults without it.
-        choices: Values to try by setting, as `{"max_num_seqs": (64, 256)}`; every combination is a candidate.
+        choices: Values to try by setting of `ServingConfig`, as `{"max_num_seqs": (64, 256)}`; every combination is a candidate.
+            Other settings are as `vllm serve` starts on the device.
         interconnect: A link between ranks in place of measured collectives.
         prices: What a GPU of each hardware costs an hour; with it, the cheapest candidate is the best.
         top: How many candidates to find the highest rate of; of the others it is enough to know that they are not among these.
@@ -80,7 +78,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     check_limits(limits)
     if top < 1 or (num_processes is not None and num_processes < 1):
         raise InvalidInputError(f"search: top and num_processes must be at least 1, got {top} and {num_processes}")
-    candidates = combine(models, hardware, serving or ServingConfig(), choices or {}, interconnect)
+    candidates = combine(models, hardware, choices or {}, interconnect)
     _check_prices(prices, hardware)
     load = read_load(workload)
     gpu_prices = [None if prices is None else prices[candidate.hardware] for candidate in candidates]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dooly import ServingConfig, find_model, search
+from dooly import find_model, search
 from dooly.errors import InvalidInputError
 from dooly.searching import Evaluation, combine, rate_at, read_load
 from dooly.searching import _search as module
@@ -77,7 +77,7 @@ def test_a_real_device_agrees_with_every_rate(small_result: SearchResult) -> Non
     """The best candidate on an H200 and its rate are those of all rates of the grid up to its throughput."""
     load = read_load(small_result.workload)
     highest = {}
-    for candidate in combine([find_model("llama-3.1-8b")], ["h200"], ServingConfig(), {"max_num_seqs": (4, 16)}):
+    for candidate in combine([find_model("llama-3.1-8b")], ["h200"], {"max_num_seqs": (4, 16)}):
         at_once = evaluate(candidate, load.at(math.inf), math.inf)
         assert isinstance(at_once, Evaluation)
         for index in reversed(range(index_up_to(at_once.requests_per_s) + 1)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly import ServingConfig, find_model
+from dooly import find_model
 from dooly.errors import InvalidInputError
 from dooly.searching import Evaluation, combine, read_load
 from dooly.searching._limits import LIMITED
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOAD = read_load("poisson:requests=2,prompt=1,output=2")
-ONE, OTHER = combine([find_model("smollm2-135m")], ["h200"], ServingConfig(), {"max_num_seqs": (1, 2)})
+ONE, OTHER = combine([find_model("smollm2-135m")], ["h200"], {"max_num_seqs": (1, 2)})
 
 
 def _evaluation(rate: float) -> Evaluation:
