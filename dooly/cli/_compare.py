@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dooly.cli._options import JsonFile  # noqa: TC001 - as above
+from dooly.cli._options import HtmlFile, JsonFile  # noqa: TC001 - as above
 from dooly.cli._output import new_table, show, write_json
 
 
@@ -21,12 +21,18 @@ def compare(
     ],
     *,
     json_file: JsonFile = None,
+    html_file: HtmlFile = None,
 ) -> None:
     """Compare a simulation with a real run; give the run's file as --workload to simulate its requests."""
     from dooly.simulation import compare_runs, read_run
     from dooly.simulation._comparison import STATISTICS
 
-    found = compare_runs(read_run(simulated), read_run(real))
+    runs = {"simulated": read_run(simulated), "real": read_run(real)}
+    found = compare_runs(runs["simulated"], runs["real"])
+    if html_file is not None:
+        from dooly.report import write_comparison
+
+        write_comparison(runs, f"{simulated.name} beside {real.name}", html_file)
     document = {"schema": 1, **{row.metric: row.to_json() for row in found}}
     if not write_json(document, json_file):
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dooly.cli._limits import LimitTexts, parse_limits
 from dooly.cli._options import TRACE_ONLY, HtmlFile, InterconnectText, JsonFile, engine_choices, writable
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import find_model
@@ -14,7 +15,6 @@ from dooly.engines import find_model
 if TYPE_CHECKING:
     from dooly.searching import FoundCandidate, SearchResult
 
-_UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
 _SHOWN_REASONS = 12
 """Reasons that are printed; all are in JSON and CSV."""
 
@@ -36,10 +36,7 @@ def search(  # noqa: PLR0913 - one argument an option
         str | None, typer.Option(metavar="TIME", help="Time to first token of 90 % at most, as 0.5 or 500ms.")
     ] = None,
     tpot_p90: Annotated[str | None, typer.Option(metavar="TIME", help="Time per output token of 90 % at most.")] = None,
-    slo: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=TIME", help="Any other limit, as e2e_p99=8 or itl_mean=40ms; may be given again."),
-    ] = None,
+    slo: LimitTexts = None,
     price: Annotated[
         str | None,
         typer.Option(metavar="NAME=COST,...", help="What a GPU costs an hour, as h200=3.5,h100=2, to find the cheapest."),
@@ -70,15 +67,13 @@ def search(  # noqa: PLR0913 - one argument an option
     from dooly.predict import Interconnect
     from dooly.searching import search as find
 
-    limits = {name: _seconds(name, text) for name, text in {"ttft_p90": ttft_p90, "tpot_p90": tpot_p90}.items() if text}
-    limits |= {name: _seconds(name, text) for name, text in map(_pair, slo or ())}
-    prices = None if price is None else {name: _number(name, text) for name, text in map(_pair, price.split(","))}
+    prices = None if price is None else dict(_priced(text) for text in price.split(","))
     with progress_bar("searching") as update:
         result = find(
             [find_model(model) for model in models],
             [name.strip() for name in hardware.split(",")],
             workload,
-            limits,
+            parse_limits(slo, {"ttft_p90": ttft_p90, "tpot_p90": tpot_p90}),
             choices=choices,
             interconnect=None if interconnect is None else Interconnect.parse(interconnect),
             prices=prices,
@@ -98,28 +93,12 @@ def search(  # noqa: PLR0913 - one argument an option
         _show(result, tuple(choices))
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    return name.strip().replace("-", "_") if name.strip().replace("-", "_") in _limited() else name.strip(), value.strip()
-
-
-def _limited() -> tuple[str, ...]:
-    from dooly.searching import LIMITED
-
-    return LIMITED
-
-
-def _seconds(name: str, text: str) -> float:
-    """Return the seconds of a time such as `0.5`, `0.5s` or `500ms`."""
-    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
-    return _number(name, text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
-
-
-def _number(name: str, text: str) -> float:
+def _priced(text: str) -> tuple[str, float]:
+    name, _, price = text.partition("=")
     try:
-        return float(text)
+        return name.strip(), float(price)
     except ValueError as error:
-        raise typer.BadParameter(f"{name}: {text!r} is no number; write it as {name}=2, or a time as 0.5 or 500ms") from error
+        raise typer.BadParameter(f"--price: {text!r} is no NAME=COST, as h200=3.5") from error
 
 
 def _show(result: SearchResult, settings: tuple[str, ...]) -> None:

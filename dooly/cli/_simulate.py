@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dooly.batch import Batch
+from dooly.cli._limits import LimitTexts, parse_limits
 from dooly.cli._options import (
     LIMITS,
     CsvFile,
@@ -19,6 +21,7 @@ from dooly.cli._options import (
     OptionalDatabase,
     WorkloadText,
     engine_flags,
+    writable,
 )
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
@@ -48,6 +51,11 @@ def simulate(  # noqa: PLR0913 - one argument an option
     json_file: JsonFile = None,
     csv_file: CsvFile = None,
     html_file: HtmlFile = None,
+    slo: LimitTexts = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", callback=writable, help="Write steps and requests as a trace for ui.perfetto.dev."),
+    ] = None,
     settings: dict[str, Any],
 ) -> None:
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
@@ -55,12 +63,13 @@ def simulate(  # noqa: PLR0913 - one argument an option
         raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
     from dbstore import Store
     from dooly.predict import Interconnect, default_serving, load_latency_model
-    from dooly.simulation import parse_workload, scheduler_config
+    from dooly.simulation import StepLog, parse_workload, scheduler_config
     from dooly.simulation import simulate as serve
 
     source = find_model(model)
     serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
     link = None if interconnect is None else Interconnect.parse(interconnect)
+    limits_s = parse_limits(slo)
     requests = parse_workload(workload)
     for note in requests.notes:
         typer.echo(f"dooly: note: {note}", err=True)
@@ -68,7 +77,8 @@ def simulate(  # noqa: PLR0913 - one argument an option
         store = None if db is None else Store.open(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
         config = scheduler_config(serving, latency)
-        result = serve(requests, latency, config)
+        steps = None if html_file is None and perfetto is None else StepLog()
+        result = serve(requests, latency, config, steps=steps)
     if hardware is None:
         _warn_if_uncertain(source.name, latency.step(_DECODE))
     if csv_file is not None:
@@ -76,7 +86,12 @@ def simulate(  # noqa: PLR0913 - one argument an option
     if html_file is not None:
         from dooly.report import write_simulation
 
-        write_simulation(result, f"{source.name}: {workload}", html_file)
+        title = f"{source.name}: {workload}"
+        write_simulation(result, title, html_file, limits_s=limits_s, steps=steps, latency=latency, config=config)
+    if perfetto is not None and steps is not None:
+        from dooly.report import write_perfetto
+
+        write_perfetto(result, steps, perfetto)
     _warn_if_extrapolated(source.name, latency.extrapolated_share)
     asked = {"model": source.name, "workload": workload, "hardware": hardware, "serving": asdict(serving)}
     sources = asked | {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +52,8 @@ class StepLatency:
     provenance: Mapping[Source, float]
     """Share of the seconds that is from records of the very operations (`measured`), from others of their families (`family`),
     or from bytes over a measured bandwidth (`estimated`); the shares add up to 1."""
+    by_source_s: Mapping[tuple[str, Source], float] = field(default_factory=dict)
+    """Seconds of each operation apart by where they are from: what a collective takes may be known otherwise than its layer."""
 
 
 class LatencyModel:
@@ -132,18 +134,20 @@ class LatencyModel:
             raise OutOfDomainError(self.domain.refusal(arrays, self.traced.model))
         price = self._tables.price_in(arrays) if allowed else lambda fitted: fitted.latency_ns(arrays)
         parts: dict[str, float] = {}
+        by_source_s: dict[tuple[str, Source], float] = {}
         sources: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         variance = 0.0
         for part in self._parts.of(arrays, price):
             latency_ns = float(part.latency_ns[0])
             parts[part.name] = parts.get(part.name, 0.0) + latency_ns
             sources[part.source] += latency_ns
+            by_source_s[part.name, part.source] = by_source_s.get((part.name, part.source), 0.0) + latency_ns / 1e9
             variance += float(part.error_ns[0]) ** 2
         total_ns = sum(parts.values())
         seconds = {name: ns / 1e9 for name, ns in parts.items()}
         shares = {source: ns / total_ns for source, ns in sources.items()}
         extrapolated = not allowed or bool(self.domain.outreach(arrays)[0])
-        return StepLatency(total_ns / 1e9, variance**0.5 / 1e9, seconds, extrapolated, shares)
+        return StepLatency(total_ns / 1e9, variance**0.5 / 1e9, seconds, extrapolated, shares, by_source_s)
 
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step, in nanoseconds.

@@ -1,10 +1,11 @@
-"""Pages and figures: a traced model, a simulation and a search, each as one HTML file that needs no network."""
+"""Pages and figures: a traced model, a simulation, two runs and a search, each as one HTML file that needs no network."""
 
 from dooly.report._costs import Cost, CostedOperation, cost_operations, total_cost
 from dooly.report._flow_chart import draw_flow
+from dooly.report._perfetto import write_perfetto
 from dooly.report._quantity import human
 from dooly.report._search import write_search
-from dooly.report._simulation import write_simulation
+from dooly.report._simulation import write_comparison, write_simulation
 from dooly.report._trace import write_trace
 from dooly.report._trace_facts import config_values, place_of, spell_dim
 
@@ -18,6 +19,8 @@ __all__ = [
     "place_of",
     "spell_dim",
     "total_cost",
+    "write_comparison",
+    "write_perfetto",
     "write_search",
     "write_simulation",
     "write_trace",

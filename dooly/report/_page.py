@@ -27,7 +27,9 @@ body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var
  margin: 2rem auto; max-width: 1600px; padding: 0 1.5rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem; }
 .note { color: var(--soft); max-width: 60rem; margin: .3rem 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 0 1.5rem; }
+.charts { display: grid; grid-template-columns: repeat(2, 1fr); gap: 0 1.5rem; }
+@media (max-width: 800px) { .charts { grid-template-columns: 1fr; } }
+section { min-width: 0; }
 .chart, .scroll { min-width: 0; overflow-x: auto; }
 code { overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
@@ -52,7 +54,7 @@ function paint() {
     const changes = {"font.color": ink};
     for (const axis of Object.keys(plot.layout).filter(key => /^[xy]axis/.test(key)))
       Object.assign(changes, {[axis + ".gridcolor"]: line, [axis + ".zerolinecolor"]: line, [axis + ".linecolor"]: line});
-    Plotly.relayout(plot, changes);
+    Plotly.relayout(plot, changes).then(Plotly.Plots.resize); // charts were drawn before those beside them were there
   }
 }
 dark.addEventListener("change", paint);

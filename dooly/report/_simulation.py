@@ -1,46 +1,150 @@
-"""The page of a simulation: one file that needs no network."""
+"""The page of a simulation, or of two runs beside each other: one file that needs no network."""
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING
 
-import numpy as np
+from dooly.report._page import chart, table, write_page
+from dooly.report._run_charts import METRICS, draw_kv_cache, draw_latencies, draw_requests
+from dooly.report._step_shares import draw_step_shares, step_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy.typing as npt
+    from dooly.predict import LatencyModel
+    from dooly.simulation import RequestTimes, SchedulerConfig, SimulationResult, StepLog
 
-    from dooly.simulation import SimulationResult
-
-
-def write_simulation(result: SimulationResult, title: str, path: Path) -> None:
-    """Write TTFT and TPOT distributions and a timeline of requests as one self-contained HTML page."""
-    from plotly import graph_objects
-    from plotly.subplots import make_subplots
-
-    titles = ("Time to first token", "Time per output token", "Requests over time")
-    figure = make_subplots(2, 2, specs=[[{}, {}], [{"colspan": 2}, None]], subplot_titles=titles)
-    for column, (name, values_s) in enumerate((("TTFT", result.ttft_s()), ("TPOT", result.tpot_s())), start=1):
-        figure.add_histogram(x=1e3 * values_s, name=name, showlegend=False, row=1, col=column)
-        figure.update_xaxes(title=f"{name} (ms)", row=1, col=column)
-        figure.update_yaxes(title="requests", row=1, col=column)
-    rows = result.rows
-    arrivals, starts, ends = ([getattr(r, f"{name}_s") for r in rows] for name in ("arrival", "scheduled", "finish"))
-    for name, begin_s, end_s in (("waiting", arrivals, starts), ("running", starts, ends)):
-        times_s, counts = count_over_time(begin_s, end_s)
-        figure.add_trace(graph_objects.Scatter(x=times_s, y=counts, name=name, line_shape="hv"), row=2, col=1)
-    figure.update_xaxes(title="time (s)", row=2, col=1)
-    figure.update_yaxes(title="requests", row=2, col=1)
-    figure.update_layout(title=title, template="plotly_white", height=800)
-    figure.write_html(path, include_plotlyjs=True)
+_STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+_SLOWEST = 10
+_SHARES_NOTE = """Measured are records of the very operation, family is predicted by others of its kind, estimated goes by bytes.
+These are means over 200 steps, spread evenly over the device's time."""
 
 
-def count_over_time(begin_s: Sequence[float], end_s: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return the times at which intervals begin or end, sorted and distinct, and how many are open from each on."""
-    changes = np.concatenate((np.ones(len(begin_s), np.int64), -np.ones(len(end_s), np.int64)))
-    times_s, places = np.unique(np.concatenate((np.asarray(begin_s), np.asarray(end_s))), return_inverse=True)
-    steps = np.zeros(len(times_s), np.int64)
-    np.add.at(steps, places, changes)
-    return times_s, np.cumsum(steps)
+def write_simulation(  # noqa: PLR0913 - what a run came to, and what it ran on
+    result: SimulationResult,
+    title: str,
+    path: Path,
+    *,
+    limits_s: Mapping[str, float] | None = None,
+    steps: StepLog | None = None,
+    latency: LatencyModel | None = None,
+    config: SchedulerConfig | None = None,
+) -> None:
+    """Write a served workload as one self-contained HTML page.
+
+    It has the distributions of latencies, requests over time, and the slowest requests; with `steps` and `config`, how full the
+    KV cache is; with `steps` and `latency`, where the steps' time goes.
+
+    Args:
+        result: The served workload.
+        title: Its title.
+        path: The file.
+        limits_s: Latency limits in seconds, as `ttft_p90`, to draw beside what came out.
+        steps: The steps, as `simulate` filled them in.
+        latency: What priced them.
+        config: The scheduler's settings.
+    """
+    runs = {title: result}
+    over_time = [chart(draw_requests(runs), "requests", height=320)]
+    if steps is not None and config is not None and steps.runs:
+        over_time.append(chart(draw_kv_cache(steps, config.num_kv_blocks, config.block_size), "kv-cache", height=320))
+    sections = [*_latencies(runs, limits_s or {}), "<h2>Over time</h2>", _side_by_side(over_time)]
+    if steps is not None and latency is not None and steps.runs:
+        figure = draw_step_shares(step_shares(steps, latency))
+        sections += [
+            "<h2>Where the time goes</h2>",
+            f'<p class="note">{_SHARES_NOTE}</p>',
+            chart(figure, "operations", height=520),
+        ]
+    write_page(title, [*sections, *_slowest(result)], path)
+
+
+def write_comparison(runs: Mapping[str, SimulationResult], title: str, path: Path) -> None:
+    """Write runs of one workload beside each other, by name, as one self-contained HTML page."""
+    over_time = chart(draw_requests(runs), "requests", height=380)
+    write_page(title, [*_latencies(runs, {}), "<h2>Over time</h2>", over_time], path)
+
+
+def _latencies(runs: Mapping[str, SimulationResult], limits_s: Mapping[str, float]) -> list[str]:
+    figures = {metric: draw_latencies(runs, metric, limits_s) for metric in METRICS}
+    drawn = {metric: figure for metric, figure in figures.items() if figure is not None}
+    charts = [chart(figure, metric, height=300, first=not place) for place, (metric, figure) in enumerate(drawn.items())]
+    return ["<h2>Latencies</h2>", _summary(runs), *_judged(runs, limits_s), _side_by_side(charts)]
+
+
+def _side_by_side(charts: list[str]) -> str:
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _summary(runs: Mapping[str, SimulationResult]) -> str:
+    """Return mean and percentiles of each run, a row a metric, and below them what each run served."""
+    rows, lines = [], []
+    for name, run in runs.items():
+        summary = run.summary()
+        for metric in METRICS:
+            values = [summary[f"{metric}_s"][statistic] for statistic in _STATISTICS]
+            if values[0] is None:
+                continue
+            label = metric.upper() if len(runs) == 1 else f"{metric.upper()}, {name}"
+            rows.append([label, *("-" if value is None else f"{1e3 * value:.1f}" for value in values)])
+        rates = ", ".join(
+            f"{value:,.1f} {key.replace('_per_', '/').replace('_', ' ')}"
+            for key, value in summary["throughput"].items()
+            if value is not None
+        )
+        label = "" if len(runs) == 1 else f"{escape(name)}: "
+        lines.append(
+            f"<p>{label}{len(run.rows)} requests in {summary['duration_s']:.2f} s; {rates}; {run.num_preemptions} preemptions</p>"
+        )
+    rows.sort(key=lambda row: list(METRICS).index(row[0].partition(",")[0].lower()))
+    return table(("ms", *_STATISTICS), rows, numbers=frozenset(_STATISTICS)) + "".join(lines)
+
+
+def _judged(runs: Mapping[str, SimulationResult], limits_s: Mapping[str, float]) -> list[str]:
+    """Return a line for each limit: whether it is met, and by what."""
+    lines = []
+    for name, limit_s in limits_s.items():
+        metric, _, statistic = name.partition("_")
+        for run in runs.values():
+            value = run.summary()[f"{metric}_s"][statistic]
+            judged = "met" if (value or 0.0) <= limit_s else "missed"
+            shown = "-" if value is None else f"{1e3 * value:.1f} ms"
+            lines.append(f"<p>{metric.upper()} {statistic.upper()}: {shown}, at most {1e3 * limit_s:g} ms: <b>{judged}</b></p>")
+    return lines
+
+
+def _slowest(result: SimulationResult) -> list[str]:
+    """Return the requests that waited longest for their first token, and those whose tokens came slowest."""
+    waited = sorted(result.rows, key=lambda row: (row.arrival_s - row.first_token_s, row.request_id))[:_SLOWEST]
+    slow = [row for row in result.rows if row.num_output_tokens > 1]
+    slow.sort(key=lambda row: (-_tpot_s(row), row.request_id))
+    tables = [
+        f"<section><h2>{title}</h2>{_requests(rows)}</section>"
+        for title, rows in (("Longest to first token", waited), ("Slowest tokens", slow[:_SLOWEST]))
+        if rows
+    ]
+    return [_side_by_side(tables)]
+
+
+def _tpot_s(row: RequestTimes) -> float:
+    return (row.finish_s - row.first_token_s) / (row.num_output_tokens - 1)
+
+
+def _requests(rows: list[RequestTimes]) -> str:
+    head = ("request", "arrival s", "prompt", "output", "waited ms", "TTFT ms", "TPOT ms", "E2E ms")
+    cells = [
+        [
+            str(row.request_id),
+            f"{row.arrival_s:.2f}",
+            str(row.num_prompt_tokens),
+            str(row.num_output_tokens),
+            f"{1e3 * (row.scheduled_s - row.arrival_s):.1f}",
+            f"{1e3 * (row.first_token_s - row.arrival_s):.1f}",
+            f"{1e3 * _tpot_s(row):.1f}" if row.num_output_tokens > 1 else "-",
+            f"{1e3 * (row.finish_s - row.arrival_s):.1f}",
+        ]
+        for row in rows
+    ]
+    return table(head, cells, numbers=frozenset(head))

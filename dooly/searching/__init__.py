@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dooly.searching._candidate import Candidate, combine
 from dooly.searching._evaluation import Evaluation
-from dooly.searching._limits import LIMITED
+from dooly.searching._limits import LIMITED, check_limits
 from dooly.searching._load import Load, read_load
 from dooly.searching._rates import rate_at
 from dooly.searching._result import FoundCandidate, SearchResult
@@ -20,6 +20,7 @@ __all__ = [
     "FoundCandidate",
     "Load",
     "SearchResult",
+    "check_limits",
     "combine",
     "rate_at",
     "read_load",

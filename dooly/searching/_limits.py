@@ -23,14 +23,14 @@ def check_limits(limits: Mapping[str, float]) -> None:
         InvalidInputError: There is none, one is of no known name, or one is no positive finite number.
     """
     if not limits:
-        raise InvalidInputError("search: no latency is limited; give at least one, as ttft_p90 or tpot_p90")
+        raise InvalidInputError("limits: no latency is limited; give at least one, as ttft_p90 or tpot_p90")
     for name, limit_s in limits.items():
         if name not in LIMITED:
             raise InvalidInputError(
-                f"search: limits: {spell(name)} is none of {', '.join(METRICS)} with one of {', '.join(STATISTICS)}, as ttft_p90"
+                f"limits: {spell(name)} is none of {', '.join(METRICS)} with one of {', '.join(STATISTICS)}, as ttft_p90"
             )
         if not 0 < limit_s < math.inf:
-            raise InvalidInputError(f"search: limits: {name} must be a positive finite number of seconds, got {limit_s}")
+            raise InvalidInputError(f"limits: {name} must be a positive finite number of seconds, got {limit_s}")
 
 
 def room(latencies_s: Mapping[str, float | None], limits: Mapping[str, float]) -> float:

@@ -12,6 +12,7 @@ from dooly.simulation._runs import read_run
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.simulation._serving import scheduler_config
 from dooly.simulation._simulator import simulate
+from dooly.simulation._step_log import LoggedSteps, StepLog
 from dooly.simulation._workload import LengthRange, Request, Workload, generate_workload
 from dooly.simulation._workload_files import read_workload
 from dooly.simulation._workload_spec import parse_workload
@@ -21,12 +22,14 @@ __all__ = [
     "ErrorReport",
     "HostTimes",
     "LengthRange",
+    "LoggedSteps",
     "MetricError",
     "NoiseReport",
     "Request",
     "RequestTimes",
     "SchedulerConfig",
     "SimulationResult",
+    "StepLog",
     "Workload",
     "compare",
     "compare_runs",

@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 
     from dooly.latency import LatencyBackend
     from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._step_log import StepLog
     from dooly.simulation._steps import Progress, ScheduledStep
 
 
 def simulate(
-    workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes | None = None
+    workload: Workload,
+    latency: LatencyBackend,
+    config: SchedulerConfig,
+    host: HostTimes | None = None,
+    *,
+    steps: StepLog | None = None,
 ) -> SimulationResult:
     """Serve a workload in virtual time.
 
@@ -41,6 +47,7 @@ def simulate(
         config: The engine's settings.
         host: What the engine's host takes to launch steps; by default what `latency.host` says, and where that says nothing, the
             device never waits for it.
+        steps: Filled with what each step computes and when, where it is given.
 
     Returns:
         Every request's times, in the workload's order.
@@ -54,7 +61,7 @@ def simulate(
         raise InvalidInputError(f"simulate: workload: {spell(workload)} is none; give what dooly.parse_workload returns")
     started_s = time.perf_counter()
     known: HostTimes | None = getattr(latency, "host", None) if host is None else host
-    run = _Run(workload, latency, config, known or HostTimes())
+    run = _Run(workload, latency, config, known or HostTimes(), steps)
     run.serve_all()
     rows = tuple(
         RequestTimes(
@@ -97,7 +104,9 @@ class _UnderWay(NamedTuple):
 class _Run:
     """The clock, the arrivals still to come, and the times noted so far."""
 
-    def __init__(self, workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes) -> None:
+    def __init__(
+        self, workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes, log: StepLog | None
+    ) -> None:
         self.scheduler = Scheduler(workload.requests, config)
         self.num_steps = 0
         self.host_wait_ns = 0
@@ -108,6 +117,7 @@ class _Run:
         self.finish_ns = np.zeros(num_requests, np.int64)
         self._latency = latency
         self._host = host
+        self._log = log
         self._depth = 2 if config.async_scheduling else 1
         self._under_way: deque[_UnderWay] = deque()
         self.arrivals_ns = [request.arrival_ns for request in workload.requests]
@@ -151,6 +161,8 @@ class _Run:
             step_ns = max(self._host.prepare_ns + device_ns, launch_ns)
             ends_ns = np.array([self._now_ns + step_ns], dtype=np.int64)
             self.host_wait_ns += step_ns - device_ns
+        if self._log is not None:
+            self._log.add([self._now_ns, *ends_ns[:-1]], ends_ns, step.num_new_tokens, step.num_computed_tokens)
         self.num_steps += len(ends_ns)
         self._under_way.append(_UnderWay(self.scheduler.advance(step, len(ends_ns)), ends_ns))
 
@@ -179,6 +191,8 @@ class _Run:
         num_steps = len(ends_ns)
         if step.max_num_steps > 1:
             self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
+        if self._log is not None:
+            self._log.add(np.subtract(ends_ns, times_ns[:num_steps]), ends_ns, step.num_new_tokens, step.num_computed_tokens)
         self.num_steps += num_steps
         progress = self.scheduler.advance(step, num_steps)
         # All but the last are known to have run when the one behind the next of each is scheduled.

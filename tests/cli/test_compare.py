@@ -42,6 +42,14 @@ def test_json_holds_the_same(files: tuple[str, str], capsys: pytest.CaptureFixtu
     assert document["ttft"]["mape"] == pytest.approx(0.2)
 
 
+def test_the_page_shows_both_runs(files: tuple[str, str], tmp_path: Path) -> None:
+    """`--html` draws the two beside each other."""
+    assert main(["compare", *files, "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "simulated.csv beside real.csv" in page
+    assert "TPOT, real" in page
+
+
 def test_a_file_that_is_no_run_is_one_line(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, and what to give."""
     (tmp_path / "notes.csv").write_text("nothing\n")

@@ -69,8 +69,8 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     ("arguments", "part"),
     [
         ((), "no latency is limited"),
-        (("--ttft-p90", "fast"), "ttft_p90: 'fast' is no number"),
-        (("--slo", "ttft-p42=1"), "'ttft-p42' is none of"),
+        (("--ttft-p90", "fast"), "ttft_p90: 'fast' is no time"),
+        (("--slo", "ttft-p42=1"), "'ttft_p42' is none of"),
         ((*LIMITS, "--max-num-seqs", "8,many"), "'8,many' must be numbers"),
         ((*LIMITS, "--price", "h100=2"), "give one for each hardware"),
         ((*LIMITS, "--workload", "closed:concurrency=2,prompt=1,output=1"), "closed loop"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,3 +66,16 @@ def test_much_extrapolation_is_told(share: float, warned: str, capsys: pytest.Ca
     err = capsys.readouterr().err
     assert err.count("\n") == bool(warned)
     assert warned in err
+
+
+def test_a_simulation_leaves_a_page_and_a_trace(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """With `--html` and `--perfetto`, limits are judged on the page and every step is in the trace; a bad limit is named."""
+    page, trace = tmp_path / "page.html", tmp_path / "trace.json"
+    arguments = ("simulate", "llama-3.1-8b", "--hardware", "h200", "--workload", "poisson:rate=9,requests=3,prompt=16,output=3")
+    code, _, err = dooly(*arguments, "--html", page, "--perfetto", trace, "--slo", "ttft-p90=1us")
+    assert (code, err) == (0, "")
+    assert "at most 0.001 ms: <b>missed</b>" in page.read_text()
+    assert sum(event["ph"] == "X" for event in json.loads(trace.read_text())["traceEvents"]) > 3
+    code, _, err = dooly(*arguments, "--slo", "ttft=1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'ttft' is none of" in err

@@ -1,0 +1,47 @@
+"""Latency limits on the command line: `NAME=TIME`, as `ttft_p90=500ms`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
+
+LimitTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slo",
+        metavar="NAME=TIME",
+        help="A latency limit, as ttft-p90=500ms, tpot-mean=0.03 or e2e-p99=8; may be given again.",
+    ),
+]
+
+
+def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None = None) -> dict[str, float]:
+    """Return limits in seconds by metric and statistic, as `ttft_p90`.
+
+    Args:
+        texts: As `--slo` takes them.
+        named: Times by the names that have flags of their own; those without one are left out.
+    """
+    from dooly.searching import check_limits
+
+    pairs = [(name, time) for name, time in (named or {}).items() if time is not None]
+    pairs += [(name.strip().replace("-", "_"), time.strip()) for name, _, time in (text.partition("=") for text in texts or ())]
+    limits_s = {name: _seconds(name, time) for name, time in pairs}
+    if limits_s:
+        check_limits(limits_s)
+    return limits_s
+
+
+def _seconds(name: str, text: str) -> float:
+    """Return the seconds of a time such as `0.5`, `0.5s` or `500ms`."""
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    try:
+        return float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+    except ValueError as error:
+        raise typer.BadParameter(f"{name}: {text!r} is no time; write seconds as 0.5, or 500ms") from error

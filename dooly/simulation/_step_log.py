@@ -1,0 +1,52 @@
+"""What the steps of a simulation computed, and when; `simulate` fills it where it is given one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.batch import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoggedSteps:
+    """A step, or several in a row that decode the same requests. Times are nanoseconds from the run's start."""
+
+    starts_ns: Ints
+    """When the device began with each, shape (num_steps,)."""
+    ends_ns: Ints
+    """When each had run, shape (num_steps,)."""
+    num_new_tokens: Ints
+    """Tokens that each request computes in a step, shape (num_reqs,)."""
+    num_computed_tokens: Ints
+    """Tokens that each had computed before the first, shape (num_reqs,)."""
+
+    def batch(self, step: int) -> Batch:
+        """Return what one of the steps computes."""
+        return Batch(tuple(self.num_new_tokens.tolist()), tuple((self.num_computed_tokens + step).tolist()), 0)
+
+    def num_kv_blocks(self, step: int, block_size: int) -> int:
+        """Return how many KV blocks the requests of one of the steps fill at its end."""
+        num_tokens = self.num_computed_tokens + self.num_new_tokens + step
+        return int((-(-num_tokens // block_size)).sum())
+
+
+class StepLog:
+    """The steps of a simulation, in the order run. It holds every batch: some kilobytes a step."""
+
+    def __init__(self) -> None:
+        """Start without steps."""
+        self.runs: list[LoggedSteps] = []
+
+    def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, new: Ints, computed: Ints) -> None:
+        """Note steps that the device runs one after another over the same requests."""
+        self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), new, computed))
