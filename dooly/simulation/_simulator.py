@@ -162,7 +162,7 @@ class _Run:
             ends_ns = np.array([self._now_ns + step_ns], dtype=np.int64)
             self.host_wait_ns += step_ns - device_ns
         if self._log is not None:
-            self._log.add([self._now_ns, *ends_ns[:-1]], ends_ns, step.num_new_tokens, step.num_computed_tokens)
+            self._log.add([self._now_ns, *ends_ns[:-1]], ends_ns, step)
         self.num_steps += len(ends_ns)
         self._under_way.append(_UnderWay(self.scheduler.advance(step, len(ends_ns)), ends_ns))
 
@@ -192,7 +192,7 @@ class _Run:
         if step.max_num_steps > 1:
             self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
         if self._log is not None:
-            self._log.add(np.subtract(ends_ns, times_ns[:num_steps]), ends_ns, step.num_new_tokens, step.num_computed_tokens)
+            self._log.add(np.subtract(ends_ns, times_ns[:num_steps]), ends_ns, step)
         self.num_steps += num_steps
         progress = self.scheduler.advance(step, num_steps)
         # All but the last are known to have run when the one behind the next of each is scheduled.

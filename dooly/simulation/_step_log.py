@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from dooly.simulation._scheduler import ScheduledStep
+
     Ints = npt.NDArray[np.int64]
 
 
@@ -29,10 +31,14 @@ class LoggedSteps:
     """Tokens that each request computes in a step, shape (num_reqs,)."""
     num_computed_tokens: Ints
     """Tokens that each had computed before the first, shape (num_reqs,)."""
+    num_new_requests: int
+    """How many of the requests no earlier step held."""
 
     def batch(self, step: int) -> Batch:
         """Return what one of the steps computes."""
-        return Batch(tuple(self.num_new_tokens.tolist()), tuple((self.num_computed_tokens + step).tolist()), 0)
+        return Batch(
+            tuple(self.num_new_tokens.tolist()), tuple((self.num_computed_tokens + step).tolist()), self.num_new_requests
+        )
 
     def num_kv_blocks(self, step: int, block_size: int) -> int:
         """Return how many KV blocks the requests of one of the steps fill at its end."""
@@ -47,6 +53,7 @@ class StepLog:
         """Start without steps."""
         self.runs: list[LoggedSteps] = []
 
-    def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, new: Ints, computed: Ints) -> None:
-        """Note steps that the device runs one after another over the same requests."""
-        self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), new, computed))
+    def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, step: ScheduledStep) -> None:
+        """Note a step, or repetitions of it, that the device runs one after another."""
+        batch = (step.num_new_tokens, step.num_computed_tokens, len(step.first_scheduled))
+        self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), *batch))
