@@ -68,7 +68,7 @@ def search(  # noqa: PLR0913 - one argument an option
     from dooly.searching import search as find
 
     prices = None if price is None else dict(_priced(text) for text in price.split(","))
-    with progress_bar("searching") as update:
+    with progress_bar("searching: simulations of this round") as update:
         result = find(
             [find_model(model) for model in models],
             [name.strip() for name in hardware.split(",")],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dooly.searching._candidate import Candidate
     from dooly.simulation import Workload
 
-_LOADED = 64
+_LOADED = 128
 """Candidates whose latency models a process keeps."""
 
 

@@ -69,7 +69,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
         state: A file that keeps each simulation as soon as it is done, and from which a search that was stopped goes on.
         num_processes: Processes on this machine; by default one a core.
         ray: Address of a Ray cluster to simulate on, or `local` for one on this machine.
-        progress: Told how many candidates are settled, and of how many.
+        progress: Told how many simulations of a round are done, and of how many; rounds go on until the best are settled.
 
     Raises:
         InvalidInputError: An argument breaks a rule, which the message names; or there is no such cluster.
@@ -88,11 +88,10 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     ]
     with SearchState(load, state) as done, open_workers(num_processes, ray) as submit:
         while tasks := _next_round(brackets, top):
-            for bracket, found in _simulated(tasks, load, done, submit):
+            for count, (bracket, found) in enumerate(_simulated(tasks, load, done, submit), start=1):
                 bracket.learn(found)
                 if progress is not None:
-                    worth = _worth(brackets, top)
-                    progress(sum(not _is_live(each, worth) for each in brackets), len(brackets))
+                    progress(count, len(tasks))
     order = sorted(range(len(brackets)), key=lambda place: (_rank(brackets[place], limits), place))
     return SearchResult(workload, dict(limits), tuple(_found(brackets[place], gpu_prices[place]) for place in order))
 

@@ -108,7 +108,8 @@ def test_a_stopped_search_goes_on_where_it_was(small_search: Callable[..., Searc
     found = small_search(num_processes=1, state=cut, progress=lambda done, total: asked.append((done, total)))
     assert json.dumps(found.to_json()) == expected
     assert sorted(cut.read_bytes().splitlines()) == sorted(content.splitlines())
-    assert asked[-1] == (4, 4)
+    assert asked[0] == (1, 4)
+    assert asked[-1] == (1, 1)
 
 
 def test_processes_change_nothing(small_search: Callable[..., SearchResult], small_result: SearchResult) -> None:
