@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dooly.kv_cache_groups import KVCacheGroup
     from dooly.simulation._cache_groups import Blocks
+    from dooly.simulation._kv_cache import Counts
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._workload import Request
 
@@ -35,13 +36,15 @@ class BlockKVCache(KVCache):
         hashes = BlockHashes(requests) if config.enable_prefix_caching else None
         self._groups = [_make_group(self._pool, hashes, group, config) for group in config.kv_cache_groups]
         self._kinds = _alike(config.kv_cache_groups)
-        self._num_prompt_tokens = [request.num_prompt_tokens for request in requests]
+        self._num_prompt_tokens = np.array([request.num_prompt_tokens for request in requests], np.int64)
         self._num_known = self._num_prompt_tokens.copy()
         """Tokens of each request when it was admitted last: it computes them as a prompt."""
         self._num_tokens = np.zeros(len(requests), np.int64)
         """Tokens of each request that it holds blocks for, or has dropped them."""
         self._num_processed = np.zeros(len(requests), np.int64)
         """Those whose step has run."""
+        self._num_seen = np.zeros(len(requests), np.int64)
+        """Those that had run when the request was last given blocks."""
         self._junctions: dict[int, int] = {}
         self._hits: list[Blocks] = []
         self._num_hit = 0
@@ -49,7 +52,7 @@ class BlockKVCache(KVCache):
         self.aligns = self._mamba is not None
         self.recycles = any(group.drops_blocks for group in self._groups)
 
-    def num_blocks_for(self, num_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def num_blocks_for(self, num_tokens: Counts) -> Counts:
         """Return the most blocks that each request holds at once; see `KVCache`."""
         return np.array([sum(group.num_required(n) for group in self._groups) for n in num_tokens.tolist()], np.int64)
 
@@ -105,7 +108,7 @@ class BlockKVCache(KVCache):
         if any(self._hits):
             for group, hits in zip(self._groups, self._hits, strict=True):
                 group.adopt(request, hits, self._num_hit)
-        self._num_processed[request] = self._num_hit
+        self._num_processed[request] = self._num_seen[request] = self._num_hit
         self._allocate(request, num_tokens, self._num_hit)
         return True
 
@@ -118,7 +121,7 @@ class BlockKVCache(KVCache):
         )
 
     def _prefill_end(self, request: int) -> int:
-        return max(self._num_prompt_tokens[request], self._num_known[request] - 1)
+        return int(max(self._num_prompt_tokens[request], self._num_known[request] - 1))
 
     def _allocate(self, request: int, num_tokens: int, num_processed: int) -> None:
         """Take the blocks that a request lacks to grow to so many tokens; of so many before, the steps have run."""
@@ -129,30 +132,58 @@ class BlockKVCache(KVCache):
         if not self._config.enable_prefix_caching:
             return
         if before < known:
-            self._enter_full(request, min(num_tokens, known))
+            self._enter_full(request, int(min(num_tokens, known)))
         elif self._mamba is not None:
             # A decode's input is known where the step before has run. Up to the next block's end the prompt's state is there.
             num_final, size = num_tokens - (num_processed < before), self._config.block_size
             if num_final // size == (self._num_prompt_tokens[request] - 1) // size:
-                self._enter_full(request, num_final)
+                self._enter_full(request, int(num_final))
 
     def _enter_full(self, request: int, num_tokens: int) -> None:
         """Let the blocks that so many tokens fill be found again."""
         if len(self._groups) > 1:
             num_tokens -= num_tokens % self._config.block_size
-        boundaries = [self._num_prompt_tokens[request] - 1]
+        boundaries = [int(self._num_prompt_tokens[request]) - 1]
         if junction := self._junctions.get(request):
             boundaries.append(junction)
         for group in self._groups:
             group.enter_full(request, num_tokens, boundaries)
 
-    def extend(self, requests: npt.NDArray[np.int64], num_tokens: npt.NDArray[np.int64]) -> int:
+    def extend(self, requests: Counts, num_tokens: Counts) -> int:
         """Give requests blocks for so many tokens in all, in order, while blocks last; see `KVCache`."""
-        rows = zip(requests.tolist(), num_tokens.tolist(), self._num_processed[requests].tolist(), strict=True)
-        for place, (request, total, processed) in enumerate(rows):
-            if total > self._num_tokens[request] and not self._extend(request, total, processed):
-                return place
+        before, processed = self._num_tokens[requests], self._num_processed[requests]
+        acts = (before < self._num_known[requests]) | self._acts_at(num_tokens, processed) | self._is_late(requests, processed)
+        if self._mamba is not None:
+            acts |= self._is_behind_prompt(requests, num_tokens)
+        acts &= num_tokens > before
+        for place in np.flatnonzero(acts).tolist():
+            if not self._extend(int(requests[place]), int(num_tokens[place]), int(processed[place])):
+                self._note(requests[:place], num_tokens[:place], processed[:place])
+                return int(place)
+        self._note(requests, num_tokens, processed)
         return requests.size
+
+    def _note(self, requests: Counts, num_tokens: Counts, num_processed: Counts) -> None:
+        """Note how many tokens requests hold blocks for, and up to where those that have run were looked at."""
+        self._num_tokens[requests], self._num_seen[requests] = num_tokens, num_processed
+
+    def _acts_at(self, num_tokens: Counts, num_processed: Counts) -> npt.NDArray[np.bool_]:
+        """Return whether decodes take or drop blocks by which they hold so many tokens, of which so many have run before."""
+        acts: npt.NDArray[np.bool_] = np.any(
+            [self._groups[members[0]].acts_at(num_tokens, num_processed) for members in self._kinds], axis=0
+        )
+        return acts
+
+    def _is_late(self, requests: Counts, num_processed: Counts) -> npt.NDArray[np.bool_]:
+        """Return whether several tokens of requests have run since these were last looked at, as behind a prompt's last chunk."""
+        is_late: npt.NDArray[np.bool_] = num_processed - self._num_seen[requests] > 1
+        return is_late
+
+    def _is_behind_prompt(self, requests: Counts, num_tokens: Counts) -> npt.NDArray[np.bool_]:
+        """Return whether so many tokens end in the block behind the one up to which a prompt's state is kept."""
+        size = self._config.block_size
+        is_behind: npt.NDArray[np.bool_] = (num_tokens - 1) // size <= (self._num_prompt_tokens[requests] - 1) // size
+        return is_behind
 
     def _extend(self, request: int, num_tokens: int, num_processed: int) -> bool:
         """Give a request blocks for so many tokens, and take those that it needs no more, if blocks last."""
@@ -165,7 +196,7 @@ class BlockKVCache(KVCache):
         self._allocate(request, num_tokens, num_processed)
         return True
 
-    def extend_steps(self, requests: npt.NDArray[np.int64], num_tokens: npt.NDArray[np.int64], num_steps: int) -> None:
+    def extend_steps(self, requests: Counts, num_tokens: Counts, num_steps: int) -> None:
         """Give requests blocks for so many more decode steps; see `KVCache`."""
         if not self.recycles:
             for request, total in zip(requests.tolist(), (num_tokens + num_steps).tolist(), strict=True):
@@ -174,15 +205,16 @@ class BlockKVCache(KVCache):
         else:
             num_ahead = int(self._config.async_scheduling)
             totals = num_tokens + np.arange(1, num_steps + 1)[:, None]
-            acts = np.any([group.acts_at(totals, totals - 1 - num_ahead) for group in self._groups], axis=0)
-            acts[: 1 + num_ahead] = True  # a prompt's last chunk may have run only now
+            acts = self._acts_at(totals, totals - 1 - num_ahead)
+            acts[0] |= self._is_late(requests, num_tokens - num_ahead)
             for step, place in np.argwhere(acts).tolist():
                 request, total = int(requests[place]), int(totals[step, place])
                 self._num_tokens[request] = total - 1
                 self._extend(request, total, total - 1 - num_ahead)
-        self._num_tokens[requests] = num_tokens + num_steps
+        num_final = num_tokens + num_steps
+        self._note(requests, num_final, num_final - 1 - self._config.async_scheduling)
 
-    def steps_within(self, num_tokens: npt.NDArray[np.int64], limit: int) -> int:
+    def steps_within(self, num_tokens: Counts, limit: int) -> int:
         """Return how many decode steps the free blocks last, whatever gets free meanwhile; see `KVCache`."""
 
         def num_blocks(num_steps: int) -> int:
@@ -190,11 +222,11 @@ class BlockKVCache(KVCache):
 
         return last_affordable(num_blocks, num_blocks(0) + self._pool.num_free, limit)
 
-    def settle(self, requests: npt.NDArray[np.int64], num_tokens: npt.NDArray[np.int64]) -> None:
+    def settle(self, requests: Counts, num_tokens: Counts) -> None:
         """Note that so many tokens of requests have run; see `KVCache`."""
         self._num_processed[requests] = num_tokens
 
-    def release(self, requests: npt.NDArray[np.int64], num_final: npt.NDArray[np.int64]) -> None:
+    def release(self, requests: Counts, num_final: Counts) -> None:
         """Free all blocks of these requests, one after another; see `KVCache`."""
         for request, final in zip(requests.tolist(), num_final.tolist(), strict=True):
             for group in self._groups:
@@ -209,8 +241,8 @@ class BlockKVCache(KVCache):
         return self._mamba.aligned_end(
             start,
             end,
-            num_prompt_tokens=self._num_prompt_tokens[request],
-            num_tokens=self._num_known[request],
+            num_prompt_tokens=int(self._num_prompt_tokens[request]),
+            num_tokens=int(self._num_known[request]),
             junction=self._junctions.get(request, 0),
             most=min(budget, self._config.long_prefill_token_threshold or budget),
         )

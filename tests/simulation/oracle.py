@@ -37,7 +37,7 @@ MODEL_CONFIG = {
     "head_dim": 16,
     "num_hidden_layers": 1,
     "vocab_size": 128,
-    "max_position_embeddings": MAX_MODEL_LEN,
+    "max_position_embeddings": 1 << 14,
     "torch_dtype": "bfloat16",
 }
 NEW_TOKENS = count(1 << 52)

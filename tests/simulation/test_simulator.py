@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -218,12 +219,14 @@ def test_steps_taken_together_change_nothing(case: tuple[Workload, SchedulerConf
 @given(cases())
 @settings(max_examples=100)
 def test_every_token_is_computed_once_without_preemption(case: tuple[Workload, SchedulerConfig]) -> None:
-    """Steps compute each request's tokens but the last exactly once; preemption can only add to them."""
+    """Steps compute each request's tokens but the last exactly once; preemption adds to them, and caching takes that off."""
     served, config = case
-    result = simulate(served, StepwiseLatency(), config)
-    _, _, num_computed = simulate_stepwise(served, config)
     needed = sum(r.num_prompt_tokens + r.num_output_tokens - 1 for r in served.requests)
-    assert num_computed == needed if result.num_preemptions == 0 else num_computed > needed
+    for caches in (True, False):
+        config = replace(config, enable_prefix_caching=caches)
+        result = simulate(served, StepwiseLatency(), config)
+        _, _, num_computed = simulate_stepwise(served, config)
+        assert num_computed == needed if result.num_preemptions == 0 else num_computed >= needed + (not caches)
 
 
 @given(cases())
