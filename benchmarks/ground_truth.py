@@ -72,6 +72,7 @@ def main() -> None:
         attention_backend=args.attention_backend,
         enforce_eager=args.mode == "eager",
         async_scheduling=args.mode != "eager",
+        enable_prefix_caching=False,
     )
     engine = start(model, serving, args.mode)
     try:

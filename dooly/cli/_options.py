@@ -29,6 +29,7 @@ _HELP = {
     "enable_expert_parallel": "Share whole experts over the tensor-parallel ranks, instead of parts of each.",
     "quantization": "How to quantise the weights, as fp8, by the engine's name; by default as the model's configuration says.",
     "kv_cache_dtype": "Element type of the KV cache, as fp8, by the engine's name; auto is what the model's configuration says.",
+    "enable_prefix_caching": "Compute prompts anew that begin as others did, and those that were preempted.",
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
     "max_cudagraph_capture_size": "Tokens of the largest step in a CUDA graph; by default twice --max-num-seqs, and 512 at most.",
     "enforce_eager": "With a GPU's --db: the engine without CUDA graphs.",
@@ -38,6 +39,9 @@ _HELP = {
 
 LIMITS = ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
 """Settings whose default is another on a GPU."""
+
+SIMULATE_ONLY = ("enable_prefix_caching",)
+"""Settings of an engine that serves, which measuring and comparing with one turn off."""
 
 
 class EngineName(StrEnum):
@@ -82,8 +86,8 @@ WorkloadText = Annotated[
     typer.Option(
         "--workload",
         metavar="SPEC|FILE",
-        help="As poisson:rate=2,prompt=512,output=64-256, also with requests=100,seed=0; closed:concurrency=32,... for users who "
-        "wait for their answers; or a workload file.",
+        help="As poisson:rate=2,prompt=512,output=64-256, also with requests=100,seed=0,prefix=256; closed:concurrency=32,... "
+        "for users who wait for their answers; or a workload file.",
     ),
 ]
 BatchText = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dooly.cli._options import Database, engine_flags
+from dooly.cli._options import SIMULATE_ONLY, Database, engine_flags
 from dooly.cli._output import new_table, progress_bar, show
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import MissingOperationError
@@ -21,7 +21,7 @@ _MANY_UNSTEADY = 0.2
 """Fraction of the points measured from which on their spread is worth a warning."""
 
 
-@engine_flags(without=("enforce_eager", "async_scheduling", "max_cudagraph_capture_size"))
+@engine_flags(without=("enforce_eager", "async_scheduling", "max_cudagraph_capture_size", *SIMULATE_ONLY))
 def profile(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
     *,

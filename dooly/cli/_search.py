@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dooly.cli._limits import LimitTexts, parse_limits
-from dooly.cli._options import TRACE_ONLY, HtmlFile, InterconnectText, JsonFile, engine_choices, writable
+from dooly.cli._options import HtmlFile, InterconnectText, JsonFile, engine_choices, writable
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import find_model
 
@@ -19,7 +19,7 @@ _SHOWN_REASONS = 12
 """Reasons that are printed; all are in JSON and CSV."""
 
 
-@engine_choices(without=TRACE_ONLY)
+@engine_choices()
 def search(  # noqa: PLR0913 - one argument an option
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +29,7 @@ from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
     from dooly.predict import LatencyModel, StepLatency
-    from dooly.simulation import SimulationResult
+    from dooly.simulation import SchedulerConfig, SimulationResult
 
 _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
@@ -97,10 +98,10 @@ def simulate(  # noqa: PLR0913 - one argument an option
     sources = asked | {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
     if write_json(result.summary() | sources, json_file):
         _show(result)
-        _show_sources(latency, serving, config.num_kv_blocks, result)
+        _show_sources(latency, serving, config, result)
 
 
-def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: int, result: SimulationResult) -> None:
+def _show_sources(latency: LatencyModel, serving: ServingConfig, config: SchedulerConfig, result: SimulationResult) -> None:
     """Say what the answer stands on: where its seconds are from, how well they are known, and what was taken for granted."""
     shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
     step = latency.step(_DECODE, extrapolate=True)
@@ -118,13 +119,23 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, num_kv_blocks: 
         f"{'while the one before runs' if latency.schedules_ahead else 'when the one before has run'}",
     )
     room = "; 1 GiB for CUDA and graphs is taken for granted" if latency.hardware is not None else ""
-    table.add_row("KV cache", f"{num_kv_blocks:,} blocks of {latency.block_size} tokens{room}")
+    table.add_row("KV cache", f"{_cache_text(config)}{room}")
     if latency.environment.device_kind == "cuda":
         table.add_row("host", _host_text(latency, result))
     if latency.hardware is not None:
         table.add_row("device", f"{latency.hardware.device}, kernels of {latency.hardware.engine}")
         table.add_row("source", latency.hardware.source)
     show(table)
+
+
+def _cache_text(config: SchedulerConfig) -> str:
+    """Say how many blocks the KV cache has, which groups of layers draw them, and whether what they hold is found again."""
+    numbers = Counter(group.kind.value.replace("_", " ") for group in config.kv_cache_groups)
+    groups = ", ".join(f"{number} of {kind}" for kind, number in numbers.items())
+    return (
+        f"{config.num_kv_blocks:,} blocks of {config.block_size} tokens, in groups of layers: {groups}; prefix caching "
+        f"{'on' if config.enable_prefix_caching else 'off'}"
+    )
 
 
 def _host_text(latency: LatencyModel, result: SimulationResult) -> str:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dooly.cli._options import HardwareName, JsonFile, Model, OptionalDatabase, RealFile, WorkloadText, engine_flags
+from dooly.cli._options import (
+    SIMULATE_ONLY,
+    HardwareName,
+    JsonFile,
+    Model,
+    OptionalDatabase,
+    RealFile,
+    WorkloadText,
+    engine_flags,
+)
 from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
@@ -23,7 +32,7 @@ _WITH_KEPT_RUNS = ("model", "db", "hardware", "workload", "real", "json_file")
 """What can be said where the real engine is not run."""
 
 
-@engine_flags()
+@engine_flags(without=SIMULATE_ONLY)
 def validate(  # noqa: PLR0913 - one argument an option
     context: typer.Context,
     model: Model,

@@ -97,6 +97,9 @@ class ServingConfig:
     """How weights are quantised, by the engine's name, such as `fp8`; None for what the model's configuration says."""
     kv_cache_dtype: str = "auto"
     """Element type of the KV cache, by the engine's name, such as `fp8`; `auto` for what the model's configuration says."""
+    enable_prefix_caching: bool = True
+    """Whether a simulated engine keeps the tokens that it has computed, and computes none again that prompts share. What Dooly
+    measures never comes from a cache."""
     attention_backend: str | None = None
     """Attention backend by the engine's name; None lets the engine choose."""
     max_cudagraph_capture_size: int | None = None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.catalog import kv_cache_layout
 from dooly.errors import InvalidInputError, OutOfDomainError
 from dooly.predict._features import BatchArrays
-from dooly.predict._memory import cache_room_bytes, token_bytes
+from dooly.predict._memory import cache_room_bytes
 from dooly.predict._sources import SOURCES
 from dooly.predict._tables import LatencyTables
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from dbstore import Environment
     from dooly.batch import Batch
+    from dooly.catalog import KVCacheLayout
     from dooly.engines import ServingConfig
     from dooly.latency import HostTimes
     from dooly.predict._domain import Domain
@@ -95,6 +97,14 @@ class LatencyModel:
         """Tokens in one block of the engine's KV cache: vLLM's own on CUDA, where nobody recorded it."""
         return self.environment.block_size or _BLOCK_SIZE
 
+    def kv_cache_layout(self, serving: ServingConfig) -> KVCacheLayout:
+        """Return how the engine lays out the model's KV cache: groups of layers that keep the same tokens, and their blocks.
+
+        Raises:
+            UnsupportedModelError: A layer caches something that the scheduler does not model, or no layer caches anything.
+        """
+        return kv_cache_layout(self.traced, serving.dtype, self.block_size)
+
     def num_kv_blocks(self, serving: ServingConfig) -> int:
         """Return how many KV blocks the engine has, the null block included.
 
@@ -103,12 +113,11 @@ class LatencyModel:
 
         Raises:
             InvalidInputError: `kv_cache_memory_bytes` is more than the device has.
-            UnsupportedModelError: A layer caches something else than the keys and values of every token, as sliding windows and
-                recurrent states do, or no layer caches anything.
+            UnsupportedModelError: As `kv_cache_layout` says.
         """
         if serving.num_gpu_blocks_override is not None:
             return serving.num_gpu_blocks_override
-        block_bytes = self.block_size * token_bytes(self.traced, serving.dtype)
+        block_bytes = self.kv_cache_layout(serving).block_bytes
         if self.hardware is not None and serving.kv_cache_bytes > self.hardware.memory_bytes:
             raise InvalidInputError(
                 f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} are more than the {self.hardware.memory_bytes} that "

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dooly.dtypes import cache_item_bytes, item_bytes
-from dooly.errors import InvalidInputError, UnsupportedModelError
+from dooly.dtypes import item_bytes
+from dooly.errors import InvalidInputError
 from dooly.tracing import evaluate_form
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from dooly.engines import ServingConfig
     from dooly.predict._hardware import Hardware
     from dooly.tracing import TracedModel, TracedTensor
@@ -20,46 +18,6 @@ _CONTEXT_BYTES = 1 << 30
 """What CUDA, its libraries and the engine's captured graphs take beside tensors: taken to be 1 GiB."""
 _HIDDEN_COPIES = 4
 """Hidden states that live beside an operation's own operands while it runs: residual, embeddings, two in flight."""
-
-
-def token_bytes(traced: TracedModel, dtype: str) -> int:
-    """Return the bytes of one token's keys and values over all layers of a rank.
-
-    Raises:
-        UnsupportedModelError: A layer caches something else than the keys and values of every token, or none caches anything.
-    """
-    cached = [operation for operation in traced.operations if operation.depends_on_context]
-    for operation in cached:
-        if (other := _other_cache(operation.attributes)) is not None:
-            layers = operation.module if operation.count == 1 else f"{operation.module} and {operation.count - 1} like it"
-            raise UnsupportedModelError(
-                f"{traced.model}: {layers} {other}, whose KV cache groups the scheduler does not model yet; "
-                "simulate a model with full attention"
-            )
-    if not cached:
-        raise UnsupportedModelError(f"{traced.model}: no layer keeps a KV cache; simulate a model that generates by attention")
-    return sum(operation.count * _cached_bytes(operation.attributes, dtype) for operation in cached)
-
-
-def _other_cache(attributes: Mapping[str, Any]) -> str | None:
-    """Return what a layer does by which its cache is not one of each token's keys and values; None where it is."""
-    if "state_shapes" in attributes:
-        return "keeps a recurrent state"
-    if attributes.get("num_kv_heads") is None:
-        return f"keeps a cache of its own ({attributes.get('kind')})"
-    if attributes.get("sliding_window") not in {None, -1}:
-        return "attends over a sliding window"
-    if attributes.get("attention_chunk_size") is not None:
-        return "attends within chunks"
-    if attributes.get("attn_type") not in {None, "decoder"}:
-        return f"runs {attributes['attn_type']} attention"
-    return None
-
-
-def _cached_bytes(attributes: Mapping[str, Any], dtype: str) -> int:
-    """Return the bytes of one token's keys and values in one layer; keys alone where values are part of them."""
-    values = attributes["num_kv_heads"] * (attributes["head_size"] + (attributes["head_size_v"] or 0))
-    return int(values * cache_item_bytes(attributes["kv_cache_dtype"], dtype))
 
 
 def weight_bytes(traced: TracedModel) -> int:

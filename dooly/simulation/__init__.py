@@ -5,6 +5,7 @@ Needs neither torch nor vLLM.
 
 from __future__ import annotations
 
+from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
 from dooly.latency import HostTimes
 from dooly.simulation._comparison import Compared, compare_runs
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
@@ -18,9 +19,11 @@ from dooly.simulation._workload_files import read_workload
 from dooly.simulation._workload_spec import parse_workload
 
 __all__ = [
+    "AttentionKind",
     "Compared",
     "ErrorReport",
     "HostTimes",
+    "KVCacheGroup",
     "LengthRange",
     "LoggedSteps",
     "MetricError",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError
+from dooly.kv_cache_groups import AttentionKind
 from dooly.simulation._scheduler_config import SchedulerConfig
 
 if TYPE_CHECKING:
     from dooly.engines import ServingConfig
+    from dooly.kv_cache_groups import KVCacheGroup
     from dooly.predict import LatencyModel
 
 _MIN_BLOCKS = 2
@@ -26,17 +29,19 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         InvalidInputError: The KV cache is too small for the longest request, for which no engine would start.
         UnsupportedModelError: The model caches something that the scheduler does not model.
     """
-    num_kv_blocks, block_size = latency.num_kv_blocks(serving), latency.block_size
+    layout = latency.kv_cache_layout(serving)
+    num_kv_blocks, block_size = latency.num_kv_blocks(serving), layout.block_size
     if num_kv_blocks < _MIN_BLOCKS:
         given = "--kv-cache-memory-bytes" if serving.num_gpu_blocks_override is None else "--num-gpu-blocks-override"
         raise InvalidInputError(
             f"{given}: the KV cache has {num_kv_blocks} blocks of {block_size} tokens; give enough for at least {_MIN_BLOCKS}"
         )
-    room = num_kv_blocks * block_size
-    if serving.max_model_len > room and serving.num_gpu_blocks_override is None:
+    needed = sum(_most_blocks(group, serving, block_size) for group in layout.groups)
+    if needed > num_kv_blocks and serving.num_gpu_blocks_override is None:
         raise InvalidInputError(
-            f"--max-model-len: a request of {serving.max_model_len:,} tokens does not fit in the KV cache, which holds {room:,}; "
-            "lower it, or make room by more --tensor-parallel-size, --gpu-memory-utilization or --kv-cache-memory-bytes"
+            f"--max-model-len: a request of {serving.max_model_len:,} tokens needs {needed:,} KV blocks of {block_size} tokens, and "
+            f"there is room for {num_kv_blocks:,}; lower it, or make room by more --tensor-parallel-size, "
+            "--gpu-memory-utilization or --kv-cache-memory-bytes"
         )
     return SchedulerConfig(
         max_model_len=serving.max_model_len,
@@ -44,5 +49,23 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         max_num_seqs=serving.max_num_seqs,
         max_num_batched_tokens=serving.max_num_batched_tokens,
         block_size=block_size,
+        enable_prefix_caching=serving.enable_prefix_caching and _is_cached_by_default(layout.groups),
+        kv_cache_groups=layout.groups,
         async_scheduling=latency.schedules_ahead,
     )
+
+
+def _most_blocks(group: KVCacheGroup, serving: ServingConfig, block_size: int) -> int:
+    """Return the blocks of a group that the longest request holds at most, as the engine counts them before it starts."""
+    if group.kind is AttentionKind.MAMBA:
+        return 1 + group.num_prefill_checkpoint_blocks
+    longest, unaligned = serving.max_model_len, 0
+    if group.window is not None:
+        sliding = group.kind is AttentionKind.SLIDING_WINDOW
+        longest, unaligned = min(longest, group.window - sliding + serving.max_num_batched_tokens), int(sliding)
+    return ceil(longest / block_size) + unaligned
+
+
+def _is_cached_by_default(groups: tuple[KVCacheGroup, ...]) -> bool:
+    """Return whether the engine looks for prefixes: not where nothing but recurrent states is cached."""
+    return any(group.kind is not AttentionKind.MAMBA for group in groups)

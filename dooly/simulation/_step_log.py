@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dooly.simulation._scheduler import ScheduledStep
+    from dooly.simulation._steps import ScheduledStep
 
     Ints = npt.NDArray[np.int64]
 

@@ -103,7 +103,9 @@ def read_runs(path: Path) -> KeptRuns:
         return KeptRuns(
             document["model"],
             document["workload"],
-            ServingConfig(**document["serving"]),
+            ServingConfig(
+                **{"enable_prefix_caching": False} | document["serving"]
+            ),  # as it was for whom it was not yet a setting
             Environment.from_json(document["environment"]),
             document["num_kv_blocks"],
             document["others_cores"],

@@ -106,7 +106,8 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     """
     if repeat < 1:
         raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")
-    serving = serving or ServingConfig()
+    # Every run sends the same prompts, which the real engine would find in its cache from the second run on.
+    serving = replace(serving or ServingConfig(), enable_prefix_caching=False)
     latency = load_latency_model(store, model, serving)
     simulated = _simulated(workload, latency, serving)
     eager = latency.environment.execution_mode == "eager"

@@ -13,7 +13,7 @@ from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError, MissingOperationError
 from dooly.predict import LatencyModel, default_serving, listed_hardware, load_latency_model
-from dooly.predict._memory import peak_activation_bytes, token_bytes, weight_bytes
+from dooly.predict._memory import peak_activation_bytes, weight_bytes
 
 SERVING = ServingConfig(max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256, tensor_parallel_size=4)
 
@@ -75,7 +75,7 @@ def test_more_work_takes_longer(large: LatencyModel) -> None:
 def test_blocks_fill_what_memory_has_left(large: LatencyModel) -> None:
     """Weights, activations and 1 GiB come off the share of memory; an override and a given size win."""
     left = 0.92 * 150_119_844_413 - weight_bytes(large.traced) - peak_activation_bytes(large.traced, SERVING) - (1 << 30)
-    block_bytes = 16 * token_bytes(large.traced, "bfloat16")
+    block_bytes = large.kv_cache_layout(SERVING).block_bytes
     assert block_bytes == 16 * 80 * 2 * 2 * 128 * 2
     assert large.num_kv_blocks(SERVING) == int(left) // block_bytes
     given = ServingConfig(tensor_parallel_size=4, kv_cache_memory_bytes=100 * block_bytes)
