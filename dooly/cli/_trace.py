@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     "pipeline_parallel_size",
     "enable_expert_parallel",
     "attention_backend",
+    "moe_backend",
 )
 def trace(  # noqa: PLR0913 - one argument an option
     model: Model,

@@ -102,6 +102,8 @@ class ServingConfig:
     measures never comes from a cache."""
     attention_backend: str | None = None
     """Attention backend by the engine's name; None lets the engine choose."""
+    moe_backend: str = "auto"
+    """Kernels of mixtures of experts, by the engine's name, such as `marlin`; `auto` lets the engine choose."""
     max_cudagraph_capture_size: int | None = None
     """Tokens of the largest step that is captured in a CUDA graph; None for twice `max_num_seqs`, and 512 at most."""
     enforce_eager: bool = False

@@ -97,8 +97,8 @@ def linear_layers(folder: Path, dtype: str = "bfloat16") -> Columns:
 
 
 _EXPERTS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
-_WEIGHTS = {"mxfp4": "w4a16_mxfp4", "int4": "int4_wo"}
-"""The tables' own names of element types."""
+_FOUR_BITS = ("int4_wo", "w4a16_mxfp4")
+"""The tables' own names of weights of four bits; one kernel takes both, and another the second too."""
 
 
 def experts(folder: Path, dtype: str = "bfloat16") -> Columns:
@@ -106,8 +106,11 @@ def experts(folder: Path, dtype: str = "bfloat16") -> Columns:
 
     Their tokens are dealt out in turn: no more choices than there are experts reach one each.
     """
-    rows = read_table(folder, "moe", (*_EXPERTS, "moe_dtype", "distribution"))
-    return rows.where(moe_dtype=_WEIGHTS.get(dtype, dtype), distribution="balanced")
+    rows = read_table(folder, "moe", (*_EXPERTS, "moe_dtype", "distribution", "kernel_source")).where(distribution="balanced")
+    if dtype not in {"w4a16", "mxfp4"}:
+        return rows.where(moe_dtype=dtype)
+    by_marlin = np.array(["marlin" in kernel for kernel in rows["kernel_source"]], dtype=bool)
+    return rows.kept(np.isin(rows["moe_dtype"], _FOUR_BITS) & (by_marlin == (dtype == "w4a16")))
 
 
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "kv_cache_dtype")

@@ -30,7 +30,7 @@ _LINEAR = ("bfloat16", "fp8", "fp8_block")
 _PHASES = ("generation_attention", "context_attention")
 _ATTENTION = (("bfloat16", None), ("bfloat16", 1), ("fp8", None), ("fp8", 1))
 """Element types of caches; beside each None for full attention, or any window."""
-_EXPERTS = ("bfloat16", "fp8", "fp8_block", "mxfp4", "int4")
+_EXPERTS = ("bfloat16", "fp8", "fp8_block", "mxfp4", "w4a16")
 _BYTES_READ = 2
 """Of an element whose scale is computed."""
 

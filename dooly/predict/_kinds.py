@@ -86,7 +86,8 @@ class Experts:
     num_local_experts: int
     """Experts of a rank."""
     dtype: str
-    """Element type of weights and activations; `fp8` and `fp8_block` as of linear layers, `mxfp4` and `int4` of weights alone."""
+    """Element type of weights and activations; `fp8` and `fp8_block` as of linear layers; of weights alone `w4a16`,
+    four bits of either kind as Marlin unpacks them, and `mxfp4`, as Triton's own kernel does."""
 
 
 Kind = LinearLayer | AttentionShape | Experts | Collective
@@ -145,7 +146,9 @@ def _weights(operation: TracedOperation, plain: str) -> str | None:
     if _FP8 in types:
         return {(_FP8,): "fp8", (_FP8, "float32"): "fp8_block"}.get(tuple(types))
     # Two elements a byte, with a scale of a byte for 32; or eight in an integer, with one of two bytes for a group.
-    return {("uint8",): "mxfp4", ("int32", "bfloat16"): "int4", ("int32", "float16"): "int4"}.get(tuple(types))
+    four_bits = types == ["uint8"] or types[:1] == ["int32"]
+    kernel = str(operation.attributes.get("kernel")).lower()
+    return "w4a16" if four_bits and "marlin" in kernel else "mxfp4" if types == ["uint8"] else None
 
 
 def router_of(operation: TracedOperation) -> LinearLayer | None:

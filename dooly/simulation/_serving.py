@@ -39,7 +39,7 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
     needed = sum(_most_blocks(group, serving, block_size) for group in layout.groups)
     if needed > num_kv_blocks and serving.num_gpu_blocks_override is None:
         raise InvalidInputError(
-            f"--max-model-len: a request of {serving.max_model_len:,} tokens needs {needed:,} KV blocks of {block_size} tokens, and "
+            f"--max-model-len: a request of {serving.max_model_len:,} tokens needs {needed:,} KV blocks of {block_size}, and "
             f"there is room for {num_kv_blocks:,}; lower it, or make room by more --tensor-parallel-size, "
             "--gpu-memory-utilization or --kv-cache-memory-bytes"
         )

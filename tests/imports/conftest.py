@@ -96,7 +96,7 @@ def folder(tmp_path: Path) -> Path:
         write_table(tmp_path, name, [*rows, *windowed, _attention("other", 0, batch_size=1, isl=2, step=0)])
     mixtures = [
         {"num_tokens": t, "hidden_size": h, "inter_size": i, "topk": 2, "num_experts": 8, "moe_tp_size": 2, "moe_ep_size": 1}
-        | {"moe_dtype": dtype, "distribution": spread, "latency": 0.01 + t * h * i / 1e11}
+        | {"moe_dtype": dtype, "kernel_source": "some", "distribution": spread, "latency": 0.01 + t * h * i / 1e11}
         for t in (1, 16, 256)
         for h in (512, 1024, 2048)
         for i in (512, 1024)

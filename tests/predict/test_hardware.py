@@ -12,7 +12,7 @@ import dooly
 from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.predict import LatencyModel, default_serving, listed_hardware, load_latency_model
+from dooly.predict import BatchArrays, LatencyModel, default_serving, listed_hardware, load_latency_model
 from dooly.predict._memory import peak_activation_bytes, weight_bytes
 
 SERVING = ServingConfig(max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256, tensor_parallel_size=4)
@@ -119,6 +119,43 @@ def test_a_mixture_of_experts_is_of_a_family() -> None:
     assert times[2] > 3 * times[0]
     all_weights_s = 48 * 128 * 3 * 2048 * 768 * 2 / 4.8e12
     assert all_weights_s * 8 / 128 < times[0] < times[2] < 2.5 * all_weights_s
+
+
+def test_a_quantised_model_is_priced_as_such() -> None:
+    """Weights of a byte are read in half the time and a cache of a byte holds twice the tokens; the environment says both."""
+    model = find_model("llama-3.1-8b")
+    full, quantised = (
+        load_latency_model(model=model, serving=serving, hardware="h200")
+        for serving in (
+            ServingConfig(max_model_len=8192, **given) for given in ({}, {"quantization": "fp8", "kv_cache_dtype": "fp8"})
+        )
+    )
+    found = quantised.environment
+    assert (found.quantization, found.kv_cache_dtype) == ("fp8", "fp8")
+    assert (full.environment.quantization, full.environment.kv_cache_dtype) == (None, "auto")
+    assert weight_bytes(quantised.traced) < 0.57 * weight_bytes(full.traced)
+    assert token_bytes(full.traced, "bfloat16") == 2 * token_bytes(quantised.traced, "bfloat16")
+    steps = [m.step(Batch((1,) * 8, (4000,) * 8)) for m in (full, quantised)]
+    ratios = {name: seconds / steps[0].breakdown_s[name] for name, seconds in steps[1].breakdown_s.items()}
+    assert 0.45 < ratios["model.layers.*.mlp.gate_up_proj"] < 0.7
+    assert 0.4 < ratios["model.layers.*.self_attn.attn"] < 1
+    assert set(steps[0].breakdown_s) == set(steps[1].breakdown_s)
+    assert ratios["logits_processor"] == pytest.approx(1)
+
+
+def test_a_window_bounds_what_decodes_read() -> None:
+    """Of layers that alternate, those with a window take as long behind any context, the others longer behind a longer one."""
+    model = load_latency_model(model=find_model("gpt-oss-20b"), serving=ServingConfig(max_model_len=65_536), hardware="h200")
+
+    def attention_ns(context: int) -> list[float]:
+        arrays = BatchArrays.of([Batch((1,) * 32, (context,) * 32)])
+        parts = model._parts.of(arrays, lambda fitted: fitted.latency_ns(arrays))
+        return [float(part.latency_ns[0]) for part in parts if "attn.attn" in part.name]
+
+    short, long = attention_ns(1000), attention_ns(60_000)
+    grown = sorted(after / before for before, after in zip(short, long, strict=True))
+    assert grown[0] == pytest.approx(1, abs=0.1)
+    assert grown[-1] > 10
 
 
 def test_ranks_without_a_collective_are_refused_unless_a_link_is_stated() -> None:

@@ -111,20 +111,22 @@ EXPERTS = {
 
 
 @pytest.mark.parametrize(
-    ("types", "dtype"),
+    ("types", "kernel", "dtype"),
     [
-        (("float8_e4m3fn",), "fp8"),
-        (("float8_e4m3fn", "float32"), "fp8_block"),
-        (("uint8", "uint8"), "mxfp4"),
-        (("int32", "bfloat16"), "int4"),
-        (("uint8", "float8_e4m3fn"), None),
+        (("float8_e4m3fn",), None, "fp8"),
+        (("float8_e4m3fn", "float32"), None, "fp8_block"),
+        (("uint8", "uint8"), "OAITritonExperts", "mxfp4"),
+        (("uint8", "uint8"), "MarlinExperts", "w4a16"),
+        (("int32", "bfloat16"), "MarlinExperts", "w4a16"),
+        (("int32", "bfloat16"), "OtherExperts", None),
+        (("uint8", "float8_e4m3fn"), None, None),
     ],
 )
 def test_experts_go_by_the_types_of_weights_and_scales(
-    operation: Callable[..., TracedOperation], types: tuple[str, ...], dtype: str | None
+    operation: Callable[..., TracedOperation], types: tuple[str, ...], kernel: str | None, dtype: str | None
 ) -> None:
     """Four-bit weights with scales of a type that was not measured have no family; padding is no part of a width."""
     inputs = tuple(_tensor(name, 8, 16, 16, parameter=True) for name in types)
-    attributes = EXPERTS | {"expert_bytes": 1, "unpadded_hidden_size": 120, "unpadded_intermediate_size": 60}
+    attributes = EXPERTS | {"kernel": kernel, "expert_bytes": 1, "unpadded_hidden_size": 120, "unpadded_intermediate_size": 60}
     found = kind_of(operation("a", "experts", stateful=True, inputs=inputs, attributes=attributes))
     assert found == (dtype and Experts(120, 60, 2, 8, 8, dtype))

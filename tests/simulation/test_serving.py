@@ -45,9 +45,7 @@ def test_the_longest_request_must_fit_in_the_cache() -> None:
     """As an engine that would not start; blocks that are given by number are taken as they are."""
     serving = ServingConfig(max_model_len=4096, kv_cache_memory_bytes=200 * 16 * 131_072)
     latency = load_latency_model(model=find_model("llama-3.1-8b"), serving=serving, hardware="h200")
-    with pytest.raises(
-        InvalidInputError, match=r"^--max-model-len: .* 4,096 tokens needs 256 KV blocks of 16 tokens, and .* 200;"
-    ):
+    with pytest.raises(InvalidInputError, match=r"^--max-model-len: .* 4,096 tokens needs 256 KV blocks of 16, and .* 200;"):
         scheduler_config(serving, latency)
     assert scheduler_config(replace(serving, max_model_len=3200), latency).num_kv_blocks == 200
     assert scheduler_config(replace(serving, num_gpu_blocks_override=100), latency).num_kv_blocks == 100

@@ -47,6 +47,8 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
     if declared is not None and declared not in (written.get("quantization_config"), written.get("compression_config")):
         # vLLM reads no method where none is named, nor a file beside the configuration whose producer is not.
         settings["hf_overrides"] = {"quantization_config": declared}
+    if serving.moe_backend != "auto":
+        settings["moe_backend"] = serving.moe_backend
     if serving.max_cudagraph_capture_size is not None:
         settings["max_cudagraph_capture_size"] = serving.max_cudagraph_capture_size
     if serving.attention_backend is not None:

@@ -63,7 +63,7 @@ def _is_quantised(parameters: Iterable[nn.Parameter]) -> bool:
 
 def _quantised_attributes(runner: Any, routed: Iterable[nn.Parameter], shared: Iterable[nn.Parameter]) -> dict[str, Scalar]:  # noqa: ANN401 - vLLM's MoERunner
     """Return what weights stand for and what they take in memory, where those are two things."""
-    config = runner.moe_config
+    config, method = runner.moe_config, runner.routed_experts.quant_method
     matrices = 2 + bool(config.is_act_and_mul)
     linear = [m for m in runner.modules() if hasattr(m, "output_size_per_partition")]
     own = {id(p) for m in linear for p in m.parameters()}
@@ -77,5 +77,6 @@ def _quantised_attributes(runner: Any, routed: Iterable[nn.Parameter], shared: I
         # Kernels of packed weights want widths of whole tiles; what the model itself has is less.
         "unpadded_hidden_size": config.hidden_dim_unpadded,
         "unpadded_intermediate_size": config.intermediate_size_per_partition_unpadded,
-        "quant_method": type(runner.routed_experts.quant_method).__name__,
+        "quant_method": type(method).__name__,
+        "kernel": getattr(getattr(method, "experts_cls", None), "__name__", None),
     }
