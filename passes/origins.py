@@ -11,7 +11,7 @@ Method: union of symbols over PyTorch's shape guards, then elimination of parame
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,8 @@ class Origins:
     """Expression over fields of the configuration, by path below the module."""
     quotients: tuple[tuple[sympy.Expr, sympy.Expr], ...]
     """Divisions that tracing proved equal to a named symbol, such as `q_size // num_heads` to `head_size`."""
+    _renamed: dict[sympy.Expr, sympy.Expr] = field(default_factory=dict, repr=False, compare=False)
+    """What `rename` gave so far: a graph has few sizes, and each many times."""
 
     def dim(self, expr: sympy.Expr) -> Dim:
         """Return a size of the graph as a named dimension with its origin."""
@@ -71,7 +73,7 @@ class Origins:
         free = named.free_symbols
         if free & self.requests:
             return Dim(named, Origin.REQUEST if free <= self.requests and not _is_scaled(named) else Origin.MIXED, None)
-        return Dim(named, Origin.CONFIG, int(named.subs(self.values)))
+        return Dim(named, Origin.CONFIG, int(self.by_value(named)))
 
     def parameter_dim(self, name: str, size: int) -> Dim:
         """Return a dimension of a parameter that the graph does not show, by the name `path.size(axis)`."""
@@ -84,16 +86,23 @@ class Origins:
         Raises:
             PassError: The expression holds a symbol that has no source.
         """
-        if unknown := expr.free_symbols - set(self.names):
-            msg = f"origins: {expr} holds {sorted(map(str, unknown))}, which no source explains; report the model as a bug"
-            raise PassError(msg)
-        for pattern, replacement in self.quotients:
-            expr = expr.xreplace({pattern: replacement})
-        return _simplify(expr.xreplace(dict(self.names)), self.values)
+        if expr not in self._renamed:
+            if unknown := expr.free_symbols - set(self.names):
+                msg = f"origins: {expr} holds {sorted(map(str, unknown))}, which no source explains; report the model as a bug"
+                raise PassError(msg)
+            named = expr
+            for pattern, replacement in self.quotients:
+                named = named.xreplace({pattern: replacement})
+            self._renamed[expr] = _simplify(named.xreplace(dict(self.names)), self.values)
+        return self._renamed[expr]
+
+    def by_value(self, named: sympy.Expr) -> sympy.Expr:
+        """Return an expression over named symbols with every configured one by value: request symbols stay."""
+        return _by_value(named, self.values)
 
     def concrete(self, expr: sympy.Expr) -> sympy.Expr:
         """Return an expression of the graph with every configured symbol by value: request symbols stay."""
-        return sympy.sympify(self.rename(expr).subs(self.values))
+        return self.by_value(self.rename(expr))
 
 
 def name_origins(captured: CapturedGraph) -> Origins:
@@ -207,15 +216,18 @@ def _exact_divisions(expr: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> sy
 
     A division rounded up, as `chunk` writes it, is `(size + n - 1) // n`: its rest is the constant, where `n` divides the size.
     """
+    parts = tuple(_exact_divisions(part, values) for part in expr.args)
+    node: sympy.Expr = expr if parts == expr.args else expr.func(*parts)
+    if not _is_division(node) or not node.free_symbols <= set(values):
+        return node
+    top, bottom = node.args
+    rest = _by_value(top, values) % _by_value(bottom, values)
+    return (top - rest) / bottom if rest in (0, top.as_coeff_Add()[0]) else node
 
-    def exact(node: sympy.Expr) -> sympy.Expr:
-        top, bottom = node.args
-        if not (top.free_symbols | bottom.free_symbols) <= set(values):
-            return node
-        rest = top.subs(values) % bottom.subs(values)
-        return (top - rest) / bottom if rest in (0, top.as_coeff_Add()[0]) else node
 
-    return expr.replace(_is_division, exact)
+def _by_value(expr: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> sympy.Expr:
+    """Return an expression with symbols by value. `subs` would look for each of them anew, and in order."""
+    return expr.xreplace({symbol: sympy.Integer(values[symbol]) for symbol in expr.free_symbols & values.keys()})
 
 
 def _has_integer_coefficients(expr: sympy.Expr) -> bool:

@@ -7,9 +7,10 @@ merely counts the layer, and a name that contains that number, tell nothing and 
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 _OF_EVERY_MODULE = frozenset({
@@ -80,6 +81,20 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None, *, first_apar
             del layer.forward
 
 
+@contextmanager
+def fold_stacks(model: nn.Module) -> Iterator[Mapping[str, int]]:
+    """Fold the layers of PyTorch's own stacks, which run them one after the other and treat them alike, as `fold_layers` does."""
+    from torch import nn
+
+    counts: dict[str, int] = {}
+    with ExitStack() as scope:
+        for path, stack in model.named_modules():
+            if isinstance(stack, (nn.TransformerEncoder, nn.TransformerDecoder)):
+                folded = scope.enter_context(fold_layers(stack, first_apart=False))
+                counts |= {f"{path}.{place}".lstrip("."): count for place, count in folded.items()}
+        yield counts
+
+
 def _keep(latest: dict[str, Any], place: str, _layer: nn.Module, _arguments: object, output: object) -> None:
     latest[place] = output
 
@@ -106,13 +121,7 @@ def layer_kinds(model: nn.Module, state_of: StateOf | None = None, *, first_apar
 def _kinds(layers: nn.ModuleList, state_of: StateOf | None, *, first_apart: bool) -> list[list[int]]:
     """Return the numbers of the layers of each kind, kinds in order of their first layer."""
     described = [dict(_describe(layer, "", index, state_of)) for index, layer in enumerate(layers)]
-    counters = {
-        key
-        for key, value in described[0].items()
-        if isinstance(value, int)
-        and not isinstance(value, bool)
-        and all(type(d.get(key)) is int and d[key] - value == index for index, d in enumerate(described))
-    }
+    counters = {key for key in dict.fromkeys(chain.from_iterable(described)) if _counts(key, described)}
     kinds: dict[object, list[int]] = {}
     for index, facts in enumerate(described):
         key = tuple(sorted((k, repr(v)) for k, v in facts.items() if k not in counters))
@@ -121,6 +130,12 @@ def _kinds(layers: nn.ModuleList, state_of: StateOf | None, *, first_apart: bool
         return list(kinds.values())
     first, *others = kinds.values()
     return sorted([first[:1], *([first[1:]] if first[1:] else []), *others])
+
+
+def _counts(key: str, described: list[dict[str, Any]]) -> bool:
+    """Tell a number that counts the layers, in all layers of which it is a fact: kinds that alternate have facts of their own."""
+    numbers = [(index, facts[key]) for index, facts in enumerate(described) if key in facts]
+    return all(type(number) is int for _, number in numbers) and len({number - index for index, number in numbers}) == 1
 
 
 def _describe(module: nn.Module, path: str, index: int, state_of: StateOf | None) -> Iterator[tuple[str, Any]]:
@@ -154,5 +169,5 @@ def _attribute(path: str, value: object, index: int) -> Iterator[tuple[str, Any]
 
 
 def _without_index(text: str, index: int) -> str:
-    """Return a name with the layer's number taken out where it stands alone: `layers.4.attn`, but not `fp8_e4m3`."""
-    return re.sub(rf"(?<![0-9A-Za-z]){index}(?![0-9A-Za-z])", "#", text)
+    """Return a name without the layer's number where that is a part of it: `layers.4.attn`, not `fp8_e4m3` nor `(4, 8)`."""
+    return re.sub(rf"(?<![^._/]){index}(?![^._/])", "#", text)

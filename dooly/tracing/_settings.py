@@ -31,6 +31,7 @@ def symbolic_sizes() -> Iterator[None]:
         recompile_limit=sys.maxsize,
         accumulated_recompile_limit=sys.maxsize,
         suppress_errors=False,
+        fake_tensor_cache_enabled=False,  # its keys and entries are made of symbols too: a miss and a hit cost more than a shape
     )
     shapes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # noqa: SLF001 - has no public name
     log = logging.getLogger("torch._subclasses.fake_tensor")

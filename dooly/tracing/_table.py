@@ -66,7 +66,7 @@ def _row(
 ) -> TracedOperation:
     from passes.signature import to_json
 
-    operation, values = analysed.operation, analysis.origins.values
+    operation, by_value = analysed.operation, analysis.origins.by_value
     flops, traffic, request_dims = analysed.cost.flops, analysed.cost.bytes, analysed.request_dims
     state = (
         state_cost({"dtype": operation.inputs[0].dtype, **operation.stateful})
@@ -95,8 +95,8 @@ def _row(
         flops=str(flops),
         bytes=str(traffic),
         request_dims=request_dims,
-        request_flops=str(flops.subs(values)),
-        request_bytes=str(traffic.subs(values)),
+        request_flops=str(by_value(flops)),
+        request_bytes=str(by_value(traffic)),
         attributes=operation.stateful or {},
         canonical=to_json(analysed.canonical),
         family=analysed.family.signature,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dooly.tracing import dooly_backend, fold_layers, layer_kinds, tracing
+from dooly.tracing import dooly_backend, fold_layers, layer_kinds, trace, tracing
 from passes import analyse
 
 
@@ -94,6 +94,18 @@ def test_alternating_kinds_keep_their_order() -> None:
     """Kinds come in the order of their first layer, so that a folded model runs them as the whole one does."""
     layers = [Layer(i, window=4 if i % 2 else None) for i in range(6)]
     assert layer_kinds(Model(*layers)) == {"body.layers": [[0], [1, 3, 5], [2, 4]]}
+
+
+def test_numbers_that_some_kinds_alone_keep_count_too() -> None:
+    """Layers of one kind fold although the others do not know their number, and although a size of theirs is one's number."""
+
+    class Recurrent(nn.Module):
+        def __init__(self, index: int) -> None:
+            super().__init__()
+            self.layer_number, self.shapes = index, "(4, 8)"
+
+    layers = [Layer(i, window=4) if i % 3 == 2 else Recurrent(i) for i in range(9)]
+    assert layer_kinds(Model(*layers)) == {"body.layers": [[0], [1, 3, 4, 6, 7], [2, 5, 8]]}
 
 
 def test_state_outside_the_module_counts() -> None:
@@ -189,6 +201,14 @@ def test_layers_are_put_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         scope.gen.throw(RuntimeError("stop"))
     assert not any("forward" in vars(layer) or layer._forward_hooks for layer in model.body.layers)
+
+
+def test_torchs_own_stacks_fold() -> None:
+    """One layer of PyTorch's encoder is traced, and counts for all of them."""
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 3)
+    traced = trace(nn.Sequential(encoder).eval())
+    traced(torch.randn(3, 7, 32))
+    assert {op.placements for op in traced.traced.operations if op.name == "linear1"} == {(("0.layers.0.linear1", 3),)}
 
 
 def test_lists_that_share_layers_fold_once() -> None:
