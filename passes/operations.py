@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     from passes.origins import Dim, Origins
 
 
+_CUSTOM = "make that code a torch.library.custom_op"
+_SHOWN = {"higher_order.flex_attention": "write it as torch.nn.functional.scaled_dot_product_attention with a mask"}
+"""What to write in place of operators that run functions of the caller's."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor at an operation's border."""
@@ -108,7 +113,7 @@ def _refuse_unreadable(captured: CapturedGraph, origins: Origins) -> None:
         module = module_calls(node, captured.module_argument)[-1][1] or "the traced module"
         place = f"operations: {operator_name(node)} in {module}"
         if isinstance(node.target, HigherOrderOperator) and not is_functionalized(node):
-            msg = f"{place}: runs code that the captured graph does not show; make that code a torch.library.custom_op"
+            msg = f"{place}: runs code that the captured graph does not show; {_SHOWN.get(operator_name(node), _CUSTOM)}"
             raise PassError(msg)
         number = number_of(node)
         sizes = [number] if number is not None else shape_of(node) or ()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.errors import TraceError
 from dooly.tracing._capture import dooly_backend, tracing
+from dooly.tracing._hidden_work import WITHOUT_STEPS, find_unrolled, layers_whole, refuse_packed_weights, refuse_unrolled_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,8 +40,8 @@ def capture_forward(module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mappi
     """Return the graph of one inference call of a module. The call itself does not run, and leaves no trace in the process.
 
     Raises:
-        TraceError: The code cannot be captured in one graph, or a size depends on tensor values; the message names its line and
-            what to do.
+        TraceError: A module within hides its weights or its steps from any graph; the message names it. Or the code cannot be
+            captured in one graph, or a size depends on tensor values; the message names its line and what to do.
     """
     import torch
 
@@ -48,8 +49,9 @@ def capture_forward(module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mappi
         dooly_backend(graph_module, example_inputs)
         raise _CapturedError
 
+    refuse_packed_weights(module)
     try:
-        with tracing() as captures, _layers_in_parts(), _collector_paused():
+        with tracing() as captures, layers_whole(module), _layers_in_parts(), _collector_paused():
             torch.compile(module, backend=stop, fullgraph=True)(*args, **(kwargs or {}))
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if not isinstance(error.inner_exception, _CapturedError):
@@ -61,6 +63,7 @@ def capture_forward(module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mappi
             f"{type(module).__name__}: this call runs no tensor operation, so nothing is there to trace; check the inputs"
         )
     (capture,) = captures
+    refuse_unrolled_steps(module, capture)
     _refuse_sizes_by_data(capture, module)
     _name_arguments(capture, module)
     _name_modules(capture, module)
@@ -185,6 +188,8 @@ def _next_step(module: nn.Module, message: str) -> str:
     config = getattr(module, "config", None)
     if getattr(config, "_experts_implementation", None) == "eager":
         return "call model.set_experts_implementation('grouped_mm'), whose work does not depend on which experts were chosen"
+    if unrolled := find_unrolled(module):
+        return f"{unrolled} runs each step by itself, so the graph would hold as many as this call has: {WITHOUT_STEPS}"
     if _DATA_DEPENDENT.search(message):
         return "write it without Python that looks at tensor values (torch.where for if), or move it out of forward"
     return "move that code out of forward"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from inspect import signature
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from dooly.errors import TraceError
+from dooly.errors import InvalidInputError, TraceError
 from dooly.tracing._call_kinds import describe_call, find_ones
 from dooly.tracing._constructor import instance_sizes
-from dooly.tracing._fold import fold_layers
+from dooly.tracing._fold import fold_layers, fold_stacks
 from dooly.tracing._forward import capture_forward
+from dooly.tracing._larger_calls import larger_calls, runs_the_same
 from dooly.tracing._model import TracedModel
 from dooly.tracing._request_dims import check_names, check_origins
 from dooly.tracing._table import tabulate
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from inspect import BoundArguments
 
     from dooly.tracing._capture import Capture
+    from dooly.tracing._larger_calls import Call
     from dooly.tracing._provenance import Provenance
     from dooly.tracing._request_dims import RequestDims
     from passes.graph import CapturedGraph
@@ -79,7 +81,7 @@ class Traced(nn.Module):
         request_dims: RequestDims
         fold_layers: bool
         _calls: dict[Any, CapturedCall]
-        _example: tuple[tuple[Any, ...], dict[str, Any]]
+        _example: Call
         _provenance: Callable[[], Provenance]
 
     def __init__(
@@ -112,12 +114,13 @@ class Traced(nn.Module):
         kind = (self._name(call), find_ones(call.arguments))
         if kind not in self._calls:
             try:
-                traced = self._calls[kind] = self._trace(call, args, kwargs)
+                traced, example = self._trace(call, args, kwargs)
             except TraceError:
                 self.module(*args, **kwargs)  # an error of the module's own is told as it is
                 raise
+            self._calls[kind] = traced
             if self.most_general is traced:  # the others' arguments are the caller's to free
-                self._example = args, kwargs
+                self._example = example
         try:
             return self.module(*args, **kwargs)
         except (NotImplementedError, RuntimeError) as error:
@@ -128,15 +131,20 @@ class Traced(nn.Module):
                 "does not have: catch this error, or call with a module and inputs on the CPU"
             ) from error
 
-    def _trace(self, call: BoundArguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedCall:
+    def _trace(self, call: BoundArguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[CapturedCall, Call]:
+        """Return what a call runs, and the call that shows it: a larger one, where sizes of one hide what the request sets."""
         check_names(self.request_dims, call)
         with ExitStack() as scope:
             scope.enter_context(_unwrapped(self.module))
-            counts = scope.enter_context(fold_layers(self.module)) if self.fold_layers else {}
-            capture = capture_forward(self.module, args, kwargs)
-        if self.request_dims:
-            check_origins(self.request_dims, capture, name_origins(capture.describe(provenance=self._provenance())))
-        return CapturedCall(
+            counts = scope.enter_context((fold_layers if self.fold_layers else fold_stacks)(self.module))
+            capture, example = self._capture(args, kwargs), (args, kwargs)
+            for larger in larger_calls(self.module, args, kwargs):
+                with suppress(TraceError, InvalidInputError):
+                    general = self._capture(*larger)
+                    if runs_the_same(capture, general):
+                        capture, example = general, larger
+                        break
+        traced = CapturedCall(
             self._name(call),
             capture,
             dict(counts),
@@ -147,6 +155,13 @@ class Traced(nn.Module):
             {path: module.training for path, module in self.module.named_modules()},
             _autocast(),
         )
+        return traced, example
+
+    def _capture(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
+        capture = capture_forward(self.module, args, kwargs)
+        if self.request_dims:
+            check_origins(self.request_dims, capture, name_origins(capture.describe(provenance=self._provenance())))
+        return capture
 
     def _name(self, call: BoundArguments) -> str:
         autocast = [f"autocast {dtype}" for dtype in _autocast().values()]
@@ -173,8 +188,8 @@ class Traced(nn.Module):
         return self.most_general.describe()
 
     @property
-    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments, by position and by name, of the call that made `captured`.
+    def example(self) -> Call:
+        """Arguments, by position and by name, of the call that made `captured`; sizes of one may be larger than they were given.
 
         Raises:
             TraceError: The module has not run yet.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from passes import analyse
+from passes import PassError, analyse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,3 +211,72 @@ def test_integer_weights_are_no_indices(capture: Capture) -> None:
             return x @ (self.weight * self.scale)
 
     assert _value(capture(Quantised(), torch.ones(5, 8)), "bytes") == [8 * 12 + 12 * 4 + 5 * 8 * 4 + 5 * 12 * 4]
+
+
+class Function(nn.Module):
+    """A function of its inputs."""
+
+    def __init__(self, run: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return what the function makes of them."""
+        return self.run(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("run", "shapes", "flops"),
+    [
+        (torch.mv, [(15, 7), (7,)], 210),
+        (torch.addmv, [(15,), (15, 7), (7,)], 210),
+        (torch.dot, [(7,), (7,)], 14),
+        (torch.addbmm, [(3, 5), (2, 3, 4), (2, 4, 5)], 2 * 2 * 3 * 4 * 5),
+    ],
+    ids=["mv", "addmv", "dot", "addbmm"],
+)
+def test_products_with_vectors_count(capture: Capture, run: Callable[..., Tensor], shapes: list[Any], flops: int) -> None:
+    """A multiplication and an addition count for each pair of elements."""
+    assert _value(capture(Function(run), *map(torch.ones, shapes)), "flops") == [flops]
+
+
+def test_a_product_without_a_closed_form_is_refused_by_name(capture: Capture) -> None:
+    """What multiplies is never counted as nothing; that of an engine's stateful operation is counted by its adapter."""
+    inputs = (*(torch.ones(3, 4) for _ in range(3)), [0], [0], [0], [1], 1)
+    message = r"^costs: _trilinear in the traced module multiplies matrices, and its FLOPs are not known; "
+    with pytest.raises(PassError, match=message):
+        analyse(capture(Function(torch._trilinear), *inputs))
+    (operation,) = analyse(capture(Function(torch._trilinear), *inputs, stateful={"": {"kind": "experts"}})).operations
+    assert operation.cost.flops == 0
+
+
+def test_recurrent_layers_count(capture: Capture) -> None:
+    """Each step of a recurrent layer multiplies by the weights of its input and of its state, in both directions."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            shapes = [(192, 32), (192, 48), (192,), (192,)]
+            self.weights = nn.ParameterList(nn.Parameter(torch.ones(shape, device="meta")) for shape in shapes)
+
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:
+            tail = (False, [], 2, 48, 1, True, False, False, False)
+            return torch.ops.aten.mkldnn_rnn_layer(x, *self.weights, state, state, *tail)[0]
+
+    captured = capture(Recurrent(), torch.ones(7, 3, 32, device="meta"), torch.ones(1, 3, 48, device="meta"))
+    assert _value(captured, "flops") == [2 * 7 * 3 * 192 * (32 + 48)]
+
+
+def test_a_table_that_a_product_reads_too_is_read_whole(capture: Capture) -> None:
+    """A tied weight is looked up by index and multiplied by in one piece of code: the product reads all of it."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(100, 16))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return torch.relu(self.weight[ids]) @ self.weight.T
+
+    ids = torch.ones(5, dtype=torch.int64)
+    assert _value(capture(Tied(), ids), "bytes") == [5 * 8 + 100 * 16 * 4 + 5 * 100 * 4]

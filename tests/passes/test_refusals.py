@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from passes import PassError, analyse
 
@@ -40,14 +41,27 @@ class Item(nn.Module):
         return x * int(x.sum().item())
 
 
+class Flexible(nn.Module):
+    """Attention with a function of the scores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the input's shape."""
+        heads = x[None, None]
+        return flex_attention(heads, heads, heads, lambda score, *_: score)[0, 0]
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (
+            Flexible(),
+            r"operations: higher_order\.flex_attention in 0: .*; write it as torch\.nn\.functional\.scaled_dot",
+        ),
         (Branch(), r"operations: higher_order\.cond in 0: runs code that the captured graph does not show; make that code a "),
         (Nonzero(), r"operations: nonzero in 0: its result's size or value depends on the data; make the code around it a "),
         (Item(), r"operations: _local_scalar_dense in 0: its result's size or value depends on the data; "),
     ],
-    ids=["cond", "nonzero", "item"],
+    ids=["flex_attention", "cond", "nonzero", "item"],
 )
 def test_what_the_graph_does_not_show_is_refused(capture: Callable[..., CapturedGraph], module: nn.Module, message: str) -> None:
     """Branches on the data, sizes and numbers that depend on it are errors, never guesses."""
