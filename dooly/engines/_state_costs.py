@@ -1,11 +1,13 @@
 """What stateful operations cost, and the request dimensions that they cost by. Holds no torch and no engine.
 
-Request dimensions: `num_tokens` (queries of the step), `query_key_pairs` (keys that each query attends to, summed over queries)
-and `kv_tokens` (distinct cached positions read, summed over requests).
+Request dimensions: `num_tokens` (queries of the step), `num_reqs` (requests of the step), `query_key_pairs` (keys that each query
+attends to, summed over queries) and `kv_tokens` (distinct cached positions read, summed over requests).
 """
 
 from __future__ import annotations
 
+from ast import literal_eval
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from dooly.dtypes import cache_item_bytes, item_bytes
@@ -31,7 +33,28 @@ def state_cost(attributes: Mapping[str, Any]) -> Cost | None:
         return experts_cost(attributes)
     if attributes.get("num_kv_heads") is not None:
         return attention_cost(attributes)
+    if "state_shapes" in attributes:
+        return recurrent_cost(attributes)
     return None
+
+
+def recurrent_cost(attributes: Mapping[str, Any]) -> Cost:
+    """Return the cost of one layer's recurrent state, in the recurrent form, which takes the least FLOPs.
+
+    A token costs two products with the state, at two FLOPs an element each: the update `B x` and the output `C h` (Mamba-2,
+    arXiv 2405.21060). The delta rule takes a third, `S k`, which tells what the state holds already (Gated DeltaNet, arXiv
+    2412.06464). Before either comes a convolution over the last tokens, whose kernel is one longer than the state that it keeps; a
+    layer of linear attention has none. Each request's states are read and written once a step.
+    """
+    num_tokens, num_reqs = _symbols("num_tokens num_reqs")
+    shapes = literal_eval(f"[{attributes['state_shapes']}]")
+    kind = str(attributes["mamba_type"]).lower()
+    has_convolution = "linear" not in kind
+    convolved = 2 * max(shapes[0]) * (min(shapes[0]) + 1) if has_convolution else 0
+    products = 3 if "gdn" in kind else 2
+    flops = (2 * products * sum(map(prod, shapes[has_convolution:])) + convolved) * num_tokens
+    types = attributes["state_dtypes"].split(", ")
+    return flops, 2 * sum(prod(shape) * item_bytes(dtype) for shape, dtype in zip(shapes, types, strict=True)) * num_reqs
 
 
 def attention_cost(attributes: Mapping[str, Any]) -> Cost:
@@ -85,9 +108,8 @@ def experts_cost(attributes: Mapping[str, Any]) -> Cost:
     return flops, expert_bytes * experts_read + shared_bytes + item * 2 * attributes["hidden_size"] * num_tokens
 
 
-def _symbols() -> tuple[sympy.Symbol, sympy.Symbol, sympy.Symbol]:
+def _symbols(names: str = "num_tokens query_key_pairs kv_tokens") -> tuple[sympy.Symbol, ...]:
     import sympy
 
-    found: tuple[sympy.Symbol, ...] = sympy.symbols("num_tokens query_key_pairs kv_tokens", integer=True, positive=True)
-    num_tokens, pairs, kv_tokens = found
-    return num_tokens, pairs, kv_tokens
+    found: tuple[sympy.Symbol, ...] = sympy.symbols(names, integer=True, positive=True)
+    return found

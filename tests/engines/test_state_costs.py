@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.engines._state_costs import attention_cost, experts_cost, latent_attention_cost, state_cost
+from dooly.engines._state_costs import attention_cost, experts_cost, latent_attention_cost, recurrent_cost, state_cost
 
 if TYPE_CHECKING:
     import sympy
@@ -104,9 +104,36 @@ def test_a_rank_pays_for_its_share_of_experts() -> None:
     assert whole == 2 * half
 
 
+STATE = {"mamba_type": "mamba2_attn", "state_shapes": "(3, 24), (4, 8, 16)", "state_dtypes": "bfloat16, float32"}
+"""A convolution of four taps over 24 channels, and four heads with states of 8 x 16."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "flops"),
+    [
+        ({}, 2 * 2 * 4 * 8 * 16 + 2 * 4 * 24),
+        ({"mamba_type": "gdn_attn"}, 3 * 2 * 4 * 8 * 16 + 2 * 4 * 24),
+        ({"mamba_type": "linear_attn", "state_shapes": "(4, 8, 16)", "state_dtypes": "float32"}, 2 * 2 * 4 * 8 * 16),
+        ({"mamba_type": "short_conv_attn", "state_shapes": "(24, 3)", "state_dtypes": "bfloat16"}, 2 * 4 * 24),
+    ],
+    ids=["scan", "delta rule", "linear attention", "convolution"],
+)
+def test_recurrent_states_by_hand(changes: dict[str, str], flops: int) -> None:
+    """Each token multiplies by the state; each request's state is read and written once, whatever tokens it brings."""
+    found, traffic = recurrent_cost(STATE | changes)
+    assert value(found) == 3 * flops
+    assert {symbol.name for symbol in traffic.free_symbols} == {"num_reqs"}
+
+
+def test_states_take_their_bytes_twice() -> None:
+    """One reading and one writing, each state in its own element type."""
+    assert coefficient(recurrent_cost(STATE)[1], "num_reqs") == 2 * (2 * 3 * 24 + 4 * 4 * 8 * 16)
+
+
 def test_the_attributes_tell_the_kind() -> None:
     """Each kind finds its closed form; one without a form has none."""
     assert state_cost(ATTRIBUTES) == attention_cost(ATTRIBUTES)
     assert state_cost(LATENT) == latent_attention_cost(LATENT)
     assert state_cost(EXPERTS) == experts_cost(EXPERTS)
-    assert state_cost({"kind": "MambaMixer2", "state_shapes": "(4, 8)"}) is None
+    assert state_cost(STATE) == recurrent_cost(STATE)
+    assert state_cost({"kind": "Sampler"}) is None

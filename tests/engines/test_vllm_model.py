@@ -164,6 +164,7 @@ _STATE = """
 import json, os, sys, warnings
 import torch
 import torch._dynamo, torch._inductor.config
+import huggingface_hub.constants, transformers
 from dooly.engines import ServingConfig, find_model
 from dooly.engines.vllm import trace_vllm_model
 
@@ -174,6 +175,8 @@ def state():
         "defaults": [str(torch.get_default_dtype()), str(torch.get_default_device()), torch.is_grad_enabled()],
         "random state": torch.get_rng_state().tolist(),
         "environment": dict(os.environ),
+        "network": huggingface_hub.constants.HF_HUB_OFFLINE,
+        "verbosity": transformers.logging.get_verbosity(),
         "threads": [torch.get_num_threads(), len(os.sched_getaffinity(0))],
         "warnings": [repr(f) for f in warnings.filters],
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._quantization import check_taken, declared_quantization
 from dooly.engines._refusals import check_sizes, first_line
-from dooly.engines.vllm._version import import_vllm, quiet, text_only
+from dooly.engines.vllm._version import import_vllm, model_type_known, quiet, text_only
 from dooly.errors import UnsupportedModelError
 
 _POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")
@@ -87,7 +87,7 @@ def _positions_kept(model: ModelSource, serving: ServingConfig, max_model_len: i
 
 def _engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig
     arguments = engine_arguments(model, serving)
-    with quiet():
+    with quiet(), model_type_known(model.config.get("model_type")):
         return arguments.create_engine_config()
 
 

@@ -166,6 +166,8 @@ def _head(
     class Head(nn.Module):
         """Logits, then one sampled token a request."""
 
+        width: int | None = None
+
         def __init__(self) -> None:
             super().__init__()
             self.network = network
@@ -174,6 +176,8 @@ def _head(
             self.sampler.topk_topp_sampler.forward = self.sampler.topk_topp_sampler.forward_native
 
         def forward(self, hidden_states: torch.Tensor, sampling: object) -> torch.Tensor:
+            if self.width is not None:
+                torch._check(hidden_states.shape[1] == self.width)  # noqa: SLF001 - as PyTorch documents it
             logits = self.network.compute_logits(hidden_states)  # type: ignore[operator]
             sampled: torch.Tensor = self.sampler(logits, sampling).sampled_token_ids
             return sampled
@@ -181,17 +185,19 @@ def _head(
     hidden_size = config.model_config.get_hidden_size()
     hidden_states = torch.zeros(_NUM_REQS, hidden_size, dtype=config.model_config.dtype, device="meta")
     head = Head()
-    with torch.device("meta"):
-        capture = capture_forward(head, (hidden_states, _random_sampling()))
-    request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
-    describe = partial(capture.describe, provenance=provenance.below("network"))
-    found = _tabulate(describe, head, request_dims, "logits", {}, "network")
-    # An engine's product over packed weights does not tell that the width of its factors is one.
-    if unknown := next((op for op in found if any("hidden_states.size" in dim for dim in op.request_dims)), None):
-        raise TraceError(
-            f"{unknown.module}: the output layer's weights are packed, and its width cannot be told; "
-            "name the layer among those that the quantisation leaves out, as checkpoints do"
-        )
+
+    def trace() -> tuple[TracedOperation, ...]:
+        with torch.device("meta"):
+            capture = capture_forward(head, (hidden_states, _random_sampling()))
+        request_dims = {"hidden_states": ("num_reqs", None), "sampling.temperature": ("num_reqs",)}
+        describe = partial(capture.describe, provenance=provenance.below("network"))
+        return _tabulate(describe, head, request_dims, "logits", {}, "network")
+
+    found = trace()
+    if any("hidden_states.size" in dim for op in found for dim in op.request_dims):
+        # Packed weights do not tell the width that they stand for: no operator says that it is the model's.
+        head.width = hidden_size
+        return trace()
     return found
 
 

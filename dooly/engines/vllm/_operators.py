@@ -71,9 +71,14 @@ gptq_shuffle(Tensor! q_weight, SymInt bit) -> ()
 
 
 @cache
-def define_missing_operators() -> Any:  # noqa: ANN401 - a torch library, which defines its operators as long as it lives
-    """Define those operators that this process lacks."""
+def define_missing_operators() -> tuple[Any, ...]:
+    """Define those operators that this process lacks; they live as long as the libraries that are returned."""
     import torch
+
+    linear_attention = torch.library.Library("_flashkda_C", "FRAGMENT")
+    linear_attention.define("get_workspace_size(int num_tokens, int num_heads, int num_seqs) -> int")
+    # Scratch memory, which no operation of a trace reads.
+    linear_attention.impl("get_workspace_size", lambda *_: 0, "CompositeExplicitAutograd")
 
     library = torch.library.Library("_C", "FRAGMENT")
     known = {name.removeprefix("_C::") for name in torch._C._dispatch_get_all_op_names()}  # noqa: SLF001 - has no public name
@@ -87,7 +92,7 @@ def define_missing_operators() -> Any:  # noqa: ANN401 - a torch library, which 
             library.define(schema)
             if schema.endswith("-> ()"):
                 library.impl(name, lambda *_, **__: None, "Meta")
-    return library
+    return library, linear_attention
 
 
 def _has_since(first: int) -> Callable[[int], bool]:

@@ -99,6 +99,8 @@ def quiet() -> Iterator[None]:
 def process_kept() -> Iterator[None]:
     """Leave environment variables, warning filters and PyTorch's random state as vLLM found them at the scope's begin.
 
+    And what Transformers and its hub library make of the environment when they are imported, once and for all.
+
     Raises:
         EngineError: The process is one of a PyTorch process group, which vLLM would take for its own and end.
     """
@@ -108,12 +110,33 @@ def process_kept() -> Iterator[None]:
         raise EngineError("engine vllm: this process belongs to a torch.distributed group; trace in a process of its own")
     environment, random_state = dict(os.environ), torch.get_rng_state()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _libraries_kept():
             yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
         torch.set_rng_state(random_state)
+
+
+@contextmanager
+def _libraries_kept() -> Iterator[None]:
+    """Import Transformers and its hub library with the caller's environment; within the scope they stay offline and silent."""
+    if find_spec("vllm") is None:
+        yield  # importing it will tell
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from huggingface_hub import constants
+        from transformers.utils import logging as messages
+    offline, verbosity = constants.HF_HUB_OFFLINE, messages.get_verbosity()
+    constants.HF_HUB_OFFLINE = offline or "HF_HUB_OFFLINE" not in os.environ
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        messages.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        messages.set_verbosity(verbosity)
 
 
 @contextmanager
@@ -132,6 +155,26 @@ def fresh_module_caches() -> Iterator[None]:
     finally:
         shared.clear()
         shared.update(kept)
+
+
+@contextmanager
+def model_type_known(model_type: object) -> Iterator[None]:
+    """Let Transformers read the configuration of a model that vLLM has code for, and itself none, by its fields, in the scope.
+
+    Such models come with code of their own, which is never run; what is a field in `config.json` is an attribute.
+    """
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+    from vllm.transformers_utils import config as engine
+
+    registered = engine._CONFIG_REGISTRY  # noqa: SLF001 - has no public name
+    if not isinstance(model_type, str) or model_type in CONFIG_MAPPING or model_type in registered:
+        yield
+        return
+    CONFIG_MAPPING.register(model_type, type("FieldsConfig", (PreTrainedConfig,), {"model_type": model_type}))
+    try:
+        yield
+    finally:
+        CONFIG_MAPPING._extra_content.pop(model_type)  # noqa: SLF001 - has no public way back
 
 
 @contextmanager
