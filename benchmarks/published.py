@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -84,14 +85,12 @@ def trace_here(folder: Path, hardware: list[str]) -> dict[str, Any]:
         except DoolyError as error:
             reasons.append(str(error).replace(f"{folder.name}: ", ""))
         else:
-            return {"hardware": name, **describe(traced)}
-    return {"refused": reasons[0]}
+            return {"hardware": name, **describe(traced), "left_out": _left_out(find_model(str(folder)).text_config)}
+    return {"refused": "; ".join(f"{name}: {reason}" for name, reason in zip(hardware, reasons, strict=True))}
 
 
 def describe(traced: TracedModel) -> dict[str, Any]:
     """Return what a traced model takes."""
-    import sympy
-
     sizes = _parameter_bytes(traced)
     experts = [op for op in traced.operations if "num_experts" in op.attributes]
     total = sum(_parameters(traced).values())
@@ -107,9 +106,11 @@ def describe(traced: TracedModel) -> dict[str, Any]:
     looked_up = [op for op in traced.operations if _looks_up(op)]
     read = {t.parameter for op in traced.operations if not _looks_up(op) for t in op.inputs}
     embedding = sum(_numel(t) for op in looked_up for t in op.inputs if t.is_parameter and t.parameter not in read)
-    cached = [
-        (op.count, sympy.sympify(op.request_bytes).coeff(sympy.Symbol("kv_tokens"))) for op in traced.operations if op.stateful
+    windowed = [
+        op for op in traced.operations if op.attributes.get("sliding_window") or op.attributes.get("attention_chunk_size")
     ]
+    full = [op for op in traced.operations if op.stateful and op not in windowed]
+    recurrent = [op for op in full if "state_shapes" in op.attributes]
     return {
         "quantization": traced.environment["quantization"],
         "num_rows": len(traced.operations),
@@ -117,8 +118,25 @@ def describe(traced: TracedModel) -> dict[str, Any]:
         "parameters": total,
         "active_parameters": total - inactive - embedding,
         "parameter_bytes": sum(sizes.values()),
-        "kv_bytes_per_token": int(sum(count * size for count, size in cached)),
+        "embedding_parameters": embedding,
+        "kv_bytes_per_token": _grows_by(full, "kv_tokens"),
+        "windowed_kv_bytes_per_token": _grows_by(windowed, "kv_tokens"),
+        "state_bytes_per_request": _grows_by(recurrent, "num_reqs") // 2,  # they are read and written
     }
+
+
+def _grows_by(operations: list[TracedOperation], dim: str) -> int:
+    """Return the bytes that operations move for one more of a request dimension."""
+    import sympy
+
+    forms = [(op.count, sympy.sympify(op.request_bytes).expand()) for op in operations]
+    return int(sum(count * form.coeff(sympy.Symbol(dim)) for count, form in forms))
+
+
+def _left_out(config: dict[str, Any]) -> list[str]:
+    """Return which parts of a checkpoint a trace of its text model leaves out, by the fields of its configuration."""
+    heads = [name for name, size in config.items() if re.search(r"mtp|nextn", name) and type(size) is int and size > 0]
+    return [name for name in config if name in {"vision_config", "audio_config"}] + heads
 
 
 def _parameter_bytes(traced: TracedModel) -> dict[str, int]:

@@ -43,8 +43,8 @@ def recurrent_cost(attributes: Mapping[str, Any]) -> Cost:
 
     A token costs two products with the state, at two FLOPs an element each: the update `B x` and the output `C h` (Mamba-2,
     arXiv 2405.21060). The delta rule takes a third, `S k`, which tells what the state holds already (Gated DeltaNet, arXiv
-    2412.06464). Before either comes a convolution over the last tokens, whose kernel is one longer than the state that it keeps; a
-    layer of linear attention has none. Each request's states are read and written once a step.
+    2412.06464). Before either comes a convolution over the last tokens, whose kernel is one longer than the state that it keeps;
+    a layer of linear attention has none. Each request's states are read and written once a step.
     """
     num_tokens, num_reqs = _symbols("num_tokens num_reqs")
     shapes = literal_eval(f"[{attributes['state_shapes']}]")
