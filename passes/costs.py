@@ -77,7 +77,7 @@ def _flops(node: Node, operation: Operation, origins: Origins) -> sympy.Expr:
     place = operation.module or operation.module_class or "the traced module"
     raise PassError(
         f"costs: {operator_name(node)} in {place} multiplies matrices, and its FLOPs are not known; "
-        "compute it by torch.matmul or torch.nn.functional"
+        "write it as torch.matmul, or give the engine's operator its form in passes/products.py"
     )
 
 

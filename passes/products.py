@@ -46,6 +46,12 @@ _ENGINES: Mapping[str, tuple[str, str | None]] = {
     "vllm.fp8_gemm_nt_op": ("q_input", "output"),
     "vllm.w8a8_triton_block_scaled_mm_func": ("qx", None),
     "vllm.triton_w4a16_gemm": ("a", None),
+    "vllm.matmul_mxf4_bf16": ("x", None),
+    "vllm.matmul_nvf4_bf16": ("x", None),
+    "vllm.cuda_flashinfer_bf16_gemm": ("x", None),
+    "vllm.fp32_router_gemm_dispatch": ("x", None),
+    "vllm.bf16x3_router_gemm": ("X", None),
+    "vllm.min_latency_fused_qkv_a_proj": ("input_", None),
 }
 """Products of engines: the argument that is the left factor, and the one that the result is written to, unless it is returned."""
 

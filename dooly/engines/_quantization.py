@@ -55,7 +55,8 @@ def _beside(model: ModelSource) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
         stated = _UNSTATED | found["quantization"]
-        return {**found, "quantization": stated, "quant_method": _MODELOPT} if found["quantization"]["quant_algo"] else None
+        # Without the producer: vLLM would hold its algorithms to those of older versions of it.
+        return {"quantization": stated, "quant_method": _MODELOPT} if found["quantization"]["quant_algo"] else None
     except (ValueError, LookupError, TypeError) as error:
         raise InvalidInputError(
             f"{path}: not a JSON object with quantization.quant_algo ({error}); fetch the file again"

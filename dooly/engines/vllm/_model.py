@@ -16,6 +16,7 @@ from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
 from dooly.engines.vllm._version import elsewhere, import_vllm, process_kept
 from dooly.errors import TraceError, UnsupportedModelError
 from dooly.tracing import TracedModel, TracedOperation, capture_forward, fold_layers, tabulate
+from passes import PassError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +58,8 @@ def _trace(model: ModelSource, serving: ServingConfig, pipeline_rank: int) -> Tr
         except TraceError as error:
             hint = elsewhere() if config.model_config.quantization is not None else ""
             raise TraceError(f"{model.name}: {error}{hint}") from error
+        except PassError as error:
+            raise UnsupportedModelError(f"{model.name}: {error}") from error
     environment = {
         "engine": "vllm",
         "engine_version": vllm.__version__,
