@@ -101,6 +101,12 @@ def trace_config(tmp_path_factory: pytest.TempPathFactory) -> TraceConfig:
     return run
 
 
+@pytest.fixture(scope="session")
+def configs() -> Mapping[str, Mapping[str, Any]]:
+    """Return `CONFIGS`."""
+    return CONFIGS
+
+
 @pytest.fixture
 def llama() -> dict[str, Any]:
     """Return the configuration of the model of equal sizes."""

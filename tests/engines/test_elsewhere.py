@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sympy
 
 from dooly.errors import DoolyError, InvalidInputError, UnsupportedModelError
+from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dooly.tracing import TracedModel, TracedOperation
+    from dooly.tracing import TracedOperation
 
     TraceConfig = Callable[..., TracedModel]
 
@@ -24,16 +27,68 @@ pytestmark = pytest.mark.engine
 BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 
 
+LEFT_OUT = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]}
+ALGORITHM_ALONE = {"quant_algo": "FP8", "ignore": ["lm_head"], "producer": {"name": "modelopt"}}
+FORMATS: Mapping[str, tuple[dict[str, Any], float]] = {
+    "fp8 per tensor, static": ({"quant_method": "fp8", "activation_scheme": "static"}, 1),
+    "modelopt nvfp4": (LEFT_OUT, 0.5 + 1 / 16),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}, 0.5 + 3 / 128),
+    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}, 0.5 + 3 / 128),
+}
+MODELS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "plain": ("llama", {}, {}),
+    "blocks": ("llama", {"quantization_config": BLOCKS}, {}),
+    "algorithm alone": ("llama", {"quantization_config": ALGORITHM_ALONE}, {}),
+    "as it loads": ("llama", {}, {"quantization": "fp8", "kv_cache_dtype": "fp8"}),
+    "experts": ("qwen3-moe", {}, {}),
+    "experts in blocks": ("qwen3-moe", {"quantization_config": BLOCKS}, {}),
+    "output layer": ("llama", {"quantization_config": LEFT_OUT | {"ignore": []}}, {}),
+    "unknown fields": ("llama", {"architectures": ["MiMoForCausalLM"], "model_type": "mimo"}, {}),
+    **{name: ("llama", {"quantization_config": config}, {}) for name, (config, _) in FORMATS.items()},
+}
+"""Changes to configurations by what is special about them, each with how it is served."""
+
+_TRACE_ALL = """
+import json, sys
+from pathlib import Path
+from dooly.engines import ModelSource, ServingConfig
+from dooly.engines._targets import find_target
+from dooly.engines.vllm._platform import stand_in
+
+stand_in(find_target("h200"))
+from dooly.engines.vllm._model import trace_here
+
+for name, (folder, serving) in json.loads(sys.argv[1]).items():
+    traced = trace_here(ModelSource(name, Path(folder)), ServingConfig(**serving), 0)
+    (Path(folder) / "traced.json").write_text(json.dumps(traced.to_json()))
+"""
+
+
 @pytest.fixture(scope="module")
-def plain(trace_config: TraceConfig) -> TracedModel:
+def on_h200(tmp_path_factory: pytest.TempPathFactory, configs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, TracedModel]:
+    """All of `MODELS` for one GPU, in one process: most of a trace's time there goes into imports."""
+    asked = {}
+    for name, (config, changes, serving) in MODELS.items():
+        folder = tmp_path_factory.mktemp("model")
+        (folder / "config.json").write_text(json.dumps({**configs[config], **changes}))
+        asked[name] = (str(folder), serving)
+    run = subprocess.run([sys.executable, "-c", _TRACE_ALL, json.dumps(asked)], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return {
+        name: TracedModel.from_json(json.loads((Path(folder) / "traced.json").read_text())) for name, (folder, _) in asked.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(on_h200: Mapping[str, TracedModel]) -> TracedModel:
     """The model of equal sizes, for a GPU."""
-    return trace_config("llama", hardware="h200")
+    return on_h200["plain"]
 
 
 @pytest.fixture(scope="module")
-def blocks(trace_config: TraceConfig) -> TracedModel:
+def blocks(on_h200: Mapping[str, TracedModel]) -> TracedModel:
     """The same model in FP8, with a scale a block of 128 x 128."""
-    return trace_config("llama", {"quantization_config": BLOCKS}, hardware="h200")
+    return on_h200["blocks"]
 
 
 def _by_module(traced: TracedModel) -> dict[str, TracedOperation]:
@@ -79,30 +134,28 @@ def test_several_ranks_need_no_several_gpus(trace_config: TraceConfig) -> None:
     assert (attention.attributes["num_heads"], attention.attributes["num_kv_heads"]) == (4, 2)
 
 
-FORMATS: Mapping[str, tuple[str, dict[str, Any], float]] = {
-    "fp8 per tensor, static": ("h200", {"quant_method": "fp8", "activation_scheme": "static"}, 1),
+ELSEWHERE: Mapping[str, tuple[str, dict[str, Any], float]] = {
     "fp8 per tensor, dynamic": ("l40s", {"quant_method": "fp8", "activation_scheme": "dynamic"}, 1),
-    "modelopt nvfp4, no such units": (
-        "h200",
-        {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]},
-        0.5 + 1 / 16,
-    ),
-    "modelopt nvfp4": (
-        "b200",
-        {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]},
-        0.5 + 1 / 16,
-    ),
-    "awq": ("h200", {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}, 0.5 + 3 / 128),
-    "gptq": ("h200", {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}, 0.5 + 3 / 128),
+    "modelopt nvfp4": ("b200", LEFT_OUT, 0.5 + 1 / 16),
 }
+"""Formats for which another GPU has kernels of its own."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_weights_take_what_the_format_says(trace_config: TraceConfig, name: str) -> None:
+def test_weights_take_what_the_format_says(on_h200: Mapping[str, TracedModel], name: str) -> None:
     """Bytes of a linear layer's weights and scales, within what scales of groups add; its product counts as of full precision."""
-    hardware, config, item_bytes = FORMATS[name]
-    operations = _by_module(trace_config("llama", {"quantization_config": config}, hardware=hardware))
-    layer = operations["model.layers.0.mlp.down_proj"]
+    _check_weights(on_h200[name], FORMATS[name][1])
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_other_gpus_have_kernels_of_their_own(trace_config: TraceConfig, name: str) -> None:
+    """The same holds where the engine chooses another kernel, in a process of its own."""
+    hardware, config, item_bytes = ELSEWHERE[name]
+    _check_weights(trace_config("llama", {"quantization_config": config}, hardware=hardware), item_bytes)
+
+
+def _check_weights(traced: TracedModel, item_bytes: float) -> None:
+    layer = _by_module(traced)["model.layers.0.mlp.down_proj"]
     size = sum(
         {"int32": 4, "uint8": 1, "float8_e4m3fn": 1, "bfloat16": 2, "float32": 4}[dtype] * int(sympy.prod(shape))
         for dtype, shape in _weights(layer)
@@ -111,10 +164,25 @@ def test_weights_take_what_the_format_says(trace_config: TraceConfig, name: str)
     assert sympy.sympify(layer.request_flops) == 2 * 512 * 512 * sympy.Symbol("num_tokens")
 
 
+def test_a_packed_output_layer_has_its_width(on_h200: Mapping[str, TracedModel]) -> None:
+    """Weights of four bits do not tell the width that they stand for; the logits cost what they cost at full precision."""
+    logits = [_by_module(on_h200[name])["logits_processor"] for name in ("output layer", "plain")]
+    assert [(op.request_dims, op.request_flops) for op in logits] == [(("num_reqs",), f"{2 * 512 * 512}*num_reqs")] * 2
+    assert _weights(logits[0]) != _weights(logits[1])
+
+
+def test_a_configuration_that_transformers_does_not_know_is_read_by_its_fields(
+    on_h200: Mapping[str, TracedModel], plain: TracedModel
+) -> None:
+    """The engine has code for such a model, and takes its sizes from the fields."""
+    attention = "model.layers.0.self_attn.attn"
+    assert _by_module(on_h200["unknown fields"])[attention].signature == _by_module(plain)[attention].signature
+
+
 def test_what_vllm_refuses_there_is_refused_here(trace_config: TraceConfig) -> None:
     """An error of the other process arrives as the same error, in one line."""
-    with pytest.raises(UnsupportedModelError, match=r"^made-up: vLLM [^\n]*NoSuchForCausalLM[^\n]*$"):
-        trace_config("llama", {"architectures": ["NoSuchForCausalLM"]}, hardware="h200")
+    with pytest.raises(UnsupportedModelError, match=r"^made-up: vLLM refuses the configuration: sliding_window: [^\n]*$"):
+        trace_config("llama", {"sliding_window": "x"}, hardware="h200")
     with pytest.raises(InvalidInputError, match=r"^--hardware: 'h9000'"):
         trace_config("llama", hardware="h9000")
 
@@ -136,31 +204,27 @@ def test_another_process_has_the_stand_ins() -> None:
     assert run.stdout == "[] True\n"
 
 
-ALGORITHM_ALONE = {"quantization_config": {"quant_algo": "FP8", "ignore": ["lm_head"], "producer": {"name": "modelopt"}}}
-
-
-def test_a_file_that_names_an_algorithm_alone(trace_config: TraceConfig) -> None:
+def test_a_file_that_names_an_algorithm_alone(trace_config: TraceConfig, on_h200: Mapping[str, TracedModel]) -> None:
     """Such a checkpoint has weights of eight bits, and is not traced at full precision."""
-    layer = _by_module(trace_config("llama", ALGORITHM_ALONE, hardware="h200"))["model.layers.0.self_attn.o_proj"]
+    layer = _by_module(on_h200["algorithm alone"])["model.layers.0.self_attn.o_proj"]
     assert _weights(layer)[0][0] == "float8_e4m3fn"
     with pytest.raises(DoolyError, match=r"^made-up: [^\n]*; trace it as on a GPU, with --hardware h200$"):
-        trace_config("llama", ALGORITHM_ALONE)
+        trace_config("llama", {"quantization_config": ALGORITHM_ALONE})
 
 
-def test_full_precision_can_be_quantised(trace_config: TraceConfig) -> None:
+def test_full_precision_can_be_quantised(on_h200: Mapping[str, TracedModel]) -> None:
     """`--quantization` quantises a checkpoint of full precision as it loads, `--kv-cache-dtype` what attention caches."""
-    operations = _by_module(trace_config("llama", hardware="h200", quantization="fp8", kv_cache_dtype="fp8"))
+    operations = _by_module(on_h200["as it loads"])
     assert _weights(operations["model.layers.0.mlp.down_proj"])[0] == ("float8_e4m3fn", [512, 512])
     attention = operations["model.layers.0.self_attn.attn"]
     assert "1024*num_tokens" not in attention.request_bytes
     assert attention.attributes["kv_cache_dtype"] == "fp8"
 
 
-def test_experts_cost_what_they_take(trace_config: TraceConfig) -> None:
+def test_experts_cost_what_they_take(on_h200: Mapping[str, TracedModel]) -> None:
     """An expert of eight bits has the parameters of one of full precision, and half its bytes with scales."""
     (plain, eight) = (
-        next(op for op in trace_config("qwen3-moe", changes, hardware="h200").operations if "num_experts" in op.attributes)
-        for changes in ({}, {"quantization_config": BLOCKS})
+        next(op for op in on_h200[name].operations if "num_experts" in op.attributes) for name in ("experts", "experts in blocks")
     )
     parameters = plain.attributes["expert_parameters"]
     assert eight.attributes["expert_parameters"] == parameters == 3 * 512 * 128
