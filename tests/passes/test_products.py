@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", autouse=True)
 def operators() -> Iterator[None]:
-    """Two products as engines have them: one writes into an operand, one returns."""
+    """Products as engines have them: one writes into an operand, two return."""
     library = torch.library.Library("vllm", "FRAGMENT")
     library.define("fp8_gemm_nt_op(Tensor q_input, Tensor weight, Tensor(a!) output) -> ()")
     library.define("marlin_gemm(Tensor a, Tensor b_q_weight, SymInt size_n) -> Tensor")
+    library.define("fp32_router_gemm_dispatch(Tensor x, Tensor weight, bool allow_bf16x3_router_gemm) -> Tensor")
+    library.impl("fp32_router_gemm_dispatch", lambda x, weight, _: x.new_empty(x.shape[0], weight.shape[0]), "Meta")
     library.impl("fp8_gemm_nt_op", lambda *_: None, "Meta")
     library.impl("marlin_gemm", lambda a, _b, n: a.new_empty(a.shape[0], n), "Meta")
     yield
@@ -52,14 +54,27 @@ class Returned(nn.Module):
         return torch.ops.vllm.marlin_gemm(x, self.weight, 24)
 
 
+class Router(nn.Module):
+    """Scores experts by a product of the engine's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(24, 64, device="meta"), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply."""
+        return torch.ops.vllm.fp32_router_gemm_dispatch(x, self.weight, True)  # noqa: FBT003 - as the engine calls it
+
+
 @pytest.mark.parametrize(
     ("module", "x"),
     [
         (Written(torch.float8_e4m3fn, 1), torch.empty(5, 64, device="meta", dtype=torch.float8_e4m3fn)),
         (Written(torch.uint8, 2), torch.empty(5, 32, device="meta", dtype=torch.uint8)),
         (Returned(), torch.empty(5, 64, device="meta", dtype=torch.bfloat16)),
+        (Router(), torch.empty(5, 64, device="meta")),
     ],
-    ids=["eight bits", "four bits, packed", "weights alone"],
+    ids=["eight bits", "four bits, packed", "weights alone", "a router"],
 )
 def test_a_product_counts_as_what_it_stands_for(module: nn.Module, x: torch.Tensor) -> None:
     """A product of 64 x 24 does twice as many operations a row, in whatever types and places its factors and result lie."""
