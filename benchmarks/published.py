@@ -1,7 +1,7 @@
 """Trace configurations as model makers publish them, each in a process of its own, and say what each takes.
 
-A configuration is a folder with a `config.json`. Each is traced as on the first of the GPUs named that vLLM runs it on; what is
-refused is listed with its reason. Parameters are counted from the operations: those of a quantised layer by its product, scales
+A configuration is a folder with a `config.json`. Each is traced as on the first of the GPUs named that vLLM runs it on, if need be
+with a cache of full precision; what is refused is listed with its reason on the first. Parameters are counted from the operations: those of a quantised layer by its product, scales
 left out; their bytes are those of all weights and scales as they lie in memory.
 
 Run `python benchmarks/published.py FOLDER [NAME ...] [--hardware NAME ...] [--json FILE]`.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedModel, TracedOperation
 
 TIMEOUT_S = 300
+_PLACE = re.compile(r"\S*/site-packages/")
 ONE_TOKEN = {"num_tokens": 1, "num_reqs": 1, "query_key_pairs": 0, "kv_tokens": 0}
 
 
@@ -73,20 +74,21 @@ def trace_apart(folder: Path, hardware: list[str]) -> dict[str, Any]:
 
 
 def trace_here(folder: Path, hardware: list[str]) -> dict[str, Any]:
-    """Trace one configuration, as on the first GPU that takes it."""
+    """Trace one configuration, as on the first GPU that takes it; if none does, with a cache of full precision on the first."""
     from dooly.engines import ServingConfig, find_model
     from dooly.engines.vllm import trace_vllm_model
     from dooly.errors import DoolyError
 
-    reasons = []
-    for name in hardware:
+    model, reasons = find_model(str(folder)), []
+    for name, cache in [*((name, "auto") for name in hardware), (hardware[0], "bfloat16")]:
         try:
-            traced = trace_vllm_model(find_model(str(folder)), ServingConfig(), hardware=name)
+            traced = trace_vllm_model(model, ServingConfig(kv_cache_dtype=cache), hardware=name)
         except DoolyError as error:
-            reasons.append(str(error).replace(f"{folder.name}: ", ""))
+            reasons.append(_PLACE.sub("", str(error).replace(f"{folder.name}: ", "")))
         else:
-            return {"hardware": name, **describe(traced), "left_out": _left_out(find_model(str(folder)).text_config)}
-    return {"refused": "; ".join(f"{name}: {reason}" for name, reason in zip(hardware, reasons, strict=True))}
+            found = {"hardware": name, "kv_cache_dtype": cache, **describe(traced)}
+            return found | {"left_out": _left_out(model.text_config)}
+    return {"refused": reasons[0]}
 
 
 def describe(traced: TracedModel) -> dict[str, Any]:
