@@ -1,8 +1,9 @@
 """Trace configurations as model makers publish them, each in a process of its own, and say what each takes.
 
-A configuration is a folder with a `config.json`. Each is traced as on the first of the GPUs named that vLLM runs it on, if need be
-with a cache of full precision; what is refused is listed with its reason on the first. Parameters are counted from the operations: those of a quantised layer by its product, scales
-left out; their bytes are those of all weights and scales as they lie in memory.
+A configuration is a folder with a `config.json`. Each is traced as on the first of the GPUs named that vLLM runs it on, if need
+be with a cache of full precision; what is refused is listed with its reason on the first. Parameters are counted from the
+operations: those of a quantised layer by its product, scales left out; their bytes are those of all weights and scales as they
+lie in memory.
 
 Run `python benchmarks/published.py FOLDER [NAME ...] [--hardware NAME ...] [--json FILE]`.
 """

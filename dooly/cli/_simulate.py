@@ -167,12 +167,12 @@ def _warn_if_uncertain(model: str, step: StepLatency) -> None:
 
 
 def _warn_if_extrapolated(model: str, share: float | None) -> None:
-    """Say so where a good part of the answer is from steps whose contexts add up to more than any that was measured."""
+    """Say so where a good part of the answer is from steps that go beyond what was measured."""
     if share is not None and share > _MUCH_EXTRAPOLATED:
         typer.echo(
-            f"dooly: warning: {model}: {share:.0%} of the seconds are of steps in which attention reads more than was measured; "
-            "see with `dooly profile --dry-run` what is not measured yet, or simulate with a smaller --max-num-seqs or "
-            "--max-num-batched-tokens",
+            f"dooly: warning: {model}: {share:.0%} of the seconds are of steps with more tokens, or more for attention to "
+            "read, than any that was measured; simulate with a smaller --max-num-batched-tokens or --max-num-seqs, or with --db "
+            "see by `dooly profile --dry-run` what is not measured yet",
             err=True,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dooly.imports._llmservingsim import read_layers
 from dooly.imports._measured import write_measured
+from dooly.predict._domain import Reach
 from dooly.predict._family import fit_family
 from dooly.predict._family_features import mixed_inputs
 from dooly.predict._features import AttentionWork, BatchArrays
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import numpy.typing as npt
+
     from dooly.imports._reading import Placed, Reading
     from dooly.predict._family import FamilyRegressor
     from dooly.predict._hardware import Hardware
     from dooly.tracing import TracedModel
+
+    Floats = npt.NDArray[np.float64]
 
 _CHUNK = 4096
 """Batches that are made into arrays at once."""
@@ -42,9 +47,10 @@ def build_bundled_device(
         InvalidInputError: A bundle lacks a file or a column.
     """
     out.mkdir(parents=True, exist_ok=True)
-    sizes, found = {}, {}
+    sizes, found, shortest, reaches = {}, {}, [], []
     for folder, traced in bundles.items():
         reading = read_layers(folder, traced)
+        together: dict[str, Floats] = {}
         attention: dict[str, list[Placed]] = {}
         for placed in reading.placed:
             signature = placed.operation.signature
@@ -53,9 +59,15 @@ def build_bundled_device(
             else:
                 arrays = BatchArrays.of(placed.batches)
                 sizes[signature] = OperationWork(placed.operation).sizes(arrays), placed.latency_ns
+                # A row may time several operations, which share it by what they write: none took so little by itself.
+                together[placed.rows] = together.get(placed.rows, 0.0) + placed.latency_ns
+        shortest.append(min(float(latency_ns.min()) for latency_ns in together.values()))
+        reaches += [_reach(rows) for rows in attention.values()]
         found[folder] = reading, {signature: fit_attention(facts, rows) for signature, rows in attention.items()}
-    shortest = min(float(latency_ns.min()) for _, latency_ns in sizes.values())
-    replace(facts, launch_ns=shortest).write(out)
+    per_token = [op.signature for traced in bundles.values() for op in traced.operations if op.request_dims == ("num_tokens",)]
+    most = min(float(sizes[signature][0].max()) for signature in per_token if signature in sizes)
+    reach = Reach(min(r.decode_kv_tokens for r in reaches), min(r.prefill_pairs for r in reaches), most)
+    replace(facts, launch_ns=min(shortest), reach=reach).write(out)
     write_measured(sizes, {op.signature: op for traced in bundles.values() for op in traced.operations}, out)
     for _, regressors in found.values():
         for signature, regressor in regressors.items():
@@ -63,12 +75,21 @@ def build_bundled_device(
     return found
 
 
+def _reach(rows: list[Placed]) -> Reach:
+    """Return how far attention was measured."""
+    work = _work(rows)
+    return Reach(float(work.decode_kv_tokens.max()), float(work.prefill_pairs.max()))
+
+
+def _work(rows: list[Placed]) -> AttentionWork:
+    batches = [batch for placed in rows for batch in placed.batches]
+    parts = [BatchArrays.of(batches[i : i + _CHUNK]).attention(None) for i in range(0, len(batches), _CHUNK)]
+    return AttentionWork(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(AttentionWork)))
+
+
 def fit_attention(hardware: Hardware, rows: list[Placed]) -> FamilyRegressor:
     """Fit attention over all batches of a bundle; each batch is a configuration of its own when errors are judged."""
-    batches = [batch for placed in rows for batch in placed.batches]
-    latency_ns = np.concatenate([placed.latency_ns for placed in rows])
-    parts = [BatchArrays.of(batches[i : i + _CHUNK]).attention(None) for i in range(0, len(batches), _CHUNK)]
-    work = AttentionWork(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(AttentionWork)))
+    latency_ns, work = np.concatenate([placed.latency_ns for placed in rows]), _work(rows)
     kind = kind_of(rows[0].operation)
     assert isinstance(kind, AttentionShape)
-    return fit_family(*mixed_inputs(hardware, kind, work), latency_ns, np.arange(len(batches)))
+    return fit_family(*mixed_inputs(hardware, kind, work), latency_ns, np.arange(len(latency_ns)))

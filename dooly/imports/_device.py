@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dooly.imports import _aiconfigurator as tables
+from dooly.predict._domain import Reach
 from dooly.predict._family import FamilyRegressor, fit_family
 from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
 from dooly.predict._kinds import AttentionShape, Experts, LinearLayer, families_of
@@ -48,7 +49,12 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
     """
     out.mkdir(parents=True, exist_ok=True)
     products = tables.linear_layers(folder)
-    hardware = replace(facts, launch_ns=float(products.latency_ns.min()), moved_bytes_per_s=_moved_bytes_per_s(folder))
+    hardware = replace(
+        facts,
+        launch_ns=float(products.latency_ns.min()),
+        moved_bytes_per_s=_moved_bytes_per_s(folder),
+        reach=_reach(folder, float(products["m"].max())),
+    )
     hardware.write(out)
     payloads = {f"{operator}-{ranks}": np.stack([sizes, ns]) for operator, ranks, sizes, ns in tables.collectives(folder)}
     np.savez_compressed(out / "collectives.npz", **payloads)  # type: ignore[arg-type] # numpy's stub takes no mapping
@@ -81,6 +87,14 @@ def family_points(folder: Path, hardware: Hardware) -> dict[str, Points]:
         if len(rows := tables.experts(folder, dtype)):
             found |= {name: _experts_points(hardware, rows, dtype) for name in families_of(Experts(1, 1, 1, 1, 1, dtype))}
     return found
+
+
+def _reach(folder: Path, num_tokens: float) -> Reach:
+    """Return how far full attention over a cache in bfloat16 was measured, and products over so many tokens."""
+    decodes, prefills = (
+        tables.batches(tables.attention(folder, table, "bfloat16", windowed=False)).attention(None) for table in _PHASES
+    )
+    return Reach(float(decodes.decode_kv_tokens.max()), float(prefills.prefill_pairs.max()), num_tokens)
 
 
 def _linear_points(hardware: Hardware, rows: tables.Columns, dtype: str) -> Points:

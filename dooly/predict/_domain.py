@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionReach:
-    """How much attention was measured to read in one step; its sums grow with requests and contexts together."""
+class Reach:
+    """How far steps were measured; what attention reads grows with requests and contexts together."""
 
     decode_kv_tokens: float
     """Positions that all decodes of a step read."""
     prefill_pairs: float
     """Query-key pairs of all prefills of a step."""
+    num_tokens: float = math.inf
+    """Tokens in a step, where its limits are not what was measured."""
 
     @classmethod
-    def of(cls, measured: Sequence[BatchArrays]) -> AttentionReach | None:
+    def of(cls, measured: Sequence[BatchArrays]) -> Reach | None:
         """Return how far attention was measured, given the batches of each operation: as far as the one that fell shortest."""
         if not measured:
             return None
@@ -50,8 +53,8 @@ class Domain:
     """Requests in a step."""
     context: int
     """Positions that one request reads."""
-    attention: AttentionReach | None = None
-    """How much attention read at most; None where no records of this model tell."""
+    reach: Reach | None = None
+    """How far what was measured goes within them; None where nothing tells."""
     is_measured: bool = True
     """Whether the limits are what was measured, and not what the engine was told."""
 
@@ -59,18 +62,19 @@ class Domain:
     def of(cls, steps: BatchArrays, attention: Sequence[BatchArrays]) -> Domain:
         """Return the domain of a model, given the batches at which steps and each attention were measured."""
         longest = int((steps.new + steps.computed).max()) + DECODE_GROWTH_TOKENS
-        return cls(int(steps.num_tokens.max()) + 1, int(steps.num_reqs.max()), longest, AttentionReach.of(attention))
+        return cls(int(steps.num_tokens.max()) + 1, int(steps.num_reqs.max()), longest, Reach.of(attention))
 
     def allows(self, batches: BatchArrays) -> bool:
         """Tell whether all batches keep the limits of steps."""
         return not self._excesses(batches)
 
     def outreach(self, batches: BatchArrays) -> npt.NDArray[np.bool_]:
-        """Tell which batches read more than attention was measured to, shape (num_batches,)."""
-        work = batches.attention(None)
-        if self.attention is None:
+        """Tell which batches go beyond what was measured, shape (num_batches,)."""
+        work, reach = batches.attention(None), self.reach
+        if reach is None:
             return np.zeros(len(work.decode_kv_tokens), dtype=np.bool_)
-        return (work.decode_kv_tokens > self.attention.decode_kv_tokens) | (work.prefill_pairs > self.attention.prefill_pairs)
+        reads_more = (work.decode_kv_tokens > reach.decode_kv_tokens) | (work.prefill_pairs > reach.prefill_pairs)
+        return np.asarray(reads_more | (batches.num_tokens > reach.num_tokens))
 
     def refusal(self, batches: BatchArrays, model: str) -> str:
         """Return what is wrong with batches that it does not allow, in one line."""

@@ -130,7 +130,8 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
             latencies[operation.signature] = device.of(operation, traced.model)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
-    domain = Domain(serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len, is_measured=False)
+    limits = (serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
+    domain = Domain(*limits, device.hardware.reach, is_measured=False)
     return LatencyModel(
         traced,
         _environment(device.hardware, traced, serving),

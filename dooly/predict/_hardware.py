@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.latency import HostTimes
+from dooly.predict._domain import Reach
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ class Hardware:
     num_sms: int
     """Multiprocessors."""
     moved_bytes_per_s: float
-    """Bandwidth that operations reach which only move bytes, measured."""
+    """Bandwidth that operations reach which only move bytes: measured, or by the datasheet where no table tells."""
     launch_ns: float
     """What the shortest measured operation takes, in nanoseconds."""
     engine: str
@@ -52,6 +53,8 @@ class Hardware:
     gap_ns: float = 0.0
     """What passes between two kernels of a CUDA graph, where kernels were timed alone; 0 where their times hold it."""
 
+    reach: Reach | None = None
+    """How far steps were measured; None where nothing tells."""
     host: HostTimes | None = None
     """What an engine's host is taken to need to launch steps of a model of `HOST_LAYERS`; None where nobody measured it."""
 
@@ -60,7 +63,9 @@ class Hardware:
         """Return the facts in a folder's `hardware.json`."""
         facts = json.loads((folder / "hardware.json").read_text())
         host = facts.get("host")
-        return cls(**facts | {"host": None if host is None else HostTimes(**host)})
+        reach = facts.get("reach")
+        made = {"host": None if host is None else HostTimes(**host), "reach": None if reach is None else Reach(**reach)}
+        return cls(**facts | made)
 
     def write(self, folder: Path) -> None:
         """Write the facts to a folder's `hardware.json`."""

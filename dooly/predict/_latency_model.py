@@ -210,6 +210,6 @@ class LatencyModel:
 
         None where no records of the model say how far that is.
         """
-        if self.domain.attention is None:
+        if self.domain.reach is None:
             return None
         return self.extrapolated_ns / max(sum(self.priced_ns.values()), 1.0)

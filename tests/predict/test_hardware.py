@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 from importlib import resources
 from types import SimpleNamespace
 
@@ -10,10 +12,14 @@ import pytest
 
 import dooly
 from dooly.batch import Batch
-from dooly.engines import ServingConfig, find_model
+from dooly.catalog import shipped_file
+from dooly.engines import ServingConfig, find_model, listed_models
 from dooly.errors import InvalidInputError, MissingOperationError
 from dooly.predict import BatchArrays, LatencyModel, default_serving, listed_hardware, load_latency_model
+from dooly.predict._device_latencies import DeviceLatencies
+from dooly.predict._fit_hardware import device_folder
 from dooly.predict._memory import peak_activation_bytes, weight_bytes
+from dooly.tracing import TracedModel
 
 SERVING = ServingConfig(max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256, tensor_parallel_size=4)
 
@@ -229,3 +235,31 @@ def test_limits_that_are_given_bound_those_that_are_not() -> None:
     assert default_serving(model, "h200", max_num_batched_tokens=64).max_num_seqs == 64
     assert default_serving(model, "h200", max_num_seqs=1, max_model_len=1024).max_num_batched_tokens == 1024
     assert default_serving(model, "h200", max_num_seqs=2, max_num_batched_tokens=4096).max_num_batched_tokens == 4096
+
+
+def test_steps_beyond_what_was_measured_are_flagged() -> None:
+    """A device's tables end somewhere: in tokens of a step, in what decodes read, in what prefills compare."""
+    model = find_model("llama-3.1-8b")
+    rtx = load_latency_model(model=model, hardware="rtxpro6000")
+    assert not rtx.step(Batch((2048,), (0,))).extrapolated
+    assert rtx.step(Batch((4096,), (0,))).extrapolated
+    h200 = load_latency_model(model=model, hardware="h200")
+    assert not h200.step(Batch((8192,), (0,))).extrapolated
+    assert h200.step(Batch((1,) * 1024, (100_000,) * 1024)).extrapolated
+    assert h200.extrapolated_share == 0
+    h200.step_ns(Batch((1,) * 1024, (100_000,) * 1024))
+    assert h200.extrapolated_share == 1
+
+
+def test_what_was_measured_of_single_operations_finds_its_operation() -> None:
+    """Each signature that ships with a device is that of an operation in a table that ships: else it would never be used."""
+    known = {
+        op.signature
+        for model in listed_models()
+        for ranks in (1, 2)
+        if (file := shipped_file(model, ServingConfig(tensor_parallel_size=ranks))).is_file()
+        for op in TracedModel.from_json(json.loads(lzma.decompress(file.read_bytes()))["traced"]).operations
+    }
+    for device in listed_hardware():
+        with device_folder(device.name) as folder:
+            assert DeviceLatencies(folder).measured.keys() <= known

@@ -7,7 +7,7 @@ from dooly.batch import Batch
 from dooly.engines import ServingConfig
 from dooly.measure import measurement_batches
 from dooly.predict import BatchArrays
-from dooly.predict._domain import AttentionReach
+from dooly.predict._domain import Reach
 
 servings = st.builds(
     ServingConfig,
@@ -72,7 +72,7 @@ def test_the_limits_themselves_are_measured(serving: ServingConfig) -> None:
 @given(useful_servings, st.data())
 def test_whatever_the_scheduler_fills_attention_was_measured_as_far(serving: ServingConfig, data: st.DataObject) -> None:
     """Steps of decodes, of a chunk anywhere in a prompt, or of prompts one after the other read no more than measured ones."""
-    reach = AttentionReach.of([BatchArrays.of(measurement_batches(serving))])
+    reach = Reach.of([BatchArrays.of(measurement_batches(serving))])
     assert reach is not None
     budget, longest = serving.max_num_batched_tokens, serving.max_model_len - 1
     chunk = data.draw(st.integers(2, min(budget, longest)))
