@@ -49,9 +49,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     hardware = Hardware("", "", 1, FACTS[args.folder.name], 989e12, 132, 1.0, 0.0, "", "")
-    for family, points in family_points(args.folder, hardware).items():
-        for known in KNOWN[family]:
-            found = np.array([judge(points, known, seed) for seed in range(args.seeds)])
+    points = family_points(args.folder, hardware)
+    for family, numbers in KNOWN.items():
+        for known in numbers:
+            found = np.array([judge(points[family], known, seed) for seed in range(args.seeds)])
             medians, p90s = found.T
             rows.append({"family": family, "known": known, "median": medians.tolist(), "p90": p90s.tolist()})
             spread = f"{medians.min():.1%} to {medians.max():.1%}"

@@ -274,6 +274,21 @@ def test_several_environments_are_refused(
     assert chosen.environment == other
 
 
+def test_a_profile_answers_for_what_was_quantised_as_it_was(
+    make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """Full precision does not answer for FP8, nor FP8 for full precision; one store may hold both."""
+    eight_bits = replace(environment, quantization="fp8", kv_cache_dtype="fp8")
+    store = make_store(tmp_path / "db", environment, eight_bits)
+    asked = replace(serving, quantization="fp8", kv_cache_dtype="fp8")
+    assert load_latency_model(store, model, serving).environment == environment
+    assert load_latency_model(store, model, asked).environment == eight_bits
+    with pytest.raises(MissingOperationError, match=r"no profile of this model with --dtype bfloat16 --quantization fp8; run"):
+        load_latency_model(store, model, replace(asked, kv_cache_dtype="auto"))
+    with pytest.raises(InvalidInputError, match=r"--moe-backend: records are of the kernels that the engine chose"):
+        load_latency_model(store, model, replace(serving, moe_backend="marlin"))
+
+
 def test_a_store_shared_with_a_later_version_stays_readable(
     make_store: Callable[..., Store], environment: Environment, model: ModelSource, serving: ServingConfig, tmp_path: Path
 ) -> None:
