@@ -32,7 +32,7 @@ def test_a_simulation_says_what_it_stands_on(capsys: pytest.CaptureFixture[str],
     document = json.loads(file.read_text())
     assert sum(document["provenance"].values()) == pytest.approx(1)
     assert document["requests"] == 12
-    assert document["extrapolated"] is None
+    assert document["extrapolated"] == 0
 
 
 @pytest.mark.parametrize(
