@@ -130,12 +130,12 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, config: Schedul
 
 def _cache_text(config: SchedulerConfig) -> str:
     """Say how many blocks the KV cache has, which groups of layers draw them, and whether what they hold is found again."""
-    numbers = Counter(group.kind.value.replace("_", " ") for group in config.kv_cache_groups)
-    groups = ", ".join(f"{number} of {kind}" for kind, number in numbers.items())
-    return (
-        f"{config.num_kv_blocks:,} blocks of {config.block_size} tokens, in groups of layers: {groups}; prefix caching "
-        f"{'on' if config.enable_prefix_caching else 'off'}"
-    )
+    caching = "on" if config.enable_prefix_caching else "off"
+    text = f"{config.num_kv_blocks:,} blocks of {config.block_size} tokens; prefix caching {caching}"
+    if len(config.kv_cache_groups) > 1:
+        numbers = Counter(group.kind.value.replace("_", " ") for group in config.kv_cache_groups)
+        text += f"; groups of layers: {', '.join(f'{number} of {kind}' for kind, number in numbers.items())}"
+    return text
 
 
 def _host_text(latency: LatencyModel, result: SimulationResult) -> str:

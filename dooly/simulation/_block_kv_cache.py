@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.kv_cache_groups import AttentionKind
 from dooly.simulation._block_hashes import BlockHashes
 from dooly.simulation._block_pool import BlockPool
-from dooly.simulation._cache_groups import CacheGroup, ChunkedLocalGroup, SlidingWindowGroup
 from dooly.simulation._kv_cache import KVCache, last_affordable
+from dooly.simulation._make_groups import alike, make_group
 from dooly.simulation._mamba_group import MambaGroup
+from dooly.simulation._prefix_hits import find_common
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from dooly.kv_cache_groups import KVCacheGroup
     from dooly.simulation._cache_groups import Blocks
     from dooly.simulation._kv_cache import Counts
     from dooly.simulation._scheduler_config import SchedulerConfig
@@ -34,8 +33,8 @@ class BlockKVCache(KVCache):
         self._config = config
         self._pool = BlockPool(self.capacity)
         hashes = BlockHashes(requests) if config.enable_prefix_caching else None
-        self._groups = [_make_group(self._pool, hashes, group, config) for group in config.kv_cache_groups]
-        self._kinds = _alike(config.kv_cache_groups)
+        self._groups = [make_group(self._pool, hashes, group, config) for group in config.kv_cache_groups]
+        self._kinds = alike(self._groups, config.kv_cache_groups)
         self._num_prompt_tokens = np.array([request.num_prompt_tokens for request in requests], np.int64)
         self._num_known = self._num_prompt_tokens.copy()
         """Tokens of each request when it was admitted last: it computes them as a prompt."""
@@ -66,38 +65,10 @@ class BlockKVCache(KVCache):
         self._num_known[request] = num_tokens
         self._hits, self._num_hit = [[] for _ in self._groups], 0
         if self._config.enable_prefix_caching:
-            longest = self._find(request, num_tokens - 1)
+            found, self._num_hit, longest = find_common(self._kinds, request, num_tokens - 1, self._config.block_size)
+            self._hits = [found[group] for group in self._groups]
             self._junctions[request] = longest if longest > self._num_hit else 0
         return self._num_hit
-
-    def _find(self, request: int, num_tokens: int) -> int:
-        """Find what all groups hold of a request, by turns until they agree; return the longest that any of them does."""
-        hit_length, longest = num_tokens, 0
-        num_full = 0
-        while True:
-            length = hit_length
-            for members in self._kinds:
-                peers = [self._groups[index] for index in members]
-                is_full = type(peers[0]) is CacheGroup
-                if is_full and hit_length < num_tokens:
-                    length = min(length, num_full)
-                    continue
-                found, length = peers[0].find(peers, request, length)
-                if is_full:
-                    num_full = length
-                for index, blocks in zip(members, found, strict=True):
-                    self._hits[index] = blocks
-                longest = max(longest, length)
-            if length >= hit_length:
-                break
-            hit_length = length
-            if len(self._kinds) <= 1 or (len(self._kinds) == 2 and type(self._groups[self._kinds[0][0]]) is CacheGroup):  # noqa: PLR2004
-                break
-        self._num_hit = hit_length
-        for index, group in enumerate(self._groups):
-            if type(group) is CacheGroup:
-                del self._hits[index][-(-hit_length // self._config.block_size) :]
-        return longest
 
     def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int) -> bool:
         """Give the request that was looked up last blocks for its first tokens; see `KVCache`."""
@@ -169,9 +140,7 @@ class BlockKVCache(KVCache):
 
     def _acts_at(self, num_tokens: Counts, num_processed: Counts) -> npt.NDArray[np.bool_]:
         """Return whether decodes take or drop blocks by which they hold so many tokens, of which so many have run before."""
-        acts: npt.NDArray[np.bool_] = np.any(
-            [self._groups[members[0]].acts_at(num_tokens, num_processed) for members in self._kinds], axis=0
-        )
+        acts: npt.NDArray[np.bool_] = np.any([peers[0].acts_at(num_tokens, num_processed) for peers in self._kinds], axis=0)
         return acts
 
     def _is_late(self, requests: Counts, num_processed: Counts) -> npt.NDArray[np.bool_]:
@@ -246,27 +215,3 @@ class BlockKVCache(KVCache):
             junction=self._junctions.get(request, 0),
             most=min(budget, self._config.long_prefill_token_threshold or budget),
         )
-
-
-def _make_group(pool: BlockPool, hashes: BlockHashes | None, group: KVCacheGroup, config: SchedulerConfig) -> CacheGroup:
-    """Return the blocks of one group, none held."""
-    size = config.block_size
-    if group.kind is AttentionKind.MAMBA:
-        if hashes is None:  # one state a request, and no position but the last
-            return CacheGroup(pool, hashes, config.max_model_len)
-        return MambaGroup(pool, hashes, size, group.num_prefill_checkpoint_blocks)
-    if group.window is None:
-        return CacheGroup(pool, hashes, size)
-    # What a step computes stays until it has run, be it outside the window by then.
-    under_way = config.max_num_batched_tokens * (1 + config.async_scheduling)
-    if group.kind is AttentionKind.SLIDING_WINDOW:
-        return SlidingWindowGroup(pool, hashes, size, group.window, min(group.window - 1 + under_way, config.max_model_len))
-    return ChunkedLocalGroup(pool, hashes, size, group.window, min(group.window + under_way, config.max_model_len))
-
-
-def _alike(groups: Sequence[KVCacheGroup]) -> list[list[int]]:
-    """Return the places of equal groups, those of full attention first: their blocks are found or missed together."""
-    places: dict[KVCacheGroup, list[int]] = {}
-    for place, group in enumerate(groups):
-        places.setdefault(group, []).append(place)
-    return [places[group] for group in sorted(places, key=lambda group: group.kind is not AttentionKind.FULL_ATTENTION)]

@@ -17,18 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.errors import WorkloadError
-from dooly.kv_cache_groups import FULL_ATTENTION
-from dooly.simulation._block_kv_cache import BlockKVCache
-from dooly.simulation._counted_kv_cache import CountedKVCache
+from dooly.simulation._make_kv_cache import make_kv_cache, refuse_too_long
 from dooly.simulation._steps import Progress, ScheduledStep
+from dooly.simulation._under_way import UnderWay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from dooly.simulation._kv_cache import KVCache
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._workload import Request
 
@@ -57,30 +54,8 @@ class Scheduler:
         self._num_tokens = self._num_prompt_tokens.copy()  # known so far: the prompt and what was generated
         self._num_computed_tokens = np.zeros(len(requests), np.int64)
         self._was_scheduled = np.zeros(len(requests), np.bool_)
-        self._num_under_way = 0
-        self._latest: Progress | None = None
-        self._behind: Progress | None = None
-        """The step that had not run when the latest was scheduled."""
-        self._refuse_too_long(requests)
-
-    def _refuse_too_long(self, requests: Sequence[Request]) -> None:
-        config = self._config
-        over_model = np.flatnonzero(self._num_total_tokens > config.max_model_len)
-        if over_model.size:
-            request = requests[over_model[0]]
-            raise WorkloadError(
-                f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
-                f"exceed max_model_len {config.max_model_len} ({over_model.size} such requests); raise it or leave them out"
-            )
-        # The last token is generated but never computed, so it takes no slot.
-        over_cache = np.flatnonzero(self._kv_cache.num_blocks_for(self._num_total_tokens - 1) > self._kv_cache.capacity)
-        if over_cache.size:
-            request = requests[over_cache[0]]
-            raise WorkloadError(
-                f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
-                f"exceed the KV cache of {self._kv_cache.capacity} blocks of {config.block_size} "
-                f"({over_cache.size} such requests); raise num_kv_blocks"
-            )
+        self._under_way = UnderWay()
+        refuse_too_long(requests, self._kv_cache, config)
 
     @property
     def has_unfinished(self) -> bool:
@@ -159,7 +134,7 @@ class Scheduler:
             if num_served < num_kept:
                 num_kept -= 1
                 victim = self._running[num_kept : num_kept + 1]
-                self._kv_cache.release(victim, self._num_computed_tokens[victim] - self._is_ahead(victim))
+                self._kv_cache.release(victim, self._num_computed_tokens[victim] - self._under_way.holds_input_of(victim))
         if num_kept < self._running.size:
             evicted = self._running[num_kept:]
             self._running = self._running[:num_kept]
@@ -167,16 +142,6 @@ class Scheduler:
             self.waiting.extendleft(reversed(evicted.tolist()))
             self.num_preemptions += evicted.size
         return num_kept
-
-    def _is_ahead(self, request: npt.NDArray[np.int64]) -> bool:
-        """Return whether a request's last computed token is not known yet: the step that generates it has yet to run.
-
-        That is so of decodes which were scheduled while the step before them was under way, and still are.
-        """
-        latest, behind = self._latest, self._behind
-        if not self._num_under_way or latest is None or request not in latest.generated:
-            return False
-        return latest.num_steps > 1 or (behind is not None and request in behind.generated)
 
     def _admit(self, budget: int, chunk_limit: int) -> tuple[list[int], list[int]]:
         """Take requests off the waiting queue; return them and the tokens granted to each."""
@@ -245,14 +210,13 @@ class Scheduler:
         known += generated
         self._num_tokens[requests] = known
         is_finished = known == self._num_total_tokens[requests]
-        self._behind = self._latest if self._num_under_way else None
-        self._latest = Progress(requests, computed, first_token, requests[is_finished], requests[generated], num_steps)
-        self._num_under_way += num_steps
-        return self._latest
+        progress = Progress(requests, computed, first_token, requests[is_finished], requests[generated], num_steps)
+        self._under_way.launch(progress)
+        return progress
 
     def retire(self, progress: Progress) -> None:
         """Let go of the requests that steps have ended, once they have run."""
-        self._num_under_way -= progress.num_steps
+        self._under_way.retire(progress)
         self._kv_cache.settle(progress.requests, progress.num_computed_tokens)
         if not progress.finished.size:
             return
@@ -263,12 +227,3 @@ class Scheduler:
             ended = set(progress.finished[is_evicted].tolist())
             self.waiting = deque(request for request in self.waiting if request not in ended)
         self._running = self._running[~np.isin(self._running, progress.finished)]
-
-
-def make_kv_cache(requests: Sequence[Request], config: SchedulerConfig) -> KVCache:
-    """Return the KV cache for a workload: by counts where these tell all, which is faster, else block by block."""
-    if config.kv_cache_groups == FULL_ATTENTION and not any(request.prefix_ids for request in requests):
-        return CountedKVCache(
-            len(requests), config.num_kv_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
-        )
-    return BlockKVCache(requests, config)

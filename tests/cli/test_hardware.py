@@ -35,6 +35,18 @@ def test_a_simulation_says_what_it_stands_on(capsys: pytest.CaptureFixture[str],
     assert document["extrapolated"] == 0
 
 
+def test_prompts_that_begin_alike_wait_less_with_prefix_caching(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is on unless turned off, and the answer says which."""
+    words = ["simulate", "llama-3.1-8b", "--hardware", "h200", "--json", "-"]
+    words += ["--workload", "closed:concurrency=8,requests=16,prompt=100,output=8,prefix=1024"]
+    found = []
+    for flags in ([], ["--no-enable-prefix-caching"]):
+        assert main([*words, *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [answer["serving"]["enable_prefix_caching"] for answer in found] == [True, False]
+    assert found[0]["ttft_s"]["mean"] < 0.7 * found[1]["ttft_s"]["mean"]
+
+
 @pytest.mark.parametrize(
     ("flags", "rule"),
     [

@@ -16,7 +16,8 @@ import pytest
 
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
 from dooly.simulation import Request, SchedulerConfig
-from dooly.simulation._scheduler import Scheduler, make_kv_cache
+from dooly.simulation._make_kv_cache import make_kv_cache
+from dooly.simulation._scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
