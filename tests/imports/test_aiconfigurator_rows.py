@@ -58,7 +58,8 @@ def test_attention_finds_its_heads(folder: Path, halved: TracedModel) -> None:
 def test_experts_take_their_router(folder: Path, halved: TracedModel, write_rows: Write) -> None:
     """A rank's part of a mixture of the model's sizes, and the router's product between its sizes, where it was measured."""
     sizes = {"hidden_size": 2048, "inter_size": 768, "topk": 8, "num_experts": 128, "moe_tp_size": 2, "moe_ep_size": 1}
-    rows = [{"num_tokens": t, **sizes, "moe_dtype": "bfloat16", "distribution": "balanced", "latency": 0.1} for t in (1, 4)]
+    facts = {"moe_dtype": "bfloat16", "distribution": "balanced", "kernel_source": "some", "latency": 0.1}
+    rows = [{"num_tokens": t, **sizes, **facts} for t in (1, 4)]
     write_rows(folder, "moe", [*rows, {**rows[0], "moe_tp_size": 1}])
     assert "experts" not in _by_name(folder, halved)
     products = [{"gemm_dtype": "bfloat16", "m": m, "n": 128, "k": 2048, "latency": 0.001 * m} for m in (1, 8)]
