@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from dooly.dtypes import item_bytes
 from dooly.errors import InvalidInputError
-from dooly.tracing import evaluate_form
+from dooly.tracing import evaluate_form, layer_of
 
 if TYPE_CHECKING:
     from dooly.engines import ServingConfig
@@ -33,15 +34,20 @@ def weight_bytes(traced: TracedModel) -> int:
 
 
 def peak_activation_bytes(traced: TracedModel, serving: ServingConfig) -> int:
-    """Return the most bytes that a step's activations take at the engine's limits: its largest operation's and hidden states."""
+    """Return the most bytes that a step's activations take at the engine's limits: its largest operation's and hidden states.
+
+    Hidden states are what leaves the operations outside of all layers: the embedding and the last norm.
+    """
     peak = hidden = 0
     for operation in traced.operations:
         if operation.stage != "engine":
             size = serving.max_num_batched_tokens if operation.stage == "decoder" else serving.max_num_seqs
-            operands = [t for t in (*operation.inputs, *operation.outputs) if not t.is_parameter]
-            peak = max(peak, sum(_bytes_at(t, size) for t in operands))
-            if operation.module_class == "RMSNorm":
-                hidden = max(hidden, *(_bytes_at(t, size) for t in operands))
+            operands = [_bytes_at(t, size) for t in (*operation.inputs, *operation.outputs) if not t.is_parameter]
+            if operation.stage == "sample":  # beside the logits, the engine keeps them in float32
+                operands += [_bytes_at(replace(t, dtype="float32"), size) for t in operation.inputs]
+            peak = max(peak, sum(operands))
+            if operation.stage == "decoder" and layer_of(operation.module) is None:
+                hidden = max(hidden, *(_bytes_at(t, size) for t in operation.outputs))
     return peak + _HIDDEN_COPIES * hidden
 
 
