@@ -54,6 +54,7 @@ class Scheduler:
         self._num_tokens = self._num_prompt_tokens.copy()  # known so far: the prompt and what was generated
         self._num_computed_tokens = np.zeros(len(requests), np.int64)
         self._was_scheduled = np.zeros(len(requests), np.bool_)
+        self._has_finished = np.zeros(len(requests), np.bool_)
         self._under_way = UnderWay()
         refuse_too_long(requests, self._kv_cache, config)
 
@@ -226,4 +227,5 @@ class Scheduler:
             # While their last tokens were under way.
             ended = set(progress.finished[is_evicted].tolist())
             self.waiting = deque(request for request in self.waiting if request not in ended)
-        self._running = self._running[~np.isin(self._running, progress.finished)]
+        self._has_finished[progress.finished] = True
+        self._running = self._running[~self._has_finished[self._running]]
