@@ -3,7 +3,7 @@
 A configuration is a folder with a `config.json`. Each is traced as on the first of the GPUs named that vLLM runs it on, if need
 be with a cache of full precision; what is refused is listed with its reason on the first. Parameters are counted from the
 operations: those of a quantised layer by its product, scales left out; their bytes are those of all weights and scales as they
-lie in memory.
+lie in memory. Seconds are wall time, whatever else the machine does.
 
 Run `python benchmarks/published.py FOLDER [NAME ...] [--hardware NAME ...] [--json FILE]`.
 """
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedModel, TracedOperation
 
 TIMEOUT_S = 300
-_PLACE = re.compile(r"\S*/site-packages/")
+_PLACE = re.compile(r"\S*/(?:site-packages/|(?=(?:dooly|passes)/))")
+"""Where packages lie on this machine, in front of a file's name."""
 ONE_TOKEN = {"num_tokens": 1, "num_reqs": 1, "query_key_pairs": 0, "kv_tokens": 0}
 
 

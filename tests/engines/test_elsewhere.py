@@ -27,6 +27,7 @@ pytestmark = pytest.mark.engine
 BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 
 
+NO_WINDOW = {"use_sliding_window": False, "sliding_window": 256}
 LEFT_OUT = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]}
 ALGORITHM_ALONE = {"quant_algo": "FP8", "ignore": ["lm_head"], "producer": {"name": "modelopt"}}
 FORMATS: Mapping[str, tuple[dict[str, Any], float]] = {
@@ -43,7 +44,7 @@ MODELS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "experts": ("qwen3-moe", {}, {}),
     "experts in blocks": ("qwen3-moe", {"quantization_config": BLOCKS}, {}),
     "output layer": ("llama", {"quantization_config": LEFT_OUT | {"ignore": []}}, {}),
-    "unknown fields": ("llama", {"architectures": ["MiMoForCausalLM"], "model_type": "mimo"}, {}),
+    "unknown fields": ("llama", {"architectures": ["MiMoForCausalLM"], "model_type": "mimo", **NO_WINDOW}, {}),
     **{name: ("llama", {"quantization_config": config}, {}) for name, (config, _) in FORMATS.items()},
 }
 """Changes to configurations by what is special about them, each with how it is served."""

@@ -161,7 +161,8 @@ def fresh_module_caches() -> Iterator[None]:
 def model_type_known(model_type: object) -> Iterator[None]:
     """Let Transformers read the configuration of a model that vLLM has code for, and itself none, by its fields, in the scope.
 
-    Such models come with code of their own, which is never run; what is a field in `config.json` is an attribute.
+    Such models come with code of their own, which is never run; what is a field in `config.json` is an attribute. A sliding
+    window that another field turns off is none, as in the classes of Transformers.
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
     from vllm.transformers_utils import config as engine
@@ -170,7 +171,15 @@ def model_type_known(model_type: object) -> Iterator[None]:
     if not isinstance(model_type, str) or model_type in CONFIG_MAPPING or model_type in registered:
         yield
         return
-    CONFIG_MAPPING.register(model_type, type("FieldsConfig", (PreTrainedConfig,), {"model_type": model_type}))
+
+    class FieldsConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # it has no types
+        @classmethod
+        def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as it is inherited
+            off = {"sliding_window": None} if config_dict.get("use_sliding_window") is False else {}
+            return super().from_dict(config_dict | off, **kwargs)
+
+    FieldsConfig.model_type = model_type
+    CONFIG_MAPPING.register(model_type, FieldsConfig)
     try:
         yield
     finally:
