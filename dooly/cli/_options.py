@@ -143,24 +143,20 @@ def engine_flags(
     return decorate
 
 
-def engine_choices(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def engine_choices(command: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command that takes `choices: dict[str, tuple]`: the same flags, each of which may take several values.
 
     The command gets those that are given. Flags that turn something on or off stay as they are.
-
-    Args:
-        without: Settings to leave out.
     """
-    settings = [name for name in _DEFAULTS if name not in without]
-    switches = {name for name in settings if isinstance(_DEFAULTS[name], bool)}
-    flags = {name: _flag(name, has_default=True) if name in switches else _several(name) for name in settings}
+    switches = {name for name, default in _DEFAULTS.items() if isinstance(default, bool)}
+    flags = {name: _flag(name, has_default=True) if name in switches else _several(name) for name in _DEFAULTS}
 
     def chosen(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         turned = {name: (given.pop(name),) for name in switches}
         several = {name: values for name, values in given.items() if values is not None}
         return several | {name: values for name, values in turned.items() if values != (_DEFAULTS[name],)}
 
-    return lambda command: _with_flags(command, "choices", flags, chosen)
+    return _with_flags(command, "choices", flags, chosen)
 
 
 def _with_flags(
@@ -195,13 +191,18 @@ def _flag(setting: str, *, has_default: bool) -> inspect.Parameter:
 
 
 def _several(setting: str) -> inspect.Parameter:
-    """Return the flag of a setting that takes values with commas between them, and gives them as a tuple."""
+    """Return the flag of a setting that takes values with commas between them, and gives them as a tuple.
+
+    Where a setting may have no value, as `quantization`, `none` is among them.
+    """
     hint = get_type_hints(ServingConfig)[setting]
+    nothing = {"none": None} if type(None) in get_args(hint) else {}
     kind: Callable[[str], Any] = next((kind for kind in (int, float) if kind in {hint, *get_args(hint)}), str)
 
     def parse(text: str | None) -> tuple[Any, ...] | None:
         try:
-            return None if text is None else tuple(kind(value.strip()) for value in text.split(","))
+            values = [] if text is None else [value.strip() for value in text.split(",")]
+            return tuple(nothing[value] if value in nothing else kind(value) for value in values) or None
         except ValueError as error:
             raise typer.BadParameter(f"{text!r} must be numbers with commas between them") from error
 

@@ -19,7 +19,7 @@ _SHOWN_REASONS = 12
 """Reasons that are printed; all are in JSON and CSV."""
 
 
-@engine_choices()
+@engine_choices
 def search(  # noqa: PLR0913 - one argument an option
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
     *,

@@ -41,7 +41,7 @@ class LoggedSteps:
         )
 
     def num_kv_blocks(self, step: int, block_size: int) -> int:
-        """Return how many KV blocks the requests of one of the steps fill at its end."""
+        """Return how many KV blocks the requests of one of the steps fill at its end; each counts those it shares with others."""
         num_tokens = self.num_computed_tokens + self.num_new_tokens + step
         return int((-(-num_tokens // block_size)).sum())
 
