@@ -47,21 +47,19 @@ def test_a_search_ends_in_a_table_and_a_command(tmp_path: Path, dooly: Callable[
     assert [file.read_bytes() for file in (*files, state)] == before
 
 
-def test_a_killed_search_goes_on(tmp_path: Path) -> None:
-    """Killed at once in the middle and started again, a search ends with the very bytes of one that was left alone."""
-    arguments = [sys.executable, "-m", "dooly", "search", "llama-3.1-8b", *WORKLOAD, *LIMITS, "--max-num-seqs", "2,8"]
-
-    def output(state: Path) -> bytes:
-        command = [*arguments, "--processes", "1", "--state", state, "--json", "-"]
-        return subprocess.run(command, check=True, capture_output=True).stdout
-
+def test_a_killed_search_goes_on(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Killed at once in the middle, with two processes, a search ends with the very bytes of one that was left alone with one."""
+    arguments = ["search", "llama-3.1-8b", *WORKLOAD, *LIMITS, "--max-num-seqs", "2,8", "--state"]
     state = tmp_path / "killed.jsonl"
-    with subprocess.Popen([*arguments, "--processes", "2", "--state", state], stdout=subprocess.DEVNULL) as killed:
-        while killed.poll() is None and (not state.exists() or state.read_bytes().count(b"\n") < 3):
+    command = [sys.executable, "-m", "dooly", *arguments, state, "--processes", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as killed:
+        while killed.poll() is None and (not state.exists() or state.read_bytes().count(b"\n") < 4):
             time.sleep(0.01)
         os.kill(killed.pid, signal.SIGKILL)
     kept = state.read_bytes()
-    assert output(state) == output(tmp_path / "whole.jsonl")
+    resumed = dooly(*arguments, state, "--processes", 1, "--json", "-")
+    assert resumed == dooly(*arguments, tmp_path / "whole.jsonl", "--processes", 1, "--json", "-")
+    assert resumed[0] == 0
     assert state.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
 
 

@@ -112,11 +112,6 @@ def test_a_stopped_search_goes_on_where_it_was(small_search: Callable[..., Searc
     assert asked[-1] == (1, 1)
 
 
-def test_processes_change_nothing(small_search: Callable[..., SearchResult], small_result: SearchResult) -> None:
-    """Two processes find the same as one."""
-    assert small_search(num_processes=2).to_json() == small_result.to_json()
-
-
 def test_a_ray_cluster_changes_nothing(small_search: Callable[..., SearchResult], small_result: SearchResult) -> None:
     """Two workers of a Ray cluster find the same as one process."""
     pytest.importorskip("ray", reason="Ray is not installed")
