@@ -83,6 +83,8 @@ def search(  # noqa: PLR0913 - one argument an option
             ray=ray,
             progress=update,
         )
+    for note in result.notes:
+        typer.echo(f"dooly: note: {note}", err=True)
     if csv_file is not None:
         result.write_csv(csv_file)
     if html_file is not None:

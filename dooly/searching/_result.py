@@ -83,6 +83,8 @@ class SearchResult:
     """Seconds by metric and statistic, as `ttft_p90`."""
     candidates: tuple[FoundCandidate, ...]
     """All candidates."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of how the requests were read, such as failed ones that were left out."""
 
     @property
     def best(self) -> FoundCandidate | None:

@@ -93,7 +93,9 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
                 if progress is not None:
                     progress(count, len(tasks))
     order = sorted(range(len(brackets)), key=lambda place: (_rank(brackets[place], limits), place))
-    return SearchResult(workload, dict(limits), tuple(_found(brackets[place], gpu_prices[place]) for place in order))
+    return SearchResult(
+        workload, dict(limits), tuple(_found(brackets[place], gpu_prices[place]) for place in order), load.workload.notes
+    )
 
 
 def _check_prices(prices: Mapping[str, float] | None, hardware: Sequence[str]) -> None:

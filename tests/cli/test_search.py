@@ -82,6 +82,17 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], part: str, dooly: Cal
     assert part in err
 
 
+def test_what_was_left_out_of_a_file_is_told(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A file's failed requests are not served, which a note says."""
+    file = tmp_path / "burst.csv"
+    header = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type"
+    rows = [f"{i},1,1,ChatGPT,16,{2 if i else 0},18,API log" for i in range(5)]
+    file.write_text("\n".join([header, *rows]) + "\n")
+    code, _, err = dooly("search", "llama-3.1-8b", *WORKLOAD, "--workload", file, *LIMITS, "--processes", 1)
+    assert code == 0
+    assert "1 failed request without response tokens left out" in err
+
+
 def test_where_nothing_meets_the_limits_that_is_told(dooly: Callable[..., tuple[int, str, str]]) -> None:
     """A limit below what a request alone takes gives no table, but what the latency is without load."""
     workload = ("--workload", "poisson:requests=3,prompt=16,output=2")
