@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dooly.kv_cache_groups import KVCacheGroup
     from dooly.predict import LatencyModel
 
+_SHAPES_A_TABLE = ("dtype", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel")
+"""Settings that a model's table of operations, and so its latencies, are made for."""
 _MIN_BLOCKS = 2
 """The null block and one to use."""
 
@@ -26,9 +28,17 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         latency: Tells the KV cache that the engine makes of them, and whether it schedules ahead.
 
     Raises:
-        InvalidInputError: The KV cache is too small for the longest request, for which no engine would start.
+        InvalidInputError: The KV cache is too small for the longest request, for which no engine would start; or the latency
+            model was made for another layout or element type.
         UnsupportedModelError: The model caches something that the scheduler does not model.
     """
+    for name in _SHAPES_A_TABLE:
+        made = latency.traced.environment.get(name, getattr(serving, name))
+        if made != getattr(serving, name):
+            raise InvalidInputError(
+                f"scheduler_config: {name} is {getattr(serving, name)}, and was {made} when the latency model was made; give "
+                "both the same settings"
+            )
     layout = latency.kv_cache_layout(serving)
     num_kv_blocks, block_size = latency.num_kv_blocks(serving), layout.block_size
     if num_kv_blocks < _MIN_BLOCKS:

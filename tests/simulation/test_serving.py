@@ -76,3 +76,11 @@ def test_a_cache_that_is_not_modelled_is_refused_even_with_blocks_given() -> Non
     serving = ServingConfig(num_gpu_blocks_override=500)
     with pytest.raises(UnsupportedModelError, match=r"keeps a cache of its own \(Indexer\)"):
         scheduler_config(serving, made_up(serving, {"kind": "Indexer", "num_kv_heads": None}))
+
+
+def test_a_latency_model_of_another_layout_is_refused() -> None:
+    """Its blocks and steps would be those of other settings."""
+    serving = ServingConfig(tensor_parallel_size=4, max_model_len=4096)
+    latency = load_latency_model(model=find_model("llama-3.1-70b"), serving=serving, hardware="h200")
+    with pytest.raises(InvalidInputError, match=r"tensor_parallel_size is 1, and was 4 when the latency model was made"):
+        scheduler_config(ServingConfig(), latency)
