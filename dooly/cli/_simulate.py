@@ -106,7 +106,8 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, config: Schedul
     shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
     step = latency.step(_DECODE, extrapolate=True)
     table = new_table("it stands on", "")
-    table.add_row("model", f"{latency.traced.model}, {serving.tensor_parallel_size} ranks")
+    weights, cache = latency.environment.quantization or serving.dtype, latency.environment.kv_cache_dtype
+    table.add_row("model", f"{latency.traced.model}, {serving.tensor_parallel_size} ranks; weights {weights}, KV cache {cache}")
     table.add_row(
         "seconds",
         f"{shares}; the kernels of one decode step are typically off by {step.uncertainty_s / step.seconds:.1%}, "

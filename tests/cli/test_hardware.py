@@ -47,6 +47,15 @@ def test_prompts_that_begin_alike_wait_less_with_prefix_caching(capsys: pytest.C
     assert found[0]["ttft_s"]["mean"] < 0.7 * found[1]["ttft_s"]["mean"]
 
 
+def test_a_quantised_model_is_served_without_an_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 3.1 70B in FP8 fits on one H200, which has no room for it in full precision; the answer says what was quantised."""
+    words = ["simulate", "llama-3.1-70b", "--hardware", "h200", "--workload", WORKLOAD]
+    assert main(words) == 2
+    assert "its weights take 141.1 GB" in capsys.readouterr().err
+    assert main([*words, "--quantization", "fp8", "--kv-cache-dtype", "fp8"]) == 0
+    assert "weights fp8, KV cache fp8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "rule"),
     [

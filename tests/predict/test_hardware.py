@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 from importlib import resources
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,6 +40,12 @@ def test_every_device_names_its_source_and_the_notice_names_the_device() -> None
         assert f"{device.name}/" in notice or f"{device.name}," in notice
         assert device.source
         assert min(device.memory_bytes, device.memory_bytes_per_s, device.flops_per_s, device.launch_ns) > 0
+
+
+def test_what_ships_stays_small() -> None:
+    """All devices and tables together, as files of a wheel."""
+    root = Path(str(resources.files("dooly"))) / "data"
+    assert sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) < 20_000_000
 
 
 def test_a_decode_takes_no_less_than_its_bytes(large: LatencyModel) -> None:
