@@ -130,7 +130,7 @@ def test_models_share_what_quantisation_leaves_alone(plain: TracedModel, blocks:
 def test_several_ranks_need_no_several_gpus(trace_config: TraceConfig) -> None:
     """A rank's part of a layout has half the heads of each layer, and the collectives that join them."""
     operations = trace_config("llama", hardware="h200", tensor_parallel_size=2).operations
-    assert [op.count for op in operations if op.name == "all_reduce"] == [1, 8]
+    assert [op.count for op in operations if op.name == "all_reduce"] == [1, 4, 4]
     (attention,) = (op for op in operations if op.depends_on_context)
     assert (attention.attributes["num_heads"], attention.attributes["num_kv_heads"]) == (4, 2)
 
