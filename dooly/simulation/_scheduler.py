@@ -12,11 +12,13 @@ State lies in arrays indexed by a request's position in the workload, so a step 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.simulation._budget import within_budget
 from dooly.simulation._make_kv_cache import make_kv_cache, refuse_too_long
 from dooly.simulation._steps import Progress, ScheduledStep
 from dooly.simulation._under_way import UnderWay
@@ -24,8 +26,7 @@ from dooly.simulation._under_way import UnderWay
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy.typing as npt
-
+    from dooly.simulation._kv_cache import Counts
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._workload import Request
 
@@ -56,6 +57,8 @@ class Scheduler:
         self._was_scheduled = np.zeros(len(requests), np.bool_)
         self._has_finished = np.zeros(len(requests), np.bool_)
         self._under_way = UnderWay()
+        self._rank = np.argsort(np.argsort([r.priority for r in requests], kind="stable"), kind="stable")
+        """Place of each request in the order of priority; the workload has them in order of arrival."""
         refuse_too_long(requests, self._kv_cache, config)
 
     @property
@@ -64,8 +67,11 @@ class Scheduler:
         return bool(self.waiting) or self._running.size > 0
 
     def add(self, request: int) -> None:
-        """Let in the request at this position of the workload, behind all that wait."""
-        self.waiting.append(request)
+        """Let in the request at this position of the workload, behind all that wait, or in order of priority."""
+        if self._config.policy == "priority":
+            insort(self.waiting, request, key=self._rank.__getitem__)
+        else:
+            self.waiting.append(request)
 
     def schedule(self) -> ScheduledStep:
         """Decide the next step and reserve its KV blocks. At least one request must be unfinished.
@@ -93,7 +99,7 @@ class Scheduler:
                 return self._decode_step(requests, granted)
         return ScheduledStep(requests, granted, self._num_computed_tokens[requests], first_scheduled, 1)
 
-    def _serve_running(self, chunk_limit: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _serve_running(self, chunk_limit: int) -> tuple[Counts, Counts, Counts]:
         """Grant tokens and blocks to the running requests, evicting the last of them while blocks lack.
 
         Returns:
@@ -103,28 +109,58 @@ class Scheduler:
         computed = self._num_computed_tokens[running]
         known = self._num_tokens[running]
         wanted = np.where(known < self._num_total_tokens[running], known - computed, 0)
-        granted = np.minimum(wanted, chunk_limit)
-        if self._kv_cache.aligns:
-            self._align(computed, granted)
-        elif int(granted.sum()) > self._config.max_num_batched_tokens:
-            granted = np.diff(np.minimum(np.cumsum(granted), self._config.max_num_batched_tokens), prepend=0)
-        granted = granted[: self._reserve_for_running(computed + granted)]
+        limited = np.minimum(wanted, chunk_limit)
+        if self._config.policy == "priority":
+            granted = self._serve_by_priority(computed, limited)
+        else:
+            granted = within_budget(self._kv_cache, running, computed, limited, self._config.max_num_batched_tokens)
+            granted = granted[: self._reserve_for_running(computed + granted)]
         is_scheduled = granted > 0
-        return wanted, running[: granted.size][is_scheduled], granted[is_scheduled]
+        return wanted, self._running[is_scheduled], granted[is_scheduled]
 
-    def _align(self, computed: npt.NDArray[np.int64], granted: npt.NDArray[np.int64]) -> None:
-        """Lower the tokens granted to the running requests to the budget, one after another, and to where steps must stop."""
-        budget = self._config.max_num_batched_tokens
-        for place, (request, start, count) in enumerate(
-            zip(self._running.tolist(), computed.tolist(), granted.tolist(), strict=True)
-        ):
-            within = min(count, budget)
-            if within > 0:
-                within = self._kv_cache.aligned(request, start, start + within) - start
-            granted[place] = within
-            budget -= within
+    def _serve_by_priority(self, computed: Counts, wanted: Counts) -> Counts:
+        """Grant tokens and blocks to the running requests, preempting those of the lowest priority while blocks lack.
 
-    def _reserve_for_running(self, num_tokens: npt.NDArray[np.int64]) -> int:
+        One that is to give way may have been served already in this step: what it got is granted to others. Where it is the very
+        one that lacks blocks, those behind it are not served.
+        """
+        running, granted, num_served, num_granted = self._running, np.zeros_like(wanted), 0, 0
+        while num_served < running.size:
+            budget = self._config.max_num_batched_tokens - int(granted[:num_granted].sum())
+            rest = slice(num_granted, None)
+            granted[rest] = within_budget(self._kv_cache, running[rest], computed[rest], wanted[rest], budget)
+            num_served += self._kv_cache.extend(running[num_served:], (computed + granted)[num_served:])
+            if num_served == running.size:
+                break
+            num_granted = num_served + 1  # the one that lacks blocks gets no more of what is freed than it was to get
+            place = int(np.argmax(self._rank[running]))
+            self._evict(running[place : place + 1], int(granted[place]) if place < num_served else 0)
+            if place == num_served:
+                granted[place:] = 0
+            running, computed, wanted, granted = (np.delete(each, place) for each in (running, computed, wanted, granted))
+            if place == num_served:
+                break
+            num_granted -= place < num_served
+            num_served -= place < num_served
+        self._running = running
+        return granted
+
+    def _evict(self, victim: Counts, num_granted: int = 0) -> None:
+        """Let a running request, which this step may have granted tokens already, start over, but for blocks that it finds again.
+
+        It waits in order of the policy.
+        """
+        under_way = self._under_way
+        num_unknown = under_way.generates(victim) if num_granted else under_way.holds_input_of(victim)
+        self._kv_cache.release(victim, self._num_computed_tokens[victim] + (num_granted - num_unknown))
+        self._num_computed_tokens[victim] = 0
+        self.num_preemptions += 1
+        if self._config.policy == "priority":
+            self.add(int(victim[0]))
+        else:
+            self.waiting.appendleft(int(victim[0]))
+
+    def _reserve_for_running(self, num_tokens: Counts) -> int:
         """Give the running requests blocks for so many tokens, in order; return how many of them keep running.
 
         While blocks lack, the last to be admitted gives way, be it the very request that lacks them.
@@ -134,14 +170,8 @@ class Scheduler:
             num_served += self._kv_cache.extend(self._running[num_served:num_kept], num_tokens[num_served:num_kept])
             if num_served < num_kept:
                 num_kept -= 1
-                victim = self._running[num_kept : num_kept + 1]
-                self._kv_cache.release(victim, self._num_computed_tokens[victim] - self._under_way.holds_input_of(victim))
-        if num_kept < self._running.size:
-            evicted = self._running[num_kept:]
-            self._running = self._running[:num_kept]
-            self._num_computed_tokens[evicted] = 0
-            self.waiting.extendleft(reversed(evicted.tolist()))
-            self.num_preemptions += evicted.size
+                self._evict(self._running[num_kept : num_kept + 1])
+        self._running = self._running[:num_kept]
         return num_kept
 
     def _admit(self, budget: int, chunk_limit: int) -> tuple[list[int], list[int]]:
@@ -168,7 +198,7 @@ class Scheduler:
             counts.append(count)
         return admitted, counts
 
-    def _decode_step(self, requests: npt.NDArray[np.int64], granted: npt.NDArray[np.int64]) -> ScheduledStep:
+    def _decode_step(self, requests: Counts, granted: Counts) -> ScheduledStep:
         """Return a step in which every running request lacks one token, and how often it can be repeated.
 
         Until one finishes or the blocks run out, the next step serves the same requests: whatever kept the first waiting request

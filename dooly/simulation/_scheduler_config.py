@@ -30,6 +30,8 @@ class SchedulerConfig:
     """Whether a request is admitted only if its whole prompt fits in the free blocks, not just the first chunk."""
     watermark: float = 0.0
     """Fraction of the KV blocks kept free when admitting a request beside running ones, from 0 to below 1."""
+    policy: str = "fcfs"
+    """Who is served first, and preempted last: `fcfs`, who came first; `priority`, whose is lower, then who came first."""
     enable_prefix_caching: bool = True
     """Whether tokens that are in the cache already, another request's or a preempted one's own, are not computed again."""
     kv_cache_groups: tuple[KVCacheGroup, ...] = FULL_ATTENTION
@@ -62,6 +64,11 @@ class SchedulerConfig:
             )
         if not 0 <= self.watermark < 1:
             raise InvalidInputError(f"SchedulerConfig: watermark must lie in [0, 1), got {self.watermark}")
+        if self.policy not in {"fcfs", "priority"}:
+            raise InvalidInputError(f"SchedulerConfig: policy must be fcfs or priority, got {self.policy!r}")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
         if not self.kv_cache_groups:
             raise InvalidInputError("SchedulerConfig: kv_cache_groups must hold at least one; leave it out for full attention")
         is_recurrent = any(group.kind is AttentionKind.MAMBA for group in self.kv_cache_groups)

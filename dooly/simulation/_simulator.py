@@ -119,6 +119,7 @@ class _Run:
         self._host = host
         self._log = log
         self._depth = 2 if config.async_scheduling else 1
+        self._in_order = config.policy == "fcfs"
         self._under_way: deque[_UnderWay] = deque()
         self.arrivals_ns = [request.arrival_ns for request in workload.requests]
         self.tokens = TokenClock(num_requests)
@@ -228,10 +229,10 @@ class _Run:
     def _steps_to_price(self, step: ScheduledStep, free_ns: int) -> tuple[int | None, int]:
         """Return the arrival that would disturb a run of decodes, None without one, and how many steps are worth pricing.
 
-        Behind a request that cannot be admitted, an arrival changes nothing. No more steps are priced than will be needed at the
-        last step's pace; what this leaves out, the next call takes up.
+        Behind a request that cannot be admitted, an arrival changes nothing where all are served in order. No more steps are
+        priced than will be needed at the last step's pace; what this leaves out, the next call takes up.
         """
-        if self.scheduler.waiting or self._num_arrived == self._num_sent:
+        if (self.scheduler.waiting and self._in_order) or self._num_arrived == self._num_sent:
             return None, step.max_num_steps
         next_ns = self.arrivals_ns[self._num_arrived]
         return next_ns, min(step.max_num_steps, max(0, next_ns - free_ns) // self._last_decode_ns + self._depth)

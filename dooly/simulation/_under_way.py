@@ -30,12 +30,16 @@ class UnderWay:
         """Note that steps have run."""
         self._num_steps -= progress.num_steps
 
+    def generates(self, request: npt.NDArray[np.int64]) -> bool:
+        """Return whether a step that has not run generates a token of a request, one position of shape (1,)."""
+        return bool(self._num_steps) and self._latest is not None and request in self._latest.generated
+
     def holds_input_of(self, request: npt.NDArray[np.int64]) -> bool:
         """Return whether a request's latest step is a decode of a token that was not known when it was scheduled, nor has run.
 
         The block that such a token fills cannot be found again yet. `request` is one position, of shape (1,).
         """
         latest, behind = self._latest, self._behind
-        if not self._num_steps or latest is None or request not in latest.generated:
+        if latest is None or not self.generates(request):
             return False
         return latest.num_steps > 1 or (behind is not None and request in behind.generated)

@@ -32,6 +32,8 @@ class Request:
     tokens. What lies behind is the request's own. An id may reach beyond the prompt's end."""
     prefix_block_size: int = 512
     """Tokens that an id stands for; Mooncake's traces have 512."""
+    priority: int = 0
+    """Where the scheduler's policy is `priority`: lower is served first, and preempted last."""
 
     def __post_init__(self) -> None:
         if self.arrival_ns < 0:

@@ -127,6 +127,14 @@ def random_cache_case(seed: int, *, ahead: bool | None = None) -> Case:
     return Case(sharing, replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 0, 3, 20, 60, 1000]))))
 
 
+def random_priority_case(seed: int, *, ahead: bool | None = None) -> Case:
+    """Draw a case as `random_cache_case` does, in which requests differ in priority."""
+    rng = random.Random(seed)  # noqa: S311 -- test data
+    requests, config = random_cache_case(seed + 5000, ahead=ahead)
+    ranked = [replace(request, priority=rng.choice([0, 0, 1, 5])) for request in requests]
+    return Case(ranked, replace(config, policy="priority"))
+
+
 def random_groups(rng: random.Random) -> tuple[KVCacheGroup, ...]:
     """Draw groups of layers: full attention alone, or other kinds beside it or alone."""
     full = KVCacheGroup()
@@ -283,6 +291,7 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
             long_prefill_token_threshold=config.long_prefill_token_threshold,
             scheduler_reserve_full_isl=config.scheduler_reserve_full_isl,
             watermark=config.watermark,
+            scheduling_policy=config.policy,
             kv_cache_memory_bytes=1 << 30,
             gpu_memory_utilization=0.3,
         ).create_engine_config()
@@ -312,7 +321,14 @@ def add_to_vllm(case: Case, scheduler: Any, position: int) -> None:  # noqa: ANN
     sampling.update_from_generation_config({}, None)
     hasher = get_request_block_hasher(scheduler.hash_block_size, sha256)
     request = VllmRequest(
-        str(position), prompt_tokens(position, ours), sampling, None, arrival_time=float(ours.arrival_ns), block_hasher=hasher
+        str(position),
+        prompt_tokens(position, ours),
+        sampling,
+        None,
+        arrival_time=ours.arrival_ns
+        + position / len(case.requests) / 2,  # no two arrive at once, so that order tells who goes first
+        block_hasher=hasher,
+        priority=ours.priority,
     )
     scheduler.add_request(request)
 

@@ -165,6 +165,7 @@ def test_blocks_counted_and_kept_give_one_schedule(monkeypatch: pytest.MonkeyPat
     ("changes", "rule"),
     [
         ({"kv_cache_groups": ()}, "kv_cache_groups must hold at least one"),
+        ({"policy": "lifo"}, "policy must be fcfs or priority, got 'lifo'"),
         (
             {
                 "kv_cache_groups": (KVCacheGroup(AttentionKind.MAMBA),),

@@ -70,15 +70,22 @@ def test_same_schedule_as_vllm_ahead(
         assert_equal(oracle.our_steps_ahead(case), expected, f"seed {seed}: {case.config}")
 
 
-@pytest.mark.parametrize("first_seed", range(0, 400, CASES_A_TEST))
+@pytest.mark.parametrize(
+    ("draw", "first_seed"),
+    [
+        *[("random_cache_case", seed) for seed in range(0, 400, CASES_A_TEST)],
+        *[("random_priority_case", seed) for seed in range(0, 100, CASES_A_TEST)],
+    ],
+)
 def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
+    draw: str,
     first_seed: int,
     oracle: Any,  # noqa: ANN401 -- a module
     make_vllm_scheduler: Callable[[SchedulerConfig], Any],
 ) -> None:
-    """The same where prompts begin alike and layers keep windows, chunks or states, in either order of steps."""
+    """The same where prompts begin alike, layers keep windows, chunks or states, and requests differ in priority."""
     for seed in range(first_seed, first_seed + CASES_A_TEST):
-        case = oracle.random_cache_case(seed)
+        case = getattr(oracle, draw)(seed)
         scheduler, said = make_vllm_scheduler(case.config), f"seed {seed}: {case.config}"
         if case.config.async_scheduling:
             assert_equal(oracle.our_steps_ahead(case), oracle.vllm_steps_ahead(case, scheduler), said)
@@ -88,7 +95,7 @@ def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
             assert_equal(oracle.our_steps_taken_together(case), expected, f"taken together, {said}")
 
 
-@pytest.mark.parametrize("draw", ["random_case", "random_cache_case"])
+@pytest.mark.parametrize("draw", ["random_case", "random_cache_case", "random_priority_case"])
 @pytest.mark.parametrize("first_seed", range(0, 60, CASES_A_TEST))
 def test_same_times_as_vllm_ahead(
     draw: str,
