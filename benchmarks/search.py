@@ -11,10 +11,7 @@ import sys
 import time
 
 from dooly import find_model, search
-from dooly.searching import Evaluation, rate_at, read_load
-from dooly.searching._evaluation import evaluate
-from dooly.searching._limits import room
-from dooly.searching._rates import index_up_to
+from dooly.searching import Evaluation, evaluate, index_up_to, rate_at, read_load, room
 
 WORKLOAD = "poisson:prompt=256-1024,output=32-128,requests=200"
 LIMITS = {"ttft_p90": 0.3, "tpot_p90": 0.015}

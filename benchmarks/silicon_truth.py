@@ -84,8 +84,6 @@ SERVERS = {
 }
 PEER_NAMES = {"meta-llama/Llama-3.1-70B": "meta-llama/Meta-Llama-3.1-70B"}
 """What aiconfigurator calls a model where it is something else."""
-WINDOWED = {"openai/gpt-oss-120b"}
-"""Models whose caches are given room for all users: a window's cache is smaller than what is counted."""
 
 
 def source_of(server: Server, configs: Path | None, scratch: Path) -> ModelSource | None:
@@ -108,8 +106,7 @@ def predict(row: dict[str, str], source: ModelSource) -> dict[str, Any]:
     """Simulate one row's clients and server, and return mean latencies in milliseconds with where the seconds are from."""
     prompt, output, users, ranks = (int(row[name]) for name in ("isl", "osl", "batch_size", "tp_size"))
     settings = SERVERS[row["model_path"]].settings
-    room = {"num_gpu_blocks_override": users * (2 + (prompt + output) // BLOCK)} if row["model_path"] in WINDOWED else {}
-    serving = ServingConfig(**{"max_num_seqs": users} | settings | room, tensor_parallel_size=ranks, max_model_len=LONGEST)
+    serving = ServingConfig(**{"max_num_seqs": users} | settings, tensor_parallel_size=ranks, max_model_len=LONGEST)
     latency = load_latency_model(model=source, serving=serving, hardware="h200")
     lengths = ",".join(f"{name}={int(SHARE * most)}-{most}" for name, most in (("prompt", prompt), ("output", output)))
     workload = parse_workload(f"closed:concurrency={users},requests={REQUESTS * users},{lengths},seed=0")

@@ -6,10 +6,10 @@ Needs neither torch nor vLLM.
 from __future__ import annotations
 
 from dooly.searching._candidate import Candidate, combine
-from dooly.searching._evaluation import Evaluation
-from dooly.searching._limits import LIMITED, check_limits
+from dooly.searching._evaluation import Evaluation, evaluate
+from dooly.searching._limits import LIMITED, check_limits, room
 from dooly.searching._load import Load, read_load
-from dooly.searching._rates import rate_at
+from dooly.searching._rates import index_up_to, rate_at
 from dooly.searching._result import FoundCandidate, SearchResult
 from dooly.searching._search import search
 
@@ -22,7 +22,10 @@ __all__ = [
     "SearchResult",
     "check_limits",
     "combine",
+    "evaluate",
+    "index_up_to",
     "rate_at",
     "read_load",
+    "room",
     "search",
 ]
