@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ROWS = Path("silicon") / "vllm-h200.csv"
 PEER = Path(__file__).parent / "results" / "gpu" / "aiconfigurator-h200.csv"
-BLOCK, SHARE, REQUESTS = 16, 0.8, 10
+SHARE, REQUESTS = 0.8, 10
 LONGEST = 8192 + 1024 + 256
 """Of a request in all rows, so that a model is traced once for them."""
 METRICS = ("ttft", "tpot")
