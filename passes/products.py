@@ -26,7 +26,9 @@ _LEFT_FACTOR: Mapping[str, int] = {
     "_scaled_mm": 0, "_int_mm": 0, "_weight_int8pack_mm": 0, "_weight_int4pack_mm": 0, "_weight_int4pack_mm_for_cpu": 0,
 }  # fmt: skip
 """Position of the left factor among the arguments of each matrix product."""
-_GROUPED: Mapping[str, int] = {"_grouped_mm": 0, "_scaled_grouped_mm": 0, "addbmm": 1}
+_GROUPED: Mapping[str, int] = {
+    "_grouped_mm": 0, "_scaled_grouped_mm": 0, "addbmm": 1, "transformers.grouped_mm_fallback": 0,
+}  # fmt: skip
 """Position of the left factor of each product of groups of rows, each with a right factor of its own."""
 _RECURRENT = frozenset({"mkldnn_rnn_layer", "_cudnn_rnn"})
 """Recurrent layers: each step multiplies its input and the state before it by all weights."""

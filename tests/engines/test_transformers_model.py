@@ -61,6 +61,9 @@ def test_a_models_logits_are_its_own(model_type: str, changes: dict[str, Any]) -
     ]
     names = {name for op in traced.traced.operations for dim in op.request_dims for name in re.findall("[a-z_]+", dim)}
     assert names == {"batch", "seq"}
+    experts = [op.request_flops for op in traced.traced.operations if "experts" in op.module]
+    flops = sum(int(form.partition("*")[0]) for form in experts if form != "0")
+    assert flops == (2 * 2 * 3 * 32 * 48 if changes else 0)  # two experts a token, of three products each
 
 
 def test_experts_that_loop_over_the_data_are_refused_with_the_setting() -> None:
