@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 
 
 def larger_calls(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Call]:
-    """Yield a call with every size of one of its tensors larger, then one with the first dimensions' alone."""
+    """Yield a call with every size of one of its tensors larger, then one with the first dimensions' alone.
+
+    The former not for a module that has sizes of one itself: it would take any size there, and may mean one.
+    """
     tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, torch.Tensor)]
     axes = {axis for tensor in tensors for axis, size in enumerate(tensor.shape) if size == 1}
-    known = {size for tensor in (*tensors, *module.parameters(), *module.buffers()) for size in tensor.shape}
+    own = {size for tensor in (*module.parameters(), *module.buffers()) for size in tensor.shape}
+    known = own.union(*(tensor.shape for tensor in tensors))
     larger = next(size for size in count(2) if size not in known)  # unlike any other, so that no two sizes agree by chance
-    for num_axes in dict.fromkeys((max(axes, default=-1) + 1, 1)) if axes else ():
+    for num_axes in dict.fromkeys((1,) if 1 in own else (max(axes, default=0) + 1, 1)) if axes else ():
         yield tree_map(partial(_enlarged, size=larger, num_axes=num_axes), (args, dict(kwargs)))
 
 

@@ -47,8 +47,9 @@ def test_a_sequence_of_one_is_a_request_dimension(modules: ModuleType) -> None:
     [
         (Branch(), (1, 8), {"x.size(1)"}),
         (nn.Conv2d(1, 4, 3), (1, 1, 9, 9), {"input.size(0)", "input.size(2)", "input.size(3)"}),
+        (nn.PReLU(), (5, 1), {"input.size(0)"}),
     ],
-    ids=["a branch", "a channel"],
+    ids=["a branch", "a channel", "a parameter of one"],
 )
 def test_a_size_of_one_may_have_a_meaning(module: nn.Module, shape: tuple[int, ...], dims: set[str]) -> None:
     """A call for which the code goes another way, and sizes that the module fixes, are traced as given."""
