@@ -1,11 +1,13 @@
 """What operations take by a store that holds records of operations alone, as imported ones are.
 
 An operation goes by its own records (measured); without any, by what others of its kind or of its graph's family take in the
-same environment (family); and where nothing like it was measured and it multiplies no matrices, by its bytes (estimated).
+same environment (family); and where nothing like it was measured and it multiplies no matrices, by what ships of such a device
+or by its bytes (estimated).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,12 @@ import numpy as np
 
 from dooly.catalog import NO_MODEL, key_of
 from dooly.errors import MissingOperationError
+from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
 from dooly.predict._estimated import MovedBytes
 from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily
 from dooly.predict._family_curve import FamilyCurve
-from dooly.predict._fit_hardware import listed_hardware
+from dooly.predict._fit_hardware import device_folder, listed_hardware
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
 from dooly.predict._kinds import AttentionShape, Collective, LinearLayer, families_of, kind_of, moves_only
@@ -91,7 +94,7 @@ class StoreLatencies:
             return LinkedCollective(kind, self._interconnect)
         found = self._own(operation, kind) if operation.signature in self.known else self._family(kind)
         if found is None and moves_only(operation):
-            found = self._curve(operation) or MovedBytes(self.hardware)
+            found = self._curve(operation) or self._shipped_curves.get(operation.family) or MovedBytes(self.hardware)
         if found is not None:
             return found
         place = f"{operation.module or operation.name} ({operation.name}, {operation.module_class})"
@@ -172,6 +175,15 @@ class StoreLatencies:
             order = np.argsort(traffic)
             members.append((traffic[order], latency_ns[order]))
         return FamilyCurve(tuple(members)) if members else None
+
+    @cached_property
+    def _shipped_curves(self) -> Mapping[str, FamilyCurve]:
+        """What ships of the device, where it is listed, for families that the store knows nothing of; no record of it says so."""
+        for name in (hardware.name for hardware in listed_hardware() if hardware.device == self._environment.device):
+            with device_folder(name) as folder:
+                curves = DeviceLatencies(folder).curves
+            return {family: replace(curve, source="estimated") for family, curve in curves.items()}
+        return {}
 
     def _like(self, kind: Kind | None) -> list[TracedOperation]:
         """Return the operations with records that are of a kind: collectives over as many ranks, others of its families."""

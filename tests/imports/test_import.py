@@ -201,3 +201,14 @@ def test_eager_engines_and_links_are_refused_where_nothing_tells(store: Store, p
     import_measurements(store, profiles, LLAMA, tool="vidur")
     with pytest.raises(InvalidInputError, match=r"--enforce-eager: Vidur .* tells what kernels take"):
         load_latency_model(store, LLAMA, ServingConfig(enforce_eager=True))
+
+
+def test_what_ships_of_a_device_tells_what_tables_leave_out(store: Store, folder: Path) -> None:
+    """Its tables have no sampler, whose time bytes do not tell; that of such a device ships."""
+    serving = ServingConfig(tensor_parallel_size=4)
+    import_measurements(store, folder, LLAMA, serving, tool="aiconfigurator")
+    imported = load_latency_model(store, LLAMA, serving, interconnect=Interconnect(16e9, 20_000))
+    shipped = load_latency_model(model=LLAMA, serving=serving, hardware="h200")
+    steps = [model.step(Batch((1,) * 4, (2,) * 4)) for model in (imported, shipped)]
+    assert steps[0].breakdown_s["sampler"] == pytest.approx(steps[1].breakdown_s["sampler"], rel=0.02)
+    assert steps[0].by_source_s["sampler", "estimated"] > 0
