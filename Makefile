@@ -10,7 +10,7 @@ TORCH    := torch==2.13.0
 MODEL    ?= smollm2-135m
 DB       ?= .quickstart/db
 LIMITS   ?= --max-model-len 512 --max-num-batched-tokens 512 --max-num-seqs 16
-GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=1024,output=128
+GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=512-1536,output=64-192
 WORKLOAD ?= poisson:rate=2,requests=40,prompt=64-256,output=16-64,seed=0
 
 .DEFAULT_GOAL := help

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ LimitTexts = Annotated[
     typer.Option(
         "--slo",
         metavar="NAME=TIME",
-        help="A latency limit, as ttft-p90=500ms, tpot-mean=0.03 or e2e-p99=8; may be given again.",
+        help="A latency limit, as ttft-p90=500ms, tpot-mean=30ms or e2e-p99=8s; may be given again.",
     ),
 ]
 
@@ -39,9 +39,24 @@ def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None
 
 
 def _seconds(name: str, text: str) -> float:
-    """Return the seconds of a time such as `0.5`, `0.5s` or `500ms`."""
-    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    """Return the seconds of a time such as `0.5s` or `500ms`; a number alone might be meant in either."""
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
     try:
-        return float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
-    except ValueError as error:
-        raise typer.BadParameter(f"{name}: {text!r} is no time; write seconds as 0.5, or 500ms") from error
+        return float(text.removesuffix(unit or "")) * _UNITS[unit or ""]
+    except (KeyError, ValueError) as error:
+        raise typer.BadParameter(f"{name}: {text!r} is no time with its unit; write 500ms or 0.5s") from error
+
+
+def judge_limits(summary: Mapping[str, Any], limits_s: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Return by limit what it is, what the simulation came to in seconds, and whether that meets it.
+
+    Args:
+        summary: What `SimulationResult.summary` returns.
+        limits_s: Limits in seconds by metric and statistic, as `parse_limits` returns them.
+    """
+    found = {}
+    for name, limit_s in limits_s.items():
+        metric, _, statistic = name.rpartition("_")
+        value_s = summary[f"{metric}_s"][statistic]
+        found[name] = {"limit_s": limit_s, "value_s": value_s, "met": value_s is not None and value_s <= limit_s}
+    return found

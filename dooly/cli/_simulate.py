@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dooly.batch import Batch
-from dooly.cli._limits import LimitTexts, parse_limits
+from dooly.cli._limits import LimitTexts, judge_limits, parse_limits
 from dooly.cli._options import (
     LIMITS,
     CsvFile,
@@ -28,6 +28,8 @@ from dooly.cli._output import new_table, progress_bar, show, write_json
 from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dooly.predict import LatencyModel, StepLatency
     from dooly.simulation import SchedulerConfig, SimulationResult
 
@@ -96,8 +98,9 @@ def simulate(  # noqa: PLR0913 - one argument an option
     _warn_if_extrapolated(source.name, latency.extrapolated_share)
     asked = {"model": source.name, "workload": workload, "hardware": hardware, "serving": asdict(serving)}
     sources = asked | {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
-    if write_json(result.summary() | sources, json_file):
-        _show(result)
+    judged = judge_limits(result.summary(), limits_s)
+    if write_json(result.summary() | sources | {"slo": judged}, json_file):
+        _show(result, judged)
         _show_sources(latency, serving, config, result)
 
 
@@ -178,7 +181,7 @@ def _warn_if_extrapolated(model: str, share: float | None) -> None:
         )
 
 
-def _show(result: SimulationResult) -> None:
+def _show(result: SimulationResult, judged: Mapping[str, Mapping[str, Any]]) -> None:
     summary = result.summary()
     statistics = tuple(summary["ttft_s"])
     table = new_table("ms", *statistics, numbers=statistics)
@@ -195,3 +198,8 @@ def _show(result: SimulationResult) -> None:
         f"{result.num_preemptions} preemptions; simulated in {result.wall_s:.2f} s"
     )
     show(table, line)
+    for name, found in judged.items():
+        value = "no request has it" if found["value_s"] is None else f"{1e3 * found['value_s']:.1f} ms"
+        typer.echo(
+            f"{name.replace('_', '-')}: {value}, limit {1e3 * found['limit_s']:g} ms: {'met' if found['met'] else 'missed'}"
+        )

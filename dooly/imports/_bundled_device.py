@@ -13,11 +13,12 @@ from dooly.predict._domain import Reach
 from dooly.predict._family import fit_family
 from dooly.predict._family_features import mixed_inputs
 from dooly.predict._features import AttentionWork, BatchArrays
-from dooly.predict._kinds import AttentionShape, kind_of
+from dooly.predict._kinds import AttentionShape, LinearLayer, kind_of
 from dooly.predict._operation import OperationWork
+from dooly.predict._recorded_families import attention_families, linear_family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -72,7 +73,25 @@ def build_bundled_device(
     for _, regressors in found.values():
         for signature, regressor in regressors.items():
             regressor.save(out / f"attention-{signature}.cbm.xz")
+    for name, regressor in families_of_bundles(facts, [reading.placed for reading, _ in found.values()]).items():
+        regressor.save(out / f"{name}.cbm.xz")
     return found
+
+
+def families_of_bundles(hardware: Hardware, bundles: Sequence[Sequence[Placed]]) -> dict[str, FamilyRegressor]:
+    """Fit the families of linear layers and of attention to what bundles measured of each, by name: few widths, few heads."""
+    products: list[tuple[LinearLayer, Floats, Floats]] = []
+    attention: dict[AttentionShape, list[Placed]] = {}
+    for placed in (placed for bundle in bundles for placed in bundle):
+        kind = kind_of(placed.operation)
+        if isinstance(kind, LinearLayer):
+            products.append((kind, OperationWork(placed.operation).sizes(BatchArrays.of(placed.batches)), placed.latency_ns))
+        elif isinstance(kind, AttentionShape):
+            attention.setdefault(kind, []).append(placed)
+    latencies = {kind: np.concatenate([placed.latency_ns for placed in rows]) for kind, rows in attention.items()}
+    fitted = attention_families(hardware, [(kind, _work(rows), latencies[kind]) for kind, rows in attention.items()])
+    names = ("linear", *(() if fitted is None else ("decodes", "prefills")))
+    return dict(zip(names, (linear_family(hardware, products), *(fitted or ())), strict=True))
 
 
 def _reach(rows: list[Placed]) -> Reach:

@@ -54,6 +54,7 @@ def default_serving(model: ModelSource, hardware: str, **settings: Any) -> Servi
     Raises:
         InvalidInputError: There is no such device, or a setting makes no sense.
     """
+    ServingConfig(**settings)  # what is given is checked by its own name
     with device_folder(hardware) as folder:
         device = Hardware.read(folder)
     memory_bytes = 0 if "A100" in device.device else device.memory_bytes

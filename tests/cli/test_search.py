@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WORKLOAD = ("--hardware", "h200", "--workload", "poisson:requests=40,prompt=256,output=4")
-LIMITS = ("--ttft-p90", "100ms", "--tpot-p90", "0.015")
+LIMITS = ("--ttft-p90", "100ms", "--tpot-p90", "15ms")
 
 
 def test_a_search_ends_in_a_table_and_a_command(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
@@ -68,7 +68,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, dooly: Callable[..., tuple[int,
     [
         ((), "no latency is limited"),
         (("--ttft-p90", "fast"), "ttft_p90: 'fast' is no time"),
-        (("--slo", "ttft-p42=1"), "'ttft_p42' is none of"),
+        (("--slo", "ttft-p42=1s"), "'ttft_p42' is none of"),
         ((*LIMITS, "--max-num-seqs", "8,many"), "'8,many' must be numbers"),
         ((*LIMITS, "--price", "h100=2"), "give one for each hardware"),
         ((*LIMITS, "--workload", "closed:concurrency=2,prompt=1,output=1"), "closed loop"),

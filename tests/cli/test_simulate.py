@@ -76,6 +76,22 @@ def test_a_simulation_leaves_a_page_and_a_trace(tmp_path: Path, dooly: Callable[
     assert (code, err) == (0, "")
     assert "at most 0.001 ms: <b>missed</b>" in page.read_text()
     assert sum(event["ph"] == "X" for event in json.loads(trace.read_text())["traceEvents"]) > 3
-    code, _, err = dooly(*arguments, "--slo", "ttft=1")
+    code, _, err = dooly(*arguments, "--slo", "ttft=1s")
     assert (code, err.count("\n")) == (2, 1)
     assert "'ttft' is none of" in err
+
+
+def test_limits_are_judged_where_there_is_no_page(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Each limit has a line and an entry in JSON; a time without its unit might be meant in either, and is refused."""
+    file = tmp_path / "r.json"
+    arguments = ("simulate", "llama-3.1-8b", "--hardware", "h200", "--workload", "poisson:rate=9,requests=3,prompt=16,output=3")
+    code, out, _ = dooly(*arguments, "--slo", "ttft-p90=1us", "--slo", "e2e-mean=10s", "--json", file)
+    assert code == 0
+    assert "limit 0.001 ms: missed" in out
+    assert "limit 10000 ms: met" in out
+    found = json.loads(file.read_text())["slo"]
+    assert {name: judged["met"] for name, judged in found.items()} == {"ttft_p90": False, "e2e_mean": True}
+    assert found["ttft_p90"]["limit_s"] == pytest.approx(1e-6)
+    code, _, err = dooly(*arguments, "--slo", "ttft-p90=500")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'500' is no time with its unit; write 500ms or 0.5s" in err

@@ -242,6 +242,21 @@ def test_limits_that_are_given_bound_those_that_are_not() -> None:
     assert default_serving(model, "h200", max_num_batched_tokens=64).max_num_seqs == 64
     assert default_serving(model, "h200", max_num_seqs=1, max_model_len=1024).max_num_batched_tokens == 1024
     assert default_serving(model, "h200", max_num_seqs=2, max_num_batched_tokens=4096).max_num_batched_tokens == 4096
+    with pytest.raises(InvalidInputError, match=r"^--max-num-seqs: -4 is not at least 1$"):
+        default_serving(model, "h200", max_num_seqs=-4)
+
+
+def test_a_device_of_few_models_answers_for_others_by_their_families() -> None:
+    """What two models took tells of a third's widths and heads, and the answer says by how little."""
+    model = load_latency_model(
+        model=find_model("mistral-7b-v0.3"), serving=ServingConfig(max_model_len=8192), hardware="rtxpro6000"
+    )
+    step = model.step(Batch((1,) * 8, (1000,) * 8))
+    assert step.provenance["family"] > 0.02  # its head and its embedding: the rest is as wide as Llama's
+    llama = load_latency_model(
+        model=find_model("llama-3.1-8b"), serving=ServingConfig(max_model_len=8192), hardware="rtxpro6000"
+    ).step(Batch((1,) * 8, (1000,) * 8))
+    assert 0.8 < step.seconds / llama.seconds < 1.05
 
 
 def test_steps_beyond_what_was_measured_are_flagged() -> None:

@@ -8,7 +8,8 @@ import pytest
 from dooly.batch import Batch
 from dooly.catalog import operation_table
 from dooly.engines import ServingConfig, find_model
-from dooly.predict import BatchArrays, OperationWork, load_latency_model
+from dooly.predict import BatchArrays, OperationWork, listed_hardware
+from dooly.predict._estimated import Roofline
 from dooly.predict._measured import CollectiveTable, MeasuredSizes, left_out_error
 from dooly.predict._trees import ObliviousTrees
 
@@ -47,16 +48,13 @@ def test_the_error_is_that_of_points_left_out() -> None:
 
 def test_a_product_grows_beyond_by_the_roofline() -> None:
     """A head that waits for its weights at 256 rows does not take twice as long at 512: its roofline tells by how much."""
-    latency = load_latency_model(
-        model=find_model("llama-3.1-8b"), serving=ServingConfig(max_num_seqs=1024), hardware="rtxpro6000"
-    )
-    hardware = latency.hardware
-    assert hardware is not None
-    parts = [latency.step(Batch((1,) * n, (100,) * n)).breakdown_s["logits_processor"] for n in (256, 512)]
-    head = next(op for op in latency.traced.operations if op.name == "logits_processor")
-    roofline = hardware.roofline_ns(*OperationWork(head).cost(BatchArrays.of([Batch((1,) * n, (100,) * n) for n in (256, 512)])))
-    assert parts[1] / parts[0] == pytest.approx(roofline[1] / roofline[0], rel=0.01)
-    assert roofline[1] / roofline[0] < 1.6
+    (hardware,) = (device for device in listed_hardware() if device.name == "rtxpro6000")
+    work, rows = _work("logits_processor"), BatchArrays.of([Batch((1,) * n, (100,) * n) for n in (256, 512)])
+    table = MeasuredSizes(np.array([1.0, 256.0]), np.array([500_000.0, 832_000.0]), Roofline(hardware))
+    at_256, at_512 = table.latency_ns(work, rows)
+    roofline = hardware.roofline_ns(*work.cost(rows))
+    assert at_512 / at_256 == pytest.approx(roofline[1] / roofline[0])
+    assert at_512 / at_256 < 1.6
 
 
 def test_trees_refuse_features_of_another_kind() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import first_line
 from dooly.engines.vllm._config import engine_arguments
+from dooly.engines.vllm._searchable import make_searchable
 from dooly.engines.vllm._stateful import show_attention_calls, stateful_attributes
 from dooly.engines.vllm._version import import_vllm, model_runner_generation, quiet
 from dooly.errors import EngineError
@@ -52,6 +53,7 @@ class VllmEngine:
 
         overrides = {} if num_layers is None else {"hf_overrides": partial(_shorten, num_layers=num_layers)}
         arguments = engine_arguments(model, serving, **overrides, **settings)
+        make_searchable()
         try:
             with quiet():
                 self._engine = LLMEngine.from_engine_args(arguments)
