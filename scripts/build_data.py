@@ -34,6 +34,11 @@ SYSTEMS = {
     "h100": ("h100_sxm", "NVIDIA H100 80GB HBM3", 84_943_715_697, 3.35e12),
     "h200": ("h200_sxm", "NVIDIA H200", 150_119_844_413, 4.8e12),
 }
+NOTES = {
+    "linear-fp8_block": "products in FP8 by blocks take 60 us or more in these tables, however small: decodes may well be "
+    "faster, and on several ranks by half"
+}
+"""What is doubtful in the tables, by family: a product in FP8 by one scale takes 8 us there."""
 HOST = (1_500_000, 2_000_000, 7_800_000, 19_100_000)
 """What a host takes to launch steps of a model of 30 layers; `dooly.latency.HostTimes` says what each is. The last two are what
 benchmarks/h200_truth.py finds in the first runs of Llama 3.1 8B and Qwen2.5 7B on an H200; the first two are assumed: decodes
@@ -65,7 +70,7 @@ def build_devices(gpudata: Path) -> None:
 
     for name, (folder, device, memory_bytes, bandwidth) in SYSTEMS.items():
         speeds = (memory_bytes, bandwidth, FLOPS_PER_S, NUM_SMS, bandwidth, 0.0)
-        facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN", host=HostTimes(*HOST))
+        facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN", notes=NOTES, host=HostTimes(*HOST))
         for family, found in build_device(gpudata / "aiconfigurator" / folder, DATA / name, facts).items():
             errors = f"{found.relative_error:.1%} median, {found.relative_error_p90:.1%} p90"
             print(f"{name} {family}: {found.num_points} points of {found.num_configurations} configurations, held out {errors}")

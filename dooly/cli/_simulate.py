@@ -97,7 +97,11 @@ def simulate(  # noqa: PLR0913 - one argument an option
         write_perfetto(result, steps, perfetto)
     _warn_if_extrapolated(source.name, latency.extrapolated_share)
     asked = {"model": source.name, "workload": workload, "hardware": hardware, "serving": asdict(serving)}
-    sources = asked | {"provenance": dict(latency.provenance), "extrapolated": latency.extrapolated_share}
+    sources = asked | {
+        "provenance": dict(latency.provenance),
+        "extrapolated": latency.extrapolated_share,
+        "notes": list(latency.notes),
+    }
     judged = judge_limits(result.summary(), limits_s)
     if write_json(result.summary() | sources | {"slo": judged}, json_file):
         _show(result, judged)
@@ -109,8 +113,12 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, config: Schedul
     shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
     step = latency.step(_DECODE, extrapolate=True)
     table = new_table("it stands on", "")
+    ranks = "1 rank" if serving.tensor_parallel_size == 1 else f"{serving.tensor_parallel_size} ranks"
     weights, cache = latency.environment.quantization or serving.dtype, latency.environment.kv_cache_dtype
-    table.add_row("model", f"{latency.traced.model}, {serving.tensor_parallel_size} ranks; weights {weights}, KV cache {cache}")
+    table.add_row(
+        "model",
+        f"{latency.traced.model}, {ranks}; weights {weights}, KV cache {cache}",
+    )
     table.add_row(
         "seconds",
         f"{shares}; the kernels of one decode step are typically off by {step.uncertainty_s / step.seconds:.1%}, "
@@ -126,6 +134,8 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, config: Schedul
     table.add_row("KV cache", f"{_cache_text(config)}{room}")
     if latency.environment.device_kind == "cuda":
         table.add_row("host", _host_text(latency, result))
+    for note in latency.notes:
+        table.add_row("doubtful", note)
     if latency.hardware is not None:
         table.add_row("device", f"{latency.hardware.device}, kernels of {latency.hardware.engine}")
         table.add_row("source", latency.hardware.source)

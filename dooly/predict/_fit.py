@@ -68,6 +68,10 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         if store is not None or environment is not None:
             raise InvalidInputError("load_latency_model: hardware stands in place of a store and an environment; give either")
         return load_hardware_model(hardware, model, serving or default_serving(model, hardware), interconnect)
+    if store is None:
+        raise InvalidInputError(
+            "load_latency_model: neither a store nor hardware is given; give dooly.Store.open(PATH) or hardware='h200'"
+        )
     serving = serving or ServingConfig()
     opened = check_store("load_latency_model", store)
     if serving.moe_backend != "auto":

@@ -16,6 +16,7 @@ from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
 from dooly.predict._hardware import HOST_LAYERS, Hardware
+from dooly.predict._kinds import families_of, kind_of
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._operation import OperationWork
 from dooly.predict._step_parts import laid_out
@@ -131,6 +132,8 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
             latencies[operation.signature] = device.of(operation, traced.model)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
+    kinds = {kind for operation in traced.operations if (kind := kind_of(operation)) is not None}
+    used = {name for kind in kinds for name in families_of(kind)}
     limits = (serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
     domain = Domain(*limits, device.hardware.reach, is_measured=False)
     return LatencyModel(
@@ -142,6 +145,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
         _host(device.hardware.host, traced, serving),
         captured_tokens=serving.cudagraph_capture_sizes,
         schedules_ahead=serving.async_scheduling,
+        notes=tuple(note for name, note in device.hardware.notes.items() if name in used),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from dooly.latency import HostTimes
 from dooly.predict._domain import Reach
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -55,6 +56,8 @@ class Hardware:
 
     reach: Reach | None = None
     """How far steps were measured; None where nothing tells."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What is doubtful in what was measured of a family, by its name, such as `linear-fp8_block`."""
     host: HostTimes | None = None
     """What an engine's host is taken to need to launch steps of a model of `HOST_LAYERS`; None where nobody measured it."""
 

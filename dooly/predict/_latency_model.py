@@ -75,6 +75,7 @@ class LatencyModel:
         *,
         captured_tokens: tuple[int, ...] = (),
         schedules_ahead: bool = False,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.traced = traced
         self.environment = environment
@@ -85,6 +86,8 @@ class LatencyModel:
         """What the engine's host takes to launch a step; None where records hold it, or nobody measured it."""
         self.schedules_ahead = schedules_ahead
         """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
+        self.notes = notes
+        """What is doubtful in the measurements that these latencies are from."""
         self.priced_ns: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
         """Nanoseconds of all steps priced so far, by where they are from."""
         self.extrapolated_ns = 0.0

@@ -49,5 +49,5 @@ def refuse_too_long(requests: Sequence[Request], kv_cache: KVCache, config: Sche
         raise WorkloadError(
             f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
             f"exceed the KV cache of {kv_cache.capacity} blocks of {config.block_size} "
-            f"({over_cache.size} such requests); raise num_kv_blocks"
+            f"({over_cache.size} such requests, and one block is the engine's own); give it more, or leave them out"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,12 @@ import pytest
 
 import dooly
 from dooly.batch import Batch
-from dooly.catalog import shipped_file
+from dooly.catalog import operation_table, shipped_file
 from dooly.engines import ServingConfig, find_model, listed_models
 from dooly.errors import InvalidInputError, MissingOperationError
 from dooly.predict import BatchArrays, LatencyModel, default_serving, listed_hardware, load_latency_model
 from dooly.predict._device_latencies import DeviceLatencies
-from dooly.predict._fit_hardware import device_folder
+from dooly.predict._fit_hardware import assemble, device_folder
 from dooly.predict._memory import peak_activation_bytes, weight_bytes
 from dooly.tracing import TracedModel
 
@@ -197,7 +198,7 @@ def test_weights_beyond_the_memory_are_refused() -> None:
     [
         ({"hardware": "h200"}, "model: None is no model"),
         ({"model": find_model("llama-3.1-8b"), "hardware": "h200", "store": object()}, "hardware stands in place of a store"),
-        ({"model": find_model("llama-3.1-8b")}, "store: None is no open store"),
+        ({"model": find_model("llama-3.1-8b")}, "neither a store nor hardware is given; give dooly.Store.open"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, object], rule: str) -> None:
@@ -285,3 +286,14 @@ def test_what_was_measured_of_single_operations_finds_its_operation() -> None:
     for device in listed_hardware():
         with device_folder(device.name) as folder:
             assert DeviceLatencies(folder).measured.keys() <= known
+
+
+def test_what_is_doubtful_is_told_where_it_is_used() -> None:
+    """Products in FP8 by blocks have a note in the tables' devices; a model without such products has none."""
+    model, serving = find_model("llama-3.1-8b"), ServingConfig(max_model_len=8192)
+    with device_folder("h200") as folder:
+        device = DeviceLatencies(folder)
+        assert list(device.hardware.notes) == ["linear-fp8_block"]
+        assert assemble(operation_table(model, serving), device, serving).notes == ()
+        device.hardware = replace(device.hardware, notes={"linear": "doubtful", "experts": "not used"})
+        assert assemble(operation_table(model, serving), device, serving).notes == ("doubtful",)
