@@ -143,11 +143,13 @@ def _weights(operation: TracedOperation, plain: str) -> str | None:
     if "expert_bytes" not in operation.attributes:
         return plain
     types = list(dict.fromkeys(t.dtype for t in stacked))
+    kernel = str(operation.attributes.get("kernel")).lower()
     if _FP8 in types:
-        return {(_FP8,): "fp8", (_FP8, "float32"): "fp8_block"}.get(tuple(types))
+        # Triton multiplies by one scale as it does by blocks of them; of other kernels both were timed.
+        one_scale = "fp8_block" if "triton" in kernel else "fp8"
+        return {(_FP8,): one_scale, (_FP8, "float32"): "fp8_block"}.get(tuple(types))
     # Two elements a byte, with a scale of a byte for 32; or eight in an integer, with one of two bytes for a group.
     four_bits = types == ["uint8"] or types[:1] == ["int32"]
-    kernel = str(operation.attributes.get("kernel")).lower()
     return "w4a16" if four_bits and "marlin" in kernel else "mxfp4" if types == ["uint8"] else None
 
 

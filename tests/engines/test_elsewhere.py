@@ -42,6 +42,7 @@ MODELS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "algorithm alone": ("llama", {"quantization_config": ALGORITHM_ALONE}, {}),
     "as it loads": ("llama", {}, {"quantization": "fp8", "kv_cache_dtype": "fp8"}),
     "experts": ("qwen3-moe", {}, {}),
+    "experts as they load": ("qwen3-moe", {}, {"quantization": "fp8"}),
     "experts in blocks": ("qwen3-moe", {"quantization_config": BLOCKS}, {}),
     "output layer": ("llama", {"quantization_config": LEFT_OUT | {"ignore": []}}, {}),
     "unknown fields": ("llama", {"architectures": ["MiMoForCausalLM"], "model_type": "mimo", **NO_WINDOW}, {}),
@@ -231,3 +232,7 @@ def test_experts_cost_what_they_take(on_h200: Mapping[str, TracedModel]) -> None
     assert eight.attributes["expert_parameters"] == parameters == 3 * 512 * 128
     assert eight.attributes["expert_bytes"] == parameters + 4 * 3 * 4
     assert eight.request_flops == plain.request_flops
+    loaded = next(op for op in on_h200["experts as they load"].operations if "num_experts" in op.attributes)
+    assert loaded.attributes["expert_parameters"] == parameters
+    assert loaded.attributes["expert_bytes"] == parameters + 2 * 4
+    assert {t.dtype for t in loaded.inputs if t.is_parameter and len(t.shape) == 3} == {"float8_e4m3fn"}

@@ -113,7 +113,8 @@ EXPERTS = {
 @pytest.mark.parametrize(
     ("types", "kernel", "dtype"),
     [
-        (("float8_e4m3fn",), None, "fp8"),
+        (("float8_e4m3fn",), "FlashInferExperts", "fp8"),
+        (("float8_e4m3fn",), "TritonExperts", "fp8_block"),
         (("float8_e4m3fn", "float32"), None, "fp8_block"),
         (("uint8", "uint8"), "OAITritonExperts", "mxfp4"),
         (("uint8", "uint8"), "MarlinExperts", "w4a16"),

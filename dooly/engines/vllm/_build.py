@@ -99,16 +99,21 @@ def _built_on(device: AbstractContextManager[Any], config: Any) -> nn.Module:  #
 
 
 def _finish_layers(network: nn.Module, dtype: torch.dtype) -> None:
-    """Let vLLM choose the kernels of linear layers and caches, which it does in part only after weights were loaded."""
+    """Let vLLM choose the kernels of linear layers and caches, which it does in part only after weights were loaded.
+
+    So it does with experts that it quantises itself; others are chosen by their configuration.
+    """
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
+    from vllm.model_executor.layers.quantization.online.moe_base import OnlineMoEMethodBase
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     from dooly.engines.vllm._meta_device import UnreadWeights
 
     for module in network.modules():
         method: Any = getattr(module, "quant_method", None)
-        if isinstance(module, (LinearBase, VocabParallelEmbedding)) and method is not None:
+        is_dense = isinstance(module, (LinearBase, VocabParallelEmbedding)) and method is not None
+        if is_dense or isinstance(method, OnlineMoEMethodBase):
             with UnreadWeights():
                 method.process_weights_after_loading(module)
         elif isinstance(method, BaseKVCacheMethod):  # its scales start with values, and say so where none is loaded
