@@ -1,6 +1,7 @@
 """Simulate what real vLLM servers on H200 did under closed loops, from measurements that ship, beside aiconfigurator's answers.
 
     python benchmarks/silicon_truth.py GPUDATA [--configs FOLDER] [--json FILE]    # one line a model and number of ranks
+    python benchmarks/silicon_truth.py GPUDATA --configs FOLDER --predicted FILE   # the same of an earlier --json, in seconds
     python benchmarks/silicon_truth.py GPUDATA --peer FILE       # where aiconfigurator 0.12 is installed: what it predicts
 
 GPUDATA holds `silicon/vllm-h200.csv`, a row a server under a closed loop (aiconfigurator's accuracy sample, Apache-2.0). FOLDER
@@ -8,7 +9,9 @@ holds configurations that are not listed, as `MiniMaxAI--MiniMax-M2.5`; what it 
 
 Rows tell model, precision, ranks, lengths and users. How clients and servers were set is published by who ran them, with its
 history (SemiAnalysisAI/InferenceX, Apache-2.0): ten requests a user, lengths drawn uniformly from 80 % of the nominal ones up to
-these, no prefix caching, no more requests at once than users. `SERVERS` has what differs. Nothing is fitted to the rows.
+these, no prefix caching, no more requests at once than users. `SERVERS` has what differs. Nothing of `ours` is
+fitted to the rows. `served` adds to TTFT what a server takes beside its engine's steps (HTTP, text to tokens and back, queues),
+which is learnt on another model's rows: two numbers, whose form was chosen with all rows in view.
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ import json
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from math import log2
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import ModelNotFoundError
@@ -29,7 +35,7 @@ from dooly.predict import load_latency_model
 from dooly.simulation import parse_workload, scheduler_config, simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dooly.engines import ModelSource
 
@@ -39,6 +45,14 @@ SHARE, REQUESTS = 0.8, 10
 LONGEST = 8192 + 1024 + 256
 """Of a request in all rows, so that a model is traced once for them."""
 METRICS = ("ttft", "tpot")
+LEARNT_ON = {
+    "meta-llama/Llama-3.1-70B": "openai/gpt-oss-120b",
+    "openai/gpt-oss-120b": "meta-llama/Llama-3.1-70B",
+    "MiniMaxAI/MiniMax-M2.5": "meta-llama/Llama-3.1-70B",
+}
+"""Whose rows tell what a server takes beside its engine's steps: never a model's own."""
+_PROMPT, _USERS, SHORT = 2, 4, "1024"
+"""Places in a row's key, and the prompts of the rows that tell it."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +156,36 @@ def errors(rows: Iterable[dict[str, Any]], who: str, metric: str) -> dict[str, f
     return {"rows": len(found), "mape": mean(map(abs, found)), "bias": mean(found)} if found else None
 
 
-def judge(gpudata: Path, configs: Path | None) -> list[dict[str, Any]]:
-    """Return each row with what was served, what the simulation says, and what the peer says of it."""
+def server_ms(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Return what a server takes for a request beside its engine's steps: milliseconds, and more for each doubling of users.
+
+    By least squares of relative errors over rows of short prompts, where the engine's own errors are few milliseconds.
+    """
+    short = [row for row in rows if row["key"][_PROMPT] == SHORT]
+    users = np.array([float(row["key"][_USERS]) for row in short])
+    real, ours = (np.array([row[who]["ttft"] for row in short]) for who in ("real", "ours"))
+    terms = np.column_stack([np.ones(len(users)), np.log2(users)])
+    alone, doubled = np.linalg.lstsq(terms / real[:, None], (real - ours) / real, rcond=None)[0]
+    return float(alone), float(doubled)
+
+
+def with_server_time(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Add to each row what a client would see: the time of a server learnt on another model's rows, which is returned by model."""
+    by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_model[row["key"][0]].append(row)
+    learnt = {}
+    for model, own in by_model.items():
+        teacher = by_model.get(LEARNT_ON[model])
+        alone, doubled = learnt[model] = (0.0, 0.0) if teacher is None else server_ms(teacher)
+        for row in own:
+            beside = alone + doubled * log2(float(row["key"][_USERS]))
+            row["served"] = row["ours"] | {"ttft": row["ours"]["ttft"] + beside}
+    return learnt
+
+
+def judge(gpudata: Path, configs: Path | None, predicted: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return each row with what was served, what the simulation says (or said, by a row's name), and what the peer says of it."""
     rows = list(csv.DictReader((gpudata / ROWS).read_text().splitlines()))
     peers = {
         row["id"]: {metric: float(row[metric]) for metric in METRICS} for row in csv.DictReader(PEER.read_text().splitlines())
@@ -156,7 +198,9 @@ def judge(gpudata: Path, configs: Path | None) -> list[dict[str, Any]]:
             key = tuple(row[name] for name in ("model_path", "tp_size", "isl", "osl", "batch_size"))
             if (source := sources[row["model_path"]]) is None:
                 continue
-            if key not in known:
+            if predicted is not None:
+                known[key] = predicted[row["id"]]
+            elif key not in known:
                 known[key] = predict(row, source)
             real = {metric: float(row[f"silicon_{metric}_ms"]) for metric in METRICS}
             found.append({"id": row["id"], "key": key, "real": real, "ours": known[key], "peer": peers.get(row["id"])})
@@ -169,12 +213,16 @@ def main() -> None:
     parser.add_argument("gpudata", type=Path)
     parser.add_argument("--configs", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--predicted", type=Path, help="an earlier --json, whose predictions are judged anew")
     parser.add_argument("--peer", type=Path)
     args = parser.parse_args()
     if args.peer is not None:
         peer_predictions(list(csv.DictReader((args.gpudata / ROWS).read_text().splitlines())), args.peer)
         return
-    rows = judge(args.gpudata, args.configs)
+    predicted = None if args.predicted is None else {r["id"]: r["ours"] for r in json.loads(args.predicted.read_text())["rows"]}
+    rows = judge(args.gpudata, args.configs, predicted)
+    for model, (alone, doubled) in with_server_time(rows).items():
+        print(f"{model}: a server's own time by {LEARNT_ON[model]}: {alone:.1f} + {doubled:.1f} * log2(users) ms")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         model, ranks, *_ = row["key"]
@@ -184,7 +232,8 @@ def main() -> None:
     for (model, ranks), group in sorted(groups.items()):
         answered = [row for row in group if row["peer"] is not None]
         line: dict[str, Any] = {"model": model, "ranks": ranks}
-        for who, of in (("ours", group), ("ours where the peer answers", answered), ("peer", answered)):
+        judged = (("ours", group), ("ours where the peer answers", answered), ("peer", answered), ("served", group))
+        for who, of in judged:
             line[who] = {metric: errors(of, who.split()[0], metric) for metric in METRICS}
             if of and (who != "ours where the peer answers" or len(of) < len(group)):
                 texts = (f"{m.upper()} {line[who][m]['mape']:.1%} ({line[who][m]['bias']:+.1%})" for m in METRICS)

@@ -50,6 +50,22 @@ def test_errors_are_relative_to_the_real_server(silicon: ModuleType) -> None:
     assert silicon.errors(rows, "ours", "ttft") == pytest.approx({"rows": 2, "mape": 0.2, "bias": 0.1})
 
 
+def test_a_servers_own_time_is_learnt_on_another_model(silicon: ModuleType) -> None:
+    """Two numbers by the rows of short prompts, added to the other model's TTFT alone."""
+    llama, gpt = "meta-llama/Llama-3.1-70B", "openai/gpt-oss-120b"
+    rows = [
+        {"key": (model, "8", prompt, "1024", users), "ours": {"ttft": 50.0, "tpot": 5.0}, "real": {"ttft": real, "tpot": 5.0}}
+        for model, prompt, users, real in (
+            (gpt, "1024", "4", 50 + 8 + 2 * 3.0),
+            (gpt, "1024", "32", 50 + 8 + 5 * 3.0),
+            (gpt, "8192", "32", 900.0),
+            (llama, "8192", "16", 70.0),
+        )
+    ]
+    assert silicon.with_server_time(rows)[llama] == pytest.approx((8, 3))
+    assert rows[-1]["served"] == pytest.approx({"ttft": 50 + 8 + 4 * 3, "tpot": 5.0})
+
+
 def test_the_peers_predictions_are_of_rows_that_differ(silicon: ModuleType) -> None:
     """Each row once, in milliseconds above zero."""
     rows = list(csv.DictReader(silicon.PEER.read_text().splitlines()))
