@@ -170,7 +170,7 @@ def server_ms(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 
 def with_server_time(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Add to each row what a client would see: the time of a server learnt on another model's rows, which is returned by model."""
+    """Add to each row what a client would see, with a server's time learnt on another model's rows; return that by model."""
     by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_model[row["key"][0]].append(row)
