@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
+from dooly.predict._sources import ESTIMATE_ERROR
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,8 +38,8 @@ class LinearFamily:
 
     @property
     def relative_error(self) -> float:
-        """Median relative error over widths that the family did not know."""
-        return self.regressor.relative_error
+        """Median relative error over widths that the family did not know; an estimate's where the element type is another."""
+        return ESTIMATE_ERROR if self.source == "estimated" else self.regressor.relative_error
 
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""

@@ -17,7 +17,7 @@ from dooly.batch import Batch
 from dooly.catalog import operation_table, shipped_file
 from dooly.engines import ServingConfig, find_model, listed_models
 from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.predict import BatchArrays, LatencyModel, default_serving, listed_hardware, load_latency_model
+from dooly.predict import BatchArrays, LatencyModel, OperationWork, default_serving, listed_hardware, load_latency_model
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._fit_hardware import assemble, device_folder
 from dooly.predict._memory import peak_activation_bytes, weight_bytes
@@ -297,3 +297,18 @@ def test_what_is_doubtful_is_told_where_it_is_used() -> None:
         assert assemble(operation_table(model, serving), device, serving).notes == ()
         device.hardware = replace(device.hardware, notes={"linear": "doubtful", "experts": "not used"})
         assert assemble(operation_table(model, serving), device, serving).notes == ("doubtful",)
+
+
+def test_a_router_in_float32_is_estimated() -> None:
+    """No table times products in float32: one takes what one in bfloat16 would at its bytes, give or take half."""
+    table = operation_table(find_model("llama-3.1-8b"), ServingConfig())
+    plain = next(op for op in table.operations if op.name == "o_proj")
+    inputs = tuple(replace(t, dtype="float32") if t.is_parameter else t for t in plain.inputs)
+    with device_folder("h200") as folder:
+        device = DeviceLatencies(folder)
+        found = device.of(replace(plain, inputs=inputs, signature="router"), "made-up")
+        family = device.of(replace(plain, signature="plain"), "made-up")
+    batches = BatchArrays.of([Batch((16,), (0,))])
+    assert (found.source, found.relative_error, family.source) == ("estimated", 0.5, "family")
+    ratio = found.latency_ns(OperationWork(plain), batches)[0] / family.latency_ns(OperationWork(plain), batches)[0]
+    assert 1.2 < ratio < 2.5
