@@ -1,0 +1,235 @@
+"""One engine in virtual time, in integer nanoseconds: it is told of arrivals, and acts when its time has come.
+
+It mirrors a driver that, before each step, lets in all requests that have arrived, then runs one step. At one instant, what has
+run is known first, then requests arrive, then the next step is scheduled: an arrival at the very end of a step is in time for it.
+
+A synchronous engine has one step under way. One that schedules ahead has two: it schedules and launches the next while the device
+is at one, and learns what a step brought about when that has run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dooly.simulation._scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dooly.latency import HostTimes, LatencyBackend
+    from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._step_log import StepLog
+    from dooly.simulation._steps import Progress, ScheduledStep
+    from dooly.simulation._timeline import Timeline
+    from dooly.simulation._workload import Request
+
+
+class Happening(IntEnum):
+    """What happens at an instant, in this order."""
+
+    RETIRE = 0
+    """The host learns that a step has run."""
+    ARRIVE = 1
+    """A request is sent."""
+    SCHEDULE = 2
+    """The host schedules a step."""
+
+
+class Event(NamedTuple):
+    """When what happens; sorted by both."""
+
+    ns: int
+    """When, from the run's start."""
+    happening: Happening
+    """What."""
+
+
+class _UnderWay(NamedTuple):
+    """Steps that were launched and are not known to have run."""
+
+    progress: Progress
+    """What they will have brought about."""
+    known_ns: npt.NDArray[np.int64]
+    """When the host knows at the earliest that each of them has run, shape (num_steps,)."""
+
+    @property
+    def end_ns(self) -> int:
+        """When the last of them has run, and the device is free."""
+        return int(self.known_ns[-1])
+
+
+class EngineReplica:
+    """An engine with its clock, the requests that were sent to it, and the steps under way.
+
+    Call `send` in order of arrival, and `act` while `next_event` is due.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what an engine is made of
+        self,
+        requests: Sequence[Request],
+        latency: LatencyBackend,
+        config: SchedulerConfig,
+        host: HostTimes,
+        timeline: Timeline,
+        log: StepLog | None = None,
+    ) -> None:
+        """Start idle at 0.
+
+        Args:
+            requests: The whole workload, of which any may be sent here.
+            latency: Prices the steps.
+            config: The engine's settings.
+            host: What the engine's host takes to launch steps.
+            timeline: Told what happens to requests.
+            log: Filled with what each step computes and when, where it is given.
+
+        Raises:
+            WorkloadError: A request is too long for the model or the KV cache.
+        """
+        self.scheduler = Scheduler(requests, config)
+        self.num_steps = 0
+        self.host_wait_ns = 0
+        """How long the device has waited for the host to launch a step that it could have run."""
+        self._latency = latency
+        self._host = host
+        self._timeline = timeline
+        self._log = log
+        self._depth = 2 if config.async_scheduling else 1
+        self._in_order = config.policy == "fcfs"
+        self._under_way: deque[_UnderWay] = deque()
+        self._sent: deque[tuple[int, int]] = deque()
+        """When each request arrives that is not let in, and its position."""
+        self._now_ns = 0
+        self._must_wait = False
+        """Whether the next step can be scheduled only when the oldest under way has run."""
+        self._last_decode_ns = 1
+
+    @property
+    def now_ns(self) -> int:
+        """When this engine acts next, or acted last."""
+        return self._now_ns
+
+    def send(self, request: int, arrival_ns: int) -> None:
+        """Have a request arrive, not before those that were sent earlier."""
+        self._sent.append((arrival_ns, request))
+
+    @property
+    def next_event(self) -> Event | None:
+        """What this engine does next if nothing else arrives; None while it is idle."""
+        if self._must_wait:
+            return Event(max(self._now_ns, self._under_way[0].end_ns), Happening.RETIRE)
+        if self.scheduler.has_unfinished:
+            return Event(self._now_ns, Happening.SCHEDULE)
+        return Event(max(self._now_ns, self._sent[0][0]), Happening.SCHEDULE) if self._sent else None
+
+    def act(self, horizon_ns: int | None = None) -> npt.NDArray[np.int64]:
+        """Do what `next_event` says, up to where a request may arrive that nobody knows of yet; None if none will.
+
+        Returns:
+            Positions of the requests that have finished at that time.
+        """
+        event = self.next_event
+        assert event is not None
+        self._now_ns = event.ns
+        if event.happening is Happening.RETIRE:
+            return self._retire()
+        while self._sent and self._sent[0][0] <= self._now_ns:
+            self.scheduler.add(self._sent.popleft()[1])
+        step = self.scheduler.schedule()
+        self._timeline.scheduled_ns[step.first_scheduled] = self._now_ns
+        if step.requests.size:
+            self._launch(step, horizon_ns)
+        self._must_wait = not step.requests.size or len(self._under_way) >= self._depth
+        return step.requests[:0]
+
+    def _retire(self) -> npt.NDArray[np.int64]:
+        """Note what the oldest step under way brought about."""
+        progress, known_ns = self._under_way.popleft()
+        self.scheduler.retire(progress)
+        self._timeline.note(progress, np.append(known_ns[:-1], self._now_ns))
+        self._must_wait = len(self._under_way) >= self._depth
+        return progress.finished
+
+    def _launch(self, step: ScheduledStep, horizon_ns: int | None) -> None:
+        """Put a step under way, or as many repetitions of it as no arrival disturbs."""
+        num_tokens = int(step.num_new_tokens.sum())
+        launch_ns = self._host.launch_ns(num_tokens, only_decodes=num_tokens == len(step.requests))
+        if self._depth > 1:
+            self._launch_ahead(step, launch_ns, horizon_ns)
+            return
+        if step.max_num_steps > 1:
+            ends_ns = self._decode_until_arrival(step, launch_ns, horizon_ns)
+        else:
+            device_ns = self._latency.step_ns(step.to_batch())
+            step_ns = max(self._host.prepare_ns + device_ns, launch_ns)
+            ends_ns = np.array([self._now_ns + step_ns], dtype=np.int64)
+            self.host_wait_ns += step_ns - device_ns
+        if self._log is not None:
+            self._log.add([self._now_ns, *ends_ns[:-1]], ends_ns, step)
+        self.num_steps += len(ends_ns)
+        self._under_way.append(_UnderWay(self.scheduler.advance(step, len(ends_ns)), ends_ns))
+
+    def _launch_ahead(self, step: ScheduledStep, launch_ns: int, horizon_ns: int | None) -> None:
+        """Launch a step, or repetitions of it, behind what the device is at.
+
+        Each is scheduled when the host has launched the one before, and the one before that is known to have run.
+        """
+        free_ns = self._under_way[-1].end_ns if self._under_way else self._now_ns
+        next_ns = None
+        if step.max_num_steps > 1:
+            next_ns, num_steps = self._steps_to_price(step, free_ns, horizon_ns)
+            times_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps).tolist()
+        else:
+            times_ns = [self._latency.step_ns(step.to_batch())]
+        scheduled_ns = [self._now_ns]
+        ends_ns: list[int] = []
+        for time_ns in times_ns:
+            if ends_ns and next_ns is not None and scheduled_ns[-1] >= next_ns:
+                break
+            ready_ns = max(free_ns, scheduled_ns[-1])
+            free_ns, after_ns = self._host.launched_ns(scheduled_ns[-1], free_ns, launch_ns, time_ns)
+            self.host_wait_ns += free_ns - ready_ns - time_ns
+            ends_ns.append(free_ns)
+            scheduled_ns.append(after_ns)
+        num_steps = len(ends_ns)
+        if step.max_num_steps > 1:
+            self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
+        if self._log is not None:
+            self._log.add(np.subtract(ends_ns, times_ns[:num_steps]), ends_ns, step)
+        self.num_steps += num_steps
+        progress = self.scheduler.advance(step, num_steps)
+        # All but the last are known to have run when the one behind the next of each is scheduled.
+        known_ns = (np.array(scheduled_ns[2 : num_steps + 1], dtype=np.int64), np.array(ends_ns[-1:], dtype=np.int64))
+        parts = progress.split()
+        self._under_way.extend(map(_UnderWay, parts, known_ns[-len(parts) :]))
+        self._now_ns += launch_ns
+
+    def _steps_to_price(self, step: ScheduledStep, free_ns: int, horizon_ns: int | None) -> tuple[int | None, int]:
+        """Return the arrival that would disturb a run of decodes, None without one, and how many steps are worth pricing.
+
+        Behind a request that cannot be admitted, an arrival changes nothing where all are served in order. No more steps are
+        priced than will be needed at the last step's pace; what this leaves out, the next call takes up.
+        """
+        next_ns = horizon_ns
+        if self._sent and not (self.scheduler.waiting and self._in_order):
+            next_ns = self._sent[0][0] if next_ns is None else min(next_ns, self._sent[0][0])
+        if next_ns is None:
+            return None, step.max_num_steps
+        return next_ns, min(step.max_num_steps, max(0, next_ns - free_ns) // self._last_decode_ns + self._depth)
+
+    def _decode_until_arrival(self, step: ScheduledStep, launch_ns: int, horizon_ns: int | None) -> npt.NDArray[np.int64]:
+        """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
+        next_ns, num_steps = self._steps_to_price(step, self._now_ns, horizon_ns)
+        device_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps)
+        ends_ns = self._now_ns + np.cumsum(np.maximum(self._host.prepare_ns + device_ns, launch_ns))
+        if next_ns is not None:
+            ends_ns = ends_ns[: int(np.searchsorted(ends_ns, next_ns)) + 1]
+        self.host_wait_ns += int(ends_ns[-1] - self._now_ns - device_ns[: len(ends_ns)].sum())
+        self._last_decode_ns = max(1, (int(ends_ns[-1]) - self._now_ns) // len(ends_ns))
+        return ends_ns

@@ -1,0 +1,55 @@
+"""When each request of a workload arrived, was scheduled first, and got its first and last token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.simulation._results import RequestTimes
+from dooly.simulation._token_gaps import TokenClock
+from dooly.simulation._workload import NS_PER_S
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dooly.simulation._steps import Progress
+    from dooly.simulation._workload import Request
+
+
+class Timeline:
+    """The times of requests, which go by their positions in the workload. In integer nanoseconds."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        """Know when requests arrive that do so at times of their own."""
+        self.arrivals_ns = [request.arrival_ns for request in requests]
+        """In a closed loop, set when a request is sent."""
+        self.scheduled_ns = np.zeros(len(requests), np.int64)
+        self.first_token_ns = np.zeros(len(requests), np.int64)
+        self.finish_ns = np.zeros(len(requests), np.int64)
+        self.tokens = TokenClock(len(requests))
+
+    def note(self, progress: Progress, ends_ns: npt.NDArray[np.int64]) -> None:
+        """Note what steps brought about that are known to have run at `ends_ns`, growing, shape (num_steps,)."""
+        self.first_token_ns[progress.first_token] = ends_ns[-1]
+        self.finish_ns[progress.finished] = ends_ns[-1]
+        if progress.generated.size:
+            self.tokens.tick(progress.generated, ends_ns)
+
+    def rows(self, requests: Sequence[Request]) -> tuple[RequestTimes, ...]:
+        """Return each request's times, in the workload's order. All must have finished."""
+        columns = (self.arrivals_ns, self.scheduled_ns.tolist(), self.first_token_ns.tolist(), self.finish_ns.tolist())
+        return tuple(
+            RequestTimes(
+                request.request_id,
+                arrival_ns / NS_PER_S,
+                request.num_prompt_tokens,
+                request.num_output_tokens,
+                scheduled_ns / NS_PER_S,
+                first_token_ns / NS_PER_S,
+                finish_ns / NS_PER_S,
+            )
+            for request, arrival_ns, scheduled_ns, first_token_ns, finish_ns in zip(requests, *columns, strict=True)
+        )
