@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
 from dooly.latency import HostTimes
+from dooly.simulation._arrivals import Stage
 from dooly.simulation._comparison import Compared, compare_runs
+from dooly.simulation._generate import add_turns, generate_workload
+from dooly.simulation._lengths import LengthRange, NormalLengths
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
 from dooly.simulation._runs import read_run
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.simulation._serving import scheduler_config
 from dooly.simulation._simulator import simulate
 from dooly.simulation._step_log import LoggedSteps, StepLog
-from dooly.simulation._workload import LengthRange, Request, Workload, generate_workload
+from dooly.simulation._workload import Request, Turn, Workload
 from dooly.simulation._workload_files import read_workload
 from dooly.simulation._workload_spec import parse_workload
 
@@ -28,12 +31,16 @@ __all__ = [
     "LoggedSteps",
     "MetricError",
     "NoiseReport",
+    "NormalLengths",
     "Request",
     "RequestTimes",
     "SchedulerConfig",
     "SimulationResult",
+    "Stage",
     "StepLog",
+    "Turn",
     "Workload",
+    "add_turns",
     "compare",
     "compare_runs",
     "generate_workload",

@@ -1,7 +1,8 @@
 """What stands in for the hash of a block's tokens: no tokens are simulated, so the workload says which are equal.
 
 A block's hash covers all tokens up to its end. Within the part of a prompt that others may share it is the chain of prefix ids;
-behind that, the request itself: no other has its tokens, and it finds its own again when it resumes.
+behind that, the request's conversation, whose turns begin alike, or the request itself: no other has its tokens, and it finds its
+own again when it resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ class BlockHashes:
         self._chains: list[tuple[int, ...]] = []
         self._sizes = [request.prefix_block_size for request in requests]
         self._num_shared: list[int] = []
-        for request in requests:
+        conversations: dict[int, int] = {}
+        self._owners: list[int] = []
+        """Whose tokens lie behind the shared ones: a request's or, numbered behind all of these, a conversation's."""
+        for position, request in enumerate(requests):
+            turn = request.turn
+            own = None if turn is None else conversations.setdefault(turn.conversation, len(requests) + len(conversations))
+            self._owners.append(position if own is None else own)
             size, chain, numbers = request.prefix_block_size, -1, []
             for prefix_id in request.prefix_ids:
                 chain = chains.setdefault((chain, size, prefix_id), len(chains))
@@ -39,4 +46,4 @@ class BlockHashes:
         """Return the hash of the block that ends with this request's token number `end`."""
         if end <= self._num_shared[request]:
             return self._chains[request][(end - 1) // self._sizes[request]] * _MOST_TOKENS + end
-        return ~(request * _MOST_TOKENS + end)
+        return ~(self._owners[request] * _MOST_TOKENS + end)

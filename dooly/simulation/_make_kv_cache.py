@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def make_kv_cache(requests: Sequence[Request], config: SchedulerConfig) -> KVCache:
     """Return the KV cache for a workload: by counts where these tell all, which is faster, else block by block."""
-    if config.kv_cache_groups == FULL_ATTENTION and not any(request.prefix_ids for request in requests):
+    shares = config.enable_prefix_caching and any(request.prefix_ids or request.turn for request in requests)
+    if config.kv_cache_groups == FULL_ATTENTION and not shares:
         return CountedKVCache(
             len(requests), config.num_kv_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
         )

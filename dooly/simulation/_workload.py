@@ -1,18 +1,34 @@
-"""Requests and when they arrive: the simulator's input, and generators of synthetic ones.
-
-Arrivals are integer nanoseconds from the workload's start. Generated workloads depend on their arguments and seed only.
-"""
+"""Requests and when they arrive: the simulator's input. Arrivals are integer nanoseconds from the workload's start."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from dooly.errors import WorkloadError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request's place in a conversation, whose tokens it begins with: the turns before, their prompts and their answers."""
+
+    conversation: int
+    """Which conversation: the tokens of its turns, prompt and output, are the first of the same text."""
+    follows: int | None = None
+    """The `request_id` of the turn before; None for the first."""
+    think_ns: int = 0
+    """Nanoseconds that pass after the end of that one before this is sent, at least 0."""
+
+    def __post_init__(self) -> None:
+        if self.think_ns < 0 or (self.think_ns and self.follows is None):
+            raise WorkloadError(
+                f"conversation {self.conversation}: think_ns must be at least 0, and 0 for a first turn, got {self.think_ns}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +38,7 @@ class Request:
     request_id: int
     """Unique within a workload."""
     arrival_ns: int
-    """Nanoseconds from the workload's start, at least 0."""
+    """Nanoseconds from the workload's start, at least 0. A turn that follows another arrives no sooner."""
     num_prompt_tokens: int
     """At least 1."""
     num_output_tokens: int
@@ -34,6 +50,8 @@ class Request:
     """Tokens that an id stands for; Mooncake's traces have 512."""
     priority: int = 0
     """Where the scheduler's policy is `priority`: lower is served first, and preempted last."""
+    turn: Turn | None = None
+    """Its place in a conversation, where it is part of one."""
 
     def __post_init__(self) -> None:
         if self.arrival_ns < 0:
@@ -69,7 +87,7 @@ class Workload:
             )
         if not self.requests:
             raise WorkloadError(f"{self.description}: no request; a workload needs at least one")
-        seen: set[int] = set()
+        seen: dict[int, Request] = {}
         previous_ns = 0
         for request in self.requests:
             if request.arrival_ns < previous_ns:
@@ -78,99 +96,27 @@ class Workload:
                 )
             if request.request_id in seen:
                 raise WorkloadError(f"{self.description}: request_id {request.request_id} occurs twice; make it unique")
+            if request.turn is not None:
+                self._check_turn(request, request.turn, seen)
             previous_ns = request.arrival_ns
-            seen.add(request.request_id)
+            seen[request.request_id] = request
 
-
-@dataclass(frozen=True, slots=True)
-class LengthRange:
-    """Token counts drawn uniformly from `low` to `high`, both included."""
-
-    low: int
-    """Smallest count, at least 1."""
-    high: int
-    """Largest count, at least `low`."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.high:
-            raise WorkloadError(f"length range {self.low}-{self.high}: must be 1 <= low <= high")
-
-
-def draw_arrivals_ns(num_requests: int, rate: float, cv: float, rng: np.random.Generator) -> list[int]:
-    """Draw arrival times with gamma-distributed gaps; the first request arrives at 0.
-
-    Args:
-        num_requests: How many.
-        rate: Mean requests per second; infinite sends everything at once.
-        cv: Coefficient of variation of the gaps; 1 makes a Poisson process, more makes bursts.
-        rng: Source of randomness.
-
-    Returns:
-        Nanoseconds, ascending.
-
-    Raises:
-        WorkloadError: `rate` or `cv` is not positive.
-    """
-    if not rate > 0:
-        raise WorkloadError(f"rate must be a positive number of requests per second or inf, got {rate}")
-    if not 0 < cv < math.inf:
-        raise WorkloadError(f"cv must be a positive finite number, got {cv}")
-    if math.isinf(rate):
-        return [0] * num_requests
-    gaps_s = rng.gamma(shape=cv**-2, scale=cv**2 / rate, size=num_requests)
-    gaps_s[0] = 0.0
-    arrivals: list[int] = np.rint(np.cumsum(gaps_s) * NS_PER_S).astype(np.int64).tolist()
-    return arrivals
-
-
-def generate_workload(  # noqa: PLR0913 -- the axes of a synthetic workload
-    num_requests: int,
-    rate: float,
-    prompt: LengthRange,
-    output: LengthRange,
-    *,
-    seed: int = 0,
-    cv: float = 1.0,
-    prefix: int = 0,
-    num_prefixes: int = 1,
-) -> Workload:
-    """Generate requests of random lengths that arrive at random.
-
-    Lengths are drawn before arrivals, so one seed gives the same requests at every rate, and with every prefix.
-
-    Args:
-        num_requests: How many, at least 1.
-        rate: Mean requests per second; infinite sends everything at once.
-        prompt: Prompt tokens, each request's own.
-        output: Generated tokens.
-        seed: Of NumPy's default generator.
-        cv: Coefficient of variation of the gaps between arrivals; 1 makes a Poisson process.
-        prefix: Tokens ahead of these that prompts share.
-        num_prefixes: How many such prefixes there are; each request begins with one of them, drawn uniformly.
-
-    Raises:
-        WorkloadError: A number is out of range.
-    """
-    if prefix < 0 or num_prefixes < 1:
-        raise WorkloadError(f"prefix must be at least 0 tokens, and prefixes at least 1, got {prefix} and {num_prefixes}")
-    if num_requests < 1:
-        raise WorkloadError(f"requests must be at least 1, got {num_requests}")
-    if seed < 0:
-        raise WorkloadError(f"seed must be at least 0, got {seed}")
-    rng = np.random.default_rng(seed)
-    prompts = rng.integers(prompt.low, prompt.high, size=num_requests, endpoint=True).tolist()
-    outputs = rng.integers(output.low, output.high, size=num_requests, endpoint=True).tolist()
-    arrivals = draw_arrivals_ns(num_requests, rate, cv, rng)
-    rows = enumerate(zip(arrivals, prompts, outputs, strict=True))
-    if prefix:
-        ids = np.random.default_rng((seed, 1)).integers(num_prefixes, size=num_requests).tolist()
-        requests = tuple(
-            Request(index, arrival, prefix + own, generated, (ids[index],), prefix) for index, (arrival, own, generated) in rows
-        )
-    else:
-        requests = tuple(Request(index, *row) for index, row in rows)
-    description = (
-        f"{num_requests} requests at {rate:g}/s (cv {cv:g}), prompt {prompt.low}-{prompt.high}, output {output.low}-{output.high}"
-        f"{f', behind {num_prefixes} prefixes of {prefix}' if prefix else ''}"
-    )
-    return Workload(requests, f"{description}, seed {seed}")
+    def _check_turn(self, request: Request, turn: Turn, earlier: Mapping[int, Request]) -> None:
+        """Refuse a turn that does not go on from where the one before it ended."""
+        if turn.follows is None:
+            return
+        before = earlier.get(turn.follows)
+        place = f"{self.description}: request {request.request_id}"
+        if self.concurrency is not None:
+            raise WorkloadError(f"{place}: a closed loop has no conversations; drop concurrency or turns")
+        if before is None or before.turn is None or before.turn.conversation != turn.conversation:
+            raise WorkloadError(
+                f"{place}: follows {turn.follows}, which is not ahead of it in conversation {turn.conversation}; order the turns"
+            )
+        history = before.num_prompt_tokens + before.num_output_tokens
+        shared = (before.prefix_ids, before.prefix_block_size)
+        if request.num_prompt_tokens < history or (request.prefix_ids, request.prefix_block_size) != shared:
+            raise WorkloadError(
+                f"{place}: its prompt of {request.num_prompt_tokens} tokens must begin with the {history} of request "
+                f"{turn.follows} and its answer, the same prefix_ids among them"
+            )

@@ -1,28 +1,50 @@
-"""`--workload SPEC|FILE`: `kind:key=value,...` of kind poisson, gamma, closed or azure, or the path of a workload file."""
+"""`--workload SPEC|FILE`: `kind:key=value,...` of one of the kinds below, or the path of a workload file."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from dooly.errors import WorkloadError
-from dooly.simulation._workload import LengthRange, Workload, draw_arrivals_ns, generate_workload
+from dooly.simulation._arrivals import Stage, draw_arrivals_ns, draw_staged_arrivals_ns
+from dooly.simulation._generate import add_turns, generate_workload
+from dooly.simulation._lengths import LengthRange, NormalLengths
+from dooly.simulation._sharegpt import is_usual, read_sharegpt
+from dooly.simulation._workload import NS_PER_S, Request, Turn, Workload
 from dooly.simulation._workload_files import read_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dooly.simulation._lengths import Lengths
 
 NumberT = TypeVar("NumberT", int, float)
 
 _REQUIRED = {
     "poisson": ("rate", "prompt", "output"),
     "gamma": ("rate", "cv", "prompt", "output"),
+    "constant": ("rate", "prompt", "output"),
     "closed": ("concurrency", "prompt", "output"),
     "azure": ("path",),
+    "sharegpt": ("path", "tokenizer", "rate"),
 }
+_CV = {"poisson": "1", "constant": "0"}
+"""How uneven arrivals are, where the kind says so."""
 _DRAWN = {"requests": "100", "seed": "0", "prefix": "0", "prefixes": "1"}
 """What may be left out of workloads that are drawn, with what it then is."""
-_OPTIONAL = {"azure": ("requests", "rate", "seed", "max_tokens")}
+_TURNS = {"turns": "1", "think": "0"}
+"""The same of open ones, for conversations."""
+_OPTIONAL = {
+    "poisson": (*_DRAWN, *_TURNS),
+    "gamma": (*_DRAWN, *_TURNS),
+    "constant": (*_DRAWN, *_TURNS),
+    "closed": tuple(_DRAWN),
+    "azure": ("requests", "rate", "seed", "max_tokens"),
+    "sharegpt": ("requests", "seed", "think"),
+}
 
 
 def parse_workload(text: str) -> Workload:
@@ -32,12 +54,19 @@ def parse_workload(text: str) -> Workload:
         text: One of
 
             - `poisson:rate=2,requests=100,prompt=512,output=64-256,seed=0`: Poisson arrivals at `rate` a second (`inf` sends all
-              at once); lengths are a number or a range, drawn uniformly; `requests` and `seed` may be left out;
-            - `gamma:...,cv=3`: the same with gaps of that coefficient of variation;
+              at once). Lengths are a number, a range drawn uniformly, or `MEAN~STDEV` of a normal distribution; `requests` and
+              `seed` may be left out. With `prefix=256`, prompts begin with as many tokens that they share, with `prefixes=4`
+              with one of four such beginnings;
+            - `gamma:...,cv=3`: the same with gaps of that coefficient of variation; `constant:...`: at equal ones;
+            - any of these three at `rate=2x60+8x30`: 2 a second for 60 s, then 8 for 30 s, `requests` being what comes of it;
+            - any of these three with `turns=2-5,think=3`: each request opens a conversation of so many turns; each turn begins
+              with all that was said before and is sent 3 s after the last one has ended;
             - `closed:concurrency=32,requests=320,prompt=1024,output=128`: so many users, each of whom sends the next request when
               the last one has ended;
             - `azure:path=FILE,requests=200,rate=1.5,seed=0,max_tokens=2000`: lengths in order from an Azure 2023 trace, Poisson
               arrivals at `rate`, or the trace's own without it; rows longer than `max_tokens` in all are left out;
+            - `sharegpt:path=FILE,tokenizer=FOLDER,rate=2,requests=200,seed=0`: the first exchange of each conversation, Poisson
+              arrivals, of those lengths that `vllm bench serve` takes; with `think=3` whole conversations, as above;
             - the path of a workload file (see `read_workload`).
 
     Raises:
@@ -52,26 +81,45 @@ def parse_workload(text: str) -> Workload:
     options = _split(text, kind, body)
     if kind == "azure":
         return _azure(text, options)
-    if "prefixes" in options and "prefix" not in options:
-        raise WorkloadError(
-            f"workload {text!r}: prefixes has no effect without prefix; give its tokens as well, or drop prefixes"
-        )
-    options = _DRAWN | options
+    if kind == "sharegpt":
+        return _sharegpt(text, options)
+    for key, needed in (("prefixes", "prefix"), ("think", "turns")):
+        if key in options and needed not in options:
+            raise WorkloadError(f"workload {text!r}: {key} has no effect without {needed}; give it as well, or drop {key}")
+    options = {"cv": _CV.get(kind, "1"), **options}
+    return _drawn(text, options)
+
+
+def _drawn(text: str, options: dict[str, str]) -> Workload:
+    """Return a workload whose lengths and arrivals are drawn."""
+    stages = _stages(text, options.get("rate", "inf"))
+    given, options = set(options), _DRAWN | _TURNS | options
+    prompt, output = _lengths(text, options, "prompt"), _lengths(text, options, "output")
+    seed, cv = _number(text, options, "seed", int), _number(text, options, "cv", float)
+    arrivals_ns: list[int] = []
+    if stages:
+        if "requests" in given:
+            raise WorkloadError(f"workload {text!r}: stages of a rate say how many requests there are; drop requests")
+        arrivals_ns = draw_staged_arrivals_ns(stages, cv, np.random.default_rng((seed, 3)))
     workload = generate_workload(
-        _number(text, options, "requests", int),
-        _number(text, {"rate": "inf", **options}, "rate", float),
-        _length_range(text, options, "prompt"),
-        _length_range(text, options, "output"),
-        seed=_number(text, options, "seed", int),
-        cv=_number(text, {"cv": "1", **options}, "cv", float),
+        len(arrivals_ns) or _number(text, options, "requests", int),
+        float("inf") if stages else _number(text, {"rate": "inf", **options}, "rate", float),
+        prompt,
+        output,
+        seed=seed,
+        cv=cv,
         prefix=_number(text, options, "prefix", int),
         num_prefixes=_number(text, options, "prefixes", int),
     )
-    return (
-        replace(workload, description=text, concurrency=_number(text, options, "concurrency", int))
-        if kind == "closed"
-        else workload
-    )
+    if stages:
+        timed = zip(workload.requests, arrivals_ns, strict=True)
+        workload = Workload(tuple(replace(request, arrival_ns=ns) for request, ns in timed), text)
+    if "concurrency" in given:
+        return replace(workload, description=text, concurrency=_number(text, options, "concurrency", int))
+    if "turns" in given:
+        turns = _range(text, options, "turns")
+        return replace(add_turns(workload, turns, _seconds(text, options, "think"), prompt, output, seed), description=text)
+    return workload
 
 
 def _usage() -> str:
@@ -102,13 +150,41 @@ def _number(text: str, options: dict[str, str], key: str, convert: type[NumberT]
         raise WorkloadError(f"workload {text!r}: {key} must be a number ({convert.__name__}), got {options[key]!r}") from error
 
 
-def _length_range(text: str, options: dict[str, str], key: str) -> LengthRange:
+def _seconds(text: str, options: dict[str, str], key: str) -> float:
+    seconds = _number(text, options, key, float)
+    if not 0 <= seconds < float("inf"):
+        raise WorkloadError(f"workload {text!r}: {key} must be a number of seconds, at least 0, got {options[key]!r}")
+    return seconds
+
+
+def _stages(text: str, rate: str) -> tuple[Stage, ...]:
+    """Return the stages of a rate such as `2x60+8x30`; none of a single one."""
+    if "x" not in rate:
+        return ()
+    try:
+        parts = [part.split("x") for part in rate.split("+")]
+        return tuple(Stage(float(per_s), float(duration_s)) for per_s, duration_s in parts)
+    except ValueError as error:
+        raise WorkloadError(f"workload {text!r}: rate must be RATE or RATExSECONDS+RATExSECONDS+..., got {rate!r}") from error
+
+
+def _range(text: str, options: Mapping[str, str], key: str) -> LengthRange:
     low, dash, high = options[key].partition("-")
     try:
         return LengthRange(int(low), int(high if dash else low))
     except ValueError as error:
         raise WorkloadError(
-            f"workload {text!r}: {key} must be LENGTH or LOW-HIGH with 1 <= LOW <= HIGH, got {options[key]!r}"
+            f"workload {text!r}: {key} must be NUMBER or LOW-HIGH with 1 <= LOW <= HIGH, got {options[key]!r}"
+        ) from error
+
+
+def _lengths(text: str, options: Mapping[str, str], key: str) -> Lengths:
+    mean, tilde, stdev = options[key].partition("~")
+    try:
+        return NormalLengths(float(mean), float(stdev)) if tilde else _range(text, options, key)
+    except ValueError as error:
+        raise WorkloadError(
+            f"workload {text!r}: {key} must be LENGTH, LOW-HIGH with 1 <= LOW <= HIGH, or MEAN~STDEV, got {options[key]!r}"
         ) from error
 
 
@@ -131,3 +207,27 @@ def _azure(text: str, options: dict[str, str]) -> Workload:
     arrivals_ns = draw_arrivals_ns(len(trace.requests), _number(text, options, "rate", float), 1.0, rng)
     in_file_order = sorted(trace.requests, key=lambda request: request.request_id)
     return Workload(tuple(replace(r, arrival_ns=ns) for r, ns in zip(in_file_order, arrivals_ns, strict=True)), text)
+
+
+def _sharegpt(text: str, options: dict[str, str]) -> Workload:
+    """Return first exchanges, or with a pause given whole conversations, that arrive at random."""
+    limit = _number(text, options, "requests", int) if "requests" in options else None
+    path, whole = Path(options["path"]), "think" in options
+    found = read_sharegpt(path, Path(options["tokenizer"]), limit=None)
+    usual = found if whole else [exchanges[:1] for exchanges in found if is_usual(exchanges[0])]
+    kept = usual[:limit]
+    if not kept or (limit is not None and len(kept) < limit):
+        raise WorkloadError(f"workload {text!r}: the file holds only {len(kept)} such conversations; lower requests={limit}")
+    rng = np.random.default_rng(_number(text, {"seed": "0", **options}, "seed", int))
+    arrivals_ns = draw_arrivals_ns(len(kept), _number(text, options, "rate", float), 1.0, rng)
+    think_ns = round(_seconds(text, {"think": "0", **options}, "think") * NS_PER_S)
+    requests: list[Request] = []
+    for conversation, (arrival_ns, exchanges) in enumerate(zip(arrivals_ns, kept, strict=True)):
+        history, before = 0, None
+        for prompt, output in exchanges:
+            turn = Turn(conversation, before, think_ns if before is not None else 0) if whole else None
+            requests.append(Request(len(requests), arrival_ns, history + prompt, output, turn=turn))
+            history, before = history + prompt + output, requests[-1].request_id
+    left_out = len(found) - len(usual)
+    note = f"{path}: {left_out} conversations left out whose first exchange is shorter or longer than `vllm bench serve` takes"
+    return Workload(tuple(requests), text, notes=(note,) if left_out else ())

@@ -60,7 +60,7 @@ def test_seed_decides_the_workload_and_rate_leaves_lengths() -> None:
     [
         ({"rate": 0.0}, "rate must be"),
         ({"rate": math.nan}, "rate must be"),
-        ({"cv": 0.0}, "cv must be"),
+        ({"cv": -1.0}, "cv must be"),
         ({"num_requests": 0}, "requests must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from dooly.errors import WorkloadError
-from dooly.simulation import LengthRange, Request, generate_workload, parse_workload
+from dooly.simulation import LengthRange, Request, Turn, generate_workload, parse_workload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,11 +82,19 @@ def test_path_is_read_as_a_file(trace: Path) -> None:
         ("poisson:", "unknown key ''"),
         ("poisson:rate=fast,requests=2,prompt=3,output=4", r"rate must be a number \(float\), got 'fast'"),
         ("poisson:rate=1,requests=2.5,prompt=3,output=4", r"requests must be a number \(int\), got '2.5'"),
-        ("poisson:rate=1,requests=2,prompt=9-3,output=4", "prompt must be LENGTH or LOW-HIGH .* got '9-3'"),
-        ("poisson:rate=1,requests=2,prompt=3,output=x", "output must be LENGTH or LOW-HIGH"),
+        ("poisson:rate=1,requests=2,prompt=9-3,output=4", "prompt must be LENGTH, LOW-HIGH .* got '9-3'"),
+        ("poisson:rate=1,requests=2,prompt=3,output=x", "output must be LENGTH, LOW-HIGH"),
         ("poison:rate=1", "neither a file nor a specification; give a path or one of poisson:rate="),
         ("azure:rate=1", "'path' is missing"),
         ("poisson:rate=1,prompt=3,output=4,prefixes=2", "prefixes has no effect without prefix"),
+        ("poisson:rate=1,prompt=3,output=4,think=2", "think has no effect without turns"),
+        ("poisson:rate=1x,prompt=3,output=4", r"rate must be RATE or RATExSECONDS\+.*, got '1x'"),
+        ("poisson:rate=1x0,prompt=3,output=4", "rate must be RATE or RATExSECONDS"),
+        ("poisson:rate=1x9,requests=3,prompt=3,output=4", "stages of a rate say how many requests there are; drop requests"),
+        ("poisson:rate=0.01x9,prompt=3,output=4", "0.09 requests are expected in all"),
+        ("poisson:rate=1,prompt=0~2,output=4", "prompt must be LENGTH, LOW-HIGH .* or MEAN~STDEV, got '0~2'"),
+        ("poisson:rate=1,prompt=3,output=4,turns=2,think=-1", "think must be a number of seconds, at least 0, got '-1'"),
+        ("closed:concurrency=2,prompt=3,output=4,turns=2", "unknown key 'turns'"),
         ("poisson:rate=1,prompt=3,output=4,prefix=-1", "prefix must be at least 0 tokens, and prefixes at least 1, got -1 and 1"),
         ("poisson:rate=1,prompt=3,output=4,prefix=9,prefixes=0", "prefixes at least 1, got 9 and 0"),
     ],
@@ -109,3 +119,45 @@ def test_what_is_left_out_is_a_hundred_requests_and_seed_0() -> None:
     spelt = parse_workload("poisson:rate=2, prompt = 512, output=64-256, requests=100, seed=0")
     assert short.requests == spelt.requests
     assert len(short.requests) == 100
+
+
+def test_a_steady_beat() -> None:
+    """`constant` sends at equal gaps."""
+    served = parse_workload("constant:rate=4,requests=5,prompt=3,output=4")
+    assert [r.arrival_ns for r in served.requests] == [0, 250_000_000, 500_000_000, 750_000_000, 1_000_000_000]
+
+
+def test_one_rate_after_another() -> None:
+    """A rate may have stages; how many requests come follows from them, and each stage has its own share."""
+    steady = parse_workload("constant:rate=1x4+0x10+2x2,prompt=3,output=4")
+    assert [r.arrival_ns / 1e9 for r in steady.requests] == [0, 1, 2, 3, 14, 14.5, 15, 15.5]
+    drawn = parse_workload("poisson:rate=2x500+8x500,prompt=3,output=4,seed=1").requests
+    early = sum(r.arrival_ns < 500e9 for r in drawn)
+    assert early == pytest.approx(1000, abs=100)
+    assert len(drawn) - early == pytest.approx(4000, abs=200)
+
+
+def test_lengths_of_a_normal_distribution() -> None:
+    """`MEAN~STDEV` draws them so, never below 1."""
+    served = parse_workload("poisson:rate=1,requests=4000,prompt=500~100,output=2~3").requests
+    prompts = [r.num_prompt_tokens for r in served]
+    assert statistics.mean(prompts) == pytest.approx(500, abs=8)
+    assert statistics.stdev(prompts) == pytest.approx(100, abs=8)
+    assert min(r.num_output_tokens for r in served) == 1
+
+
+def test_conversations() -> None:
+    """Each turn begins with all that was said before, behind the same shared beginning, and waits for it."""
+    served = parse_workload("poisson:rate=1,requests=30,prompt=10-20,output=5-9,turns=1-4,think=1.5,prefix=100,prefixes=2")
+    by_id = {r.request_id: r for r in served.requests}
+    later = [r for r in served.requests if r.turn and r.turn.follows is not None]
+    assert len(served.requests) - len(later) == 30
+    assert later
+    for request in later:
+        before = by_id[request.turn.follows]  # type: ignore[union-attr, index]
+        assert 10 <= request.num_prompt_tokens - before.num_prompt_tokens - before.num_output_tokens <= 20
+        assert (request.prefix_ids, request.prefix_block_size) == (before.prefix_ids, before.prefix_block_size)
+        assert request.turn == Turn(before.turn.conversation, before.request_id, 1_500_000_000)  # type: ignore[union-attr]
+    plain = parse_workload("poisson:rate=1,requests=30,prompt=10-20,output=5-9,prefix=100,prefixes=2").requests
+    firsts = [replace(r, request_id=0, turn=None) for r in served.requests if r not in later]
+    assert firsts == [replace(r, request_id=0) for r in plain]
