@@ -8,14 +8,14 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from math import lcm
+from math import inf, lcm
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
-from dooly.simulation import Request, SchedulerConfig
+from dooly.simulation import Request, SchedulerConfig, Turn
 from dooly.simulation._make_kv_cache import make_kv_cache
 from dooly.simulation._scheduler import Scheduler
 
@@ -135,6 +135,30 @@ def random_priority_case(seed: int, *, ahead: bool | None = None) -> Case:
     return Case(ranked, replace(config, policy="priority"))
 
 
+def random_conversation_case(seed: int, *, ahead: bool | None = None) -> Case:
+    """Draw a case as `random_cache_case` does, in which some requests open conversations that go on."""
+    rng = random.Random(seed)  # noqa: S311 -- test data
+    requests, config = random_cache_case(seed + 9000, ahead=ahead)
+    turns: list[Request] = []
+    for conversation, request in enumerate(requests):
+        shared = len(request.prefix_ids) * request.prefix_block_size
+        if request.num_prompt_tokens < shared or rng.random() < 0.4:
+            turns.append(replace(request, request_id=len(turns)))
+            continue
+        turns.append(replace(request, request_id=len(turns), turn=Turn(conversation)))
+        for _ in range(rng.randint(0, 4)):
+            before = turns[-1]
+            length = before.num_prompt_tokens + before.num_output_tokens + rng.choice([0, 1, 7, 40])
+            output = rng.randint(1, 20)
+            if length + output >= MAX_MODEL_LEN:
+                break
+            turn = Turn(conversation, before.request_id)
+            turns.append(replace(before, request_id=len(turns), num_prompt_tokens=length, num_output_tokens=output, turn=turn))
+    totals = np.array([r.num_prompt_tokens + r.num_output_tokens - 1 for r in turns])
+    fewest = int(make_kv_cache(turns, config).num_blocks_for(totals).max()) + 1
+    return Case(turns, replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 3, 20, 60, 1000]))))
+
+
 def random_groups(rng: random.Random) -> tuple[KVCacheGroup, ...]:
     """Draw groups of layers: full attention alone, or other kinds beside it or alone."""
     full = KVCacheGroup()
@@ -163,11 +187,12 @@ def random_groups(rng: random.Random) -> tuple[KVCacheGroup, ...]:
 
 def our_steps(case: Case) -> Iterator[Step]:
     """Run our scheduler one step at a time; one step is one unit of time."""
-    scheduler = Scheduler(case.requests, case.config)
-    for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished):
+    scheduler, to_come = Scheduler(case.requests, case.config), Arrivals(case)
+    for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished, to_come):
         step = scheduler.schedule()
         columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
         progress = scheduler.complete(step)
+        to_come.end(set(progress.finished.tolist()))
         yield Step(
             list(zip(*columns, strict=True)),
             set(step.first_scheduled),
@@ -178,9 +203,9 @@ def our_steps(case: Case) -> Iterator[Step]:
 
 def our_steps_ahead(case: Case) -> Iterator[Step]:
     """Run our scheduler as an engine that schedules the next step while one runs."""
-    scheduler = Scheduler(case.requests, case.config)
+    scheduler, to_come = Scheduler(case.requests, case.config), Arrivals(case)
     under_way: deque[Progress] = deque()
-    for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished):
+    for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished, to_come):
         step = scheduler.schedule()
         progress = scheduler.advance(step)
         columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
@@ -193,26 +218,24 @@ def our_steps_ahead(case: Case) -> Iterator[Step]:
             done = under_way.popleft()
             scheduler.retire(done)
             first_token, ended = set(done.first_token.tolist()), set(done.finished.tolist())
+            to_come.end(ended)
         yield Step(batch, set(step.first_scheduled), first_token, ended)
 
 
 def our_steps_taken_together(case: Case) -> Iterator[Step]:
     """Run our scheduler with decode steps taken together up to the next arrival, and unfold them."""
-    scheduler = Scheduler(case.requests, case.config)
-    now, num_arrived = 0, 0
-    while num_arrived < len(case.requests) or scheduler.has_unfinished:
-        while num_arrived < len(case.requests) and case.requests[num_arrived].arrival_ns <= now:
-            scheduler.add(num_arrived)
-            num_arrived += 1
+    scheduler, to_come, now = Scheduler(case.requests, case.config), Arrivals(case), 0.0
+    while scheduler.has_unfinished or to_come.next < inf:
+        for position in to_come.due(now):
+            scheduler.add(position)
         if not scheduler.has_unfinished:
-            now = case.requests[num_arrived].arrival_ns
+            now = to_come.next
             continue
         step = scheduler.schedule()
-        num_steps = step.max_num_steps
-        if num_arrived < len(case.requests):
-            num_steps = min(num_steps, case.requests[num_arrived].arrival_ns - now)
+        num_steps = int(min(step.max_num_steps, to_come.next - now))
         columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
         progress = scheduler.complete(step, num_steps)
+        to_come.end(set(progress.finished.tolist()))
         for index in range(num_steps):
             is_last = index == num_steps - 1
             yield Step(
@@ -224,15 +247,45 @@ def our_steps_taken_together(case: Case) -> Iterator[Step]:
         now += num_steps
 
 
-def arrivals(case: Case, add: Callable[[int], None], has_unfinished: Callable[[], bool]) -> Iterator[None]:
+class Arrivals:
+    """The requests still to come, in steps of time: at their own, and turns of conversations when the one before has ended."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._to_come = list(range(len(case.requests)))
+        self._ended: set[int] = set()
+
+    def due(self, now: int) -> list[int]:
+        """Take the requests that have arrived by now."""
+        due = [position for position in self._to_come if self._at(position) <= now]
+        self._to_come = [position for position in self._to_come if position not in due]
+        return due
+
+    def end(self, positions: set[int]) -> None:
+        """Note that these have ended."""
+        self._ended |= positions
+
+    @property
+    def next(self) -> float:
+        """When the next that is sure to come arrives; infinite without one."""
+        return min(map(self._at, self._to_come), default=inf)
+
+    def _at(self, position: int) -> float:
+        request = self._case.requests[position]
+        follows = None if request.turn is None else request.turn.follows
+        return request.arrival_ns if follows is None or follows in self._ended else inf
+
+
+def arrivals(
+    case: Case, add: Callable[[int], None], has_unfinished: Callable[[], bool], to_come: Arrivals | None = None
+) -> Iterator[None]:
     """Add the requests whose step has come, then let the caller take a step, until all are done."""
-    now, num_arrived = 0, 0
-    while num_arrived < len(case.requests) or has_unfinished():
+    to_come, now = to_come or Arrivals(case), 0.0
+    while has_unfinished() or to_come.next < inf:
         if not has_unfinished():
-            now = max(now, case.requests[num_arrived].arrival_ns)
-        while num_arrived < len(case.requests) and case.requests[num_arrived].arrival_ns <= now:
-            add(num_arrived)
-            num_arrived += 1
+            now = max(now, to_come.next)
+        for position in to_come.due(now):
+            add(position)
         yield
         now += 1
 
@@ -334,11 +387,25 @@ def add_to_vllm(case: Case, scheduler: Any, position: int) -> None:  # noqa: ANN
 
 
 def prompt_tokens(position: int, request: Request) -> list[int]:
-    """Return tokens for a prompt: equal ones for equal prefix ids in one place, and its own behind."""
+    """Return tokens for a prompt: equal ones for equal prefix ids in one place, behind them its conversation's, or its own."""
     size = request.prefix_block_size
     shared = [(1 + prefix_id) * size + offset for prefix_id in request.prefix_ids for offset in range(size)]
+    behind = range(len(shared), request.num_prompt_tokens)
+    if request.turn is not None:
+        return [*shared, *(conversation_token(request.turn.conversation, place) for place in behind)]
     own = range((1 + position) << 32, ((1 + position) << 32) + request.num_prompt_tokens)
     return [*shared, *own][: request.num_prompt_tokens]
+
+
+def conversation_token(conversation: int, place: int) -> int:
+    """Return the token that a conversation has in one place."""
+    return ((1 + conversation) << 53) + place
+
+
+def sampled_token(case: Case, name: str, place: int) -> int:
+    """Return what a model samples behind so many tokens of a request: what its conversation has there, or a token of its own."""
+    turn = case.requests[int(name)].turn
+    return next(NEW_TOKENS) if turn is None else conversation_token(turn.conversation, place)
 
 
 def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
@@ -347,7 +414,8 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
 
     seen: set[int] = set()
     has_token: set[int] = set()
-    for _ in arrivals(case, partial(add_to_vllm, case, scheduler), lambda: scheduler.get_num_unfinished_requests() > 0):
+    to_come, add = Arrivals(case), partial(add_to_vllm, case, scheduler)
+    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0, to_come):
         output = scheduler.schedule()
         before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
         before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
@@ -355,17 +423,20 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
         names = list(output.num_scheduled_tokens)
         known = {name: scheduler.requests[name].num_tokens for name in names}
         sampled = [
-            [next(NEW_TOKENS)] if before[name] + output.num_scheduled_tokens[name] == known[name] else [] for name in names
+            [sampled_token(case, name, known[name])] if before[name] + output.num_scheduled_tokens[name] == known[name] else []
+            for name in names
         ]
         scheduler.update_from_output(output, ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled))
         positions = {position for position, _, _ in batch}
         with_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens}
-        yield Step(batch, positions - seen, with_token - has_token, {p for p in positions if str(p) not in scheduler.requests})
+        ended = {p for p in positions if str(p) not in scheduler.requests}
+        to_come.end(ended)
+        yield Step(batch, positions - seen, with_token - has_token, ended)
         seen |= positions
         has_token |= with_token
 
 
-def vllm_call_ahead(scheduler: Any) -> Callable[[], Step]:  # noqa: ANN401 -- vLLM may be absent
+def vllm_call_ahead(case: Case, scheduler: Any) -> Callable[[], Step]:  # noqa: ANN401 -- vLLM may be absent
     """Return what calls vLLM's asynchronous scheduler once, as its engine core does, with two batches under way."""
     from vllm.v1.outputs import ModelRunnerOutput
 
@@ -384,7 +455,12 @@ def vllm_call_ahead(scheduler: Any) -> Callable[[], Step]:  # noqa: ANN401 -- vL
         first_token: set[int] = set()
         ended: set[int] = set()
         if names:
-            sampled = [[] if scheduler.requests[name].is_prefill_chunk else [next(NEW_TOKENS)] for name in names]
+            sampled = [
+                []
+                if scheduler.requests[name].is_prefill_chunk
+                else [sampled_token(case, name, before[name] + output.num_scheduled_tokens[name])]
+                for name in names
+            ]
             under_way.append((output, names, sampled))
         if len(under_way) == DEPTH or not names:
             done, names, sampled = under_way.popleft()
@@ -399,28 +475,30 @@ def vllm_call_ahead(scheduler: Any) -> Callable[[], Step]:  # noqa: ANN401 -- vL
 
 def vllm_steps_ahead(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
     """Run vLLM's asynchronous scheduler; one call is one unit of time."""
-    call = vllm_call_ahead(scheduler)
+    call, to_come = vllm_call_ahead(case, scheduler), Arrivals(case)
     add = partial(add_to_vllm, case, scheduler)
-    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0):
-        yield call()
+    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0, to_come):
+        step = call()
+        to_come.end(step.finished)
+        yield step
 
 
-def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[int, int, int]]:  # noqa: ANN401 -- vLLM may be absent
+def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[float, float, float]]:  # noqa: ANN401 -- vLLM may be absent
     """Return when each request is scheduled, has its first token and its last by vLLM's asynchronous scheduler.
 
     It runs in virtual time, in steps of one length.
     """
-    call = vllm_call_ahead(scheduler)
-    times = [[0, 0, 0] for _ in case.requests]
-    ends_ns: deque[int] = deque()
-    now_ns = free_ns = num_arrived = 0
-    while num_arrived < len(case.requests) or scheduler.get_num_unfinished_requests() > 0:
+    call, to_come = vllm_call_ahead(case, scheduler), Arrivals(case)
+    times = [[0.0, 0.0, 0.0] for _ in case.requests]
+    ends_ns: deque[float] = deque()
+    now_ns, free_ns = 0.0, 0.0
+    while scheduler.get_num_unfinished_requests() > 0 or to_come.next < inf:
         if not scheduler.get_num_unfinished_requests():
-            now_ns = max(now_ns, case.requests[num_arrived].arrival_ns)
-        while num_arrived < len(case.requests) and case.requests[num_arrived].arrival_ns <= now_ns:
-            add_to_vllm(case, scheduler, num_arrived)
-            num_arrived += 1
+            now_ns = max(now_ns, to_come.next)
+        for position in to_come.due(now_ns):
+            add_to_vllm(case, scheduler, position)
         scheduled_ns, step = now_ns, call()
+        to_come.end(step.finished)
         if step.batch:
             free_ns = max(free_ns, now_ns) + step_ns
             ends_ns.append(free_ns)

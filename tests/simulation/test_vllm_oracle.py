@@ -75,6 +75,7 @@ def test_same_schedule_as_vllm_ahead(
     [
         *[("random_cache_case", seed) for seed in range(0, 400, CASES_A_TEST)],
         *[("random_priority_case", seed) for seed in range(0, 100, CASES_A_TEST)],
+        *[("random_conversation_case", seed) for seed in range(0, 100, CASES_A_TEST)],
     ],
 )
 def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
@@ -83,7 +84,7 @@ def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
     oracle: Any,  # noqa: ANN401 -- a module
     make_vllm_scheduler: Callable[[SchedulerConfig], Any],
 ) -> None:
-    """The same where prompts begin alike, layers keep windows, chunks or states, and requests differ in priority."""
+    """The same where prompts begin alike, go on from answers, layers keep windows, chunks or states, and priorities differ."""
     for seed in range(first_seed, first_seed + CASES_A_TEST):
         case = getattr(oracle, draw)(seed)
         scheduler, said = make_vllm_scheduler(case.config), f"seed {seed}: {case.config}"
