@@ -63,4 +63,5 @@ class NormalLengths:
 
     def draw(self, rng: np.random.Generator, number: int) -> npt.NDArray[np.int64]:
         """Return so many counts, shape (number,)."""
-        return np.maximum(np.rint(rng.normal(self.mean, self.stdev, number)), 1).astype(np.int64)
+        rounded = np.rint(rng.normal(self.mean, self.stdev, number)).astype(np.int64)
+        return np.maximum(rounded, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ class _UnderWay(NamedTuple):
 class EngineReplica:
     """An engine with its clock, the requests that were sent to it, and the steps under way.
 
-    Call `send` in order of arrival, and `act` while `next_event` is due.
+    Call `act` while `next_event` is due.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what an engine is made of
@@ -103,8 +104,8 @@ class EngineReplica:
         self._depth = 2 if config.async_scheduling else 1
         self._in_order = config.policy == "fcfs"
         self._under_way: deque[_UnderWay] = deque()
-        self._sent: deque[tuple[int, int]] = deque()
-        """When each request arrives that is not let in, and its position."""
+        self._sent: list[tuple[int, int]] = []
+        """A heap: when each request arrives that is not let in, and its position."""
         self._now_ns = 0
         self._must_wait = False
         """Whether the next step can be scheduled only when the oldest under way has run."""
@@ -116,8 +117,8 @@ class EngineReplica:
         return self._now_ns
 
     def send(self, request: int, arrival_ns: int) -> None:
-        """Have a request arrive, not before those that were sent earlier."""
-        self._sent.append((arrival_ns, request))
+        """Have a request arrive, not before what has been let in; of those that arrive together, the workload's order counts."""
+        heappush(self._sent, (arrival_ns, request))
 
     @property
     def next_event(self) -> Event | None:
@@ -140,7 +141,7 @@ class EngineReplica:
         if event.happening is Happening.RETIRE:
             return self._retire()
         while self._sent and self._sent[0][0] <= self._now_ns:
-            self.scheduler.add(self._sent.popleft()[1])
+            self.scheduler.add(heappop(self._sent)[1])
         step = self.scheduler.schedule()
         self._timeline.scheduled_ns[step.first_scheduled] = self._now_ns
         if step.requests.size:

@@ -54,9 +54,9 @@ def simulate(
         replica.send(request, arrival_ns)
     while replica.next_event is not None:
         finished = replica.act()
-        for request in senders.next(len(finished)):
-            timeline.arrivals_ns[request] = replica.now_ns
-            replica.send(request, replica.now_ns)
+        for request, arrival_ns in senders.next(finished.tolist(), replica.now_ns):
+            timeline.arrivals_ns[request] = arrival_ns
+            replica.send(request, arrival_ns)
     rows, wall_s = timeline.rows(workload.requests), time.perf_counter() - started_s
     host_wait_s = replica.host_wait_ns / NS_PER_S
     return SimulationResult(

@@ -25,7 +25,7 @@ class Timeline:
     def __init__(self, requests: Sequence[Request]) -> None:
         """Know when requests arrive that do so at times of their own."""
         self.arrivals_ns = [request.arrival_ns for request in requests]
-        """In a closed loop, set when a request is sent."""
+        """Set when a request is sent that waited for another."""
         self.scheduled_ns = np.zeros(len(requests), np.int64)
         self.first_token_ns = np.zeros(len(requests), np.int64)
         self.finish_ns = np.zeros(len(requests), np.int64)

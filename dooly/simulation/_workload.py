@@ -63,6 +63,12 @@ class Request:
             )
         if self.prefix_block_size < 1:
             raise WorkloadError(f"request {self.request_id}: prefix_block_size must be at least 1, got {self.prefix_block_size}")
+        num_shared = len(self.prefix_ids) * self.prefix_block_size
+        if self.turn is not None and num_shared > self.num_prompt_tokens:
+            raise WorkloadError(
+                f"request {self.request_id}: its prefix_ids of {num_shared} tokens must lie within the prompt of "
+                f"{self.num_prompt_tokens}, as it is part of a conversation"
+            )
 
 
 @dataclass(frozen=True, slots=True)

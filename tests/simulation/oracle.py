@@ -235,7 +235,7 @@ def our_steps_taken_together(case: Case) -> Iterator[Step]:
         num_steps = int(min(step.max_num_steps, to_come.next - now))
         columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
         progress = scheduler.complete(step, num_steps)
-        to_come.end(set(progress.finished.tolist()))
+        to_come.end(set(progress.finished.tolist()), now + num_steps)
         for index in range(num_steps):
             is_last = index == num_steps - 1
             yield Step(
@@ -248,22 +248,24 @@ def our_steps_taken_together(case: Case) -> Iterator[Step]:
 
 
 class Arrivals:
-    """The requests still to come, in steps of time: at their own, and turns of conversations when the one before has ended."""
+    """The requests still to come: at times of their own, and turns of conversations when the one before has ended."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
         self._to_come = list(range(len(case.requests)))
-        self._ended: set[int] = set()
+        self._ends: dict[int, float] = {}
+        self._now = 0.0
 
-    def due(self, now: int) -> list[int]:
-        """Take the requests that have arrived by now."""
-        due = [position for position in self._to_come if self._at(position) <= now]
+    def due(self, now: float) -> list[int]:
+        """Take the requests that have arrived by now, in order."""
+        self._now = now
+        due = sorted((position for position in self._to_come if self._at(position) <= now), key=self._at)
         self._to_come = [position for position in self._to_come if position not in due]
         return due
 
-    def end(self, positions: set[int]) -> None:
-        """Note that these have ended."""
-        self._ended |= positions
+    def end(self, positions: set[int], at: float | None = None) -> None:
+        """Note that these have ended, at the end of the step of one unit that is under way if nothing else is said."""
+        self._ends |= dict.fromkeys(positions, self._now + 1 if at is None else at)
 
     @property
     def next(self) -> float:
@@ -272,8 +274,9 @@ class Arrivals:
 
     def _at(self, position: int) -> float:
         request = self._case.requests[position]
-        follows = None if request.turn is None else request.turn.follows
-        return request.arrival_ns if follows is None or follows in self._ended else inf
+        if request.turn is None or request.turn.follows is None:
+            return request.arrival_ns
+        return max(request.arrival_ns, self._ends.get(request.turn.follows, inf))
 
 
 def arrivals(
@@ -498,12 +501,12 @@ def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[flo
         for position in to_come.due(now_ns):
             add_to_vllm(case, scheduler, position)
         scheduled_ns, step = now_ns, call()
-        to_come.end(step.finished)
         if step.batch:
             free_ns = max(free_ns, now_ns) + step_ns
             ends_ns.append(free_ns)
         if len(ends_ns) == DEPTH or not step.batch:
             now_ns = max(now_ns, ends_ns.popleft())
+        to_come.end(step.finished, now_ns)
         for column, (positions, at_ns) in enumerate(
             ((step.first_scheduled, scheduled_ns), (step.first_token, now_ns), (step.finished, now_ns))
         ):

@@ -96,7 +96,7 @@ def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
             assert_equal(oracle.our_steps_taken_together(case), expected, f"taken together, {said}")
 
 
-@pytest.mark.parametrize("draw", ["random_case", "random_cache_case", "random_priority_case"])
+@pytest.mark.parametrize("draw", ["random_case", "random_cache_case", "random_priority_case", "random_conversation_case"])
 @pytest.mark.parametrize("first_seed", range(0, 60, CASES_A_TEST))
 def test_same_times_as_vllm_ahead(
     draw: str,
