@@ -15,10 +15,12 @@ from dooly.imports import ImportResult, import_measurements
 from dooly.latency import LatencyBackend
 from dooly.measure import profile, profile_module
 from dooly.predict import (
+    BatchArrays,
     Hardware,
     Interconnect,
     LatencyModel,
     ModuleLatency,
+    StepLatencies,
     StepLatency,
     default_serving,
     listed_hardware,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "BatchArrays",
     "DoolyError",
     "Hardware",
     "ImportResult",
@@ -45,6 +48,7 @@ __all__ = [
     "ModuleLatency",
     "SchedulerConfig",
     "ServingConfig",
+    "StepLatencies",
     "StepLatency",
     "Store",
     "TracedModel",

@@ -13,7 +13,13 @@ from dooly.errors import InvalidInputError
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One engine step's work, a request an entry, in the order scheduled."""
+    """One engine step's work, a request an entry, in the order scheduled.
+
+    Examples:
+        >>> batch = dooly.Batch(num_new_tokens=(1, 1, 512), num_computed_tokens=(900, 3000, 0))
+        >>> batch.num_reqs, batch.num_tokens, batch.num_new_requests
+        (3, 514, 1)
+    """
 
     num_new_tokens: tuple[int, ...]
     """Tokens computed in this step, one count a request (at least 1); 1 for a decode."""

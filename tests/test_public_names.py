@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +39,37 @@ def test_importing_dooly_is_light() -> None:
     code = "import sys, dooly; print(*({'torch', 'vllm', 'catboost', 'sympy', 'zarr'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_signatures_are_those_promised() -> None:
+    """Names, arguments, defaults and methods are pinned: a change of them is deliberate, and stands in CHANGELOG.md."""
+    script = ROOT / "scripts" / "public_api.py"
+    spec = importlib.util.spec_from_file_location("public_api", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pinned = (ROOT / "tests" / "public_api.txt").read_text().splitlines()
+    assert list(module.public_api()) == pinned, f"run {script}, and say in CHANGELOG.md what changed"
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    """The version of the distribution has its section, newest first under what is not released."""
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings[0] == "## Unreleased"
+    assert any(heading.startswith(f"## {dooly.__version__}") for heading in headings) or len(headings) == 1
+
+
+_WITH_EXAMPLES = sorted(name for name in set(dooly.__all__) - {"__version__"} if ">>>" in (getattr(dooly, name).__doc__ or ""))
+
+
+@pytest.mark.parametrize("name", _WITH_EXAMPLES)
+def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a docstring shows is what Python answers."""
+    monkeypatch.chdir(tmp_path)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    runner = doctest.DocTestRunner(optionflags=flags)
+    found = doctest.DocTestFinder(recurse=True).find(getattr(dooly, name), name, globs={"dooly": dooly})
+    ran = [runner.run(test) for test in found if test.examples]
+    assert ran
+    assert not sum(result.failed for result in ran)

@@ -70,7 +70,12 @@ _LARGEST_GRAPH = 512
 
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
-    """How an engine serves a model. Names are vLLM's own; the defaults suit a small machine."""
+    """How an engine serves a model. Names are vLLM's own; the defaults suit a small machine.
+
+    Examples:
+        >>> dooly.ServingConfig(tensor_parallel_size=4, max_num_seqs=256).dtype
+        'bfloat16'
+    """
 
     dtype: str = "bfloat16"
     """Element type of weights and activations."""
@@ -159,6 +164,10 @@ def find_model(model: str) -> ModelSource:
     Raises:
         ModelNotFoundError: It is neither.
         InvalidInputError: The `config.json` is not a JSON object that names an architecture, or a part of it is no object.
+
+    Examples:
+        >>> dooly.find_model("llama-3.1-8b").name
+        'llama-3.1-8b'
     """
     folder = Path(model)
     if not (folder / "config.json").is_file() and model in (listed := {m.name: m for m in listed_models()}):

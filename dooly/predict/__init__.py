@@ -7,10 +7,11 @@ from dooly.predict._fit_hardware import default_serving, listed_hardware
 from dooly.predict._fit_module import load_module_latency
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import Interconnect
-from dooly.predict._latency_model import LatencyModel, StepLatency
+from dooly.predict._latency_model import LatencyModel
 from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
 from dooly.predict._other_records import load_model_by_others
+from dooly.predict._step_latency import StepLatencies, StepLatency
 
 __all__ = [
     "BatchArrays",
@@ -19,6 +20,7 @@ __all__ = [
     "LatencyModel",
     "ModuleLatency",
     "OperationWork",
+    "StepLatencies",
     "StepLatency",
     "default_serving",
     "fit_latency_model",

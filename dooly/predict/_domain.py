@@ -68,6 +68,12 @@ class Domain:
         """Tell whether all batches keep the limits of steps."""
         return not self._excesses(batches)
 
+    def outside(self, batches: BatchArrays) -> npt.NDArray[np.bool_]:
+        """Tell which batches exceed the limits of steps, shape (num_batches,)."""
+        longest = (batches.new + batches.computed).max(axis=1)
+        beyond = (batches.num_tokens > self.num_tokens) | (batches.num_reqs > self.num_reqs) | (longest > self.context)
+        return np.asarray(beyond)
+
     def outreach(self, batches: BatchArrays) -> npt.NDArray[np.bool_]:
         """Tell which batches go beyond what was measured, shape (num_batches,)."""
         work, reach = batches.attention(None), self.reach

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,7 +26,13 @@ _UNLIMITED = 1 << 40
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """Batches as arrays, a batch a row. Batches of fewer requests are filled with requests of no tokens."""
+    """Batches as arrays, a batch a row. Batches of fewer requests are filled with requests of no tokens.
+
+    Examples:
+        >>> two = dooly.BatchArrays.checked([[1, 1], [512, 0]], [[900, 3000], [0, 0]])
+        >>> two.num_reqs.tolist(), two.num_tokens.tolist()
+        ([2, 1], [2, 512])
+    """
 
     new: Ints
     """Tokens to compute of each request, shape (num_batches, num_reqs); 0 marks a place without a request."""
@@ -39,6 +47,35 @@ class BatchArrays:
         if window not in self._work:
             self._work[window] = AttentionWork.of(self, window)
         return self._work[window]
+
+    @classmethod
+    def checked(
+        cls, num_new_tokens: npt.ArrayLike, num_computed_tokens: npt.ArrayLike, num_new_requests: npt.ArrayLike | None = None
+    ) -> BatchArrays:
+        """Return batches given as arrays of a simulator's own.
+
+        Args:
+            num_new_tokens: Tokens that each step computes of each request, shape (num_batches, num_reqs); 0 where a batch of
+                fewer requests has a place to spare.
+            num_computed_tokens: Tokens whose keys and values lie in the cache already, shape (num_batches, num_reqs).
+            num_new_requests: Requests that the engine sees for the first time, shape (num_batches,); by default those without
+                computed tokens.
+
+        Raises:
+            InvalidInputError: Shapes differ, a count is negative or no whole number, or a batch has no request.
+        """
+        new, computed = np.asarray(num_new_tokens), np.asarray(num_computed_tokens)
+        if new.ndim != 2 or new.shape != computed.shape or not new.size:  # noqa: PLR2004 - batches and requests
+            raise InvalidInputError(
+                f"BatchArrays: shapes {new.shape} and {computed.shape}; give both (num_batches, num_reqs), of at least one each"
+            )
+        fresh = np.asarray(((new > 0) & (computed == 0)).sum(axis=1) if num_new_requests is None else num_new_requests)
+        if fresh.shape != new.shape[:1] or {array.dtype.kind for array in (new, computed, fresh)} - {"i", "u"}:
+            raise InvalidInputError("BatchArrays: give whole numbers, and num_new_requests one a batch")
+        if min(new.min(), computed.min(), fresh.min()) < 0 or not new.any(axis=1).all():
+            raise InvalidInputError("BatchArrays: a count is negative or a batch has no request; a step needs at least one")
+        placed = np.where(new > 0, computed, 0)
+        return cls(new.astype(np.int64), placed.astype(np.int64), fresh.astype(np.int64))
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> BatchArrays:
@@ -63,6 +100,9 @@ class BatchArrays:
         new = (num_reqs[:, None] > np.arange(num_reqs.max())).astype(np.int64)
         new[:, 0] += num_tokens - num_reqs
         return cls(new, np.zeros_like(new), np.zeros_like(num_reqs))
+
+    def __len__(self) -> int:
+        return len(self.new)
 
     @cached_property
     def num_tokens(self) -> Ints:

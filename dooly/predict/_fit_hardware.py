@@ -37,7 +37,12 @@ _BLOCK_SIZE = 16
 
 
 def listed_hardware() -> tuple[Hardware, ...]:
-    """Return the devices whose measurements ship with Dooly, by name."""
+    """Return the devices whose measurements ship with Dooly, by name.
+
+    Examples:
+        >>> [hardware.name for hardware in dooly.listed_hardware()][:2]
+        ['h100', 'h200']
+    """
     with _data() as data:
         return tuple(Hardware.read(file.parent) for file in sorted(data.glob("*/hardware.json")))
 
@@ -54,6 +59,11 @@ def default_serving(model: ModelSource, hardware: str, **settings: Any) -> Servi
 
     Raises:
         InvalidInputError: There is no such device, or a setting makes no sense.
+
+    Examples:
+        >>> serving = dooly.default_serving(dooly.find_model("llama-3.1-8b"), "h200", max_model_len=8192)
+        >>> serving.max_num_seqs, serving.max_num_batched_tokens
+        (1024, 8192)
     """
     ServingConfig(**settings)  # what is given is checked by its own name
     with device_folder(hardware) as folder:

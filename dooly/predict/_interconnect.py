@@ -27,7 +27,12 @@ _PAIR = 2
 
 @dataclass(frozen=True, slots=True)
 class Interconnect:
-    """A link between two ranks of a layout."""
+    """A link between two ranks of a layout.
+
+    Examples:
+        >>> dooly.Interconnect(bytes_per_s=16e9, latency_ns=20_000) == dooly.Interconnect.parse("bandwidth=16,latency=20")
+        True
+    """
 
     bytes_per_s: float
     """Bandwidth in one direction."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dooly.catalog import kv_cache_layout
-from dooly.errors import InvalidInputError, OutOfDomainError
+from dooly.errors import InvalidInputError, OutOfDomainError, spell
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import cache_room_bytes
 from dooly.predict._sources import SOURCES
+from dooly.predict._step_latency import StepLatencies
 from dooly.predict._tables import LatencyTables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dooly.predict._domain import Domain
     from dooly.predict._hardware import Hardware
     from dooly.predict._sources import Source
+    from dooly.predict._step_latency import StepLatency
     from dooly.predict._step_parts import StepParts
     from dooly.tracing import TracedModel
 
@@ -37,31 +38,17 @@ if TYPE_CHECKING:
 _BLOCK_SIZE = 16
 
 
-@dataclass(frozen=True, slots=True)
-class StepLatency:
-    """The predicted latency of one engine step."""
-
-    seconds: float
-    """Latency of the step, in seconds."""
-    uncertainty_s: float
-    """Typical error in seconds: the operations' median errors on held-out points, taken as independent between operations."""
-    breakdown_s: Mapping[str, float]
-    """Seconds of each operation over all its runs, by module path; `layer` is what layers take beyond their operations, which may
-    be negative, and `step` what the engine does around the model; `module` is what a plain module takes beyond its operations."""
-    extrapolated: bool
-    """Whether the batch lies outside what was measured: beyond the limits of steps, where that was asked for, or with more for
-    attention to read than it was measured to."""
-    provenance: Mapping[Source, float]
-    """Share of the seconds that is from records of the very operations (`measured`), from others of their families (`family`),
-    or from bytes over a measured bandwidth (`estimated`); the shares add up to 1."""
-    by_source_s: Mapping[tuple[str, Source], float] = field(default_factory=dict)
-    """Seconds of each operation apart by where they are from: what a collective takes may be known otherwise than its layer."""
-
-
 class LatencyModel:
     """Predicts how long an engine's steps take for one model in one environment.
 
     Meets `dooly.latency.LatencyBackend`, so that any simulator can price its batches with it.
+
+    Examples:
+        >>> latency = dooly.load_latency_model(model=dooly.find_model("llama-3.1-8b"), hardware="h200")
+        >>> latency.step(dooly.Batch((1,) * 8, (1000,) * 8)).extrapolated
+        False
+        >>> latency.decode_run([1000] * 8, num_steps=100).seconds.shape
+        (100,)
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - made by `load_latency_model` only
@@ -140,26 +127,52 @@ class LatencyModel:
         Raises:
             OutOfDomainError: The batch exceeds what was measured.
         """
-        arrays = BatchArrays.of([batch])
-        allowed = self.domain.allows(arrays)
+        return self.steps([batch], extrapolate=extrapolate)[0]
+
+    def steps(self, batches: Sequence[Batch] | BatchArrays, *, extrapolate: bool = False) -> StepLatencies:
+        """Predict many steps at once, operation by operation.
+
+        Args:
+            batches: The scheduled batches, or the same as arrays of shape (num_batches, num_reqs), which is faster.
+            extrapolate: As `step` has it.
+
+        Returns:
+            Seconds, uncertainties, parts and provenance of each step, as arrays of shape (num_batches,).
+
+        Raises:
+            InvalidInputError: There is no batch.
+            OutOfDomainError: A batch exceeds what was measured.
+        """
+        if not len(batches):
+            raise InvalidInputError("steps: no batch; give at least one")
+        arrays = batches if isinstance(batches, BatchArrays) else BatchArrays.of(batches)
+        outside = self.domain.outside(arrays)
+        allowed = not outside.any()
         if not allowed and not extrapolate:
             raise OutOfDomainError(self.domain.refusal(arrays, self.traced.model))
         price = self._tables.price_in(arrays) if allowed else lambda fitted: fitted.latency_ns(arrays)
-        parts: dict[str, float] = {}
-        by_source_s: dict[tuple[str, Source], float] = {}
-        sources: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
-        variance = 0.0
-        for part in self._parts.of(arrays, price):
-            latency_ns = float(part.latency_ns[0])
-            parts[part.name] = parts.get(part.name, 0.0) + latency_ns
-            sources[part.source] += latency_ns
-            by_source_s[part.name, part.source] = by_source_s.get((part.name, part.source), 0.0) + latency_ns / 1e9
-            variance += float(part.error_ns[0]) ** 2
-        total_ns = sum(parts.values())
-        seconds = {name: ns / 1e9 for name, ns in parts.items()}
-        shares = {source: ns / total_ns for source, ns in sources.items()}
-        extrapolated = not allowed or bool(self.domain.outreach(arrays)[0])
-        return StepLatency(total_ns / 1e9, variance**0.5 / 1e9, seconds, extrapolated, shares, by_source_s)
+        return StepLatencies.of(self._parts.of(arrays, price), outside | self.domain.outreach(arrays))
+
+    def decode_run(
+        self, num_computed_tokens: Ints | Sequence[int], num_steps: int, *, extrapolate: bool = False
+    ) -> StepLatencies:
+        """Predict consecutive decode steps over the same requests, each of whose contexts grows by one token a step.
+
+        Args:
+            num_computed_tokens: Context lengths at the first step, shape (num_reqs,).
+            num_steps: How many steps.
+            extrapolate: As `step` has it.
+
+        Raises:
+            InvalidInputError: There is no request or no step, or a context is negative.
+            OutOfDomainError: A step exceeds what was measured.
+        """
+        contexts = np.asarray(num_computed_tokens, dtype=np.int64)
+        if contexts.ndim != 1 or not contexts.size or contexts.min() < 0 or num_steps < 1:
+            raise InvalidInputError(
+                f"decode_run: {num_steps} steps over contexts {spell(num_computed_tokens)}; give a step, and contexts from 0"
+            )
+        return self.steps(BatchArrays.decode_run(contexts, num_steps), extrapolate=extrapolate)
 
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step, in nanoseconds.

@@ -9,7 +9,7 @@ import numpy as np
 
 from dooly.catalog import MODULE, check_sizes
 from dooly.errors import OutOfDomainError
-from dooly.predict._latency_model import StepLatency
+from dooly.predict._step_latency import StepLatency
 from dooly.tracing import generic_path
 
 if TYPE_CHECKING:

@@ -10,7 +10,12 @@ from dooly.kv_cache_groups import FULL_ATTENTION, AttentionKind, KVCacheGroup
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """The engine settings that decide a schedule, under vLLM's names; the defaults are those of `ServingConfig`, then vLLM's."""
+    """The engine settings that decide a schedule, under vLLM's names; the defaults are those of `ServingConfig`, then vLLM's.
+
+    Examples:
+        >>> dooly.SchedulerConfig(max_model_len=2048, num_kv_blocks=4096).block_size
+        16
+    """
 
     max_model_len: int
     """Longest sequence, prompt and output together."""

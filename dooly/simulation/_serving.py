@@ -31,6 +31,13 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         InvalidInputError: The KV cache is too small for the longest request, for which no engine would start; or the latency
             model was made for another layout or element type.
         UnsupportedModelError: The model caches something that the scheduler does not model.
+
+    Examples:
+        >>> model = dooly.find_model("llama-3.1-8b")
+        >>> serving = dooly.default_serving(model, "h200")
+        >>> config = dooly.scheduler_config(serving, dooly.load_latency_model(model=model, hardware="h200"))
+        >>> config.max_num_seqs, config.num_kv_blocks > 40_000
+        (1024, True)
     """
     for name in _SHAPES_A_TABLE:
         made = latency.traced.environment.get(name, getattr(serving, name))

@@ -44,6 +44,15 @@ def simulate(
         InvalidInputError: `workload` is none.
         WorkloadError: A request is too long for the model or the KV cache; nothing is simulated then.
         DoolyError: Whatever `latency` raises for a step that it cannot price.
+
+    Examples:
+        >>> class Constant(dooly.LatencyBackend):
+        ...     def step_ns(self, batch):
+        ...         return 10_000_000
+        >>> workload = dooly.parse_workload("closed:concurrency=1,requests=2,prompt=64,output=11")
+        >>> result = dooly.simulate(workload, Constant(), dooly.SchedulerConfig(max_model_len=2048, num_kv_blocks=4096))
+        >>> result.summary()["tpot_s"]["mean"]
+        0.01
     """
     if not isinstance(workload, Workload):
         raise InvalidInputError(f"simulate: workload: {spell(workload)} is none; give what dooly.parse_workload returns")

@@ -71,6 +71,10 @@ def parse_workload(text: str) -> Workload:
 
     Raises:
         WorkloadError: The text or the file breaks a rule, which the message names.
+
+    Examples:
+        >>> len(dooly.parse_workload("poisson:rate=2,requests=40,prompt=64-256,output=16-64").requests)
+        40
     """
     kind, colon, body = text.partition(":")
     if not colon or kind not in _REQUIRED:

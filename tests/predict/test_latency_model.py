@@ -426,3 +426,61 @@ def test_predicting_loads_neither_torch_nor_an_engine(store: Store, model: Model
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_many_steps_are_priced_as_one_by_one(latency: LatencyModel) -> None:
+    """Arrays of batches give what each batch gives alone: seconds, uncertainty, parts and provenance."""
+    many = latency.steps(HELD_OUT)
+    assert len(many) == len(HELD_OUT)
+    for index, batch in enumerate(HELD_OUT):
+        one = latency.step(batch)
+        assert many[index].breakdown_s == pytest.approx(one.breakdown_s, rel=1e-12)
+        assert many[index].provenance == pytest.approx(one.provenance, rel=1e-12)
+        assert many[index].by_source_s == pytest.approx(one.by_source_s, rel=1e-12)
+        assert many[index].uncertainty_s == pytest.approx(one.uncertainty_s, rel=1e-12)
+        assert many.seconds[index] == pytest.approx(latency.step_ns(batch) / 1e9, rel=1e-6)
+        assert sum(one.breakdown_s.values()) == pytest.approx(one.seconds)
+        assert sum(one.provenance.values()) == pytest.approx(1)
+    arrays = BatchArrays.checked([[1, 1, 70]], [[150, 90, 0]])
+    assert latency.steps(arrays)[0] == latency.step(Batch((1, 1, 70), (150, 90, 0)))
+
+
+def test_a_run_of_decodes_is_its_steps(latency: LatencyModel) -> None:
+    """Consecutive decodes, in seconds, are the steps whose contexts grow by one."""
+    run = latency.decode_run([33, 90], 3)
+    assert run.seconds == pytest.approx([latency.step(Batch((1, 1), (33 + grown, 90 + grown), 0)).seconds for grown in range(3)])
+    assert run.seconds == pytest.approx(latency.decode_run_ns(np.array([33, 90]), 3) / 1e9, rel=1e-6)
+
+
+def test_only_the_batch_beyond_is_extrapolated(latency: LatencyModel) -> None:
+    """One batch beyond the limits makes many a refusal, and asked to extrapolate, is the only one that is flagged."""
+    batches = [Batch((100,), (0,)), Batch((100_000,), (0,))]
+    with pytest.raises(OutOfDomainError, match="100000 tokens where"):
+        latency.steps(batches)
+    assert latency.steps(batches, extrapolate=True).extrapolated.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("new", "computed", "fresh", "rule"),
+    [
+        ([1], [0], None, r"shapes \(1,\) and \(1,\); give both"),
+        ([[1]], [[0, 1]], None, r"shapes \(1, 1\) and \(1, 2\); give both"),
+        ([[1.5]], [[0]], None, "give whole numbers"),
+        ([[1]], [[0]], [1, 1], "one a batch"),
+        ([[1]], [[-1]], None, "a count is negative"),
+        ([[1], [0]], [[0], [0]], None, "a batch has no request"),
+    ],
+)
+def test_arrays_that_are_no_batches_are_refused(new: Any, computed: Any, fresh: Any, rule: str) -> None:  # noqa: ANN401
+    """The message says what arrays of batches are."""
+    with pytest.raises(InvalidInputError, match=rule):
+        BatchArrays.checked(new, computed, fresh)
+
+
+def test_no_steps_are_refused(latency: LatencyModel) -> None:
+    """No batch, no step and no context of decodes are input errors."""
+    with pytest.raises(InvalidInputError, match="no batch"):
+        latency.steps([])
+    for contexts, steps in (([], 1), ([3], 0), ([-1], 1), ([[1]], 1)):
+        with pytest.raises(InvalidInputError, match="give a step, and contexts"):
+            latency.decode_run(contexts, steps)  # type: ignore[arg-type]  # as a caller may

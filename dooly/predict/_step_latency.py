@@ -1,0 +1,106 @@
+"""The predicted latencies of engine steps: seconds, what they are made of, how sure they are and where they are from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dooly.predict._sources import SOURCES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy.typing as npt
+
+    from dooly.predict._sources import Source
+    from dooly.predict._step_parts import StepPart
+
+    Floats = npt.NDArray[np.float64]
+    Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLatency:
+    """The predicted latency of one engine step."""
+
+    seconds: float
+    """Latency of the step, in seconds."""
+    uncertainty_s: float
+    """Typical error in seconds: the operations' median errors on held-out points, taken as independent between operations."""
+    breakdown_s: Mapping[str, float]
+    """Seconds of each operation over all its runs, by module path; `layer` is what layers take beyond their operations, which may
+    be negative, and `step` what the engine does around the model; `module` is what a plain module takes beyond its operations."""
+    extrapolated: bool
+    """Whether the batch lies outside what was measured: beyond the limits of steps, where that was asked for, or with more for
+    attention to read than it was measured to."""
+    provenance: Mapping[Source, float]
+    """Share of the seconds that is from records of the very operations (`measured`), from others of their families (`family`),
+    or from bytes over a measured bandwidth (`estimated`); the shares add up to 1."""
+    by_source_s: Mapping[tuple[str, Source], float] = field(default_factory=dict)
+    """Seconds of each operation apart by where they are from: what a collective takes may be known otherwise than its layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepLatencies:
+    """The predicted latencies of many engine steps, as arrays of shape (num_batches,).
+
+    Examples:
+        >>> latency = dooly.load_latency_model(model=dooly.find_model("llama-3.1-8b"), hardware="h200")
+        >>> steps = latency.steps([dooly.Batch((512,), (0,)), dooly.Batch((1,), (512,))])
+        >>> len(steps), bool((steps.uncertainty_s < steps.seconds).all())
+        (2, True)
+        >>> steps[1].seconds == float(steps.seconds[1])
+        True
+    """
+
+    seconds: Floats
+    """Latency of each step, in seconds."""
+    uncertainty_s: Floats
+    """Typical error of each in seconds, as `StepLatency` has it."""
+    extrapolated: Flags
+    """Whether each batch lies outside what was measured."""
+    by_source_s: Mapping[tuple[str, Source], Floats]
+    """Seconds of each operation in each step, by its module path and by where they are from."""
+
+    @classmethod
+    def of(cls, parts: Iterable[StepPart], extrapolated: Flags) -> StepLatencies:
+        """Return the sums of steps' parts."""
+        by_source_s: dict[tuple[str, Source], Floats] = {}
+        seconds, variance = np.zeros(len(extrapolated)), np.zeros(len(extrapolated))
+        for part in parts:
+            key = (part.name, part.source)
+            by_source_s[key] = by_source_s.get(key, 0.0) + part.latency_ns / 1e9
+            seconds += part.latency_ns / 1e9
+            variance += (part.error_ns / 1e9) ** 2
+        return cls(seconds, np.sqrt(variance), extrapolated, by_source_s)
+
+    @property
+    def breakdown_s(self) -> Mapping[str, Floats]:
+        """Seconds of each operation in each step, by module path, as `StepLatency` has it."""
+        parts: dict[str, Floats] = {}
+        for (name, _source), seconds in self.by_source_s.items():
+            parts[name] = parts.get(name, 0.0) + seconds
+        return parts
+
+    @property
+    def provenance(self) -> Mapping[Source, Floats]:
+        """Share of each step's seconds by where they are from, as `StepLatency` has it."""
+        shares = {source: np.zeros(len(self.seconds)) for source in SOURCES}
+        for (_name, source), seconds in self.by_source_s.items():
+            shares[source] += seconds / self.seconds
+        return shares
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def __getitem__(self, index: int) -> StepLatency:
+        return StepLatency(
+            float(self.seconds[index]),
+            float(self.uncertainty_s[index]),
+            {name: float(seconds[index]) for name, seconds in self.breakdown_s.items()},
+            bool(self.extrapolated[index]),
+            {source: float(share[index]) for source, share in self.provenance.items()},
+            {key: float(seconds[index]) for key, seconds in self.by_source_s.items()},
+        )
