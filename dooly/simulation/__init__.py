@@ -9,14 +9,19 @@ from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
 from dooly.latency import HostTimes
 from dooly.simulation._arrivals import Stage
 from dooly.simulation._comparison import Compared, compare_runs
+from dooly.simulation._fleet import Replica, simulate_fleet
+from dooly.simulation._fleet_result import FleetResult, ReplicaResult
 from dooly.simulation._generate import add_turns, generate_workload
 from dooly.simulation._lengths import LengthRange, NormalLengths
+from dooly.simulation._prefix_router import PrefixAware
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
+from dooly.simulation._router import LeastLoaded, ReplicaLoad, RoundRobin, Router
 from dooly.simulation._runs import read_run
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.simulation._serving import scheduler_config
 from dooly.simulation._simulator import simulate
 from dooly.simulation._step_log import LoggedSteps, StepLog
+from dooly.simulation._vllm_router import VllmBalancing
 from dooly.simulation._workload import Request, Turn, Workload
 from dooly.simulation._workload_files import read_workload
 from dooly.simulation._workload_spec import parse_workload
@@ -25,20 +30,29 @@ __all__ = [
     "AttentionKind",
     "Compared",
     "ErrorReport",
+    "FleetResult",
     "HostTimes",
     "KVCacheGroup",
+    "LeastLoaded",
     "LengthRange",
     "LoggedSteps",
     "MetricError",
     "NoiseReport",
     "NormalLengths",
+    "PrefixAware",
+    "Replica",
+    "ReplicaLoad",
+    "ReplicaResult",
     "Request",
     "RequestTimes",
+    "RoundRobin",
+    "Router",
     "SchedulerConfig",
     "SimulationResult",
     "Stage",
     "StepLog",
     "Turn",
+    "VllmBalancing",
     "Workload",
     "add_turns",
     "compare",
@@ -50,4 +64,5 @@ __all__ = [
     "read_workload",
     "scheduler_config",
     "simulate",
+    "simulate_fleet",
 ]

@@ -42,6 +42,13 @@ class BlockHashes:
             self._chains.append(tuple(numbers))
             self._num_shared.append(min(request.num_prompt_tokens, size * len(numbers)))
 
+    def chain(self, request: int) -> tuple[int, ...]:
+        """Return numbers of the beginnings of this request's prompt, by growing length: prompts share those that are equal.
+
+        The last is its own or its conversation's.
+        """
+        return (*self._chains[request], ~self._owners[request])
+
     def of(self, request: int, end: int) -> BlockHash:
         """Return the hash of the block that ends with this request's token number `end`."""
         if end <= self._num_shared[request]:

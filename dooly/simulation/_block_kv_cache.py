@@ -51,6 +51,11 @@ class BlockKVCache(KVCache):
         self.aligns = self._mamba is not None
         self.recycles = any(group.drops_blocks for group in self._groups)
 
+    @property
+    def num_free(self) -> int:
+        """Blocks that no request holds."""
+        return self._pool.num_free
+
     def num_blocks_for(self, num_tokens: Counts) -> Counts:
         """Return the most blocks that each request holds at once; see `KVCache`."""
         return np.array([sum(group.num_required(n) for group in self._groups) for n in num_tokens.tolist()], np.int64)

@@ -40,6 +40,11 @@ class CountedKVCache(KVCache):
         self._num_kept = 0
         """How many these are, of `_num_free`."""
 
+    @property
+    def num_free(self) -> int:
+        """Blocks that no request holds."""
+        return self._num_free
+
     def num_blocks_for(self, num_tokens: Counts) -> Counts:
         """Return how many blocks so many tokens fill; see `KVCache`."""
         return -(-num_tokens // self._block_size)

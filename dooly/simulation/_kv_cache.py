@@ -32,6 +32,11 @@ class KVCache(ABC):
         self.capacity = num_blocks - 1
         """Blocks that requests can hold."""
 
+    @property
+    @abstractmethod
+    def num_free(self) -> int:
+        """Blocks that no request holds."""
+
     @abstractmethod
     def num_blocks_for(self, num_tokens: Counts) -> Counts:
         """Return the most blocks that requests hold at once that compute so many tokens; both arrays have shape (num_reqs,)."""

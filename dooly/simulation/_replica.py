@@ -116,6 +116,26 @@ class EngineReplica:
         """When this engine acts next, or acted last."""
         return self._now_ns
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that the scheduler has let in and not admitted to a step, or has preempted."""
+        return len(self.scheduler.waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that steps work on."""
+        return self.scheduler.num_running
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that were sent here and have not ended."""
+        return len(self._sent) + self.num_waiting + self.num_running
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the KV blocks that requests hold."""
+        return self.scheduler.kv_cache_usage
+
     def send(self, request: int, arrival_ns: int) -> None:
         """Have a request arrive, not before what has been let in; of those that arrive together, the workload's order counts."""
         heappush(self._sent, (arrival_ns, request))

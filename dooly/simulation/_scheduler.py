@@ -66,6 +66,16 @@ class Scheduler:
         """Whether an added request has not finished."""
         return bool(self.waiting) or self._running.size > 0
 
+    @property
+    def num_running(self) -> int:
+        """Admitted requests that have not finished and were not preempted."""
+        return self._running.size
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the KV blocks that requests hold, from 0 to 1."""
+        return 1 - self._kv_cache.num_free / self._kv_cache.capacity
+
     def add(self, request: int) -> None:
         """Let in the request at this position of the workload, behind all that wait, or in order of priority."""
         if self._config.policy == "priority":

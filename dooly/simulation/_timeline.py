@@ -11,7 +11,7 @@ from dooly.simulation._token_gaps import TokenClock
 from dooly.simulation._workload import NS_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -38,18 +38,18 @@ class Timeline:
         if progress.generated.size:
             self.tokens.tick(progress.generated, ends_ns)
 
-    def rows(self, requests: Sequence[Request]) -> tuple[RequestTimes, ...]:
-        """Return each request's times, in the workload's order. All must have finished."""
+    def rows(self, requests: Sequence[Request], positions: Iterable[int] | None = None) -> tuple[RequestTimes, ...]:
+        """Return the times of requests, which must have finished, in the workload's order.
+
+        Args:
+            requests: The workload.
+            positions: Which of them, growing; by default all.
+        """
         columns = (self.arrivals_ns, self.scheduled_ns.tolist(), self.first_token_ns.tolist(), self.finish_ns.tolist())
-        return tuple(
-            RequestTimes(
-                request.request_id,
-                arrival_ns / NS_PER_S,
-                request.num_prompt_tokens,
-                request.num_output_tokens,
-                scheduled_ns / NS_PER_S,
-                first_token_ns / NS_PER_S,
-                finish_ns / NS_PER_S,
-            )
-            for request, arrival_ns, scheduled_ns, first_token_ns, finish_ns in zip(requests, *columns, strict=True)
-        )
+        rows = []
+        for position in range(len(requests)) if positions is None else positions:
+            request = requests[position]
+            arrival_s, *reached_s = (column[position] / NS_PER_S for column in columns)
+            sizes = (request.num_prompt_tokens, request.num_output_tokens)
+            rows.append(RequestTimes(request.request_id, arrival_s, *sizes, *reached_s))
+        return tuple(rows)

@@ -107,6 +107,11 @@ class Workload:
             previous_ns = request.arrival_ns
             seen[request.request_id] = request
 
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether requests are sent when others have ended: those of a closed loop, and turns of conversations."""
+        return self.concurrency is not None or any(request.turn and request.turn.follows is not None for request in self.requests)
+
     def _check_turn(self, request: Request, turn: Turn, earlier: Mapping[int, Request]) -> None:
         """Refuse a turn that does not go on from where the one before it ended."""
         if turn.follows is None:

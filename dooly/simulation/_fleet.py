@@ -1,0 +1,148 @@
+"""Serve a workload with replicas behind a router: alike or not, each an engine of its own (data parallelism)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dooly.errors import InvalidInputError, spell
+from dooly.simulation._fleet_result import FleetResult, ReplicaResult, joined
+from dooly.simulation._pool import Pool, run
+from dooly.simulation._replica import EngineReplica
+from dooly.simulation._results import SimulationResult
+from dooly.simulation._router import RoundRobin
+from dooly.simulation._senders import Senders
+from dooly.simulation._simulator import host_beside, simulate
+from dooly.simulation._timeline import Timeline
+from dooly.simulation._workload import NS_PER_S, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from dooly.latency import HostTimes, LatencyBackend
+    from dooly.simulation._router import Router
+    from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._step_log import StepLog
+    from dooly.simulation._workload import Request
+
+    MakeRouter = Callable[[Sequence[Request], int], Router]
+    """What makes a router for a workload and so many replicas, such as its class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine of a fleet."""
+
+    latency: LatencyBackend
+    """Prices its steps; replicas alike may share it."""
+    config: SchedulerConfig
+    """Its settings."""
+    host: HostTimes | None = None
+    """What its host takes to launch steps; None for what `latency` says."""
+
+    def engine(self, requests: Sequence[Request], timeline: Timeline, log: StepLog | None = None) -> EngineReplica:
+        """Return the engine, idle, for a workload of which any request may be sent there."""
+        return EngineReplica(requests, self.latency, self.config, host_beside(self.latency, self.host), timeline, log)
+
+
+def simulate_fleet(
+    workload: Workload,
+    replicas: Sequence[Replica],
+    router: MakeRouter = RoundRobin,
+    *,
+    steps: Sequence[StepLog] | None = None,
+) -> FleetResult:
+    """Serve a workload in virtual time with several replicas.
+
+    Args:
+        workload: The requests.
+        replicas: The engines, at least one; they may differ in hardware and settings.
+        router: Makes what chooses the replica of each request: a `Router` class, or a function of the requests and the number of
+            replicas.
+        steps: A log for each replica, filled with its steps, where they are given.
+
+    Raises:
+        InvalidInputError: `workload` is none, there is no replica, or `steps` are not as many.
+        WorkloadError: A request is too long for a replica that it may be sent to; nothing is simulated then.
+        DoolyError: Whatever a replica's `latency` raises for a step that it cannot price.
+    """
+    check_fleet("simulate_fleet", workload, replicas)
+    if steps is not None and len(steps) != len(replicas):
+        raise InvalidInputError(f"simulate_fleet: steps: got {len(steps)} logs for {len(replicas)} replicas; give one for each")
+    started_s = time.perf_counter()
+    logs = [None] * len(replicas) if steps is None else steps
+    if router is RoundRobin and not workload.waits_for_answers:
+        chosen = [place % len(replicas) for place in range(len(workload.requests))]
+        found = [_alone(workload, chosen, place, replica, logs[place]) for place, replica in enumerate(replicas)]
+    else:
+        chosen, found = _routed(workload, replicas, router, logs)
+    by_id = {row.request_id: row for result in found if result is not None for row in result.rows}
+    rows = tuple(by_id[request.request_id] for request in workload.requests)
+    whole = joined(rows, filter(None, found), time.perf_counter() - started_s)
+    return FleetResult(whole, tuple(ReplicaResult("serve", result) for result in found), {"replica": tuple(chosen)})
+
+
+def check_fleet(caller: str, workload: Workload, replicas: Sequence[Replica]) -> None:
+    """Check what every fleet needs.
+
+    Raises:
+        InvalidInputError: There is no workload or no replica.
+    """
+    if not isinstance(workload, Workload):
+        raise InvalidInputError(f"{caller}: workload: {spell(workload)} is none; give what dooly.parse_workload returns")
+    if not replicas:
+        raise InvalidInputError(f"{caller}: there is no replica; give at least one")
+
+
+def _alone(
+    workload: Workload, chosen: Sequence[int], place: int, replica: Replica, log: StepLog | None
+) -> SimulationResult | None:
+    """Return what a replica comes to whose requests and arrivals hang on no other."""
+    requests = tuple(request for request, at in zip(workload.requests, chosen, strict=True) if at == place)
+    if not requests:
+        return None
+    return simulate(replace(workload, requests=requests), replica.latency, replica.config, replica.host, steps=log)
+
+
+def _routed(
+    workload: Workload, replicas: Sequence[Replica], router: MakeRouter, logs: Sequence[StepLog | None]
+) -> tuple[list[int], list[SimulationResult | None]]:
+    """Return the replica of each request, and what each replica comes to, where a router looks at what they do."""
+    requests, senders = workload.requests, Senders(workload)
+    timelines = [Timeline(requests) for _ in replicas]
+    engines = [replica.engine(requests, timeline, log) for replica, timeline, log in zip(replicas, timelines, logs, strict=True)]
+    pool = Pool(engines, router(requests, len(replicas)))
+
+    def send(request: int, arrival_ns: int) -> None:
+        for timeline in timelines:
+            timeline.arrivals_ns[request] = arrival_ns
+        pool.send(request, arrival_ns)
+
+    def after(pool: Pool, place: int, finished: npt.NDArray[np.int64]) -> None:
+        for request, arrival_ns in senders.next(finished.tolist(), pool.replicas[place].now_ns):
+            send(request, arrival_ns)
+
+    for request, arrival_ns in senders.first():
+        send(request, arrival_ns)
+    run([pool], after, coupled=workload.waits_for_answers)
+    chosen: list[int] = pool.chosen.tolist()
+    return chosen, [
+        replica_result(requests, chosen, place, engine, timeline)
+        for place, (engine, timeline) in enumerate(zip(engines, timelines, strict=True))
+    ]
+
+
+def replica_result(
+    requests: Sequence[Request], chosen: Sequence[int], place: int, engine: EngineReplica, timeline: Timeline
+) -> SimulationResult | None:
+    """Return what an engine came to that served the requests whose replica it is; None where there are none."""
+    rows = timeline.rows(requests, [position for position, at in enumerate(chosen) if at == place])
+    if not rows:
+        return None
+    host_wait_s = engine.host_wait_ns / NS_PER_S
+    gaps = timeline.tokens.gaps()
+    return SimulationResult(rows, engine.num_steps, engine.scheduler.num_preemptions, 0.0, gaps, host_wait_s)
