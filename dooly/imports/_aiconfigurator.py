@@ -97,8 +97,8 @@ def linear_layers(folder: Path, dtype: str = "bfloat16") -> Columns:
 
 
 _EXPERTS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
-_FOUR_BITS = ("int4_wo", "w4a16_mxfp4")
-"""The tables' own names of weights of four bits; one kernel takes both, and another the second too."""
+_FOUR_BITS = {"w4a16": ("int4_wo", True), "w4a16_mxfp4": ("w4a16_mxfp4", True), "mxfp4": ("w4a16_mxfp4", False)}
+"""The tables' own names of weights of four bits, by the element types of `Experts`, and whether Marlin multiplies them."""
 
 
 def experts(folder: Path, dtype: str = "bfloat16") -> Columns:
@@ -107,10 +107,11 @@ def experts(folder: Path, dtype: str = "bfloat16") -> Columns:
     Their tokens are dealt out in turn: no more choices than there are experts reach one each.
     """
     rows = read_table(folder, "moe", (*_EXPERTS, "moe_dtype", "distribution", "kernel_source")).where(distribution="balanced")
-    if dtype not in {"w4a16", "mxfp4"}:
+    if dtype not in _FOUR_BITS:
         return rows.where(moe_dtype=dtype)
+    name, wanted = _FOUR_BITS[dtype]
     by_marlin = np.array(["marlin" in kernel for kernel in rows["kernel_source"]], dtype=bool)
-    return rows.kept(np.isin(rows["moe_dtype"], _FOUR_BITS) & (by_marlin == (dtype == "w4a16")))
+    return rows.kept((rows["moe_dtype"] == name) & (by_marlin == wanted))
 
 
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "kv_cache_dtype")

@@ -11,7 +11,8 @@ from dooly.imports import _aiconfigurator as tables
 from dooly.predict._domain import Reach
 from dooly.predict._family import FamilyRegressor, fit_family
 from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
-from dooly.predict._kinds import AttentionShape, Experts, LinearLayer, families_of
+from dooly.predict._kinds import MARLIN, AttentionShape, Experts, LinearLayer, families_of
+from dooly.predict._marlin import fit_marlin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from dooly.predict._features import AttentionWork
     from dooly.predict._hardware import Hardware
+    from dooly.predict._marlin import MarlinCosts
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -31,12 +33,13 @@ _LINEAR = ("bfloat16", "fp8", "fp8_block")
 _PHASES = ("generation_attention", "context_attention")
 _ATTENTION = (("bfloat16", None), ("bfloat16", 1), ("fp8", None), ("fp8", 1))
 """Element types of caches; beside each None for full attention, or any window."""
-_EXPERTS = ("bfloat16", "fp8", "fp8_block", "mxfp4", "w4a16")
+_EXPERTS, _MARLIN = ("bfloat16", "fp8", "fp8_block", "mxfp4"), ("w4a16", "w4a16_mxfp4")
+"""Element types of experts; the last go by blocks of rows."""
 _BYTES_READ = 2
 """Of an element whose scale is computed."""
 
 
-def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRegressor]:
+def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRegressor | MarlinCosts]:
     """Write a device's data, and return its families by name.
 
     Args:
@@ -61,7 +64,10 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
     found = {name: fit_family(*points) for name, points in family_points(folder, hardware).items()}
     for name, regressor in found.items():
         regressor.save(out / f"{name}.cbm.xz")
-    return found
+    if (costs := marlin_costs(folder)) is None:
+        return {**found}
+    costs.write(out / f"{MARLIN}.json")
+    return found | {MARLIN: costs}
 
 
 def family_points(folder: Path, hardware: Hardware) -> dict[str, Points]:
@@ -122,20 +128,37 @@ def _attention_points(hardware: Hardware, inputs: Inputs, rows: tables.Columns, 
 
 def _experts_points(hardware: Hardware, rows: tables.Columns, dtype: str) -> Points:
     """Return roofline, features, latencies and configurations of mixtures of experts, as `fit_family` takes them."""
+    found = [(place, *experts_inputs(hardware, shape, m)) for shape, place, m in _layouts(rows, dtype)]
+    order = np.argsort(np.concatenate([place for place, *_ in found]))
+    roofline, features = (np.concatenate([each[part] for each in found])[order] for part in (1, 2))
+    # A model's own layouts are no configurations apart: all are held out with it.
+    models = _numbered(*(rows[name] for name in ("hidden_size", "inter_size", "topk", "num_experts")))
+    return roofline, features, rows.latency_ns, models
+
+
+def marlin_costs(folder: Path) -> MarlinCosts | None:
+    """Return what experts of four-bit weights cost by Marlin in a system's tables; None where these have none.
+
+    Raises:
+        InvalidInputError: A table is missing or lacks a column.
+    """
+    known = [(dtype, tables.experts(folder, dtype)) for dtype in _MARLIN]
+    found = [(shape, m, rows.latency_ns[place]) for dtype, rows in known for shape, place, m in _layouts(rows, dtype)]
+    return fit_marlin(found) if found else None
+
+
+def _layouts(rows: tables.Columns, dtype: str) -> list[tuple[Experts, Ints, Floats]]:
+    """Return each layout of experts over ranks with its rows and their tokens."""
     names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
     hidden, inner, top_k, number, tensor, expert = (np.asarray(rows[name], dtype=np.int64) for name in names)
     sizes = (hidden, inner // tensor, top_k, number, number // expert)
-    tokens, configurations = np.asarray(rows["num_tokens"], dtype=np.float64), _numbered(*sizes)
-    roofline, features = np.empty(len(tokens)), None
-    for place in (np.flatnonzero(configurations == c) for c in np.unique(configurations)):
+    tokens, layouts = np.asarray(rows["num_tokens"], dtype=np.float64), _numbered(*sizes)
+    places = [np.flatnonzero(layouts == layout) for layout in np.unique(layouts)]
+    found = []
+    for place in places:
         width, within, chosen, all_experts, own = (int(values[place[0]]) for values in sizes)
-        shape = Experts(width, within, chosen, all_experts, own, dtype)
-        roofline[place], found = experts_inputs(hardware, shape, tokens[place])
-        features = np.empty((len(tokens), found.shape[1])) if features is None else features
-        features[place] = found
-    assert features is not None
-    # A model's own layouts are no configurations apart: all are held out with it.
-    return roofline, features, rows.latency_ns, _numbered(hidden, inner, top_k, number)
+        found.append((Experts(width, within, chosen, all_experts, own, dtype), place, tokens[place]))
+    return found
 
 
 def _numbered(*columns: npt.NDArray[Any]) -> Ints:

@@ -14,20 +14,24 @@ import numpy as np
 
 from dooly.errors import MissingOperationError
 from dooly.predict._estimated import MovedBytes, Roofline
-from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily
+from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily, MarlinExperts
 from dooly.predict._family import FamilyRegressor
 from dooly.predict._family_curve import FamilyCurve
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
 from dooly.predict._kinds import (
+    MARLIN,
     AttentionShape,
     Collective,
+    Experts,
     LinearLayer,
+    by_marlin,
     families_of,
     kind_of,
     moves_only,
     router_of,
 )
+from dooly.predict._marlin import MarlinCosts
 from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.predict._interconnect import Interconnect
-    from dooly.predict._kinds import Experts, Kind
+    from dooly.predict._kinds import Kind
     from dooly.predict._sources import OperationLatency, Source
     from dooly.tracing import TracedOperation
 
@@ -131,15 +135,23 @@ class DeviceLatencies:
         """Return what predicts an operation by others of its kind, or attention by a table of its own; None without such."""
         if isinstance(kind, LinearLayer):
             return self._linear_family(kind)
-        if isinstance(kind, AttentionShape) and (own := self._file(f"attention-{operation.signature}")).is_file():
+        if isinstance(kind, Experts):
+            return self._experts(kind, router_of(operation))
+        if (own := self._file(f"attention-{operation.signature}")).is_file():
             return MeasuredAttention(kind, self.hardware, FamilyRegressor.load(own))
         if (regressors := self.families(kind)) is None:
             return None
-        if isinstance(kind, AttentionShape):
-            decodes, prefills = regressors
-            return AttentionFamily(kind, self.hardware, decodes, prefills)
-        router = router_of(operation)
-        return ExpertsFamily(kind, self.hardware, regressors[0], None if router is None else self._linear_family(router))
+        decodes, prefills = regressors
+        return AttentionFamily(kind, self.hardware, decodes, prefills)
+
+    def _experts(self, experts: Experts, router: LinearLayer | None) -> OperationLatency | None:
+        """Return what predicts experts, with their router where they run it too."""
+        routing = None if router is None else self._linear_family(router)
+        if by_marlin(experts):
+            costs = self._folder / f"{MARLIN}.json"
+            return MarlinExperts(experts, MarlinCosts.read(costs), routing) if costs.is_file() else None
+        regressors = self.families(experts)
+        return None if regressors is None else ExpertsFamily(experts, self.hardware, regressors[0], routing)
 
     def _linear_family(self, layer: LinearLayer) -> LinearFamily | None:
         if layer.dtype == "float32":  # a router's, which no table times: as one in bfloat16, at its own bytes

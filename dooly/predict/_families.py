@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
+from dooly.predict._marlin import expected_blocks
 from dooly.predict._sources import ESTIMATE_ERROR
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dooly.predict._features import BatchArrays
     from dooly.predict._hardware import Hardware
     from dooly.predict._kinds import AttentionShape, Experts, LinearLayer
+    from dooly.predict._marlin import MarlinCosts
     from dooly.predict._operation import OperationWork
     from dooly.predict._sources import Source
 
@@ -115,3 +117,31 @@ class ExpertsFamily:
     def _dealt_ns(self, m: Floats) -> Floats:
         """Return the latency over tokens that are dealt out in turn, in nanoseconds, shape (num_points,)."""
         return self.regressor.predict_ns(*experts_inputs(self.hardware, self.shape, m))
+
+
+@dataclass(frozen=True, slots=True)
+class MarlinExperts:
+    """A mixture of experts of four-bit weights by what blocks of rows cost, and its router before it.
+
+    Each expert is taken to be as likely as any other, whatever the other tokens choose.
+    """
+
+    shape: Experts
+    """Its sizes."""
+    costs: MarlinCosts
+    """What its blocks and bytes cost on the device."""
+    router: LinearFamily | None
+    """The router's product; None where the operation does not hold it."""
+    source: Source = "family"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error over models by the costs of others."""
+        return self.costs.relative_error
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        m = work.sizes(batches)
+        experts = self.costs.predict_ns(self.shape, m, expected_blocks(self.shape, m))
+        return experts if self.router is None else experts + self.router.latency_ns(work, batches)

@@ -25,7 +25,7 @@ _TILES = (64, 128, 256)
 _QUERY_TILE = 128
 _BYTES = 2.0
 """Of an element at full precision."""
-_PACKED_BYTES = {"fp8_block": 1.0, "mxfp4": 17 / 32, "w4a16": 17 / 32}
+_PACKED_BYTES = {"fp8_block": 1.0, "mxfp4": 17 / 32}
 """Of a weight with its part of a scale, by how it is quantised."""
 
 

@@ -8,7 +8,7 @@ element types of weights and scales.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dooly.tracing import evaluate_form, form_names
@@ -28,6 +28,8 @@ _SOME_SIZE = 1024.0
 """Of a request dimension, to tell whether FLOPs are those of a product: expressions divide sizes by small numbers."""
 _FP8 = "float8_e4m3fn"
 _FP8_CACHES = ("fp8", "fp8_e4m3", _FP8)
+MARLIN = "experts-w4a16"
+"""The family of experts that Marlin multiplies."""
 _MATRIX = 2
 """Dimensions of a linear layer's weight."""
 
@@ -86,8 +88,8 @@ class Experts:
     num_local_experts: int
     """Experts of a rank."""
     dtype: str
-    """Element type of weights and activations; `fp8` and `fp8_block` as of linear layers; of weights alone `w4a16`,
-    four bits of either kind as Marlin unpacks them, and `mxfp4`, as Triton's own kernel does."""
+    """Element type of weights and activations; `fp8` and `fp8_block` as of linear layers; of weights alone `w4a16` and
+    `w4a16_mxfp4`, integers and MXFP4 as Marlin unpacks them, and `mxfp4`, as Triton's own kernel does."""
 
 
 Kind = LinearLayer | AttentionShape | Experts | Collective
@@ -106,7 +108,14 @@ def families_of(kind: Kind) -> tuple[str, ...]:
     if isinstance(kind, AttentionShape):
         suffix += "" if kind.window is None else "-window"
         return f"decodes{suffix}", f"prefills{suffix}"
-    return (f"linear{suffix}" if isinstance(kind, LinearLayer) else f"experts{suffix}",)
+    if isinstance(kind, LinearLayer):
+        return (f"linear{suffix}",)
+    return (MARLIN if by_marlin(kind) else f"experts{suffix}",)
+
+
+def by_marlin(kind: Experts) -> bool:
+    """Tell whether Marlin multiplies the experts: one family for all that it unpacks."""
+    return kind.dtype.startswith("w4a16")
 
 
 def moves_only(operation: TracedOperation) -> bool:
@@ -133,8 +142,11 @@ def _experts(operation: TracedOperation) -> Experts | None:
     # Beside the router nothing may run in it that the family does not know, such as shared experts.
     if not gated or dtype is None or a["custom_routing"] or a["shared_parameters"] not in {0, router}:
         return None
-    hidden, inner = (a.get(f"unpadded_{name}", a[name]) for name in ("hidden_size", "intermediate_size"))
-    return Experts(hidden, inner, a["top_k"], a["num_experts"], a["num_local_experts"], dtype)
+    sizes = ("hidden_size", "intermediate_size")
+    hidden, inner = (a.get(f"unpadded_{name}", a[name]) for name in sizes)
+    found = Experts(hidden, inner, a["top_k"], a["num_experts"], a["num_local_experts"], dtype)
+    # Marlin takes whole tiles, padding too; other kernels were timed at the model's own widths, and pad within.
+    return replace(found, **{name: a[name] for name in sizes}) if by_marlin(found) else found
 
 
 def _weights(operation: TracedOperation, plain: str) -> str | None:
@@ -149,8 +161,9 @@ def _weights(operation: TracedOperation, plain: str) -> str | None:
         one_scale = "fp8_block" if "triton" in kernel else "fp8"
         return {(_FP8,): one_scale, (_FP8, "float32"): "fp8_block"}.get(tuple(types))
     # Two elements a byte, with a scale of a byte for 32; or eight in an integer, with one of two bytes for a group.
-    four_bits = types == ["uint8"] or types[:1] == ["int32"]
-    return "w4a16" if four_bits and "marlin" in kernel else "mxfp4" if types == ["uint8"] else None
+    if "marlin" in kernel:
+        return "w4a16_mxfp4" if types == ["uint8"] else "w4a16" if types[:1] == ["int32"] else None
+    return "mxfp4" if types == ["uint8"] else None
 
 
 def router_of(operation: TracedOperation) -> LinearLayer | None:
