@@ -5,7 +5,9 @@ Claim: with 5,000 operations in the store, opening it and reading 12 operations 
     python benchmarks/store_open.py --num-operations 5000
 
 Builds the store in a temporary folder and prints one JSON object, times in seconds. `warm` repeats in one process; `fresh` is the
-first read of a new process, on top of which `imports` (of zarr and its dependencies) comes. The folder is in the page cache.
+first read of a new process, on top of which `imports` (of the store and its codecs) comes. `compacted` is what counting (`info`)
+and checking (`verify`) the whole store takes, `alone` the same where each record of 100 operations lies in a group of its own,
+as while a profile runs. The folder is in the page cache.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import numpy as np
 
 from dbstore import Environment, Record, Store
 
+_NUM_ALONE = 100
+"""Operations in the store that was not compacted."""
 ENVIRONMENT = Environment(
     device="benchmark device",
     device_kind="cpu",
@@ -40,19 +44,19 @@ ENVIRONMENT = Environment(
 )
 
 
-def build(path: Path, num_operations: int, num_points: int, num_samples: int) -> None:
-    """Fill a store, one compacted sweep an operation."""
+def build(path: Path, num_operations: int, num_points: int, num_samples: int, *, alone: bool = False) -> None:
+    """Fill a store, one compacted sweep an operation, or each record `alone`."""
     store = Store.open(path, "a")
     store.write_document("environments", ENVIRONMENT.digest, ENVIRONMENT.to_json())
     generator = np.random.default_rng(0)
     for index in range(num_operations):
         samples_ns = generator.integers(10_000, 10_000_000, (num_points, num_samples))
-        store.write(
-            *(
-                Record(f"{index:032x}", ENVIRONMENT.digest, {"num_tokens": point}, samples_ns[point], {"wall_s": 0.1})
-                for point in range(num_points)
-            )
-        )
+        records = [
+            Record(f"{index:032x}", ENVIRONMENT.digest, {"num_tokens": point}, samples_ns[point], {"wall_s": 0.1})
+            for point in range(num_points)
+        ]
+        for group in [[record] for record in records] if alone else [records]:
+            store.write(*group)
 
 
 def read(path: Path, signatures: list[str]) -> float:
@@ -67,13 +71,24 @@ def read(path: Path, signatures: list[str]) -> float:
 def read_fresh(path: Path, signatures: list[str]) -> dict[str, float]:
     """Return the seconds of imports and of the first read in a new process."""
     code = (
-        "import sys, json, time; start_s = time.perf_counter(); import zarr, zarr.codecs, zarr.storage, dbstore; "
+        "import sys, json, time; start_s = time.perf_counter(); import numcodecs.zstd, google_crc32c, dbstore; "
         "imports = time.perf_counter() - start_s; sys.path.insert(0, sys.argv[1]); import store_open; from pathlib import Path; "
         "print(json.dumps({'imports': imports, 'fresh': store_open.read(Path(sys.argv[2]), sys.argv[3:])}))"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(path), *signatures]
     times: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return times
+
+
+def look_over(path: Path) -> dict[str, float]:
+    """Return the seconds that counting and checking a store take, and the records checked a second."""
+    store = Store.open(path)
+    start_s = time.perf_counter()
+    num_records = store.info().num_records
+    counted_s = time.perf_counter()
+    assert store.verify() == ()
+    verify_s = time.perf_counter() - counted_s
+    return {"info": round(counted_s - start_s, 3), "verify": round(verify_s, 3), "records_per_s": round(num_records / verify_s)}
 
 
 def summary(times_s: list[float]) -> dict[str, float]:
@@ -104,6 +119,9 @@ def main() -> None:
         fresh = [read_fresh(path, signatures) for _ in range(arguments.repeat)]
         for name in ("fresh", "imports"):
             result[name] = summary([times[name] for times in fresh])
+        result["compacted"] = look_over(path)
+        build(path.with_name("alone"), _NUM_ALONE, arguments.num_points, arguments.num_samples, alone=True)
+        result["alone"] = look_over(path.with_name("alone"))
     print(json.dumps(result))
 
 

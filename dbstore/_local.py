@@ -45,17 +45,18 @@ class LocalFiles(Files):
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Return the contents of those files that exist."""
-        found = {}
+        found, root = {}, str(self._root)
         for path in paths:
-            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                found[path] = (self._root / path).read_bytes()
+            # A path object for each of thousands of files takes as long as reading them.
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), open(f"{root}/{path}", "rb") as file:  # noqa: PTH123
+                found[path] = file.read()
         return found
 
     def children(self, path: str) -> tuple[str, ...]:
         """Return the sorted names of the groups right below `path`."""
         try:
             with os.scandir(self._root / path) as entries:
-                return tuple(sorted(entry.name for entry in entries if Path(entry.path, GROUP).exists()))
+                return tuple(sorted(entry.name for entry in entries if os.path.exists(f"{entry.path}/{GROUP}")))  # noqa: PTH110 - fast
         except (FileNotFoundError, NotADirectoryError):
             return ()
 
@@ -93,13 +94,14 @@ class LocalFiles(Files):
 
     def walk(self) -> Iterator[tuple[str, int]]:
         """Yield path and size in bytes of every file outside `.partial/`."""
-        for folder, names, files in os.walk(self._root):
-            if Path(folder) == self._root and _PARTIAL in names:
+        root = str(self._root)
+        for folder, names, files in os.walk(root):
+            if folder == root and _PARTIAL in names:
                 names.remove(_PARTIAL)
             for file in files:
-                path = Path(folder, file)
                 with suppress(FileNotFoundError):
-                    yield path.relative_to(self._root).as_posix(), path.stat().st_size
+                    size = os.stat(f"{folder}/{file}").st_size  # noqa: PTH116 - as in `read`
+                    yield f"{folder}/{file}"[len(root) + 1 :].replace(os.sep, "/"), size
 
     def sweep(self) -> None:
         """Remove temporaries whose process is gone, or that are older than an hour."""

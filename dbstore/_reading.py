@@ -8,6 +8,7 @@ from dbstore import _sweeps
 from dbstore._earlier import current_point, current_record
 from dbstore._errors import StoreError
 from dbstore._files import GROUP, Files
+from dbstore._json import uncollected
 from dbstore._sweeps import RECORDS, SWEEP_FILES
 
 if TYPE_CHECKING:
@@ -34,20 +35,22 @@ def read_keys(files: Files) -> Iterator[tuple[str, str]]:
 def read_entries(files: Files, key: tuple[str, str]) -> dict[str, dict[str, JSON]]:
     """Return what the groups of one key say of their records, by the digests that stand there; reads no samples."""
     path = key_path(key)
-    return {
-        entry["digest"]: {**entry, "point": current_point(entry["point"])}
-        for name, found in _read_groups(files, path, (GROUP,)).items()
-        for entry in _sweeps.decode_entries(name, found[GROUP], files.locate(f"{path}/{name}"))
-    }
+    with uncollected():
+        return {
+            entry["digest"]: {**entry, "point": current_point(entry["point"])}
+            for name, found in _read_groups(files, path, (GROUP,)).items()
+            for entry in _sweeps.decode_entries(name, found[GROUP], files.locate(f"{path}/{name}"))
+        }
 
 
 def read_sweeps(files: Files, key: tuple[str, str]) -> dict[str, tuple[Record, ...]]:
     """Return by group name the records of one key, every digest and checksum verified."""
     path = key_path(key)
-    return {
-        name: tuple(map(current_record, _sweeps.decode_sweep(key, name, found, files.locate(f"{path}/{name}"))))
-        for name, found in _read_groups(files, path, SWEEP_FILES).items()
-    }
+    with uncollected():
+        return {
+            name: tuple(map(current_record, _sweeps.decode_sweep(key, name, found, files.locate(f"{path}/{name}"))))
+            for name, found in _read_groups(files, path, SWEEP_FILES).items()
+        }
 
 
 def _read_groups(files: Files, path: str, parts: Sequence[str]) -> dict[str, dict[str, bytes]]:

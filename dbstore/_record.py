@@ -31,6 +31,21 @@ def checked_name(value: str, what: str) -> str:
     return value
 
 
+def content_digest(key: tuple[str, str], facts: Mapping[str, JSON], samples_ns: npt.NDArray[np.int64]) -> str:
+    """Return 32 hexadecimal digits of a record's content.
+
+    Args:
+        key: Its signature and its environment's digest.
+        facts: Its `point`, `attributes` and `infeasible`; whatever else there is does not enter.
+        samples_ns: Its samples, shape (num_samples,).
+    """
+    header = {name: facts[name] for name in ("point", "attributes", "infeasible")}
+    header |= {"signature": key[0], "environment": key[1]}
+    # The canonical JSON of the header, put together from texts that are known already.
+    text = ",".join(f'"{name}":{canonical_json(value)}' for name, value in sorted(header.items()))
+    return digest(f"{{{text}}}\n".encode() + samples_ns.astype("<i8").tobytes())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
     """What was measured at one point. Immutable; equal to any record of the same content.
@@ -73,11 +88,8 @@ class Record:
             raise InvalidRecordError(
                 f"Record: {self.samples_ns.size} samples with infeasible={self.infeasible!r}; give either samples or a reason"
             )
-        object.__setattr__(self, "digest", self._content_digest())
-
-    def _content_digest(self) -> str:
-        header = {name: getattr(self, name) for name in ("signature", "environment", "point", "attributes", "infeasible")}
-        return digest(canonical_json(header).encode() + b"\n" + self.samples_ns.astype("<i8").tobytes())
+        facts = {"point": self.point, "attributes": self.attributes, "infeasible": self.infeasible}
+        object.__setattr__(self, "digest", content_digest(self.key, facts, self.samples_ns))
 
     @property
     def key(self) -> tuple[str, str]:

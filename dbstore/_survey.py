@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from dbstore import _sweeps
 from dbstore._environment import Environment
 from dbstore._errors import StoreError
 from dbstore._files import GROUP, Files
+from dbstore._json import uncollected
 from dbstore._reading import key_path, read_entries, read_keys
 from dbstore._sweeps import KINDS, RECORDS, SWEEP_FILES
 
@@ -55,18 +57,23 @@ class StoreInfo:
 def survey(files: Files) -> StoreInfo:
     """Return what a store holds; reads no samples."""
     keys = tuple(read_keys(files))
-    entries = [entry for key in keys for entry in read_entries(files, key).values()]
+    counts: Counter[str] = Counter()
+    measuring_s = 0.0
+    for key in keys:
+        for entry in read_entries(files, key).values():
+            counts.update(records=1, infeasible=entry["infeasible"] is not None, samples=entry["stop"] - entry["start"])
+            measuring_s += entry["attributes"].get("wall_s", 0.0)
     documents = files.read(f"environments/{digest}/{GROUP}" for digest in files.children("environments"))
     return StoreInfo(
         place=files.locate(""),
         schema_version=_sweeps.decode_root(files.read([GROUP])[GROUP], files.locate("")),
         num_operations=len({signature for signature, _ in keys}),
         num_keys=len(keys),
-        num_records=len(entries),
-        num_infeasible=sum(entry["infeasible"] is not None for entry in entries),
-        num_samples=sum(entry["stop"] - entry["start"] for entry in entries),
+        num_records=counts["records"],
+        num_infeasible=counts["infeasible"],
+        num_samples=counts["samples"],
         size_bytes=sum(size for _, size in files.walk()),
-        measuring_s=float(sum(entry["attributes"].get("wall_s", 0.0) for entry in entries)),
+        measuring_s=measuring_s,
         environments=tuple(
             Environment.from_json(_sweeps.decode_document(content, files.locate(path).removesuffix(f"/{GROUP}")))
             for path, content in documents.items()
@@ -78,7 +85,7 @@ def verify(files: Files) -> tuple[Problem, ...]:
     """Check every group, digest, checksum and stray file below the root."""
     present = [path for path, _ in files.walk()]
     expected = {GROUP, *(f"{folder}/{GROUP}" for folder in (RECORDS, *KINDS))}
-    problems = [*_check_documents(files, expected), *_check_records(files, expected)]
+    problems = [*_check_documents(files, expected), *_check_records(files, expected), *_check_parents(files)]
     # A file that is gone by now belonged to a group that a compaction folded meanwhile.
     stray = sorted(files.read(path for path in present if path not in expected))
     problems += [_problem(files, path, "belongs to no record or document; remove it") for path in stray]
@@ -88,6 +95,15 @@ def verify(files: Files) -> tuple[Problem, ...]:
 def _problem(files: Files, path: str, rule: str) -> Problem:
     place = files.locate(path)
     return Problem(place, f"{place}: {rule}")
+
+
+def _check_parents(files: Files) -> Iterator[Problem]:
+    """Check the group files above documents and records, which say nothing."""
+    signatures = [f"{RECORDS}/{signature}" for signature in files.children(RECORDS)]
+    folders = [RECORDS, *KINDS, *signatures, *(key_path(key) for key in read_keys(files))]
+    for path, content in files.read(f"{folder}/{GROUP}" for folder in folders).items():
+        if not _sweeps.is_parent(content):
+            yield _problem(files, path, "is no group file of a store; copy another folder's over it")
 
 
 def _check_documents(files: Files, expected: set[str]) -> Iterator[Problem]:
@@ -114,11 +130,13 @@ def _check_records(files: Files, expected: set[str]) -> Iterator[Problem]:
         for name in files.children(path):
             expected.update(f"{path}/{name}/{part}" for part in SWEEP_FILES)
             found = files.read([f"{path}/{name}/{part}" for part in SWEEP_FILES])
-            # A group that is gone by now was folded by a compaction meanwhile.
-            if name not in files.children(path):
+            parts = {at.removeprefix(f"{path}/{name}/"): content for at, content in found.items()}
+            if GROUP not in parts:  # folded by a compaction meanwhile
                 continue
             try:
-                parts = {at.removeprefix(f"{path}/{name}/"): content for at, content in found.items()}
-                _sweeps.decode_sweep(key, name, parts, files.locate(f"{path}/{name}"))
+                with uncollected():
+                    _sweeps.check_sweep(key, name, parts, files.locate(f"{path}/{name}"))
             except StoreError as error:
-                yield Problem(files.locate(f"{path}/{name}"), str(error))
+                # So it was if it is gone by now: its files may have been read half.
+                if name in files.children(path):
+                    yield Problem(files.locate(f"{path}/{name}"), str(error))

@@ -67,7 +67,7 @@ def test_altered_byte_is_never_read(data: st.DataObject, make_record: Callable[.
     except DamagedRecordError as error:
         message = str(error)
     else:
-        assert "c/0" not in part
+        assert part == "zarr.json"  # a digit that a float does not resolve, or a letter of an escape
         assert decoded == records
         return
     assert message.startswith("place")

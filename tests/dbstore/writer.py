@@ -13,9 +13,9 @@ import signal
 import sys
 from pathlib import Path
 
+import google_crc32c  # noqa: F401  (loaded before the forks, and so not counted)
+import numcodecs.zstd  # noqa: F401  (as above)
 import numpy as np
-import zarr.codecs
-import zarr.storage  # noqa: F401  (loaded before the forks, and so not counted)
 
 from dbstore import Record, Store
 
