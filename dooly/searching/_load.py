@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from dooly.errors import WorkloadError
 from dooly.simulation import Workload, parse_workload
 
-_DRAWN = ("poisson", "gamma", "azure")
+_DRAWN = ("poisson", "gamma", "constant", "sharegpt")
 """Kinds of specifications whose arrivals are drawn at a rate."""
+_TRACES = ("trace", "azure")
+"""Those that have arrivals of their own where no rate is given."""
 _NS_PER_S = 1e9
 
 
@@ -39,9 +41,9 @@ def read_load(text: str) -> Load:
     kind, _, body = text.partition(":")
     if kind == "closed":
         raise WorkloadError(f"workload {text!r}: users in a closed loop have no request rate; give poisson, gamma or a file")
-    if kind in _DRAWN:
+    if kind in _DRAWN + _TRACES:
         items = [item for item in body.split(",") if item.partition("=")[0].strip() != "rate"]
-        if kind != "azure" or len(items) < len(body.split(",")):
+        if kind in _DRAWN or len(items) < len(body.split(",")):
             return Load(parse_workload(f"{kind}:{','.join(['rate=1', *items])}"), 1.0)
     workload = parse_workload(text)
     span_ns = workload.requests[-1].arrival_ns - workload.requests[0].arrival_ns

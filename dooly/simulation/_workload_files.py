@@ -34,7 +34,15 @@ MOONCAKE_BLOCK_SIZE = 512
 MOONCAKE_KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
 
 
-def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1.0, max_tokens: int | None = None) -> Workload:
+def read_workload(  # noqa: PLR0913 -- what one may ask of a trace
+    path: Path,
+    *,
+    limit: int | None = None,
+    rate_scale: float = 1.0,
+    max_tokens: int | None = None,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+) -> Workload:
     """Read a workload file.
 
     Args:
@@ -44,9 +52,11 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
         limit: Keep only that many requests, the first in the file.
         rate_scale: Divides all arrival times; 2 doubles the request rate.
         max_tokens: Leave out requests whose prompt and output together are longer.
+        start_s: Keep only requests that arrive from then on, in seconds of the file's own time; the workload starts then.
+        end_s: Keep only requests that arrive before.
 
     Returns:
-        The requests, by arrival. Azure's times are taken from the earliest kept row, the others' as they are.
+        The requests, by arrival. Azure's times are taken from the earliest row of fitting length, the others' as they are.
 
     Raises:
         WorkloadError: The file cannot be read, is of no known kind, or a row breaks a rule.
@@ -55,7 +65,10 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
         raise WorkloadError(f"rate_scale must be a positive finite number, got {rate_scale}")
     if limit is not None and limit < 1:
         raise WorkloadError(f"limit must be at least 1, got {limit}")
+    if not 0 <= start_s < end_s:
+        raise WorkloadError(f"{path}: start must be at least 0 s and before end, got {start_s:g} and {end_s:g}")
     notes: list[str] = []
+    is_slice = start_s > 0 or end_s < math.inf
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             read = _reader_of(path, handle, notes)
@@ -63,13 +76,17 @@ def read_workload(path: Path, *, limit: int | None = None, rate_scale: float = 1
             for request in read(path, handle):
                 if max_tokens is None or request.num_prompt_tokens + request.num_output_tokens <= max_tokens:
                     kept.append(request)
-                    if len(kept) == limit:
+                    if len(kept) == limit and not is_slice:
                         break
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise WorkloadError(
             f"{path}: cannot be read as a text file ({error}); give a workload file or a specification"
         ) from error
     origin_ns = min((request.arrival_ns for request in kept), default=0) if read in _FROM_FIRST else 0
+    if is_slice:
+        origin_ns += round(start_s * NS_PER_S)
+        last_ns = math.inf if math.isinf(end_s) else origin_ns + round((end_s - start_s) * NS_PER_S)
+        kept = [request for request in kept if origin_ns <= request.arrival_ns < last_ns][:limit]
     if rate_scale != 1 or origin_ns:
         kept = [replace(r, arrival_ns=round((r.arrival_ns - origin_ns) / rate_scale)) for r in kept]
     return Workload(tuple(sorted(kept, key=lambda request: request.arrival_ns)), str(path), notes=tuple(notes))

@@ -28,9 +28,10 @@ _REQUIRED = {
     "gamma": ("rate", "cv", "prompt", "output"),
     "constant": ("rate", "prompt", "output"),
     "closed": ("concurrency", "prompt", "output"),
-    "azure": ("path",),
+    "trace": ("path",),
     "sharegpt": ("path", "tokenizer", "rate"),
 }
+_OTHER_NAMES = {"azure": "trace"}
 _CV = {"poisson": "1", "constant": "0"}
 """How uneven arrivals are, where the kind says so."""
 _DRAWN = {"requests": "100", "seed": "0", "prefix": "0", "prefixes": "1"}
@@ -42,7 +43,7 @@ _OPTIONAL = {
     "gamma": (*_DRAWN, *_TURNS),
     "constant": (*_DRAWN, *_TURNS),
     "closed": tuple(_DRAWN),
-    "azure": ("requests", "rate", "seed", "max_tokens"),
+    "trace": ("requests", "rate", "seed", "max_tokens", "speed", "start", "end"),
     "sharegpt": ("requests", "seed", "think"),
 }
 
@@ -63,8 +64,9 @@ def parse_workload(text: str) -> Workload:
               with all that was said before and is sent 3 s after the last one has ended;
             - `closed:concurrency=32,requests=320,prompt=1024,output=128`: so many users, each of whom sends the next request when
               the last one has ended;
-            - `azure:path=FILE,requests=200,rate=1.5,seed=0,max_tokens=2000`: lengths in order from an Azure 2023 trace, Poisson
-              arrivals at `rate`, or the trace's own without it; rows longer than `max_tokens` in all are left out;
+            - `trace:path=FILE,requests=200,max_tokens=2000,start=60,end=120,speed=2`: the requests of a workload file from second
+              60 to 120, the first 200, without those longer than `max_tokens` in all, at twice their rate; with `rate=1.5` and
+              `seed=0` at Poisson arrivals in their place. `azure:` is another name of it;
             - `sharegpt:path=FILE,tokenizer=FOLDER,rate=2,requests=200,seed=0`: the first exchange of each conversation, Poisson
               arrivals, of those lengths that `vllm bench serve` takes; with `think=3` whole conversations, as above;
             - the path of a workload file (see `read_workload`).
@@ -77,14 +79,15 @@ def parse_workload(text: str) -> Workload:
         40
     """
     kind, colon, body = text.partition(":")
+    kind = _OTHER_NAMES.get(kind, kind)
     if not colon or kind not in _REQUIRED:
         path = Path(text)
         if not path.exists():
             raise WorkloadError(f"workload {text!r}: neither a file nor a specification; give a path or one of {_usage()}")
         return read_workload(path)
     options = _split(text, kind, body)
-    if kind == "azure":
-        return _azure(text, options)
+    if kind == "trace":
+        return _trace(text, options)
     if kind == "sharegpt":
         return _sharegpt(text, options)
     for key, needed in (("prefixes", "prefix"), ("think", "turns")):
@@ -192,11 +195,18 @@ def _lengths(text: str, options: Mapping[str, str], key: str) -> Lengths:
         ) from error
 
 
-def _azure(text: str, options: dict[str, str]) -> Workload:
-    """Return a trace's requests, with Poisson arrivals where a rate is given."""
+def _trace(text: str, options: dict[str, str]) -> Workload:
+    """Return what is kept of a file's requests, with Poisson arrivals where a rate is given."""
     limit = _number(text, options, "requests", int) if "requests" in options else None
-    max_tokens = _number(text, options, "max_tokens", int) if "max_tokens" in options else None
-    trace = read_workload(Path(options["path"]), limit=limit, max_tokens=max_tokens)
+    ends = {"start": "0", "end": "inf", "speed": "1", **options}
+    trace = read_workload(
+        Path(options["path"]),
+        limit=limit,
+        max_tokens=_number(text, options, "max_tokens", int) if "max_tokens" in options else None,
+        rate_scale=_number(text, ends, "speed", float),
+        start_s=_number(text, ends, "start", float),
+        end_s=_number(text, ends, "end", float),
+    )
     if limit is not None and len(trace.requests) < limit:
         raise WorkloadError(
             f"workload {text!r}: the trace holds only {len(trace.requests)} such requests; lower requests={limit}"
@@ -206,11 +216,14 @@ def _azure(text: str, options: dict[str, str]) -> Workload:
             raise WorkloadError(
                 f"workload {text!r}: seed has no effect on the trace's own arrivals; give rate as well, or drop seed"
             )
-        return Workload(trace.requests, text)
+        return replace(trace, description=text)
+    if "speed" in options:
+        raise WorkloadError(f"workload {text!r}: speed has no effect on arrivals at a rate; drop one of the two")
     rng = np.random.default_rng(_number(text, {"seed": "0", **options}, "seed", int))
     arrivals_ns = draw_arrivals_ns(len(trace.requests), _number(text, options, "rate", float), 1.0, rng)
     in_file_order = sorted(trace.requests, key=lambda request: request.request_id)
-    return Workload(tuple(replace(r, arrival_ns=ns) for r, ns in zip(in_file_order, arrivals_ns, strict=True)), text)
+    timed = zip(in_file_order, arrivals_ns, strict=True)
+    return replace(trace, requests=tuple(replace(request, arrival_ns=ns) for request, ns in timed), description=text)
 
 
 def _sharegpt(text: str, options: dict[str, str]) -> Workload:

@@ -63,6 +63,14 @@ def test_azure_with_poisson_arrivals(trace: Path) -> None:
     assert served.requests != parse_workload(f"azure:path={trace},rate=1.5,seed=3").requests
 
 
+def test_a_slice_of_a_trace_faster_than_it_was(trace: Path) -> None:
+    """Requests from one second up to another, from there on in time; the first so many of those; at twice the rate."""
+    served = parse_workload(f"trace:path={trace},start=1,end=4,speed=2")
+    assert [(r.request_id, r.arrival_ns / 1e9) for r in served.requests] == [(1, 0), (2, 0.5), (3, 1)]
+    first = parse_workload(f"trace:path={trace},start=1.5,requests=2").requests
+    assert [(r.request_id, r.arrival_ns / 1e9) for r in first] == [(2, 0.5), (3, 1.5)]
+
+
 def test_path_is_read_as_a_file(trace: Path) -> None:
     """A text that is no specification is a path."""
     assert len(parse_workload(str(trace)).requests) == 5
@@ -111,6 +119,12 @@ def test_azure_refuses_what_it_would_have_to_ignore(trace: Path) -> None:
         parse_workload(f"azure:path={trace},requests=6")
     with pytest.raises(WorkloadError, match="seed has no effect"):
         parse_workload(f"azure:path={trace},seed=1")
+    with pytest.raises(WorkloadError, match="speed has no effect on arrivals at a rate"):
+        parse_workload(f"trace:path={trace},rate=1,speed=2")
+    with pytest.raises(WorkloadError, match="start must be at least 0 s and before end, got 3 and 2"):
+        parse_workload(f"trace:path={trace},start=3,end=2")
+    with pytest.raises(WorkloadError, match="no request; a workload needs at least one"):
+        parse_workload(f"trace:path={trace},start=30")
 
 
 def test_what_is_left_out_is_a_hundred_requests_and_seed_0() -> None:
