@@ -28,6 +28,8 @@ _ABANDONED_AFTER_S = 3600.0
 # Another writer may win the name, or remove the empty `.partial/`, between two system calls; each attempt then starts afresh.
 _ATTEMPTS = 100
 _LOST_RACES = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class LocalFiles(Files):
@@ -66,6 +68,8 @@ class LocalFiles(Files):
             self._root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError(f"{self._root}: needs a folder, found a file; give another path") from error
+        except OSError as error:
+            raise self._refusal(error) from error
 
         def step(aside: Path) -> None:
             _write(aside, {GROUP: root_group})
@@ -112,6 +116,15 @@ class LocalFiles(Files):
         with suppress(OSError):
             self._partial.rmdir()
 
+    def _refusal(self, error: OSError) -> Exception:
+        """Return what to raise where the system refuses a change: with a next step where there is one."""
+        if error.errno not in (*_NO_ROOM, *_NO_ACCESS):
+            return error
+        remedy = "free some space" if error.errno in _NO_ROOM else "get leave to write there, or copy it"
+        return StoreError(
+            f"{self._root}: cannot be changed ({os.strerror(error.errno)}); {remedy} and run it again; nothing written is lost"
+        )
+
     def _first_missing(self, path: str) -> str:
         parts = path.split("/")
         prefixes = ["/".join(parts[: end + 1]) for end in range(len(parts))]
@@ -128,7 +141,7 @@ class LocalFiles(Files):
                 step(aside)
             except OSError as error:
                 if error.errno not in _LOST_RACES:
-                    raise
+                    raise self._refusal(error) from error
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
                 with suppress(OSError):

@@ -1,16 +1,20 @@
 """A process that writes to a store, to be killed by test_local.py.
 
 writer.py stream STORE FIRST LAST      write the points that are missing, print each, compact now and then
+writer.py kills STORE NUMBER SEED      as often, be killed at a random moment of measuring and writing, and print what came of it
 writer.py die ACTION TEMPLATE FOLDER   run ACTION on copies of a store, copy N killed at its Nth file operation; print how many
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import random
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import google_crc32c  # noqa: F401  (loaded before the forks, and so not counted)
@@ -37,6 +41,41 @@ def stream(path: str, first: int, last: int) -> None:
             store.write(record(environment, num_tokens))
             print(num_tokens, flush=True)  # noqa: T201  (read by the test)
         if num_tokens % 10 == 0:
+            store.compact(SIGNATURE, environment)
+
+
+def kills(path: str, number: int, seed: int) -> None:
+    """Kill a process that measures and writes point after point, again and again, and print a line of JSON for each kill.
+
+    A line holds the points whose writing had begun, and those whose writing had ended; each process goes on where the store ends.
+    """
+    rng = random.Random(seed)  # noqa: S311 - moments to kill at
+    for _ in range(number):
+        begun, ended = (os.pipe() for _ in range(2))
+        pid = os.fork()
+        if pid == 0:
+            measure(path, begun[1], ended[1])
+        time.sleep(rng.uniform(0.002, 0.08))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        found = []
+        for reader, writer in (begun, ended):
+            os.close(writer)
+            with os.fdopen(reader) as lines:
+                found.append([int(line) for line in lines.read().split()])
+        print(json.dumps(found), flush=True)  # noqa: T201  (read by the test)
+
+
+def measure(path: str, begun: int, ended: int) -> None:
+    """Measure what the store lacks, as a profile does, compact now and then, and tell both pipes; ends when killed."""
+    store = Store.open(path, "a")
+    (environment,) = store.documents("environments")
+    for num_tokens in itertools.count():
+        if not store.has(SIGNATURE, environment, {"num_tokens": num_tokens}):
+            os.write(begun, b"%d\n" % num_tokens)
+            store.write(record(environment, num_tokens))
+            os.write(ended, b"%d\n" % num_tokens)
+        if num_tokens % 20 == 19:
             store.compact(SIGNATURE, environment)
 
 
@@ -81,5 +120,7 @@ def die(action: str, template: Path, folder: Path) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "stream":
         stream(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    elif sys.argv[1] == "kills":
+        kills(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         print(die(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])))  # noqa: T201  (read by the test)
