@@ -8,19 +8,19 @@ of a known one say nothing about the next. CatBoost: Prokhorenkova et al., NeurI
 from __future__ import annotations
 
 import lzma
-import tempfile
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dooly.errors import InvalidInputError
+from dooly.predict._cbm import read_cbm
 from dooly.predict._sources import ESTIMATE_ERROR
-from dooly.predict._trees import ObliviousTrees
+from dooly.predict._trees import ObliviousTrees, cbm_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
@@ -43,12 +43,19 @@ _TREES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+_FACTS = {"relative_error": float, "relative_error_p90": float, "num_configurations": int, "num_points": int}
+"""What is told of a fit beside its trees."""
+
+
+@dataclass(frozen=True, slots=True)
 class FamilyRegressor:
     """Predicts the latency of a family's operations from their roofline and features."""
 
-    model: Any
-    """CatBoost's model of the logarithm of the ratio to the roofline."""
+    cbm: bytes = field(repr=False)
+    """CatBoost's model of the logarithm of the ratio to the roofline, in CatBoost's own format, the facts below among its
+    metadata."""
+    trees: ObliviousTrees = field(repr=False)
+    """Its trees."""
     relative_error: float
     """Median relative error on configurations held out of the fit."""
     relative_error_p90: float
@@ -58,6 +65,20 @@ class FamilyRegressor:
     num_points: int
     """Measured points behind the fit."""
 
+    @classmethod
+    def of_cbm(cls, cbm: bytes) -> FamilyRegressor:
+        """Return the regressor in CatBoost's own format.
+
+        Raises:
+            ValueError: It holds none.
+        """
+        found = read_cbm(cbm)
+        try:
+            facts: list[Any] = [of(found.metadata[name]) for name, of in _FACTS.items()]
+        except KeyError as error:
+            raise ValueError(f"its metadata lacks {error}") from error
+        return cls(cbm, ObliviousTrees.of_cbm(found), *facts)
+
     def predict_ns(self, roofline_ns: Floats, features: Floats) -> Floats:
         """Return latencies in nanoseconds, shape (num_points,).
 
@@ -65,26 +86,11 @@ class FamilyRegressor:
             roofline_ns: The least time that the device could take, shape (num_points,).
             features: The family's features, shape (num_points, num_features).
         """
-        return np.asarray(roofline_ns * np.exp(self._trees.predict(features)))
-
-    @cached_property
-    def _trees(self) -> ObliviousTrees:
-        return ObliviousTrees.of(self.model)
+        return np.asarray(roofline_ns * np.exp(self.trees.predict(features)))
 
     def save(self, path: Path) -> None:
-        """Write the regressor in CatBoost's own format, compressed, its errors among the file's metadata.
-
-        What tells one fit from another of the same data, as its time, is left out: files of two fits are the same.
-        """
-        facts = self.model.get_metadata()
-        for name in list(facts):
-            del facts[name]
-        for name in ("relative_error", "relative_error_p90", "num_configurations", "num_points"):
-            facts[name] = str(getattr(self, name))
-        with tempfile.TemporaryDirectory() as folder:
-            plain = Path(folder) / "model.cbm"
-            self.model.save_model(str(plain))
-            path.write_bytes(lzma.compress(plain.read_bytes()))
+        """Write the regressor in CatBoost's own format, compressed."""
+        path.write_bytes(lzma.compress(self.cbm))
 
     @classmethod
     def load(cls, path: Path) -> FamilyRegressor:
@@ -93,15 +99,9 @@ class FamilyRegressor:
         Raises:
             InvalidInputError: The file holds none.
         """
-        from catboost import CatBoostError, CatBoostRegressor
-
-        model = CatBoostRegressor()
         try:
-            model.load_model(blob=lzma.decompress(path.read_bytes()))
-            facts = model.get_metadata()
-            errors = (float(facts["relative_error"]), float(facts["relative_error_p90"]))
-            return cls(model, *errors, int(facts["num_configurations"]), int(facts["num_points"]))
-        except (CatBoostError, KeyError, ValueError, lzma.LZMAError) as error:
+            return cls.of_cbm(lzma.decompress(path.read_bytes()))
+        except (ValueError, lzma.LZMAError) as error:
             raise InvalidInputError(f"{path}: holds no family regressor ({error}); build it again") from error
 
 
@@ -127,7 +127,20 @@ def fit_family(
         if len(known) > 1
     ]
     median, p90 = np.quantile(np.concatenate(errors or [np.array([ESTIMATE_ERROR])]), [0.5, 0.9])
-    return FamilyRegressor(_fitted(features, target), float(median), float(p90), len(known), len(target))
+    return _described(_fitted(features, target), float(median), float(p90), len(known), len(target))
+
+
+def _described(model: Any, *facts: float) -> FamilyRegressor:  # noqa: ANN401 - a CatBoostRegressor
+    """Return a fitted model as a regressor, with its facts in the order of `_FACTS`.
+
+    What tells one fit from another of the same data, as its time, is left out: two fits are the same, byte for byte.
+    """
+    metadata = model.get_metadata()
+    for name in list(metadata):
+        del metadata[name]
+    for name, fact in zip(_FACTS, facts, strict=True):
+        metadata[name] = str(fact)
+    return FamilyRegressor.of_cbm(cbm_of(model))
 
 
 def held_out_errors(

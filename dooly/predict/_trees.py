@@ -7,7 +7,6 @@ al., NeurIPS 2018).
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dooly.predict._cbm import read_cbm
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy.typing as npt
 
     from dbstore import JSON
+    from dooly.predict._cbm import CbmTrees
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
+
+
+def cbm_of(model: Any) -> bytes:  # noqa: ANN401 - a CatBoostRegressor
+    """Return a trained CatBoost model in CatBoost's own format, which it writes to files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.cbm"
+        model.save_model(str(file))
+        return file.read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +53,20 @@ class ObliviousTrees:
 
     @classmethod
     def of(cls, model: Any) -> ObliviousTrees:  # noqa: ANN401 - a CatBoostRegressor
-        """Return the trees of a trained CatBoost model; shallow trees are filled up with questions that no value exceeds."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "trees.json"
-            model.save_model(str(file), format="json")
-            data = json.loads(file.read_text())
-        trees = data["oblivious_trees"]
-        depth = max((len(t["splits"] or ()) for t in trees), default=0)
-        feature = np.zeros((len(trees), depth), dtype=np.int64)
-        border = np.full((len(trees), depth), np.finfo(np.float32).max, dtype=np.float32)
-        leaf = np.zeros((len(trees), 1 << depth))
-        for row, tree in enumerate(trees):
-            for level, split in enumerate(tree["splits"] or ()):
-                feature[row, level] = split["float_feature_index"]
-                border[row, level] = split["border"]
-            leaf[row, : len(tree["leaf_values"])] = tree["leaf_values"]
-        scale, (bias, *_) = data["scale_and_bias"]
-        return cls(feature, border, leaf, float(scale), float(bias))
+        """Return the trees of a trained CatBoost model."""
+        return cls.of_cbm(read_cbm(cbm_of(model)))
+
+    @classmethod
+    def of_cbm(cls, found: CbmTrees) -> ObliviousTrees:
+        """Return the trees in CatBoost's own format; shallow trees are filled up with questions that no value exceeds."""
+        count, depth = len(found.depth), int(found.depth.max(initial=0))
+        asked = np.arange(depth) < found.depth[:, None]
+        feature = np.zeros((count, depth), dtype=np.int64)
+        border = np.full((count, depth), np.finfo(np.float32).max, dtype=np.float32)
+        leaf = np.zeros((count, 1 << depth))
+        feature[asked], border[asked] = found.feature, found.border
+        leaf[np.arange(1 << depth) < (1 << found.depth)[:, None]] = found.leaf
+        return cls(feature, border, leaf, found.scale, found.bias)
 
     def to_json(self) -> dict[str, JSON]:
         """Return the trees as JSON."""
