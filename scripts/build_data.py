@@ -35,10 +35,10 @@ SYSTEMS = {
     "h200": ("h200_sxm", "NVIDIA H200", 150_119_844_413, 4.8e12),
 }
 NOTES = {
-    "linear-fp8_block": "products in FP8 by blocks take 60 us or more in these tables, however small: decodes may well be "
-    "faster, and on several ranks by half"
+    "linear-fp8_block": "products in FP8 by blocks take 60 us or more in these tables, however small; shorter than 0.2 ms, they "
+    "go by those of one scale"
 }
-"""What is doubtful in the tables, by family: a product in FP8 by one scale takes 8 us there."""
+"""What is doubtful in the tables, by family."""
 HOST = (1_500_000, 2_000_000, 7_800_000, 19_100_000)
 """What a host takes to launch steps of a model of 30 layers; `dooly.latency.HostTimes` says what each is. The last two are what
 benchmarks/h200_truth.py finds in the first runs of Llama 3.1 8B and Qwen2.5 7B on an H200; the first two are assumed: decodes

@@ -35,6 +35,8 @@ _ATTENTION = (("bfloat16", None), ("bfloat16", 1), ("fp8", None), ("fp8", 1))
 """Element types of caches; beside each None for full attention, or any window."""
 _EXPERTS, _MARLIN = ("bfloat16", "fp8", "fp8_block", "mxfp4"), ("w4a16", "w4a16_mxfp4")
 """Element types of experts; the last go by blocks of rows."""
+_BLOCKS, _SMALL_NS, _LAUNCHED = "fp8_block", 10_000, 0.95
+"""Element type of products whose launches were timed; a small product, by the roofline; what share of such takes no longer."""
 _BYTES_READ = 2
 """Of an element whose scale is computed."""
 
@@ -57,6 +59,7 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
         launch_ns=float(products.latency_ns.min()),
         moved_bytes_per_s=_moved_bytes_per_s(folder),
         reach=_reach(folder, float(products["m"].max())),
+        launches_ns=_launches_ns(folder, facts),
     )
     hardware.write(out)
     payloads = {f"{operator}-{ranks}": np.stack([sizes, ns]) for operator, ranks, sizes, ns in tables.collectives(folder)}
@@ -93,6 +96,15 @@ def family_points(folder: Path, hardware: Hardware) -> dict[str, Points]:
         if len(rows := tables.experts(folder, dtype)):
             found |= {name: _experts_points(hardware, rows, dtype) for name in families_of(Experts(1, 1, 1, 1, 1, dtype))}
     return found
+
+
+def _launches_ns(folder: Path, hardware: Hardware) -> dict[str, float]:
+    """Return what products in blocks take whose work is next to nothing, by family in nanoseconds; nothing without such."""
+    rows = tables.linear_layers(folder, _BLOCKS)
+    m, n, k = (np.asarray(rows[name], dtype=np.float64) for name in ("m", "n", "k"))
+    roofline, _ = linear_inputs(hardware, m, n, k, element_bytes(_BLOCKS))
+    small = rows.latency_ns[roofline < _SMALL_NS]
+    return {name: float(np.quantile(small, _LAUNCHED)) for name in families_of(LinearLayer(1, 1, _BLOCKS)) if len(small)}
 
 
 def _reach(folder: Path, num_tokens: float) -> Reach:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dooly.errors import MissingOperationError
 from dooly.predict._estimated import MovedBytes, Roofline
-from dooly.predict._families import AttentionFamily, ExpertsFamily, LinearFamily, MarlinExperts
+from dooly.predict._families import AttentionFamily, BlockScaledLinear, ExpertsFamily, LinearFamily, MarlinExperts
 from dooly.predict._family import FamilyRegressor
 from dooly.predict._family_curve import FamilyCurve
 from dooly.predict._hardware import Hardware
@@ -115,7 +115,7 @@ class DeviceLatencies:
         """
         kind = kind_of(operation)
         if (own := self.measured.get(operation.signature)) is not None:
-            family = self._linear_family(kind) if isinstance(kind, LinearLayer) else None
+            family = self._linear_layer(kind) if isinstance(kind, LinearLayer) else None
             return replace(own, beyond=family or Roofline(self.hardware))
         found: OperationLatency | None = None
         if isinstance(kind, Collective):
@@ -134,7 +134,7 @@ class DeviceLatencies:
     def _family(self, kind: LinearLayer | AttentionShape | Experts, operation: TracedOperation) -> OperationLatency | None:
         """Return what predicts an operation by others of its kind, or attention by a table of its own; None without such."""
         if isinstance(kind, LinearLayer):
-            return self._linear_family(kind)
+            return self._linear_layer(kind)
         if isinstance(kind, Experts):
             return self._experts(kind, router_of(operation))
         if (own := self._file(f"attention-{operation.signature}")).is_file():
@@ -152,6 +152,13 @@ class DeviceLatencies:
             return MarlinExperts(experts, MarlinCosts.read(costs), routing) if costs.is_file() else None
         regressors = self.families(experts)
         return None if regressors is None else ExpertsFamily(experts, self.hardware, regressors[0], routing)
+
+    def _linear_layer(self, layer: LinearLayer) -> OperationLatency | None:
+        """Return what predicts a product by its family, and where that knows launches alone by a nearer one."""
+        own = self._linear_family(layer)
+        launches_ns = self.hardware.launches_ns.get(families_of(layer)[0])
+        single = None if launches_ns is None else self._linear_family(replace(layer, dtype="fp8"))
+        return own if own is None or single is None or launches_ns is None else BlockScaledLinear(own, single, launches_ns)
 
     def _linear_family(self, layer: LinearLayer) -> LinearFamily | None:
         if layer.dtype == "float32":  # a router's, which no table times: as one in bfloat16, at its own bytes

@@ -51,6 +51,34 @@ class LinearFamily:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockScaledLinear:
+    """A linear layer of a scale for each block, where the tables may have timed launches alone: then by one of a single scale.
+
+    Whole modules in the same tables, timed in one CUDA graph, tell that such products take no longer
+    (`benchmarks/block_products.py`).
+    """
+
+    blocks: LinearFamily
+    """By the family of its own kind."""
+    single: LinearFamily
+    """By the family of products of a single scale."""
+    launches_ns: float
+    """What launches take at most."""
+    source: Source = "family"
+    """Where the latencies are from."""
+
+    @property
+    def relative_error(self) -> float:
+        """Median relative error over widths that the families did not know, of the worse of the two."""
+        return max(self.blocks.relative_error, self.single.relative_error)
+
+    def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
+        """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        blocks, single = self.blocks.latency_ns(work, batches), self.single.latency_ns(work, batches)
+        return np.where(blocks < self.launches_ns, np.minimum(blocks, single), blocks)
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionFamily:
     """Attention, by the families of its decodes and prefills; in a batch of both, one after the other."""
 

@@ -58,6 +58,8 @@ class Hardware:
     """How far steps were measured; None where nothing tells."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """What is doubtful in what was measured of a family, by its name, such as `linear-fp8_block`."""
+    launches_ns: Mapping[str, float] = field(default_factory=dict)
+    """What launches alone may have taken in the rows of a family, by its name: below, its rows tell no more."""
     host: HostTimes | None = None
     """What an engine's host is taken to need to launch steps of a model of `HOST_LAYERS`; None where nobody measured it."""
 

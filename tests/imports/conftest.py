@@ -77,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
     """Tables of a made-up device: each kind of row that is read, and beside it one that is not."""
     products = [
         {"gemm_dtype": dtype, "m": m, "n": n, "k": k, "latency": scale * (0.004 + m * n * k / 1e12)}
-        for dtype, scale in (("bfloat16", 1), ("fp8", 0.5))
+        for dtype, scale in (("bfloat16", 1), ("fp8", 0.5), ("fp8_block", 15))
         for m in (1, 8, 64, 512)
         for n in SIZES
         for k in SIZES

@@ -65,6 +65,7 @@ def test_a_device_is_built_and_read(folder: Path, tmp_path: Path) -> None:
     assert counts == {
         "linear": 16,
         "linear-fp8": 16,
+        "linear-fp8_block": 16,
         "decodes": 12,
         "prefills": 12,
         "decodes-window": 2,
@@ -76,7 +77,9 @@ def test_a_device_is_built_and_read(folder: Path, tmp_path: Path) -> None:
     device = DeviceLatencies(out)
     (linear,) = device.families(LinearLayer(64, 64, "fp8")) or ()
     assert linear.relative_error == families["linear-fp8"].relative_error
-    assert device.families(LinearLayer(64, 64, "fp8_block")) is None
+    assert device.families(LinearLayer(64, 64, "mxfp4")) is None
+    # The smallest products in blocks all take 15 times 4 us here: no more than launches tell.
+    assert device.hardware.launches_ns == {"linear-fp8_block": pytest.approx(60_000, rel=0.5)}
     assert Collective("all_gather", 2) in device.collectives
 
 
