@@ -72,7 +72,7 @@ def read_cbm(content: bytes) -> CbmTrees:
             numbers.astype(np.int64)[split],
             np.concatenate([*borders, np.empty(0, dtype=np.float32)])[split],
             trees.array(_SIZES, "<i4").astype(np.int64),
-            trees.array(_LEAVES, "<f8").copy(),
+            trees.array(_LEAVES, "<f8").astype(np.float64),
             float(trees.number(_SCALE, "<f8", 1.0)),
             bias,
             {pair.text(_KEY): pair.text(_VALUE) for pair in core.tables(_CORE_METADATA)},
