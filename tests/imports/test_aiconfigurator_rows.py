@@ -78,7 +78,7 @@ def test_collectives_find_operator_and_ranks(folder: Path, halved: TracedModel) 
 def test_rows_that_find_no_place_are_counted(folder: Path, halved: TracedModel) -> None:
     """Of each table, all rows less those that were placed; the device and the engine are the tables' own."""
     found = read_aiconfigurator(folder, halved)
-    assert found.unplaced["gemm_perf of other sizes or types"] == 4 * 4**2
+    assert found.unplaced["gemm_perf of other sizes or types"] == 2 * 4 * 4**2
     assert found.unplaced["moe_perf of other sizes or types"] == 3 * 3 * 2 * 3
     assert (found.facts["device"], found.facts["engine_version"]) == ("NVIDIA H200", "0.24.0")
 
