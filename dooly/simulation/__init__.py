@@ -9,9 +9,11 @@ from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
 from dooly.latency import HostTimes
 from dooly.simulation._arrivals import Stage
 from dooly.simulation._comparison import Compared, compare_runs
+from dooly.simulation._disaggregation import simulate_disaggregated
 from dooly.simulation._fleet import Replica, simulate_fleet
 from dooly.simulation._fleet_result import FleetResult, ReplicaResult
 from dooly.simulation._generate import add_turns, generate_workload
+from dooly.simulation._kv_transfer import KVTransfer
 from dooly.simulation._lengths import LengthRange, NormalLengths
 from dooly.simulation._prefix_router import PrefixAware
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
@@ -33,6 +35,7 @@ __all__ = [
     "FleetResult",
     "HostTimes",
     "KVCacheGroup",
+    "KVTransfer",
     "LeastLoaded",
     "LengthRange",
     "LoggedSteps",
@@ -64,5 +67,6 @@ __all__ = [
     "read_workload",
     "scheduler_config",
     "simulate",
+    "simulate_disaggregated",
     "simulate_fleet",
 ]

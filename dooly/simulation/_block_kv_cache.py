@@ -75,7 +75,7 @@ class BlockKVCache(KVCache):
             self._junctions[request] = longest if longest > self._num_hit else 0
         return self._num_hit
 
-    def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int) -> bool:
+    def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int, *, is_loaded: bool = False) -> bool:
         """Give the request that was looked up last blocks for its first tokens; see `KVCache`."""
         if num_room > num_tokens and self._num_lacking(request, num_room, whole=True) + num_spare > self._pool.num_free:
             return False
@@ -85,8 +85,22 @@ class BlockKVCache(KVCache):
             for group, hits in zip(self._groups, self._hits, strict=True):
                 group.adopt(request, hits, self._num_hit)
         self._num_processed[request] = self._num_seen[request] = self._num_hit
-        self._allocate(request, num_tokens, self._num_hit)
+        if is_loaded:
+            self._take(request, num_tokens)
+        else:
+            self._allocate(request, num_tokens, self._num_hit)
         return True
+
+    def num_lacking(self, requests: Counts, num_tokens: Counts) -> int:
+        """Return how many blocks requests lack to hold so many tokens; see `KVCache`."""
+        held = self.num_blocks_for(self._num_tokens[requests])
+        return int(np.maximum(self.num_blocks_for(num_tokens) - held, 0).sum())
+
+    def finish_load(self, request: int, num_tokens: int) -> None:
+        """Let what another engine has filled be found; see `KVCache`."""
+        self._num_processed[request] = self._num_seen[request] = num_tokens
+        if self._config.enable_prefix_caching:
+            self._enter_full(request, num_tokens)
 
     def _num_lacking(self, request: int, num_tokens: int, *, whole: bool) -> int:
         """Return how many free blocks a new request takes to hold so many tokens."""
@@ -102,9 +116,7 @@ class BlockKVCache(KVCache):
     def _allocate(self, request: int, num_tokens: int, num_processed: int) -> None:
         """Take the blocks that a request lacks to grow to so many tokens; of so many before, the steps have run."""
         before, known = self._num_tokens[request], self._num_known[request]
-        for group in self._groups:
-            group.allocate(request, num_tokens)
-        self._num_tokens[request] = num_tokens
+        self._take(request, num_tokens)
         if not self._config.enable_prefix_caching:
             return
         if before < known:
@@ -114,6 +126,11 @@ class BlockKVCache(KVCache):
             num_final, size = num_tokens - (num_processed < before), self._config.block_size
             if num_final // size == (self._num_prompt_tokens[request] - 1) // size:
                 self._enter_full(request, int(num_final))
+
+    def _take(self, request: int, num_tokens: int) -> None:
+        for group in self._groups:
+            group.allocate(request, num_tokens)
+        self._num_tokens[request] = num_tokens
 
     def _enter_full(self, request: int, num_tokens: int) -> None:
         """Let the blocks that so many tokens fill be found again."""

@@ -53,8 +53,9 @@ class CountedKVCache(KVCache):
         """Return how many of a preempted request's first tokens are left; see `KVCache`."""
         return min(self._kept.get(request, 0), (num_tokens - 1) // self._block_size) * self._block_size
 
-    def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int) -> bool:
+    def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int, *, is_loaded: bool = False) -> bool:
         """Give a request blocks for its first tokens, what is left of them first; see `KVCache`."""
+        del is_loaded
         # What is found takes free blocks too: nobody else holds them.
         if -(-num_room // self._block_size) + num_spare > self._num_free:
             return False
@@ -62,6 +63,10 @@ class CountedKVCache(KVCache):
         self._num_kept -= self._kept.pop(request, 0)
         self._take(num_blocks)
         return True
+
+    def num_lacking(self, requests: Counts, num_tokens: Counts) -> int:
+        """Return how many blocks requests lack to hold so many tokens; see `KVCache`."""
+        return int(np.maximum(self.num_blocks_for(num_tokens) - self._num_held[requests], 0).sum())
 
     def _take(self, number: int) -> None:
         """Take so many free blocks, those that hold nothing first."""

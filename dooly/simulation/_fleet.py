@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.latency import HostTimes, LatencyBackend
+    from dooly.simulation._remote_kv import RemoteKV
     from dooly.simulation._router import Router
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._step_log import StepLog
@@ -44,9 +45,11 @@ class Replica:
     host: HostTimes | None = None
     """What its host takes to launch steps; None for what `latency` says."""
 
-    def engine(self, requests: Sequence[Request], timeline: Timeline, log: StepLog | None = None) -> EngineReplica:
+    def engine(
+        self, requests: Sequence[Request], timeline: Timeline, log: StepLog | None = None, remote: RemoteKV | None = None
+    ) -> EngineReplica:
         """Return the engine, idle, for a workload of which any request may be sent there."""
-        return EngineReplica(requests, self.latency, self.config, host_beside(self.latency, self.host), timeline, log)
+        return EngineReplica(requests, self.latency, self.config, host_beside(self.latency, self.host), timeline, log, remote)
 
 
 def simulate_fleet(
@@ -71,10 +74,8 @@ def simulate_fleet(
         DoolyError: Whatever a replica's `latency` raises for a step that it cannot price.
     """
     check_fleet("simulate_fleet", workload, replicas)
-    if steps is not None and len(steps) != len(replicas):
-        raise InvalidInputError(f"simulate_fleet: steps: got {len(steps)} logs for {len(replicas)} replicas; give one for each")
     started_s = time.perf_counter()
-    logs = [None] * len(replicas) if steps is None else steps
+    logs = one_each("simulate_fleet", steps, len(replicas))
     if router is RoundRobin and not workload.waits_for_answers:
         chosen = [place % len(replicas) for place in range(len(workload.requests))]
         found = [_alone(workload, chosen, place, replica, logs[place]) for place, replica in enumerate(replicas)]
@@ -82,7 +83,7 @@ def simulate_fleet(
         chosen, found = _routed(workload, replicas, router, logs)
     by_id = {row.request_id: row for result in found if result is not None for row in result.rows}
     rows = tuple(by_id[request.request_id] for request in workload.requests)
-    whole = joined(rows, filter(None, found), time.perf_counter() - started_s)
+    whole = joined(rows, [result for result in found if result is not None], time.perf_counter() - started_s)
     return FleetResult(whole, tuple(ReplicaResult("serve", result) for result in found), {"replica": tuple(chosen)})
 
 
@@ -96,6 +97,17 @@ def check_fleet(caller: str, workload: Workload, replicas: Sequence[Replica]) ->
         raise InvalidInputError(f"{caller}: workload: {spell(workload)} is none; give what dooly.parse_workload returns")
     if not replicas:
         raise InvalidInputError(f"{caller}: there is no replica; give at least one")
+
+
+def one_each(caller: str, steps: Sequence[StepLog] | None, num_replicas: int) -> Sequence[StepLog | None]:
+    """Return a log for each replica, None where they are not given.
+
+    Raises:
+        InvalidInputError: They are not as many.
+    """
+    if steps is not None and len(steps) != num_replicas:
+        raise InvalidInputError(f"{caller}: steps: got {len(steps)} logs for {num_replicas} replicas; give one for each")
+    return [None] * num_replicas if steps is None else steps
 
 
 def _alone(
@@ -123,7 +135,7 @@ def _routed(
         pool.send(request, arrival_ns)
 
     def after(pool: Pool, place: int, finished: npt.NDArray[np.int64]) -> None:
-        for request, arrival_ns in senders.next(finished.tolist(), pool.replicas[place].now_ns):
+        for request, arrival_ns in senders.next(finished.tolist(), pool.replicas[place].acted_ns):
             send(request, arrival_ns)
 
     for request, arrival_ns in senders.first():

@@ -12,7 +12,7 @@ from dooly.simulation._results import RequestTimes, SimulationResult
 from dooly.simulation._token_gaps import TokenGaps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -60,12 +60,21 @@ class FleetResult:
 
 
 def joined(
-    rows: tuple[RequestTimes, ...], parts: Iterable[SimulationResult], wall_s: float, gaps: TokenGaps | None = None
+    rows: tuple[RequestTimes, ...],
+    parts: Sequence[SimulationResult],
+    wall_s: float,
+    generating: Sequence[SimulationResult] | None = None,
 ) -> SimulationResult:
-    """Return a run of these rows, with the steps and gaps of all its parts; gaps may be given in place of theirs."""
-    parts = tuple(parts)
-    noted = [part.token_gaps for part in parts if part.token_gaps is not None]
-    if gaps is None and noted:
-        gaps = TokenGaps(np.concatenate([part.gaps_ns for part in noted]), np.concatenate([part.counts for part in noted]))
+    """Return one run of these rows, with the steps of all its parts.
+
+    Args:
+        rows: The requests.
+        parts: What each replica came to.
+        wall_s: Seconds that it took.
+        generating: Those whose tokens users see; by default all.
+    """
+    noted = [part.token_gaps for part in (parts if generating is None else generating) if part.token_gaps is not None]
+    none = np.empty(0, np.int64)
+    gaps = TokenGaps(*(np.concatenate([none, *(getattr(part, name) for part in noted)]) for name in ("gaps_ns", "counts")))
     num_steps, num_preemptions = (sum(getattr(part, name) for part in parts) for name in ("num_steps", "num_preemptions"))
     return SimulationResult(rows, num_steps, num_preemptions, wall_s, gaps, sum(part.host_wait_s for part in parts))

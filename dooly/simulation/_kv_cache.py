@@ -52,7 +52,7 @@ class KVCache(ABC):
         """
 
     @abstractmethod
-    def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int) -> bool:
+    def reserve(self, request: int, num_tokens: int, num_room: int, num_spare: int, *, is_loaded: bool = False) -> bool:
         """Give the request that was looked up last blocks for its first tokens, what was found included, if there is room.
 
         Args:
@@ -60,10 +60,18 @@ class KVCache(ABC):
             num_tokens: Tokens to hold blocks for.
             num_room: Tokens that must have room for it to get any, at least `num_tokens`.
             num_spare: Blocks that must stay free beside these.
+            is_loaded: Whether another engine fills them, so that they cannot be found until `finish_load`.
 
         Returns:
             Whether it got them.
         """
+
+    @abstractmethod
+    def num_lacking(self, requests: Counts, num_tokens: Counts) -> int:
+        """Return how many blocks requests lack to hold so many tokens; both arrays have shape (num_reqs,)."""
+
+    def finish_load(self, request: int, num_tokens: int) -> None:  # noqa: B027 -- few need to know
+        """Note that so many first tokens of a request have come from another engine."""
 
     @abstractmethod
     def extend(self, requests: Counts, num_tokens: Counts) -> int:

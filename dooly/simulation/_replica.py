@@ -9,9 +9,11 @@ is at one, and learns what a step brought about when that has run.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from enum import IntEnum
 from heapq import heappop, heappush
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,16 +21,20 @@ import numpy as np
 from dooly.simulation._scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from dooly.latency import HostTimes, LatencyBackend
+    from dooly.simulation._remote_kv import RemoteKV
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._step_log import StepLog
     from dooly.simulation._steps import Progress, ScheduledStep
     from dooly.simulation._timeline import Timeline
     from dooly.simulation._workload import Request
+
+
+_NONE = np.empty(0, np.int64)
 
 
 class Happening(IntEnum):
@@ -79,6 +85,7 @@ class EngineReplica:
         host: HostTimes,
         timeline: Timeline,
         log: StepLog | None = None,
+        remote: RemoteKV | None = None,
     ) -> None:
         """Start idle at 0.
 
@@ -89,11 +96,12 @@ class EngineReplica:
             host: What the engine's host takes to launch steps.
             timeline: Told what happens to requests.
             log: Filled with what each step computes and when, where it is given.
+            remote: What other engines have computed of the requests, or load from here; None for nothing.
 
         Raises:
             WorkloadError: A request is too long for the model or the KV cache.
         """
-        self.scheduler = Scheduler(requests, config)
+        self.scheduler = Scheduler(requests, config, remote)
         self.num_steps = 0
         self.host_wait_ns = 0
         """How long the device has waited for the host to launch a step that it could have run."""
@@ -106,20 +114,21 @@ class EngineReplica:
         self._under_way: deque[_UnderWay] = deque()
         self._sent: list[tuple[int, int]] = []
         """A heap: when each request arrives that is not let in, and its position."""
+        self._transfers: list[tuple[int, Callable[[int], None], int]] = []
+        """When KV caches have come or gone, what that means to the scheduler, and whose; by time."""
+        self.acted_ns = 0
+        """When it did something last."""
         self._now_ns = 0
         self._must_wait = False
         """Whether the next step can be scheduled only when the oldest under way has run."""
+        self._is_stuck = False
+        """Whether nothing can be scheduled until a KV cache has come or gone."""
         self._last_decode_ns = 1
-
-    @property
-    def now_ns(self) -> int:
-        """When this engine acts next, or acted last."""
-        return self._now_ns
 
     @property
     def num_waiting(self) -> int:
         """Requests that the scheduler has let in and not admitted to a step, or has preempted."""
-        return len(self.scheduler.waiting)
+        return self.scheduler.num_waiting
 
     @property
     def num_running(self) -> int:
@@ -140,14 +149,23 @@ class EngineReplica:
         """Have a request arrive, not before what has been let in; of those that arrive together, the workload's order counts."""
         heappush(self._sent, (arrival_ns, request))
 
+    def finish_load(self, request: int, end_ns: int) -> None:
+        """Have a request's KV cache come from another engine at `end_ns`, which has not passed."""
+        insort(self._transfers, (end_ns, self.scheduler.finish_load, request), key=itemgetter(0))
+
+    def let_go(self, request: int, end_ns: int) -> None:
+        """Have another engine be done with the KV cache of a request that has ended, at `end_ns`, which has not passed."""
+        insort(self._transfers, (end_ns, self.scheduler.let_go, request), key=itemgetter(0))
+
     @property
     def next_event(self) -> Event | None:
         """What this engine does next if nothing else arrives; None while it is idle."""
         if self._must_wait:
             return Event(max(self._now_ns, self._under_way[0].end_ns), Happening.RETIRE)
-        if self.scheduler.has_unfinished:
+        if self.scheduler.has_unfinished and not self._is_stuck:
             return Event(self._now_ns, Happening.SCHEDULE)
-        return Event(max(self._now_ns, self._sent[0][0]), Happening.SCHEDULE) if self._sent else None
+        told_ns = min((queue[0][0] for queue in (self._sent, self._transfers) if queue), default=None)
+        return None if told_ns is None else Event(max(self._now_ns, told_ns), Happening.SCHEDULE)
 
     def act(self, horizon_ns: int | None = None) -> npt.NDArray[np.int64]:
         """Do what `next_event` says, up to where a request may arrive that nobody knows of yet; None if none will.
@@ -157,17 +175,26 @@ class EngineReplica:
         """
         event = self.next_event
         assert event is not None
-        self._now_ns = event.ns
+        self.acted_ns = self._now_ns = event.ns
         if event.happening is Happening.RETIRE:
             return self._retire()
         while self._sent and self._sent[0][0] <= self._now_ns:
             self.scheduler.add(heappop(self._sent)[1])
+        while self._transfers and self._transfers[0][0] <= self._now_ns:
+            _ns, told, request = self._transfers.pop(0)
+            told(request)
+        if not self.scheduler.has_unfinished:
+            return _NONE
+        num_preemptions = self.scheduler.num_preemptions
         step = self.scheduler.schedule()
         self._timeline.scheduled_ns[step.first_scheduled] = self._now_ns
         if step.requests.size:
             self._launch(step, horizon_ns)
-        self._must_wait = not step.requests.size or len(self._under_way) >= self._depth
-        return step.requests[:0]
+        # Where the very last request gave way to those that hold blocks, one of these is served next.
+        is_idle = not step.requests.size and not self._under_way
+        self._is_stuck = is_idle and self.scheduler.num_preemptions == num_preemptions
+        self._must_wait = not is_idle and (not step.requests.size or len(self._under_way) >= self._depth)
+        return _NONE
 
     def _retire(self) -> npt.NDArray[np.int64]:
         """Note what the oldest step under way brought about."""
@@ -240,6 +267,8 @@ class EngineReplica:
         next_ns = horizon_ns
         if self._sent and not (self.scheduler.waiting and self._in_order):
             next_ns = self._sent[0][0] if next_ns is None else min(next_ns, self._sent[0][0])
+        if self._transfers:
+            next_ns = self._transfers[0][0] if next_ns is None else min(next_ns, self._transfers[0][0])
         if next_ns is None:
             return None, step.max_num_steps
         return next_ns, min(step.max_num_steps, max(0, next_ns - free_ns) // self._last_decode_ns + self._depth)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dooly.simulation._kv_cache import Counts
+    from dooly.simulation._remote_kv import RemoteKV
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._workload import Request
 
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
 class Scheduler:
     """Decides which tokens each step computes. Call `add`, then `schedule` and `complete`, or `advance` and `retire`, in turn."""
 
-    def __init__(self, requests: Sequence[Request], config: SchedulerConfig) -> None:
+    def __init__(self, requests: Sequence[Request], config: SchedulerConfig, remote: RemoteKV | None = None) -> None:
         """Create a scheduler for requests that `add` will let in.
 
         Args:
             requests: The whole workload.
             config: The engine's settings.
+            remote: What other engines have computed of the requests, or load when these have ended; None for nothing.
 
         Raises:
             WorkloadError: A request is too long for the model or for an empty KV cache, and so could never finish.
@@ -57,6 +59,7 @@ class Scheduler:
         self._was_scheduled = np.zeros(len(requests), np.bool_)
         self._has_finished = np.zeros(len(requests), np.bool_)
         self._under_way = UnderWay()
+        self._remote = remote
         self._rank = np.argsort(np.argsort([r.priority for r in requests], kind="stable"), kind="stable")
         """Place of each request in the order of priority; the workload has them in order of arrival."""
         refuse_too_long(requests, self._kv_cache, config)
@@ -64,7 +67,12 @@ class Scheduler:
     @property
     def has_unfinished(self) -> bool:
         """Whether an added request has not finished."""
-        return bool(self.waiting) or self._running.size > 0
+        return bool(self.waiting) or self._running.size > 0 or bool(self._remote and self._remote.num_blocked)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests let in that no step works on: not admitted yet, preempted, or with their KV cache on its way."""
+        return len(self.waiting) + (0 if self._remote is None else self._remote.num_blocked)
 
     @property
     def num_running(self) -> int:
@@ -187,12 +195,17 @@ class Scheduler:
     def _admit(self, budget: int, chunk_limit: int) -> tuple[list[int], list[int]]:
         """Take requests off the waiting queue; return them and the tokens granted to each."""
         config = self._config
-        admitted: list[int] = []
-        counts: list[int] = []
+        admitted = self._admit_loaded(budget)
+        counts = [1] * len(admitted)
+        budget -= len(admitted)
         while budget > 0 and self.waiting and self._running.size + len(admitted) < config.max_num_seqs:
             request = self.waiting[0]
             num_tokens = int(self._num_tokens[request])
             num_cached = self._kv_cache.look_up(request, num_tokens)
+            if self._remote is not None and self._remote.num_tokens(request) > num_cached:
+                if not self._start_load(request, num_cached, has_others=bool(self._running.size or admitted)):
+                    break
+                continue
             count = min(num_tokens - num_cached, chunk_limit)
             if not config.enable_chunked_prefill and count > budget:
                 break
@@ -201,12 +214,42 @@ class Scheduler:
             num_spare = self._watermark_blocks if self._running.size or admitted else 0
             if end == num_cached or not self._kv_cache.reserve(request, end, num_room, num_spare):
                 break
+            if self._remote is not None:
+                self._remote.skip(request)
             self._num_computed_tokens[request] = num_cached
             count = end - num_cached
             budget -= count
             admitted.append(self.waiting.popleft())
             counts.append(count)
         return admitted, counts
+
+    def _admit_loaded(self, budget: int) -> list[int]:
+        """Return the requests whose KV cache has come from another engine; each computes its last known token."""
+        if self._remote is None:
+            return []
+        loaded = self._remote.take_loaded(min(budget, self._config.max_num_seqs - self._running.size))
+        self._num_computed_tokens[loaded] = self._num_tokens[loaded] - 1
+        return loaded
+
+    def _start_load(self, request: int, num_cached: int, *, has_others: bool) -> bool:
+        """Let the first of the waiting requests load its KV cache, if there is room beside what prefills in parts still need."""
+        assert self._remote is not None
+        num_spare = self._kv_cache.num_lacking(self._running, self._num_tokens[self._running])
+        num_spare += self._watermark_blocks if has_others else 0
+        num_tokens = int(self._num_tokens[request])
+        if not self._kv_cache.reserve(request, num_tokens, num_tokens, num_spare, is_loaded=True):
+            return False
+        self._remote.start(self.waiting.popleft(), num_cached)
+        return True
+
+    def finish_load(self, request: int) -> None:
+        """Note that a request's KV cache has come; it is admitted before those that wait."""
+        assert self._remote is not None
+        self._kv_cache.finish_load(request, self._remote.finish(request))
+
+    def let_go(self, request: int) -> None:
+        """Free the blocks of a request that has ended, and whose KV cache another engine has loaded."""
+        self._kv_cache.release(np.array([request], np.int64), self._num_total_tokens[[request]] - 1)
 
     def _decode_step(self, requests: Counts, granted: Counts) -> ScheduledStep:
         """Return a step in which every running request lacks one token, and how often it can be repeated.
@@ -261,7 +304,8 @@ class Scheduler:
         self._kv_cache.settle(progress.requests, progress.num_computed_tokens)
         if not progress.finished.size:
             return
-        self._kv_cache.release(progress.finished, self._num_total_tokens[progress.finished] - 1)
+        if self._remote is None or not self._remote.keeps_finished:
+            self._kv_cache.release(progress.finished, self._num_total_tokens[progress.finished] - 1)
         is_evicted = self._num_computed_tokens[progress.finished] == 0
         if is_evicted.any():
             # While their last tokens were under way.

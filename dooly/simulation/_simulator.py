@@ -63,7 +63,7 @@ def simulate(
         replica.send(request, arrival_ns)
     while replica.next_event is not None:
         finished = replica.act()
-        for request, arrival_ns in senders.next(finished.tolist(), replica.now_ns):
+        for request, arrival_ns in senders.next(finished.tolist(), replica.acted_ns):
             timeline.arrivals_ns[request] = arrival_ns
             replica.send(request, arrival_ns)
     rows, wall_s = timeline.rows(workload.requests), time.perf_counter() - started_s
