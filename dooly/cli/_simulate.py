@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dooly.batch import Batch
+from dooly.cli._fleet import (
+    DataParallelSize,
+    DecodeReplicas,
+    KVTransferText,
+    PrefillReplicas,
+    RouterOption,
+    fleet_layout,
+    show_replicas,
+)
 from dooly.cli._limits import LimitTexts, judge_limits, parse_limits
 from dooly.cli._options import (
     LIMITS,
@@ -59,6 +68,11 @@ def simulate(  # noqa: PLR0913 - one argument an option
         Path | None,
         typer.Option(metavar="FILE", callback=writable, help="Write steps and requests as a trace for ui.perfetto.dev."),
     ] = None,
+    data_parallel_size: DataParallelSize = 1,
+    router: RouterOption = None,
+    prefill_replicas: PrefillReplicas = 0,
+    decode_replicas: DecodeReplicas = 0,
+    kv_transfer: KVTransferText = None,
     settings: dict[str, Any],
 ) -> None:
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
@@ -67,8 +81,11 @@ def simulate(  # noqa: PLR0913 - one argument an option
     from dbstore import Store
     from dooly.predict import Interconnect, default_serving, load_latency_model
     from dooly.simulation import StepLog, parse_workload, scheduler_config
-    from dooly.simulation import simulate as serve
 
+    layout = fleet_layout(data_parallel_size, router, prefill_replicas, decode_replicas, kv_transfer)
+    is_fleet = layout.num_replicas > 1
+    if perfetto is not None and is_fleet:
+        raise typer.BadParameter("--perfetto shows one engine; leave it out, or simulate one")
     source = find_model(model)
     serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
     link = None if interconnect is None else Interconnect.parse(interconnect)
@@ -80,21 +97,23 @@ def simulate(  # noqa: PLR0913 - one argument an option
         store = None if db is None else Store.open(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
         config = scheduler_config(serving, latency)
-        steps = None if html_file is None and perfetto is None else StepLog()
-        result = serve(requests, latency, config, steps=steps)
+        logs = None if html_file is None and perfetto is None else [StepLog() for _ in range(layout.num_replicas)]
+        fleet = layout.serve(requests, latency, config, serving, logs)
+        result = fleet.result
     if hardware is None:
         _warn_if_uncertain(source.name, latency.step(_DECODE))
     if csv_file is not None:
-        result.write_csv(csv_file)
+        (fleet if is_fleet else result).write_csv(csv_file)
     if html_file is not None:
         from dooly.report import write_simulation
 
         title = f"{source.name}: {workload}"
-        write_simulation(result, title, html_file, limits_s=limits_s, steps=steps, latency=latency, config=config)
-    if perfetto is not None and steps is not None:
+        served, steps = fleet if is_fleet else result, StepLog.joined(logs or ())
+        write_simulation(served, title, html_file, limits_s=limits_s, steps=steps, latency=latency, config=config)
+    if perfetto is not None and logs is not None:
         from dooly.report import write_perfetto
 
-        write_perfetto(result, steps, perfetto)
+        write_perfetto(result, logs[0], perfetto)
     _warn_if_extrapolated(source.name, latency.extrapolated_share)
     asked = {"model": source.name, "workload": workload, "hardware": hardware, "serving": asdict(serving)}
     sources = asked | {
@@ -103,12 +122,17 @@ def simulate(  # noqa: PLR0913 - one argument an option
         "notes": list(latency.notes),
     }
     judged = judge_limits(result.summary(), limits_s)
-    if write_json(result.summary() | sources | {"slo": judged}, json_file):
+    summary = fleet.summary() | {"fleet": asdict(layout)} if is_fleet else result.summary()
+    if write_json(summary | sources | {"slo": judged}, json_file):
         _show(result, judged)
-        _show_sources(latency, serving, config, result)
+        if is_fleet:
+            show_replicas(fleet)
+        _show_sources(latency, serving, config, result, layout.num_replicas)
 
 
-def _show_sources(latency: LatencyModel, serving: ServingConfig, config: SchedulerConfig, result: SimulationResult) -> None:
+def _show_sources(
+    latency: LatencyModel, serving: ServingConfig, config: SchedulerConfig, result: SimulationResult, num_replicas: int
+) -> None:
     """Say what the answer stands on: where its seconds are from, how well they are known, and what was taken for granted."""
     shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
     step = latency.step(_DECODE, extrapolate=True)
@@ -133,7 +157,7 @@ def _show_sources(latency: LatencyModel, serving: ServingConfig, config: Schedul
     room = "; 1 GiB for CUDA and graphs is taken for granted" if latency.hardware is not None else ""
     table.add_row("KV cache", f"{_cache_text(config)}{room}")
     if latency.environment.device_kind == "cuda":
-        table.add_row("host", _host_text(latency, result))
+        table.add_row("host", _host_text(latency, result.host_wait_s / result.duration_s / num_replicas))
     for note in latency.notes:
         table.add_row("doubtful", note)
     if latency.hardware is not None:
@@ -152,7 +176,7 @@ def _cache_text(config: SchedulerConfig) -> str:
     return text
 
 
-def _host_text(latency: LatencyModel, result: SimulationResult) -> str:
+def _host_text(latency: LatencyModel, waiting: float) -> str:
     """Say what the engine's host is taken to do, and what is only assumed of it."""
     from dooly.catalog import CUDA_GRAPHS
 
@@ -163,7 +187,7 @@ def _host_text(latency: LatencyModel, result: SimulationResult) -> str:
         return "nobody measured one beside this device: it is taken never to keep the device waiting"
     whole, pieces, plain = (f"{ns / 1e6:.0f} ms" for ns in (host.whole_ns, host.pieces_ns, host.plain_ns))
     return (
-        f"keeps the device waiting for {result.host_wait_s / result.duration_s:.0%} of the time: it launches steps with prompts "
+        f"keeps the device waiting for {waiting:.0%} of the time: it launches steps with prompts "
         f"in {pieces}, above {host.max_captured_tokens} tokens in {plain}, as one did beside an H200, by the number of layers; "
         f"decodes in {whole}, which is assumed"
     )

@@ -46,8 +46,8 @@ class Interconnect:
             )
 
     @classmethod
-    def parse(cls, text: str) -> Interconnect:
-        """Return the link of a text such as `bandwidth=16,latency=20`, in GB/s and microseconds.
+    def parse(cls, text: str, option: str = "--interconnect") -> Interconnect:
+        """Return the link of a text such as `bandwidth=16,latency=20`, in GB/s and microseconds, that an option was given.
 
         Raises:
             InvalidInputError: It is of another form, the bandwidth is not above 0 or the latency below it.
@@ -59,7 +59,7 @@ class Interconnect:
             return cls(1e9 * bandwidth, 1e3 * latency)
         except (KeyError, ValueError) as error:
             raise InvalidInputError(
-                f"--interconnect: {text!r} is not as bandwidth=16,latency=20: each once, in GB/s above 0 and us from 0"
+                f"{option}: {text!r} is not as bandwidth=16,latency=20: each once, in GB/s above 0 and us from 0"
             ) from error
 
 

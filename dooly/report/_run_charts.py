@@ -83,11 +83,12 @@ def draw_requests(runs: Mapping[str, SimulationResult]) -> Figure:
         for state, begin_s, end_s, dash in (("running", starts, ends, "solid"), ("waiting", arrivals, starts, "dot")):
             times_s, counts = count_over_time(begin_s, end_s)
             kept = _thinned(len(times_s))
+            color = 2 * place + (dash == "dot") if len(runs) == 1 else place
             figure.add_scatter(
                 x=times_s[kept].tolist(),
                 y=counts[kept].tolist(),
                 name=state if len(runs) == 1 else f"{name}: {state}",
-                line={"shape": "hv", "dash": dash, "color": PALETTE[2 * place + (dash == "dot") if len(runs) == 1 else place]},
+                line={"shape": "hv", "dash": dash, "color": PALETTE[color % len(PALETTE)]},
             )
     figure.update_xaxes(title="time, s")
     figure.update_yaxes(title="requests", rangemode="tozero")

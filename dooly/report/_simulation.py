@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from dooly.report._page import chart, table, write_page
 from dooly.report._run_charts import METRICS, draw_kv_cache, draw_latencies, draw_requests
 from dooly.report._step_shares import draw_step_shares, step_shares
+from dooly.simulation import SimulationResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from dooly.predict import LatencyModel
-    from dooly.simulation import RequestTimes, SchedulerConfig, SimulationResult, StepLog
+    from dooly.simulation import FleetResult, ReplicaResult, RequestTimes, SchedulerConfig, StepLog
 
 _STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 _SLOWEST = 10
@@ -23,7 +24,7 @@ These are means over 200 steps, spread evenly over the device's time."""
 
 
 def write_simulation(  # noqa: PLR0913 - what a run came to, and what it ran on
-    result: SimulationResult,
+    served: SimulationResult | FleetResult,
     title: str,
     path: Path,
     *,
@@ -35,22 +36,23 @@ def write_simulation(  # noqa: PLR0913 - what a run came to, and what it ran on
     """Write a served workload as one self-contained HTML page.
 
     It has the distributions of latencies, requests over time, and the slowest requests; with `steps` and `config`, how full the
-    KV cache is; with `steps` and `latency`, where the steps' time goes.
+    KV cache of a single engine is; with `steps` and `latency`, where the steps' time goes; and what each engine of a fleet did.
 
     Args:
-        result: The served workload.
+        served: The served workload.
         title: Its title.
         path: The file.
         limits_s: Latency limits in seconds, as `ttft_p90`, to draw beside what came out.
-        steps: The steps, as `simulate` filled them in.
+        steps: The steps, as `simulate` filled them in, of all engines together.
         latency: What priced them.
         config: The scheduler's settings.
     """
+    result, replicas = (served, ()) if isinstance(served, SimulationResult) else (served.result, served.replicas)
     runs = {title: result}
     over_time = [chart(draw_requests(runs), "requests", height=320)]
-    if steps is not None and config is not None and steps.runs:
+    if steps is not None and config is not None and steps.runs and not replicas:
         over_time.append(chart(draw_kv_cache(steps, config.num_kv_blocks, config.block_size), "kv-cache", height=320))
-    sections = [*_latencies(runs, limits_s or {}), "<h2>Over time</h2>", _side_by_side(over_time)]
+    sections = [*_latencies(runs, limits_s or {}), "<h2>Over time</h2>", _side_by_side(over_time), *_engines(replicas)]
     if steps is not None and latency is not None and steps.runs:
         figure = draw_step_shares(step_shares(steps, latency))
         sections += [
@@ -59,6 +61,24 @@ def write_simulation(  # noqa: PLR0913 - what a run came to, and what it ran on
             chart(figure, "operations", height=520),
         ]
     write_page(title, [*sections, *_slowest(result)], path)
+
+
+def _engines(replicas: Sequence[ReplicaResult]) -> list[str]:
+    """Return what each engine of a fleet did: a table, and its requests over time."""
+    runs = {f"{place}, {one.role}": one.result for place, one in enumerate(replicas) if one.result is not None}
+    if not runs:
+        return []
+    head = ("engine", "requests", "output tok/s", "TTFT mean ms", "TPOT mean ms", "steps", "preemptions")
+    rows = []
+    for name, run in runs.items():
+        summary = run.summary()
+        means = (summary[f"{metric}_s"]["mean"] for metric in ("ttft", "tpot"))
+        rate = summary["throughput"]["output_tokens_per_s"]
+        cells = [str(len(run.rows)), "-" if rate is None else f"{rate:,.1f}"]
+        cells += ["-" if mean is None else f"{1e3 * mean:.1f}" for mean in means]
+        rows.append([name, *cells, f"{run.num_steps:,}", f"{run.num_preemptions:,}"])
+    drawn = chart(draw_requests(runs), "engines", height=380)
+    return ["<h2>Engines</h2>", table(head, rows, numbers=frozenset(head[1:])), drawn]
 
 
 def write_comparison(runs: Mapping[str, SimulationResult], title: str, path: Path) -> None:

@@ -11,6 +11,7 @@ from dooly.simulation._arrivals import Stage
 from dooly.simulation._comparison import Compared, compare_runs
 from dooly.simulation._disaggregation import simulate_disaggregated
 from dooly.simulation._fleet import Replica, simulate_fleet
+from dooly.simulation._fleet_layout import ROUTERS, FleetLayout
 from dooly.simulation._fleet_result import FleetResult, ReplicaResult
 from dooly.simulation._generate import add_turns, generate_workload
 from dooly.simulation._kv_transfer import KVTransfer
@@ -29,9 +30,11 @@ from dooly.simulation._workload_files import read_workload
 from dooly.simulation._workload_spec import parse_workload
 
 __all__ = [
+    "ROUTERS",
     "AttentionKind",
     "Compared",
     "ErrorReport",
+    "FleetLayout",
     "FleetResult",
     "HostTimes",
     "KVCacheGroup",

@@ -10,7 +10,7 @@ import numpy as np
 from dooly.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -52,6 +52,13 @@ class StepLog:
     def __init__(self) -> None:
         """Start without steps."""
         self.runs: list[LoggedSteps] = []
+
+    @classmethod
+    def joined(cls, logs: Iterable[StepLog]) -> StepLog:
+        """Return one log of the steps of several engines, one after the other."""
+        log = cls()
+        log.runs = [run for each in logs for run in each.runs]
+        return log
 
     def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, step: ScheduledStep) -> None:
         """Note a step, or repetitions of it, that the device runs one after another."""

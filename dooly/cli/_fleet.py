@@ -1,0 +1,85 @@
+"""The options of a fleet, and what is printed of its engines."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dooly.cli._output import new_table, show
+
+if TYPE_CHECKING:
+    from dooly.simulation import FleetLayout, FleetResult
+
+
+class RouterName(StrEnum):
+    """What sends requests to engines."""
+
+    VLLM = "vllm"
+    ROUND_ROBIN = "round-robin"
+    LEAST_LOADED = "least-loaded"
+    PREFIX_AWARE = "prefix-aware"
+
+
+_PANEL = "Several engines"
+DataParallelSize = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Engines, each of which serves requests whole.", rich_help_panel=_PANEL)
+]
+RouterOption = Annotated[
+    RouterName | None,
+    typer.Option(
+        help="What sends requests to engines: by default vLLM's own balancing, between --prefill-replicas and "
+        "--decode-replicas the least loaded.",
+        rich_help_panel=_PANEL,
+    ),
+]
+PrefillReplicas = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Engines that compute prompts alone.", rich_help_panel=_PANEL, show_default=False)
+]
+DecodeReplicas = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Engines that generate alone.", rich_help_panel=_PANEL, show_default=False)
+]
+KVTransferText = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-transfer",
+        metavar="SPEC",
+        help="The link that each rank moves KV caches over, from prefill to decode, as bandwidth=50,latency=20 (GB/s, us).",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def fleet_layout(
+    data_parallel_size: int, router: RouterName | None, prefill_replicas: int, decode_replicas: int, kv_transfer: str | None
+) -> FleetLayout:
+    """Return the fleet that options ask for."""
+    from dooly.predict import Interconnect
+    from dooly.simulation import FleetLayout
+
+    link = None if kv_transfer is None else Interconnect.parse(kv_transfer, "--kv-transfer")
+    return FleetLayout(data_parallel_size, None if router is None else router.value, prefill_replicas, decode_replicas, link)
+
+
+def show_replicas(fleet: FleetResult) -> None:
+    """Print what each engine did."""
+    columns = ("requests", "output tok/s", "TTFT mean ms", "TPOT mean ms", "steps", "preemptions")
+    table = new_table("engine", "role", *columns, numbers=columns)
+    for place, one in enumerate(fleet.replicas):
+        found = one.summary()
+        if one.result is None:
+            table.add_row(str(place), one.role, "0", *[""] * (len(columns) - 1))
+            continue
+        means = (found[f"{metric}_s"]["mean"] for metric in ("ttft", "tpot"))
+        rate = found["throughput"]["output_tokens_per_s"]
+        table.add_row(
+            str(place),
+            one.role,
+            str(found["requests"]),
+            "-" if rate is None else f"{rate:.1f}",
+            *("-" if mean is None else f"{1e3 * mean:.1f}" for mean in means),
+            str(found["steps"]),
+            str(found["preemptions"]),
+        )
+    show(table)
