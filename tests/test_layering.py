@@ -28,6 +28,7 @@ ORDER = (
     "dooly.engines",
     "dooly.catalog",
     "dooly.measure",
+    "dooly.kv",
     "dooly.predict",
     "dooly.imports",
     "dooly.simulation",
@@ -41,9 +42,9 @@ ORDER = (
 FORBIDDEN = {
     "passes": ("dooly", "dbstore", "vllm", "zarr"),
     "dbstore": ("dooly", "passes", "torch", "vllm"),
-    "dooly.imports": ("torch", "vllm", "dooly.measure"),
-    "dooly.predict": ("torch", "vllm", "dooly.measure"),  # both stand on the catalog, side by side
-    "dooly.simulation": ("torch", "vllm"),
+    "dooly.imports": ("torch", "vllm", "dooly.measure", "dooly.kv"),
+    "dooly.predict": ("torch", "vllm", "dooly.measure", "dooly.kv"),  # both stand on the catalog, side by side
+    "dooly.simulation": ("torch", "vllm", "dooly.kv"),
 }
 ADAPTER = "dooly.engines.vllm"
 """An engine, which only its own room opens: the others know the contract, so that a second engine is one folder."""
@@ -200,8 +201,8 @@ def _loaded(statement: str, path: str = "") -> set[str]:
 
 
 def test_predictors_and_simulator_load_neither_torch_nor_an_engine() -> None:
-    """`dooly`, `dooly.predict` and `dooly.simulation` import without torch and vLLM."""
-    assert _loaded("import dooly, dooly.predict, dooly.simulation") == set()
+    """`dooly`, `dooly.predict`, `dooly.simulation` and the policies import without torch and vLLM."""
+    assert _loaded("import dooly, dooly.predict, dooly.simulation, dooly.kv") == set()
 
 
 def test_a_loaded_torch_is_noticed(tmp_path: Path) -> None:
