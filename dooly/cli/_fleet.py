@@ -51,6 +51,52 @@ KVTransferText = Annotated[
 ]
 
 
+_SEVERAL = "Several engines; values with commas between them are all tried"
+EngineChoices = Annotated[
+    str | None, typer.Option(metavar="N,...", help="Engines, each of which serves requests whole.", rich_help_panel=_SEVERAL)
+]
+RouterChoices = Annotated[
+    str | None, typer.Option(metavar="NAME,...", help=f"As {', '.join(RouterName)}.", rich_help_panel=_SEVERAL)
+]
+PrefillChoices = Annotated[
+    str | None, typer.Option(metavar="N,...", help="Engines that compute prompts alone.", rich_help_panel=_SEVERAL)
+]
+DecodeChoices = Annotated[
+    str | None, typer.Option(metavar="N,...", help="Engines that generate alone.", rich_help_panel=_SEVERAL)
+]
+
+
+def fleet_layouts(
+    data_parallel_size: str | None,
+    router: str | None,
+    prefill_replicas: str | None,
+    decode_replicas: str | None,
+    link: str | None,
+) -> tuple[FleetLayout, ...]:
+    """Return the fleets that options with several values ask for: those whose engines serve whole requests, then the others."""
+    from dooly.predict import Interconnect
+    from dooly.simulation import FleetLayout
+
+    sides = (_counts("--prefill-replicas", prefill_replicas), _counts("--decode-replicas", decode_replicas))
+    is_apart = any(sides)
+    sizes = _counts("--data-parallel-size", data_parallel_size) or (() if is_apart else (1,))
+    routers: list[str | None] = [name.strip() for name in router.split(",")] if router else [None]
+    transfer = None if link is None else Interconnect.parse(link, "--kv-transfer")
+    if transfer is not None and not is_apart:
+        FleetLayout(kv_transfer=transfer)
+    whole = [FleetLayout(size, name) for size in sizes for name in (routers if size > 1 else [None])]
+    first, second = (side or (0,) for side in sides)
+    apart = [FleetLayout(1, name, p, d, transfer) for p in first for d in second for name in routers] if is_apart else []
+    return (*whole, *apart)
+
+
+def _counts(option: str, text: str | None) -> tuple[int, ...]:
+    try:
+        return () if text is None else tuple(int(value) for value in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {text!r} must be whole numbers with commas between them") from error
+
+
 def fleet_layout(
     data_parallel_size: int, router: RouterName | None, prefill_replicas: int, decode_replicas: int, kv_transfer: str | None
 ) -> FleetLayout:

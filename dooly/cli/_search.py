@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dooly.cli._fleet import DecodeChoices, EngineChoices, KVTransferText, PrefillChoices, RouterChoices, fleet_layouts
 from dooly.cli._limits import LimitTexts, parse_limits
 from dooly.cli._options import HtmlFile, InterconnectText, JsonFile, engine_choices, writable
 from dooly.cli._output import new_table, progress_bar, show, write_json
@@ -61,12 +62,18 @@ def search(  # noqa: PLR0913 - one argument an option
         Path | None, typer.Option("--csv", metavar="FILE", callback=writable, help="Write one row a candidate, best first.")
     ] = None,
     html_file: HtmlFile = None,
+    data_parallel_size: EngineChoices = None,
+    router: RouterChoices = None,
+    prefill_replicas: PrefillChoices = None,
+    decode_replicas: DecodeChoices = None,
+    kv_transfer: KVTransferText = None,
     choices: dict[str, tuple[Any, ...]],
 ) -> None:
     """Search engine settings, models and devices for those that serve the most requests a GPU within latency limits."""
     from dooly.predict import Interconnect
     from dooly.searching import search as find
 
+    fleets = fleet_layouts(data_parallel_size, router, prefill_replicas, decode_replicas, kv_transfer)
     prices = None if price is None else dict(_priced(text) for text in price.split(","))
     with progress_bar("searching: simulations of this round") as update:
         result = find(
@@ -76,6 +83,7 @@ def search(  # noqa: PLR0913 - one argument an option
             parse_limits(slo, {"ttft_p90": ttft_p90, "tpot_p90": tpot_p90}),
             choices=choices,
             interconnect=None if interconnect is None else Interconnect.parse(interconnect),
+            fleets=fleets,
             prices=prices,
             top=top,
             state=state,
@@ -107,7 +115,8 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
     """Print the candidates that serve within the limits, the reasons of the others, and the command of the best."""
     shown = [found for found in result.candidates if found.best is not None]
     if shown:
-        _show_table(result, shown, [name for name in settings if len({getattr(f.candidate.serving, name) for f in shown}) > 1])
+        names = (*settings, "engines")
+        _show_table(result, shown, [name for name in names if len({f.candidate.shown(name) for f in shown}) > 1])
     for reason, candidates in result.without_rate[:_SHOWN_REASONS]:
         typer.echo(f" {len(candidates)} × {reason}")  # noqa: RUF001 - as counts are written
     if (hidden := len(result.without_rate) - _SHOWN_REASONS) > 0:
@@ -140,7 +149,7 @@ def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: lis
         table.add_row(
             candidate.model.name,
             candidate.hardware,
-            *(str(getattr(candidate.serving, name)) for name in settings),
+            *(candidate.shown(name) for name in settings),
             str(candidate.num_gpus),
             *([f"{found.cost_per_1000_requests:.4g}"] if priced else []),
             f"{found.goodput_per_gpu:.4g}",

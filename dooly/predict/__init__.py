@@ -3,7 +3,7 @@
 from dooly.predict._family import held_out_errors
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
-from dooly.predict._fit_hardware import default_serving, listed_hardware
+from dooly.predict._fit_hardware import default_serving, listed_hardware, with_limits
 from dooly.predict._fit_module import load_module_latency
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import Interconnect
@@ -29,4 +29,5 @@ __all__ = [
     "load_latency_model",
     "load_model_by_others",
     "load_module_latency",
+    "with_limits",
 ]

@@ -101,6 +101,23 @@ def load_hardware_model(
         return assemble(operation_table(model, serving, device.hardware.name), device, serving)
 
 
+def with_limits(latency: LatencyModel, serving: ServingConfig) -> LatencyModel:
+    """Return a device's latency model for an engine of other limits; both share what is fitted, which saves most of the work.
+
+    Args:
+        latency: Made by `load_latency_model` for a device, with the same layout, element types and kernels.
+        serving: The engine's settings. Its limits on steps, graphs and memory, and whether it schedules ahead, may differ.
+    """
+    assert latency.hardware is not None
+    limits = (serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
+    return latency.within(
+        Domain(*limits, latency.hardware.reach, is_measured=False),
+        _host(latency.hardware.host, latency.traced, serving),
+        captured_tokens=serving.cudagraph_capture_sizes,
+        schedules_ahead=serving.async_scheduling,
+    )
+
+
 def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
     """Return what a host takes to launch a model's steps on a device of this driver's name; None where nobody measured it."""
     times = {hardware.device: hardware.host for hardware in listed_hardware()}.get(device)

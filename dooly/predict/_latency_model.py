@@ -82,6 +82,19 @@ class LatencyModel:
         self._parts = parts
         self._tables = LatencyTables(domain, captured_tokens)
 
+    def within(
+        self, domain: Domain, host: HostTimes | None, *, captured_tokens: tuple[int, ...], schedules_ahead: bool
+    ) -> LatencyModel:
+        """Return a model of the same operations within other limits; both share what is fitted and tabulated."""
+        model = LatencyModel(
+            *(self.traced, self.environment, self._parts, domain, self.hardware, host),
+            captured_tokens=captured_tokens,
+            schedules_ahead=schedules_ahead,
+            notes=self.notes,
+        )
+        model._tables = self._tables.within(domain, captured_tokens)
+        return model
+
     @property
     def block_size(self) -> int:
         """Tokens in one block of the engine's KV cache: vLLM's own on CUDA, where nobody recorded it."""

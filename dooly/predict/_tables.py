@@ -33,12 +33,17 @@ if TYPE_CHECKING:
 class LatencyTables:
     """Prices the operations of batches within a domain; each table is made at its first use."""
 
-    def __init__(self, domain: Domain, captured_tokens: tuple[int, ...]) -> None:
-        """Take the domain, and the tokens of the steps that the engine captures in CUDA graphs, growing."""
+    def __init__(self, domain: Domain, captured_tokens: tuple[int, ...], tables: dict[Key, Floats] | None = None) -> None:
+        """Take the domain, the tokens of the steps that the engine captures in CUDA graphs, growing, and tables to add to."""
         self._domain = domain
         self._computed_tokens = _computed_tokens(domain.num_tokens, captured_tokens)
-        self._tables: dict[Key, Floats] = {}
+        self._tables: dict[Key, Floats] = {} if tables is None else tables
+        """By operation, as far as any domain has asked."""
         self._sums: Sums | None = None
+
+    def within(self, domain: Domain, captured_tokens: tuple[int, ...]) -> LatencyTables:
+        """Return tables of the same operations within another domain, which share what both ask for."""
+        return LatencyTables(domain, captured_tokens, self._tables)
 
     def price_in(self, batches: BatchArrays) -> Price:
         """Return what prices operations in batches that the domain allows; each operation once, however many places run it."""
@@ -91,12 +96,14 @@ class LatencyTables:
 
     def _table(self, fitted: FittedOperation) -> Floats:
         """Return what an operation takes at each value of the one count that decides, from 1."""
-        key = key_of(fitted.operation)
-        if key not in self._tables:
-            per_token = "num_tokens" in fitted.work.counts
-            sizes = np.arange(1, (self._domain.num_tokens if per_token else self._domain.num_reqs) + 1)
-            self._tables[key] = fitted.latency_ns(BatchArrays.of_counts(sizes, np.ones_like(sizes) if per_token else sizes))
-        return self._tables[key]
+        key, per_token = key_of(fitted.operation), "num_tokens" in fitted.work.counts
+        num_sizes = self._domain.num_tokens if per_token else self._domain.num_reqs
+        known = self._tables.get(key, np.empty(0))
+        if len(known) < num_sizes:
+            sizes = np.arange(len(known) + 1, num_sizes + 1)
+            added = fitted.latency_ns(BatchArrays.of_counts(sizes, np.ones_like(sizes) if per_token else sizes))
+            self._tables[key] = known = np.concatenate([known, added])
+        return known[:num_sizes]
 
 
 def _computed_tokens(num_tokens: int, captured_tokens: tuple[int, ...]) -> Ints:

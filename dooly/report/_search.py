@@ -44,7 +44,8 @@ def write_search(result: SearchResult, path: Path) -> None:
 def _varying(result: SearchResult) -> list[str]:
     """Return the settings in which candidates differ."""
     servings = [found.to_json()["serving"] for found in result.candidates]
-    return [name for name, value in servings[0].items() if any(serving[name] != value for serving in servings)]
+    varying = [name for name, value in servings[0].items() if any(serving[name] != value for serving in servings)]
+    return [*varying, *(["engines"] if len({found.candidate.fleet for found in result.candidates}) > 1 else [])]
 
 
 def _pareto(result: SearchResult, settings: Sequence[str]) -> Figure:
@@ -94,9 +95,13 @@ def _speed(evaluation: Evaluation) -> float | None:
 
 
 def _hover(found: FoundCandidate, evaluation: Evaluation, settings: Sequence[str], group: str) -> str:
-    serving = found.candidate.serving
     latencies = (f"{name.replace('_', ' ').upper()} {_ms(evaluation.latencies_s[name])}" for name in ("ttft_p90", "tpot_p90"))
-    lines = [group, *(f"{name} {getattr(serving, name)}" for name in settings), f"{evaluation.rate:g} requests/s", *latencies]
+    lines = [
+        group,
+        *(f"{name} {found.candidate.shown(name)}" for name in settings),
+        f"{evaluation.rate:g} requests/s",
+        *latencies,
+    ]
     return "<br>".join(map(escape, lines))
 
 
@@ -139,7 +144,7 @@ def _row(found: FoundCandidate, at: Evaluation, result: SearchResult, settings: 
     return [
         candidate.model.name,
         candidate.hardware,
-        *(str(getattr(candidate.serving, name)) for name in settings),
+        *(candidate.shown(name) for name in settings),
         str(candidate.num_gpus),
         *([] if found.cost_per_1000_requests is None else [f"{found.cost_per_1000_requests:.4g}"]),
         f"{found.goodput_per_gpu:.4g}",

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict import default_serving
+from dooly.simulation import FleetLayout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dooly.predict import Interconnect
 
+ONE_ENGINE = FleetLayout()
 _ALWAYS_NAMED = ("dtype", "tensor_parallel_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
 """Settings that a command names whatever they are: the engine has other defaults for them."""
 
@@ -34,27 +36,41 @@ class Candidate:
     """The engine's settings."""
     interconnect: Interconnect | None = None
     """A link between ranks in place of measured collectives."""
+    fleet: FleetLayout = ONE_ENGINE
+    """How many engines, and how requests come to them."""
 
     @property
     def num_gpus(self) -> int:
-        """Devices that one engine takes."""
-        return self.serving.tensor_parallel_size * self.serving.pipeline_parallel_size
+        """Devices that all engines take."""
+        return self.serving.tensor_parallel_size * self.serving.pipeline_parallel_size * self.fleet.num_replicas
 
     @property
     def command(self) -> str:
-        """The `vllm serve` line with the settings that make a difference."""
+        """The `vllm serve` line with the settings that make a difference; behind it, what is more than one such line."""
         words = ["vllm", "serve", self.model.name]
         for field in fields(ServingConfig):
             value, flag = getattr(self.serving, field.name), field.name.replace("_", "-")
             if field.name not in _ALWAYS_NAMED and value == field.default:
                 continue
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-        return shlex.join(words)
+        fleet, remark = self.fleet, ""
+        if fleet.is_disaggregated:
+            words += ["--kv-transfer-config", '{"kv_connector":"NixlConnector","kv_role":"kv_both"}']
+            remark = f"  # {fleet.prefill_replicas} to prefill and {fleet.decode_replicas} to decode, behind a proxy"
+        elif fleet.num_replicas > 1 and fleet.router_name == "vllm":
+            words += ["--data-parallel-size", str(fleet.num_replicas)]
+        elif fleet.num_replicas > 1:
+            remark = f"  # {fleet.num_replicas} of these, behind a router: {fleet.router_name}"
+        return f"{shlex.join(words)}{remark}"
+
+    def shown(self, name: str) -> str:
+        """Return a setting as text, by its name in `ServingConfig`, or `engines`."""
+        return self.fleet.label if name == "engines" else str(getattr(self.serving, name))
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits that name what a candidate's simulations depend on beside their requests."""
         link = None if self.interconnect is None else asdict(self.interconnect)
-        found = [self.model.digest, self.hardware, asdict(self.serving), link]
+        found = [self.model.digest, self.hardware, asdict(self.serving), link, asdict(self.fleet)]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
 
 
@@ -63,8 +79,9 @@ def combine(
     hardware: Sequence[str],
     choices: Mapping[str, Sequence[Any]],
     interconnect: Interconnect | None = None,
+    fleets: Sequence[FleetLayout] = (ONE_ENGINE,),
 ) -> tuple[Candidate, ...]:
-    """Return every combination: model by model, then by hardware, then by the settings of `choices`, the last fastest.
+    """Return every combination: by model, then by hardware, by the settings of `choices`, and by fleet, the last fastest.
 
     What `choices` leaves open is as `vllm serve` starts on the device.
 
@@ -75,12 +92,12 @@ def combine(
     for name in choices:
         if name not in {field.name for field in fields(ServingConfig)}:
             raise InvalidInputError(f"search: choices: {name!r} is no setting of ServingConfig; see its fields")
-    axes = {"models": models, "hardware": hardware, **choices}
+    axes = {"models": models, "hardware": hardware, **choices, "fleets": fleets}
     for name, values in axes.items():
         if not values or any(value in values[:place] for place, value in enumerate(values)):
             shown = ", ".join(str(getattr(value, "name", value)) for value in values)
             raise InvalidInputError(f"search: {name}: needs one value or more, each once, got {shown or 'none'}")
     return tuple(
-        Candidate(model, device, default_serving(model, device, **dict(zip(choices, values, strict=True))), interconnect)
-        for model, device, *values in product(*axes.values())
+        Candidate(model, device, default_serving(model, device, **dict(zip(choices, values, strict=True))), interconnect, fleet)
+        for model, device, *values, fleet in product(*axes.values())
     )

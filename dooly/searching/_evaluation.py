@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines import ServingConfig
 from dooly.errors import DoolyError
-from dooly.predict import LatencyModel, load_latency_model
+from dooly.predict import LatencyModel, load_latency_model, with_limits
 from dooly.searching._limits import LIMITED
-from dooly.simulation import SchedulerConfig, scheduler_config, simulate
+from dooly.simulation import SchedulerConfig, scheduler_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dooly.engines import ModelSource
+    from dooly.predict import Interconnect
     from dooly.searching._candidate import Candidate
     from dooly.simulation import Workload
 
 _LOADED = 128
 """Candidates whose latency models a process keeps."""
+_LIMITS = (
+    *("max_num_batched_tokens", "max_num_seqs", "max_cudagraph_capture_size"),
+    *("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization"),
+    *("enable_prefix_caching", "async_scheduling"),
+)
+"""Settings that change no operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,7 @@ def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluatio
         latency, config = _load(candidate)
         # Shares are of this simulation alone.
         latency.priced_ns.update(dict.fromkeys(latency.priced_ns, 0.0))
-        summary = simulate(workload, latency, config).summary()
+        summary = candidate.fleet.serve(workload, latency, config, candidate.serving).result.summary()
     except DoolyError as error:
         return " ".join(str(error).split())
     statistics = (name.partition("_") for name in LIMITED)
@@ -82,7 +91,16 @@ def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluatio
 
 @lru_cache(maxsize=_LOADED)
 def _load(candidate: Candidate) -> tuple[LatencyModel, SchedulerConfig]:
-    latency = load_latency_model(
-        model=candidate.model, serving=candidate.serving, hardware=candidate.hardware, interconnect=candidate.interconnect
-    )
-    return latency, scheduler_config(candidate.serving, latency)
+    serving = candidate.serving
+    plain: dict[str, Any] = {field.name: field.default for field in fields(ServingConfig) if field.name in _LIMITS}
+    alike = replace(serving, **plain)
+    latency = with_limits(_load_operations(candidate.model, alike, candidate.hardware, candidate.interconnect), serving)
+    return latency, scheduler_config(serving, latency)
+
+
+@lru_cache(maxsize=_LOADED)
+def _load_operations(
+    model: ModelSource, serving: ServingConfig, hardware: str, interconnect: Interconnect | None
+) -> LatencyModel:
+    """Return the latencies that candidates share which differ in limits only."""
+    return load_latency_model(model=model, serving=serving, hardware=hardware, interconnect=interconnect)

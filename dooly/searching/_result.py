@@ -57,6 +57,7 @@ class FoundCandidate:
             "model": self.candidate.model.name,
             "hardware": self.candidate.hardware,
             "serving": asdict(self.candidate.serving),
+            "fleet": asdict(self.candidate.fleet),
             "gpus": self.candidate.num_gpus,
             "goodput_per_gpu": self.goodput_per_gpu,
             "cost_per_1000_requests": self.cost_per_1000_requests,
@@ -129,7 +130,8 @@ class SearchResult:
 def _row(found: FoundCandidate) -> dict[str, Any]:
     row: dict[str, Any] = found.to_json()
     del row["evaluations"]
-    settings: dict[str, Any] = row.pop("serving")
+    settings: dict[str, Any] = row.pop("serving") | row.pop("fleet")
+    settings["kv_transfer"] = (link := settings["kv_transfer"]) and f"{link['bytes_per_s']:g} B/s, {link['latency_ns']:g} ns"
     at_best: dict[str, Any] = {} if found.best is None else found.best.to_json()
     shares = {f"{source}_share": share for source, share in at_best.pop("provenance", {}).items()}
     latencies_s = {f"{name}_s": value for name, value in at_best.pop("latencies_s", {}).items()}

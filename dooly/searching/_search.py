@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError
 from dooly.searching._bracket import Bracket
-from dooly.searching._candidate import combine
+from dooly.searching._candidate import ONE_ENGINE, combine
 from dooly.searching._limits import check_limits, room
 from dooly.searching._load import read_load
 from dooly.searching._rates import rate_at
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dooly.searching._evaluation import Evaluation
     from dooly.searching._load import Load
     from dooly.searching._workers import Submit
+    from dooly.simulation import FleetLayout
 
 _ROUND = 32
 """Simulations of a round. The same on every machine, so that all do the same ones."""
@@ -43,6 +44,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     *,
     choices: Mapping[str, Sequence[Any]] | None = None,
     interconnect: Interconnect | None = None,
+    fleets: Sequence[FleetLayout] = (ONE_ENGINE,),
     prices: Mapping[str, float] | None = None,
     top: int = 10,
     state: Path | None = None,
@@ -64,6 +66,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
         choices: Values to try by setting of `ServingConfig`, as `{"max_num_seqs": (64, 256)}`; every combination is a candidate.
             Other settings are as `vllm serve` starts on the device.
         interconnect: A link between ranks in place of measured collectives.
+        fleets: How many engines to try, and how requests come to them, each with every combination of the rest.
         prices: What a GPU of each hardware costs an hour; with it, the cheapest candidate is the best.
         top: How many candidates to find the highest rate of; of the others it is enough to know that they are not among these.
         state: A file that keeps each simulation as soon as it is done, and from which a search that was stopped goes on.
@@ -78,7 +81,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     check_limits(limits)
     if top < 1 or (num_processes is not None and num_processes < 1):
         raise InvalidInputError(f"search: top and num_processes must be at least 1, got {top} and {num_processes}")
-    candidates = combine(models, hardware, choices or {}, interconnect)
+    candidates = combine(models, hardware, choices or {}, interconnect, fleets)
     _check_prices(prices, hardware)
     load = read_load(workload)
     gpu_prices = [None if prices is None else prices[candidate.hardware] for candidate in candidates]

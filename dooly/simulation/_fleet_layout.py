@@ -83,6 +83,14 @@ class FleetLayout:
         """What sends requests to engines."""
         return self.router or ("least-loaded" if self.is_disaggregated else "vllm")
 
+    @property
+    def label(self) -> str:
+        """How many engines, in short: as `4`, `4 round-robin`, or of those that prefill and those that decode, `1+3`."""
+        number = str(self.num_replicas)
+        if self.is_disaggregated:
+            number = f"{self.prefill_replicas}+{self.decode_replicas}"
+        return number if self.router is None else f"{number} {self.router}"
+
     def serve(
         self,
         workload: Workload,

@@ -47,6 +47,35 @@ def test_a_search_ends_in_a_table_and_a_command(tmp_path: Path, dooly: Callable[
     assert [file.read_bytes() for file in (*files, state)] == before
 
 
+def test_numbers_of_engines_are_tried(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Whole engines by number and router, then those apart by role: each a candidate with its label, GPUs and command."""
+    file, page = tmp_path / "found.json", tmp_path / "found.html"
+    fleets = (
+        "--data-parallel-size",
+        "1,2",
+        "--router",
+        "vllm,least-loaded",
+        "--prefill-replicas",
+        "1",
+        "--decode-replicas",
+        "1,2",
+    )
+    files = ("--json", file, "--html", page, "--csv", tmp_path / "found.csv")
+    link = ("--kv-transfer", "bandwidth=50,latency=20")
+    code, out, err = dooly("search", "llama-3.1-8b", *WORKLOAD, *LIMITS, *fleets, *link, *files, "--processes", 1, "--top", 7)
+    assert (code, err) == (0, "")
+    assert " engines " in out.splitlines()[1]
+    found = json.loads(file.read_text())["candidates"]
+    fleets_found = [tuple(one["fleet"][name] for name in ("data_parallel_size", "prefill_replicas", "router")) for one in found]
+    whole = {(1, 0, None), (2, 0, "vllm"), (2, 0, "least-loaded")}
+    assert set(fleets_found) == whole | {(1, 1, "vllm"), (1, 1, "least-loaded")}
+    assert sorted(one["gpus"] for one in found) == [1, 2, 2, 2, 2, 3, 3]
+    assert {one["command"].partition("  # ")[2] for one in found} >= {"2 of these, behind a router: least-loaded"}
+    assert ">engines<" in page.read_text()
+    rows = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
+    assert {row["kv_transfer"] for row in rows} == {"", "5e+10 B/s, 20000 ns"}
+
+
 def test_a_killed_search_goes_on(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
     """Killed at once in the middle, with two processes, a search ends with the very bytes of one that was left alone with one."""
     arguments = ["search", "llama-3.1-8b", *WORKLOAD, *LIMITS, "--max-num-seqs", "2,8", "--state"]
@@ -70,6 +99,9 @@ def test_a_killed_search_goes_on(tmp_path: Path, dooly: Callable[..., tuple[int,
         (("--ttft-p90", "fast"), "ttft_p90: 'fast' is no time"),
         (("--slo", "ttft-p42=1s"), "'ttft_p42' is none of"),
         ((*LIMITS, "--max-num-seqs", "8,many"), "'8,many' must be numbers"),
+        ((*LIMITS, "--data-parallel-size", "two"), "--data-parallel-size: 'two' must be whole numbers"),
+        ((*LIMITS, "--prefill-replicas", "1"), "1 and 0 make no fleet"),
+        ((*LIMITS, "--kv-transfer", "bandwidth=1,latency=1"), "--kv-transfer: says over which link"),
         ((*LIMITS, "--price", "h100=2"), "give one for each hardware"),
         ((*LIMITS, "--workload", "closed:concurrency=2,prompt=1,output=1"), "closed loop"),
         ((*LIMITS, "--state", "no-such-folder/state"), "lies in none"),

@@ -16,8 +16,16 @@ import dooly
 from dooly.batch import Batch
 from dooly.catalog import operation_table, shipped_file
 from dooly.engines import ServingConfig, find_model, listed_models
-from dooly.errors import InvalidInputError, MissingOperationError
-from dooly.predict import BatchArrays, LatencyModel, OperationWork, default_serving, listed_hardware, load_latency_model
+from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError
+from dooly.predict import (
+    BatchArrays,
+    LatencyModel,
+    OperationWork,
+    default_serving,
+    listed_hardware,
+    load_latency_model,
+    with_limits,
+)
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._fit_hardware import assemble, device_folder
 from dooly.predict._memory import peak_activation_bytes, weight_bytes
@@ -312,3 +320,20 @@ def test_a_router_in_float32_is_estimated() -> None:
     assert (found.source, found.relative_error, family.source) == ("estimated", 0.5, "family")
     ratio = found.latency_ns(OperationWork(plain), batches)[0] / family.latency_ns(OperationWork(plain), batches)[0]
     assert 1.2 < ratio < 2.5
+
+
+def test_other_limits_share_what_is_fitted() -> None:
+    """A model under other limits, larger or smaller, prices each step, and the KV cache, as one that is loaded for them."""
+    model = find_model("llama-3.1-8b")
+    settings = ({}, {"max_num_batched_tokens": 512, "max_num_seqs": 16}, {"max_num_batched_tokens": 16_384, "max_num_seqs": 300})
+    base = load_latency_model(model=model, serving=default_serving(model, "h200"), hardware="h200")
+    for limits in settings:
+        serving = default_serving(model, "h200", **limits)
+        shared, alone = with_limits(base, serving), load_latency_model(model=model, serving=serving, hardware="h200")
+        most, reqs = serving.max_num_batched_tokens, serving.max_num_seqs
+        for batch in (Batch((1,) * 7, (900,) * 7), Batch((most - 5, 1), (0, 40), 1), Batch((1,) * reqs, (9,) * reqs)):
+            assert shared.step_ns(batch) == alone.step_ns(batch)
+        assert shared.host == alone.host
+        assert shared.num_kv_blocks(serving) == alone.num_kv_blocks(serving)
+        with pytest.raises(OutOfDomainError):
+            shared.step_ns(Batch((most + 1,), (0,), 1))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dooly import Interconnect, find_model
 from dooly.searching import combine
+from dooly.simulation import FleetLayout
 
 MODEL = find_model("llama-3.1-8b")
 
@@ -32,6 +35,30 @@ def test_the_command_names_what_differs_from_the_defaults() -> None:
         "--gpu-memory-utilization 0.8 --tensor-parallel-size 2 --pipeline-parallel-size 2 --enable-expert-parallel "
         "--no-async-scheduling"
     )
+
+
+LINK = Interconnect(50e9, 20_000)
+
+
+@pytest.mark.parametrize(
+    ("fleet", "label", "num_gpus", "end"),
+    [
+        (FleetLayout(), "1", 2, "--tensor-parallel-size 2"),
+        (FleetLayout(4), "4", 8, "--tensor-parallel-size 2 --data-parallel-size 4"),
+        (FleetLayout(3, "least-loaded"), "3 least-loaded", 6, "size 2  # 3 of these, behind a router: least-loaded"),
+        (
+            FleetLayout(prefill_replicas=1, decode_replicas=2, kv_transfer=LINK),
+            "1+2",
+            6,
+            """'{"kv_connector":"NixlConnector","kv_role":"kv_both"}'  # 1 to prefill and 2 to decode, behind a proxy""",
+        ),
+    ],
+)
+def test_a_fleet_counts_all_its_gpus(fleet: FleetLayout, label: str, num_gpus: int, end: str) -> None:
+    """Ranks of all engines count, and the command says how many engines it starts or is started for."""
+    (candidate,) = combine([MODEL], ["h200"], {"tensor_parallel_size": (2,)}, fleets=(fleet,))
+    assert (candidate.shown("engines"), candidate.num_gpus) == (label, num_gpus)
+    assert candidate.command.endswith(end)
 
 
 def test_a_digest_tells_candidates_apart() -> None:
