@@ -33,11 +33,12 @@ class Store:
     `verify` lists.
     """
 
-    __slots__ = ("_environments", "_files", "_writable")
+    __slots__ = ("_environments", "_files", "_version", "_writable")
 
-    def __init__(self, files: Files, *, writable: bool) -> None:
+    def __init__(self, files: Files, version: int, *, writable: bool) -> None:
         """Use `Store.open`."""
         self._files = files
+        self._version = version
         self._writable = writable
         self._environments: set[str] = set()
 
@@ -72,12 +73,18 @@ class Store:
                 files.write_root(_sweeps.encode_root())
             if files.can_sweep:
                 files.sweep()
-        return cls(files, writable=mode == "a")
+            found = SCHEMA_VERSION
+        return cls(files, found, writable=mode == "a")
 
     @property
     def writable(self) -> bool:
         """Whether the store is open for writing."""
         return self._writable
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its layout is the one that this version writes."""
+        return self._version == SCHEMA_VERSION
 
     def keys(self) -> Iterator[tuple[str, str]]:
         """Yield every (signature, environment digest) that has records, sorted."""
@@ -91,6 +98,14 @@ class Store:
             DamagedRecordError: a file is missing, fails its checksum or was altered; the message names it.
         """
         return _sweeps.sort_records(chain.from_iterable(self._read_sweeps((signature, environment)).values()))
+
+    def groups(self, signature: str, environment: str) -> tuple[str, ...]:
+        """Return the sorted names of the groups that hold the records of one key; empty if there are none.
+
+        A name is made from the digests of a group's records, so the same names stand for the same records, and listing them reads
+        no file. Folding groups into one changes them.
+        """
+        return self._files.children(key_path((signature, environment)))
 
     def points(self, signature: str, environment: str) -> tuple[JsonObject, ...]:
         """Return the distinct points that have a record, feasible or not, ordered by text; reads no samples."""

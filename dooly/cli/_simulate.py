@@ -34,6 +34,7 @@ from dooly.cli._options import (
     writable,
 )
 from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.cli._stores import open_to_answer
 from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
@@ -78,7 +79,6 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
     if (db is None) == (hardware is None):
         raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
-    from dbstore import Store
     from dooly.predict import Interconnect, default_serving, load_latency_model
     from dooly.simulation import StepLog, parse_workload, scheduler_config
 
@@ -94,7 +94,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     for note in requests.notes:
         typer.echo(f"dooly: note: {note}", err=True)
     with progress_bar(f"{source.name}: simulating"):
-        store = None if db is None else Store.open(db)
+        store = None if db is None else open_to_answer(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
         config = scheduler_config(serving, latency)
         logs = None if html_file is None and perfetto is None else [StepLog() for _ in range(layout.num_replicas)]

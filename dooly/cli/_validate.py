@@ -19,6 +19,7 @@ from dooly.cli._options import (
     engine_flags,
 )
 from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.cli._stores import open_to_answer
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 
@@ -46,7 +47,6 @@ def validate(  # noqa: PLR0913 - one argument an option
     serving: ServingConfig,
 ) -> None:
     """Run the real engine beside the simulation, and print the error next to the engine's own noise."""
-    from dbstore import Store
     from dooly.simulation import parse_workload
     from dooly.validation import read_runs, validate_kept
     from dooly.validation import validate as run_both
@@ -59,7 +59,7 @@ def validate(  # noqa: PLR0913 - one argument an option
         _refuse_settings(context)
     source = find_model(model)
     requests = parse_workload(workload)
-    store = None if db is None else Store.open(db)
+    store = None if db is None else open_to_answer(db)
     if real is not None:
         validation = validate_kept(source, store, requests, read_runs(real), hardware)
     else:

@@ -11,10 +11,11 @@ import numpy as np
 from dooly.catalog import DECODE_GROWTH_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
+    from dbstore import JSON
     from dooly.predict._features import BatchArrays
 
     Floats = npt.NDArray[np.float64]
@@ -63,6 +64,17 @@ class Domain:
         """Return the domain of a model, given the batches at which steps and each attention were measured."""
         longest = int((steps.new + steps.computed).max()) + DECODE_GROWTH_TOKENS
         return cls(int(steps.num_tokens.max()) + 1, int(steps.num_reqs.max()), longest, Reach.of(attention))
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return what was measured as JSON."""
+        reach = None if self.reach is None else [self.reach.decode_kv_tokens, self.reach.prefill_pairs]
+        return {"num_tokens": self.num_tokens, "num_reqs": self.num_reqs, "context": self.context, "reach": reach}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, JSON]) -> Domain:
+        """Return the domain that `to_json` told of."""
+        reach = document["reach"]
+        return cls(**{**document, "reach": None if reach is None else Reach(*reach)})
 
     def allows(self, batches: BatchArrays) -> bool:
         """Tell whether all batches keep the limits of steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,22 +16,25 @@ from dooly.predict._fit_hardware import default_serving, host_times, load_hardwa
 from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fitted import FittedOperation, layer_features, layer_terms, step_features, step_terms
-from dooly.predict._kept_regressors import KeptRegressors
+from dooly.predict._kept_fits import KeptFits
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._measured import MeasuredOperation, MeasuredSizes
 from dooly.predict._operation import OperationWork
 from dooly.predict._recorded import recorded_batches, recorded_sizes
+from dooly.predict._regressor import Regressor, fit_regressor
 from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-    from dbstore import Environment, Record, Store
+    from dbstore import JSON, Environment, Record, Store
     from dooly.predict._fitted import FittedLayer
     from dooly.predict._interconnect import Interconnect
-    from dooly.predict._regressor import Fit
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
+
+    Records = Callable[[TracedOperation], tuple[Record, ...]]
+    """Reads the records of an operation."""
 
 
 def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardware and its link
@@ -113,18 +117,27 @@ def fit_latency_model(
     Raises:
         MissingOperationError: The store lacks an operation of the model.
     """
-    records = {op.signature: _records(store, op, environment, traced.model) for op in traced.operations}
+    records = _reader(store, environment, traced.model)
     (step,) = (op for op in traced.operations if op.stage == "engine" and op.name == STEP)
-    batches, latency_ns = recorded_batches(records[step.signature])
-    attention = [recorded_batches(records[op.signature])[0] for op in traced.operations if _sees_contexts(op)]
-    domain = Domain.of(batches, attention)
-    fit = KeptRegressors(store).fit
+    attention = [op for op in traced.operations if _sees_contexts(op)]
+    kept = KeptFits(store, environment.digest)
+
+    def own() -> JSON:
+        batches, latency_ns = recorded_batches(records(step))
+        return fit_regressor(step_terms(batches), step_features(batches), latency_ns).to_json()
+
+    def measured_domain() -> JSON:
+        return Domain.of(recorded_batches(records(step))[0], [recorded_batches(records(op))[0] for op in attention]).to_json()
+
+    domain = Domain.from_json(kept.get("domain", (step, *attention), measured_domain))
     latencies: dict[str, OperationLatency] = {}
 
     def fitted(operation: TracedOperation) -> FittedOperation:
         work = OperationWork(operation)
         if operation.signature not in latencies:
-            latencies[operation.signature] = _fit_operation(work, records[operation.signature], domain, fit)
+            alone = work.counts <= {"num_reqs"} and domain.num_reqs == 1
+            fit = partial(_fit_operation, work, records, at_one_size=alone)
+            latencies[operation.signature] = _latency(kept.get("operation", (operation,), fit, alone))
         return FittedOperation(operation, work, latencies[operation.signature])
 
     parts, serving = laid_out(traced, fitted), serving or ServingConfig()
@@ -133,34 +146,63 @@ def fit_latency_model(
         captured, host = serving.cudagraph_capture_sizes, host_times(environment.device, traced, serving)
         environment = replace(environment, execution_mode=CUDA_GRAPHS)
         return LatencyModel(traced, environment, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)
-    layers = tuple(_with_own_time(layer, records[layer.operation.signature], fit) for layer in parts.layers)
-    own = fit(step_terms(batches), step_features(batches), latency_ns)
-    return LatencyModel(traced, environment, replace(parts, layers=layers, own=own), domain, schedules_ahead=ahead)
+    layers = tuple(_with_own_time(layer, records, kept, domain) for layer in parts.layers)
+    regressor = Regressor.from_json(kept.get("step", (step,), own))
+    return LatencyModel(traced, environment, replace(parts, layers=layers, own=regressor), domain, schedules_ahead=ahead)
 
 
 def _sees_contexts(operation: TracedOperation) -> bool:
     return operation.stage != "engine" and operation.depends_on_context
 
 
-def _fit_operation(work: OperationWork, records: Sequence[Record], domain: Domain, fit: Fit) -> OperationLatency:
+def _fit_operation(work: OperationWork, records: Records, *, at_one_size: bool) -> JSON:
+    """Fit an operation to its records; return its regressor and, where it goes by its points, these."""
+    found = records(work.operation)
     if work.is_attention:
-        batches, latency_ns = recorded_batches(records)
-        return MeasuredOperation(fit(work.terms(batches), work.features(batches), latency_ns))
-    regressor = fit_sizes(work, records, fit, at_one_size=work.counts <= {"num_reqs"} and domain.num_reqs == 1)
+        batches, latency_ns = recorded_batches(found)
+        return {"regressor": fit_regressor(work.terms(batches), work.features(batches), latency_ns).to_json(), "points": None}
+    regressor = fit_sizes(work, found, at_one_size=at_one_size)
     is_single = len(work.operation.request_dims) == 1 and regressor.trees is not None
-    if is_single and repeatability(records) < regressor.relative_error:
-        # The points are known better than what is fitted through them: a kernel may take half as long again at one size.
-        return MeasuredSizes(*recorded_sizes(work, records), MeasuredOperation(regressor))
-    return MeasuredOperation(regressor)
+    # The points may be known better than what is fitted through them: a kernel may take half as long again at one size.
+    goes_by_points = is_single and repeatability(found) < regressor.relative_error
+    points = [column.tolist() for column in recorded_sizes(work, found)] if goes_by_points else None
+    return {"regressor": regressor.to_json(), "points": points}
 
 
-def _with_own_time(layer: FittedLayer, records: Sequence[Record], fit: Fit) -> FittedLayer:
+def _latency(fit: JSON) -> OperationLatency:
+    """Return what `_fit_operation` found."""
+    fitted = MeasuredOperation(Regressor.from_json(fit["regressor"]))
+    if fit["points"] is None:
+        return fitted
+    sizes, measured_ns = (np.array(column) for column in fit["points"])
+    return MeasuredSizes(sizes, measured_ns, fitted)
+
+
+def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, domain: Domain) -> FittedLayer:
     """Return a layer with what it takes beyond its operations, by its records."""
-    batches, latency_ns = recorded_batches(records)
-    inner = np.zeros(len(latency_ns))
-    for member in layer.members:
-        inner += member.latency_ns(batches)
-    return replace(layer, regressor=fit(layer_terms(inner, batches), layer_features(batches), latency_ns))
+
+    def fit() -> JSON:
+        batches, latency_ns = recorded_batches(records(layer.operation))
+        inner = np.zeros(len(latency_ns))
+        for member in layer.members:
+            inner += member.latency_ns(batches)
+        return fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns).to_json()
+
+    operations = (layer.operation, *(member.operation for member in layer.members))
+    # Whether a member is taken for one size goes by the domain.
+    return replace(layer, regressor=Regressor.from_json(kept.get("layer", operations, fit, domain.num_reqs == 1)))
+
+
+def _reader(store: Store, environment: Environment, model: str) -> Records:
+    """Return what reads the feasible records of an operation, once."""
+    known: dict[str, tuple[Record, ...]] = {}
+
+    def read(operation: TracedOperation) -> tuple[Record, ...]:
+        if operation.signature not in known:
+            known[operation.signature] = _records(store, operation, environment, model)
+        return known[operation.signature]
+
+    return read
 
 
 def _records(store: Store, operation: TracedOperation, environment: Environment, model: str) -> tuple[Record, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,14 +11,14 @@ from dbstore import Environment
 from dooly.catalog import check_store, feasible_records, medians, module_environment, sizes_at, told_apart, with_whole_module
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._fit_sizes import fit_sizes
-from dooly.predict._kept_regressors import KeptRegressors
+from dooly.predict._kept_fits import KeptFits
 from dooly.predict._module_latency import ModuleLatency, ModuleMember, member_ns, whole_terms
 from dooly.predict._operation import OperationWork
+from dooly.predict._regressor import Regressor, fit_regressor
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
-    from dbstore import Record, Store
-    from dooly.predict._regressor import Regressor
+    from dbstore import JSON, Record, Store
     from dooly.tracing import Traced, TracedOperation
 
 
@@ -48,19 +49,28 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
     table = with_whole_module(told_apart(plain, store))
     chosen = environment or module_environment(store, table)
     records = {op.signature: _records(store, op, chosen, table.model) for op in table.operations}
-    fit = KeptRegressors(store).fit
+    kept = KeptFits(store, chosen.digest)
     fitted: dict[str, Regressor] = {}
     for operation in table.operations[:-1]:
         if operation.signature not in fitted:
-            fitted[operation.signature] = fit_sizes(OperationWork(operation), records[operation.signature], fit)
+            fit = partial(_fit, operation, records[operation.signature])
+            fitted[operation.signature] = Regressor.from_json(kept.get("module operation", (operation,), fit))
     members = tuple(ModuleMember(op, OperationWork(op), fitted[op.signature]) for op in table.operations[:-1])
     whole = table.operations[-1]
     points, latency_ns = medians(records[whole.signature])
     measured = sizes_at(points, whole.request_dims)
     sizes = dict(zip(whole.request_dims, measured.T, strict=True))
     inner_ns = np.sum([member_ns(member, sizes, len(points)) for member in members], axis=0)
-    regressor = fit(whole_terms(inner_ns), measured, latency_ns)
+
+    def fit_whole() -> JSON:
+        return fit_regressor(whole_terms(inner_ns), measured, latency_ns).to_json()
+
+    regressor = Regressor.from_json(kept.get("module", (whole, *table.operations[:-1]), fit_whole))
     return ModuleLatency(table, chosen, members, regressor, measured.astype(np.int64))
+
+
+def _fit(operation: TracedOperation, records: tuple[Record, ...]) -> JSON:
+    return fit_sizes(OperationWork(operation), records).to_json()
 
 
 def _records(store: Store, operation: TracedOperation, environment: Environment, model: str) -> tuple[Record, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dooly.catalog import medians, sizes_at
 from dooly.errors import InvalidInputError
+from dooly.predict._regressor import fit_regressor
 from dooly.tracing import evaluate_form, form_names
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from dbstore import Record
     from dooly.predict._operation import OperationWork
-    from dooly.predict._regressor import Fit, Regressor
+    from dooly.predict._regressor import Regressor
 
     Floats = npt.NDArray[np.float64]
 
@@ -27,19 +28,18 @@ _NUM_HALVINGS = 100
 """Each halves the distance on a scale of ratios: enough to tell neighbouring floating-point numbers apart."""
 
 
-def fit_sizes(work: OperationWork, records: Sequence[Record], fit: Fit, *, at_one_size: bool = False) -> Regressor:
+def fit_sizes(work: OperationWork, records: Sequence[Record], *, at_one_size: bool = False) -> Regressor:
     """Fit an operation to its records, by the roofline at their sizes and with trees over the sizes themselves.
 
     Args:
         work: The operation's closed forms.
         records: Feasible records.
-        fit: Fits the regressor, as `fit_regressor` does.
         at_one_size: Whether the one size that was measured is all that is ever asked for, and so no cause for doubt.
     """
     points, latency_ns = medians(records)
     measured = sizes_at(points, work.operation.request_dims)
     terms = work.roofline_terms(sizes_behind(work.operation.request_dims, measured), len(points))
-    return fit(terms, measured[:, :0] if at_one_size else measured, latency_ns)
+    return fit_regressor(terms, measured[:, :0] if at_one_size else measured, latency_ns)
 
 
 def sizes_behind(request_dims: Sequence[str], measured: Floats) -> dict[str, Floats]:

@@ -16,7 +16,7 @@ import numpy as np
 from dooly.predict._trees import ObliviousTrees
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -88,11 +88,6 @@ class Regressor:
             return base
         predicted: Floats = base * np.exp(self.trees.predict(np.log1p(features)))
         return predicted
-
-
-if TYPE_CHECKING:
-    Fit = Callable[[Floats, Floats, Floats], Regressor]
-    """Fits a regressor to terms, features and latencies, as `fit_regressor` does."""
 
 
 def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regressor:

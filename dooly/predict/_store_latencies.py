@@ -7,8 +7,8 @@ or by its bytes (estimated).
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from dooly.predict._family_curve import FamilyCurve
 from dooly.predict._fit_hardware import device_folder, listed_hardware
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
+from dooly.predict._kept_fits import KeptFits, pack_families, unpack_families
 from dooly.predict._kinds import AttentionShape, Collective, LinearLayer, families_of, kind_of, moves_only
 from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
 from dooly.predict._operation import OperationWork
@@ -31,11 +32,11 @@ from dooly.predict._recorded_families import attention_families, experts_family,
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
-    from dbstore import Environment, Store
+    from dbstore import JSON, Environment, Store
     from dooly.catalog import Key
     from dooly.predict._family import FamilyRegressor
     from dooly.predict._features import BatchArrays
@@ -62,6 +63,7 @@ class StoreLatencies:
         self._environment = environment
         self._points: dict[Key, tuple[BatchArrays, Floats]] = {}
         self._families: dict[tuple[str, ...], tuple[FamilyRegressor, ...] | None] = {}
+        self._kept = KeptFits(store, environment.digest)
 
     @cached_property
     def known(self) -> Mapping[str, TracedOperation]:
@@ -81,7 +83,9 @@ class StoreLatencies:
     def hardware(self) -> Hardware:
         """Facts of the device: those that ship, or else the rates that its records reach."""
         listed = {hardware.device: hardware for hardware in listed_hardware()}
-        return listed.get(self._environment.device) or self._by_records()
+        if (known := listed.get(self._environment.device)) is not None:
+            return known
+        return Hardware(**self._kept.get("hardware", list(self.known.values()), lambda: asdict(self._by_records())))
 
     def of(self, operation: TracedOperation, model: str) -> OperationLatency:
         """Return what predicts an operation.
@@ -112,13 +116,19 @@ class StoreLatencies:
             kind = kind_of(operation)
             if isinstance(kind, AttentionShape):
                 own = [operation] if operation.signature in self.known else self._like(kind)
-                batches = [self._read(op)[0] for op in own]
-                limits["num_tokens"].append(max(int(b.num_tokens.max()) for b in batches))
-                limits["num_reqs"].append(max(int(b.num_reqs.max()) for b in batches))
-                longest.append(max(int((b.new + b.computed).max()) for b in batches))
+                num_tokens, num_reqs, context = self._kept.get("limits", own, partial(self._limits, own))
+                limits["num_tokens"].append(num_tokens)
+                limits["num_reqs"].append(num_reqs)
+                longest.append(context)
             elif operation.signature in self.known and not isinstance(kind, Collective):
                 limits[operation.request_dims[0]].append(int(self._sizes(operation)[0][-1]))
         return Domain(min(limits["num_tokens"]), min(limits["num_reqs"]), min(longest))
+
+    def _limits(self, operations: Sequence[TracedOperation]) -> list[int]:
+        """Return the most tokens, requests and positions of one request that operations were measured over."""
+        batches = [self._read(op)[0] for op in operations]
+        sizes = ((b.num_tokens, b.num_reqs, b.new + b.computed) for b in batches)
+        return [max(int(found.max()) for found in column) for column in zip(*sizes, strict=True)]
 
     def _read(self, operation: TracedOperation) -> tuple[BatchArrays, Floats]:
         """Return the points of an operation with their latencies in nanoseconds."""
@@ -131,10 +141,15 @@ class StoreLatencies:
 
     def _sizes(self, operation: TracedOperation) -> tuple[Floats, Floats]:
         """Return the growing sizes of an operation of one request dimension with their latencies in nanoseconds."""
-        batches, latency_ns = self._read(operation)
-        sizes = OperationWork(operation).sizes(batches)
-        order = np.argsort(sizes)
-        return sizes[order], latency_ns[order]
+
+        def read() -> JSON:
+            batches, latency_ns = self._read(operation)
+            sizes = OperationWork(operation).sizes(batches)
+            order = np.argsort(sizes)
+            return [sizes[order].tolist(), latency_ns[order].tolist()]
+
+        sizes, latency_ns = (np.array(column) for column in self._kept.get("sizes", (operation,), read))
+        return sizes, latency_ns
 
     def _own(self, operation: TracedOperation, kind: Kind | None) -> OperationLatency | None:
         """Return what an operation's own records say; None where they do not cover batches of both kinds."""
@@ -142,12 +157,19 @@ class StoreLatencies:
             return self._collective(operation, "measured")
         if not isinstance(kind, AttentionShape):
             return MeasuredSizes(*self._sizes(operation))
-        batches, latency_ns = self._read(operation)
-        work = batches.attention(kind.window)
-        if not ((work.num_decodes > 0) & (work.num_prefills > 0)).any():
-            parts = attention_families(self.hardware, [(kind, work, latency_ns)])
-            return parts and AttentionFamily(kind, self.hardware, *parts, source="measured")
-        return MeasuredAttention(kind, self.hardware, mixed_attention(self.hardware, kind, work, latency_ns))
+
+        def fit() -> JSON:
+            batches, latency_ns = self._read(operation)
+            work = batches.attention(kind.window)
+            if ((work.num_decodes > 0) & (work.num_prefills > 0)).any():
+                return pack_families([mixed_attention(self.hardware, kind, work, latency_ns)])
+            return pack_families(attention_families(self.hardware, [(kind, work, latency_ns)]))
+
+        # One regressor of batches of every kind, or two of decodes and of prefills.
+        parts: Any = unpack_families(self._kept.get("attention", (operation,), fit, asdict(self.hardware)))
+        if parts is not None and len(parts) == 1:
+            return MeasuredAttention(kind, self.hardware, parts[0])
+        return parts and AttentionFamily(kind, self.hardware, parts[0], parts[1], source="measured")
 
     def _family(self, kind: Kind | None) -> OperationLatency | None:
         """Return what others of a kind say; None where the store has none."""
@@ -195,17 +217,20 @@ class StoreLatencies:
     def _regressors(
         self, kind: LinearLayer | AttentionShape | Experts, others: list[TracedOperation]
     ) -> tuple[FamilyRegressor, ...] | None:
-        """Return the regressors of a kind's families, fitted at the first use."""
+        """Return the regressors of a kind's families, fitted at the first use of these records."""
         if (names := families_of(kind)) not in self._families:
-            if isinstance(kind, AttentionShape):
-                shapes: Any = [(kind_of(op), *self._read(op)) for op in others]
-                worked = [(shape, batches.attention(shape.window), latency_ns) for shape, batches, latency_ns in shapes]
-                self._families[names] = attention_families(self.hardware, worked)
-            else:
-                fit = linear_family if isinstance(kind, LinearLayer) else experts_family
-                sized: Any = [(kind_of(op), *self._sizes(op)) for op in others]
-                self._families[names] = (fit(self.hardware, sized),)
+            fit = partial(self._fit_families, kind, others)
+            self._families[names] = unpack_families(self._kept.get("family", others, fit, names, asdict(self.hardware)))
         return self._families[names]
+
+    def _fit_families(self, kind: LinearLayer | AttentionShape | Experts, others: list[TracedOperation]) -> JSON:
+        if isinstance(kind, AttentionShape):
+            shapes: Any = [(kind_of(op), *self._read(op)) for op in others]
+            worked = [(shape, batches.attention(shape.window), latency_ns) for shape, batches, latency_ns in shapes]
+            return pack_families(attention_families(self.hardware, worked))
+        fit = linear_family if isinstance(kind, LinearLayer) else experts_family
+        sized: Any = [(kind_of(op), *self._sizes(op)) for op in others]
+        return pack_families([fit(self.hardware, sized)])
 
     def _collective(self, operation: TracedOperation, source: Source) -> CollectiveTable:
         """Return the table of a collective over the payloads that an operation was measured with."""

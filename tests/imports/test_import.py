@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,18 @@ def test_what_is_unknown_stays_so(store: Store, bundle: Path) -> None:
     assert found.source == "LLMServingSim (casys-kaist/LLMServingSim), MIT, CASYS Lab at KAIST"
     assert (found.driver, found.torch_version, found.attention_backend) == (None, None, None)
     assert (found.device, found.execution_mode) == ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "eager")
+
+
+def test_what_is_fitted_to_rows_is_kept(store: Store, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention and families are fitted once: the next load has the very same, without a record and without CatBoost."""
+    import_measurements(store, bundle, LLAMA, tool="llmservingsim")
+    expected = [load_latency_model(store, LLAMA).step(batch, extrapolate=True) for batch in BATCHES]
+    assert store.documents("regressors")
+    monkeypatch.setitem(sys.modules, "catboost", None)  # importing it fails
+    monkeypatch.setattr(Store, "read", None)
+    latency = load_latency_model(Store.open(store.info().place), LLAMA)
+    assert [latency.step(batch, extrapolate=True) for batch in BATCHES] == expected
+    assert store.verify() == ()
 
 
 def test_a_killed_import_is_finished_by_the_next(store: Store, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

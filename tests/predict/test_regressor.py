@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from dbstore import Store
-from dooly.predict._kept_regressors import KeptRegressors
 from dooly.predict._regressor import fit_regressor
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
@@ -128,32 +123,3 @@ def test_an_operation_that_is_never_resolved_takes_no_time() -> None:
     regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], np.zeros(len(MEASURED)))
     assert regressor.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None]).tolist() == [0.0] * len(HELD_OUT)
     assert regressor.relative_error == 0.0
-
-
-def test_a_regressor_is_fitted_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reads the store afterwards gets the very same without CatBoost; other latencies are another fit."""
-    latency_ns = _roofline_ns(MEASURED) * np.where(MEASURED > 100, 1.5, 1.0)
-    given = (_terms(MEASURED), MEASURED[:, None], latency_ns)
-    fitted = KeptRegressors(Store.open(tmp_path, "a")).fit(*given)
-    assert fitted.trees is not None
-    monkeypatch.setitem(sys.modules, "catboost", None)  # importing it fails
-    kept = KeptRegressors(Store.open(tmp_path)).fit(*given)
-    asked = np.linspace(1, 5000, 40)
-    assert kept.predict_ns(_terms(asked), asked[:, None]).tolist() == fitted.predict_ns(_terms(asked), asked[:, None]).tolist()
-    assert (kept.relative_error, kept.num_points) == (fitted.relative_error, fitted.num_points)
-    with pytest.raises(ImportError):
-        KeptRegressors(Store.open(tmp_path)).fit(*given[:2], latency_ns + 1)
-    assert Store.open(tmp_path).verify() == ()
-
-
-def test_a_regressor_that_was_damaged_is_fitted_again(tmp_path: Path) -> None:
-    """It costs a fit, not the answer; a store that is open for reading keeps nothing."""
-    given = (_terms(MEASURED), MEASURED[:, None], _roofline_ns(MEASURED))
-    Store.open(tmp_path, "a")
-    reader = Store.open(tmp_path)
-    KeptRegressors(reader).fit(*given)
-    assert reader.documents("regressors") == ()
-    first = KeptRegressors(Store.open(tmp_path, "a")).fit(*given)
-    (file,) = tmp_path.glob("regressors/*/zarr.json")
-    file.write_text(file.read_text().replace("num_points", "no_points"))
-    assert KeptRegressors(Store.open(tmp_path, "a")).fit(*given).weights.tolist() == first.weights.tolist()

@@ -1,0 +1,143 @@
+"""Fits kept in their store: made once, found by what they were made from, and made again where that is another."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dbstore import Record, Store
+from dooly.batch import Batch
+from dooly.predict import _kept_fits as kept_fits
+from dooly.predict import load_latency_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbstore import Environment
+    from dooly.engines import ModelSource
+
+ROOT = Path(__file__).parents[2]
+ASKED = [Batch((1,) * 5, (100,) * 5), Batch((90,), (170,), 1), Batch((1, 1, 70), (150, 90, 0), 1)]
+HEAVY = "{'sympy', 'catboost', 'scipy', 'networkx', 'torch', 'zarr'}"
+"""Packages that a kept fit, or a fit that ships, needs none of."""
+
+
+@pytest.fixture
+def make_bent(make_store: Callable[..., Store], environment: Environment, bent_laws: Any) -> Callable[[Path], Store]:  # noqa: ANN401
+    """Return a function that makes a store of the small model by laws that take trees to fit."""
+    return partial(_make_bent, make_store, environment, bent_laws)
+
+
+def _make_bent(make_store: Callable[..., Store], environment: Environment, laws: Any, path: Path) -> Store:  # noqa: ANN401
+    return make_store(path, environment, laws=laws)
+
+
+@pytest.fixture
+def fitted(make_bent: Callable[[Path], Store], tmp_path: Path, model: ModelSource) -> Path:
+    """A store of the small model with its fits."""
+    store = make_bent(tmp_path / "db")
+    load_latency_model(store, model)
+    return tmp_path / "db"
+
+
+def steps_s(path: Path, model: ModelSource) -> list[float]:
+    """Return what steps take by a store that is open for reading."""
+    latency = load_latency_model(Store.open(path), model)
+    return [latency.step(batch).seconds for batch in ASKED]
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that the signatures whose records are read are added to."""
+    read, signatures = Store.read, []
+
+    def counted(self: Store, signature: str, environment: str) -> tuple[Record, ...]:
+        signatures.append(signature)
+        return read(self, signature, environment)
+
+    monkeypatch.setattr(Store, "read", counted)
+    return signatures
+
+
+def test_a_fitted_model_loads_without_its_records(
+    fitted: Path, make_bent: Callable[[Path], Store], model: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads the store afterwards gets the very same, without CatBoost and without a record."""
+    made = make_bent(fitted.with_name("unfitted"))
+    expected = steps_s(fitted.with_name("unfitted"), model)
+    assert Store.open(fitted.with_name("unfitted")).documents("regressors") == ()
+    read = count_reads(monkeypatch)
+    monkeypatch.setitem(sys.modules, "catboost", None)  # importing it fails
+    assert steps_s(fitted, model) == expected
+    assert read == []
+    with pytest.raises(ImportError):
+        load_latency_model(made, model)
+    assert Store.open(fitted).verify() == ()
+
+
+def test_new_records_make_new_fits(
+    fitted: Path, environment: Environment, model: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hangs on an operation that was measured again is fitted again, and nothing else."""
+    store = Store.open(fitted, "a")
+    before = set(store.documents("regressors"))
+    (point, *_) = store.points("up-signature", environment.digest)
+    store.write(Record("up-signature", environment.digest, point, np.array([10**9] * 3)))
+    read = count_reads(monkeypatch)
+    load_latency_model(store, model)
+    layer = next(op.signature for op in load_latency_model(store, model).traced.operations if op.name == "layer")
+    assert set(read) == {"up-signature", layer}
+    assert len(set(store.documents("regressors")) - before) == 2
+
+
+def test_other_code_makes_new_fits(fitted: Path, model: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits of an earlier version of the predictors are left alone, and not used."""
+    before = len(Store.open(fitted).documents("regressors"))
+    monkeypatch.setattr(kept_fits, "_version", lambda: "later")
+    load_latency_model(Store.open(fitted, "a"), model)
+    assert len(Store.open(fitted).documents("regressors")) == 2 * before
+
+
+def test_a_damaged_fit_costs_a_fit(fitted: Path, model: ModelSource) -> None:
+    """It is not believed: the answer is the same."""
+    expected = steps_s(fitted, model)
+    for file in fitted.glob("regressors/*/zarr.json"):
+        file.write_text(file.read_text().replace("num_points", "no_points"))
+    assert steps_s(fitted, model) == expected
+
+
+def test_a_store_that_cannot_be_written_answers(
+    fitted: Path, make_bent: Callable[[Path], Store], model: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full when a fit is kept costs the next one, not this answer."""
+    expected = steps_s(fitted, model)
+    store = make_bent(fitted.with_name("full"))
+
+    def refuse(*_arguments: Any) -> None:  # noqa: ANN401 - whatever is written
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dbstore._local._write", refuse)
+    latency = load_latency_model(store, model)
+    assert [latency.step(batch).seconds for batch in ASKED] == expected
+    assert store.documents("regressors") == ()
+
+
+@pytest.mark.parametrize("place", ["store", "hardware"])
+def test_loading_loads_nothing_heavy(fitted: Path, model: ModelSource, place: str) -> None:
+    """Neither a fitted store nor a shipped device needs CatBoost, sympy or SciPy: they take longer to load than the rest."""
+    given = {
+        "store": f"Store.open({str(fitted)!r}), ModelSource({model.name!r}, Path({str(model.folder)!r}))",
+        "hardware": "None, find_model('llama-3.1-8b'), hardware='h200'",
+    }
+    code = (
+        "import sys; from pathlib import Path; from dbstore import Store; from dooly.engines import ModelSource, find_model; "
+        f"from dooly.predict import load_latency_model; load_latency_model({given[place]}); "
+        f"print(*({HEAVY} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "\n"
