@@ -27,6 +27,34 @@ NS_PER_MS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
+class LatentWidths:
+    """Widths of a module of latent attention."""
+
+    hidden: int
+    """Of the tokens."""
+    q_rank: int
+    """Of compressed queries."""
+    rank: int
+    """Of the vector that is cached, but for its part with positions."""
+    rope_size: int
+    """Of that part, and of a head's queries and keys with positions."""
+    nope_size: int
+    """Of a head's queries and keys without."""
+    value_size: int
+    """Of a head's values."""
+
+    def projections(self, num_heads: int) -> tuple[tuple[int, int], ...]:
+        """Return outputs and inputs of the products around attention, which are operations of their own in a trace."""
+        a = (self.q_rank + self.rank + self.rope_size, self.hidden)
+        return a, (num_heads * (self.nope_size + self.rope_size), self.q_rank), (self.hidden, num_heads * self.value_size)
+
+    def moved(self, num_heads: int) -> tuple[int, ...]:
+        """Return elements a token that operations read and write which multiply nothing: two norms, rotation, joining."""
+        rotated = self.rope_size * (num_heads + 1)
+        return 2 * self.q_rank, 2 * self.rank, 2 * rotated, 2 * self.rope_size * num_heads
+
+
+@dataclass(frozen=True, slots=True)
 class Columns:
     """The columns of a table, as arrays of one length."""
 
@@ -130,6 +158,22 @@ def attention(folder: Path, name: str, dtype: str = "bfloat16", *, windowed: boo
     rows = rows.where(kernel_source="vllm_flash_attn_fa3")  # the kernel that the engine chooses on these devices
     rows = rows.kept((rows["window_size"] > 0) == windowed)
     return rows.kept(rows["isl"] > 1) if name == "context_attention" else rows
+
+
+LATENT = LatentWidths(hidden=7168, q_rank=1536, rank=512, rope_size=64, nope_size=128, value_size=128)
+"""Of the one model whose modules of latent attention were timed, as its configuration has them; tables name it alone."""
+
+
+def latent_modules(folder: Path, name: str, dtype: str) -> Columns:
+    """Return whole modules of latent attention in bfloat16 over a cache of an element type, from a rank's share of the heads.
+
+    Args:
+        folder: aiconfigurator's tables of one system.
+        name: `mla_context_module` or `mla_generation_module`.
+        dtype: Element type of the cache.
+    """
+    rows = read_table(folder, name, ("num_heads", "batch_size", "isl", "step", "kv_cache_dtype", "gemm_type", "tp_size"))
+    return rows.where(kv_cache_dtype=dtype, gemm_type="bfloat16", tp_size=1)
 
 
 def batches(rows: Columns) -> BatchArrays:

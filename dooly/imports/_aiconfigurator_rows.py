@@ -17,11 +17,11 @@ from dooly.errors import InvalidInputError
 from dooly.imports import _aiconfigurator as tables
 from dooly.imports._reading import Placed, Reading, check_ranks, measured_operations, ranks_of, sized_batches
 from dooly.predict._features import BatchArrays
-from dooly.predict._kinds import AttentionShape, Collective, Experts, LinearLayer, kind_of, router_of
+from dooly.predict._kinds import AttentionShape, Collective, Experts, LinearLayer, kind_of, products_beside
 from dooly.predict._operation import OperationWork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -105,29 +105,33 @@ def _attention(path: Path, name: str, operations: Operations) -> Iterator[Placed
 
 
 def _experts(path: Path, name: str, operations: Operations) -> Iterator[Placed]:
-    """Yield the experts of a model's sizes, with their router's product where the operation holds it and the tables have it."""
+    """Yield the experts of a model's sizes, with the products that the operation runs beside them where the tables have all."""
     for operation, kind in operations:
         if not isinstance(kind, Experts) or kind.dtype != _DTYPE:
             continue
         rows = tables.experts(path).where(hidden_size=kind.hidden_size, topk=kind.top_k, num_experts=kind.num_experts)
         within, own = rows["inter_size"] // rows["moe_tp_size"], rows["num_experts"] // rows["moe_ep_size"]
         rows = rows.kept((within == kind.intermediate_size) & (own == kind.num_local_experts))
-        router_ns = _router_ns(path, operation, rows["num_tokens"])
-        if len(rows["num_tokens"]) and router_ns is not None:
+        beside = products_beside(operation) or ()
+        beside_ns = _products_ns(path, beside, rows["num_tokens"])
+        if len(rows["num_tokens"]) and beside_ns is not None:
             batches = sized_batches(operation, rows["num_tokens"].tolist())
-            table = f"{name}_perf" if router_of(operation) is None else f"{name}_perf + gemm_perf"
-            yield Placed(operation, batches, rows.latency_ns + router_ns, table)
+            table = f"{name}_perf + gemm_perf" if beside else f"{name}_perf"
+            yield Placed(operation, batches, rows.latency_ns + beside_ns, table)
 
 
-def _router_ns(path: Path, operation: TracedOperation, tokens: npt.NDArray[Any]) -> Floats | None:
-    """Return what a mixture's router takes, between the measured sizes; None where its product was not measured."""
-    if (router := router_of(operation)) is None:
-        return np.zeros(len(tokens))
-    if not tables.has_table(path, "gemm"):
+def _products_ns(path: Path, products: Sequence[LinearLayer], tokens: npt.NDArray[Any]) -> Floats | None:
+    """Return what products take, between the measured sizes; None where one was not measured."""
+    total = np.zeros(len(tokens))
+    if products and not tables.has_table(path, "gemm"):
         return None
-    rows = tables.linear_layers(path).where(n=router.n, k=router.k)
-    order = np.argsort(rows["m"])
-    return np.interp(tokens, rows["m"][order], rows.latency_ns[order]) if len(order) else None
+    for product in products:
+        rows = tables.linear_layers(path, product.dtype).where(n=product.n, k=product.k)
+        order = np.argsort(rows["m"])
+        if not len(order):
+            return None
+        total += np.interp(tokens, rows["m"][order], rows.latency_ns[order])
+    return total
 
 
 def _collectives(path: Path, ranks: int, operations: Operations) -> Iterator[Placed]:

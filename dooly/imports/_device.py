@@ -10,8 +10,16 @@ import numpy as np
 from dooly.imports import _aiconfigurator as tables
 from dooly.predict._domain import Reach
 from dooly.predict._family import FamilyRegressor, fit_family
-from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
-from dooly.predict._kinds import MARLIN, AttentionShape, Experts, LinearLayer, families_of
+from dooly.predict._family_features import (
+    decode_inputs,
+    element_bytes,
+    experts_inputs,
+    latent_decode_inputs,
+    latent_prefill_inputs,
+    linear_inputs,
+    prefill_inputs,
+)
+from dooly.predict._kinds import MARLIN, AttentionShape, Experts, LatentAttention, LinearLayer, families_of
 from dooly.predict._marlin import fit_marlin
 
 if TYPE_CHECKING:
@@ -27,12 +35,15 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
     Points = tuple[Floats, Floats, Floats, Ints]
+    LatentInputs = Callable[[Hardware, LatentAttention, AttentionWork], tuple[Floats, Floats]]
     Inputs = Callable[[Hardware, AttentionShape, AttentionWork], tuple[Floats, Floats]]
 
 _LINEAR = ("bfloat16", "fp8", "fp8_block")
 _PHASES = ("generation_attention", "context_attention")
 _ATTENTION = (("bfloat16", None), ("bfloat16", 1), ("fp8", None), ("fp8", 1))
 """Element types of caches; beside each None for full attention, or any window."""
+_LATENT = (("mla_generation_module", latent_decode_inputs), ("mla_context_module", latent_prefill_inputs))
+"""Tables of latent attention, and what gives their features."""
 _EXPERTS, _MARLIN = ("bfloat16", "fp8", "fp8_block", "mxfp4"), ("w4a16", "w4a16_mxfp4")
 """Element types of experts; the last go by blocks of rows."""
 _BLOCKS, _SMALL_NS, _LAUNCHED = "fp8_block", 10_000, 0.95
@@ -65,6 +76,8 @@ def build_device(folder: Path, out: Path, facts: Hardware) -> dict[str, FamilyRe
     payloads = {f"{operator}-{ranks}": np.stack([sizes, ns]) for operator, ranks, sizes, ns in tables.collectives(folder)}
     np.savez_compressed(out / "collectives.npz", **payloads)  # type: ignore[arg-type] # numpy's stub takes no mapping
     found = {name: fit_family(*points) for name, points in family_points(folder, hardware).items()}
+    (linear,) = families_of(LinearLayer(1, 1, "bfloat16"))
+    found |= {name: fit_family(*points) for name, points in latent_points(folder, hardware, found[linear]).items()}
     for name, regressor in found.items():
         regressor.save(out / f"{name}.cbm.xz")
     if (costs := marlin_costs(folder)) is None:
@@ -96,6 +109,53 @@ def family_points(folder: Path, hardware: Hardware) -> dict[str, Points]:
         if len(rows := tables.experts(folder, dtype)):
             found |= {name: _experts_points(hardware, rows, dtype) for name in families_of(Experts(1, 1, 1, 1, 1, dtype))}
     return found
+
+
+def latent_points(folder: Path, hardware: Hardware, linear: FamilyRegressor) -> dict[str, Points]:
+    """Return roofline, features, latencies and configurations of latent attention, by family, as `fit_family` takes them.
+
+    Tables time a module whole. What a trace has as operations of their own is taken off: its products by the family of such, what
+    moves bytes alone by these.
+
+    Args:
+        folder: aiconfigurator's tables of one system.
+        hardware: The system's device.
+        linear: The family of products in bfloat16.
+
+    Raises:
+        InvalidInputError: A table lacks a column.
+    """
+    found: dict[str, Points] = {}
+    for dtype in ("bfloat16", "fp8"):
+        shape = LatentAttention(
+            1, tables.LATENT.rank, tables.LATENT.rope_size, tables.LATENT.nope_size, tables.LATENT.value_size, dtype
+        )
+        parts = zip(families_of(shape), _LATENT, strict=True)
+        for name, (table, inputs) in ((name, part) for name, part in parts if tables.has_table(folder, part[0])):
+            if len(rows := tables.latent_modules(folder, table, dtype)):
+                found[name] = _latent_points(hardware, linear, shape, inputs, rows)
+    return found
+
+
+def _latent_points(
+    hardware: Hardware, linear: FamilyRegressor, shape: LatentAttention, inputs: LatentInputs, rows: tables.Columns
+) -> Points:
+    heads, parts = np.asarray(rows["num_heads"], dtype=np.int64), []
+    for number in np.unique(heads):
+        own = rows.kept(heads == number)
+        batches = tables.batches(own)
+        m = batches.num_tokens.astype(np.float64)
+        around = np.zeros(len(m))
+        for n, k in tables.LATENT.projections(int(number)):
+            around += linear.predict_ns(*linear_inputs(hardware, m, np.full_like(m, n), np.full_like(m, k), _BYTES_READ))
+        for elements in tables.LATENT.moved(int(number)):
+            around += hardware.launch_ns + 1e9 * _BYTES_READ * elements * m / hardware.moved_bytes_per_s
+        left = np.maximum(own.latency_ns - around, hardware.launch_ns)
+        parts.append(
+            (*inputs(hardware, replace(shape, num_heads=int(number)), batches.attention(None)), left, np.full(len(m), number))
+        )
+    roofline, features, latency_ns, configurations = (np.concatenate(amounts) for amounts in zip(*parts, strict=True))
+    return roofline, features, latency_ns, configurations
 
 
 def _launches_ns(folder: Path, hardware: Hardware) -> dict[str, float]:

@@ -24,12 +24,13 @@ from dooly.predict._kinds import (
     AttentionShape,
     Collective,
     Experts,
+    LatentAttention,
     LinearLayer,
     by_marlin,
     families_of,
     kind_of,
     moves_only,
-    router_of,
+    products_beside,
 )
 from dooly.predict._marlin import MarlinCosts
 from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
@@ -131,27 +132,31 @@ class DeviceLatencies:
             f"{self.hardware.name}; profile the model on such a device with `dooly profile`, and simulate with --db"
         )
 
-    def _family(self, kind: LinearLayer | AttentionShape | Experts, operation: TracedOperation) -> OperationLatency | None:
+    def _family(
+        self, kind: LinearLayer | AttentionShape | LatentAttention | Experts, operation: TracedOperation
+    ) -> OperationLatency | None:
         """Return what predicts an operation by others of its kind, or attention by a table of its own; None without such."""
         if isinstance(kind, LinearLayer):
             return self._linear_layer(kind)
         if isinstance(kind, Experts):
-            return self._experts(kind, router_of(operation))
-        if (own := self._file(f"attention-{operation.signature}")).is_file():
+            return self._experts(kind, products_beside(operation) or ())
+        if isinstance(kind, AttentionShape) and (own := self._file(f"attention-{operation.signature}")).is_file():
             return MeasuredAttention(kind, self.hardware, FamilyRegressor.load(own))
         if (regressors := self.families(kind)) is None:
             return None
         decodes, prefills = regressors
         return AttentionFamily(kind, self.hardware, decodes, prefills)
 
-    def _experts(self, experts: Experts, router: LinearLayer | None) -> OperationLatency | None:
-        """Return what predicts experts, with their router where they run it too."""
-        routing = None if router is None else self._linear_family(router)
+    def _experts(self, experts: Experts, beside: tuple[LinearLayer, ...]) -> OperationLatency | None:
+        """Return what predicts experts with the products that they run too; None where one of all that is unknown."""
+        known = tuple(found for layer in beside if (found := self._linear_layer(layer)) is not None)
+        if len(known) < len(beside):
+            return None
         if by_marlin(experts):
             costs = self._folder / f"{MARLIN}.json"
-            return MarlinExperts(experts, MarlinCosts.read(costs), routing) if costs.is_file() else None
+            return MarlinExperts(experts, MarlinCosts.read(costs), known) if costs.is_file() else None
         regressors = self.families(experts)
-        return None if regressors is None else ExpertsFamily(experts, self.hardware, regressors[0], routing)
+        return None if regressors is None else ExpertsFamily(experts, self.hardware, regressors[0], known)
 
     def _linear_layer(self, layer: LinearLayer) -> OperationLatency | None:
         """Return what predicts a product by its family, and where that knows launches alone by a nearer one."""

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.predict._family_features import decode_inputs, element_bytes, experts_inputs, linear_inputs, prefill_inputs
+from dooly.predict._family_features import (
+    decode_inputs,
+    element_bytes,
+    experts_inputs,
+    latent_decode_inputs,
+    latent_prefill_inputs,
+    linear_inputs,
+    prefill_inputs,
+)
+from dooly.predict._kinds import LatentAttention
 from dooly.predict._marlin import expected_blocks
 from dooly.predict._sources import ESTIMATE_ERROR
 
@@ -15,12 +24,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.predict._family import FamilyRegressor
-    from dooly.predict._features import BatchArrays
+    from dooly.predict._features import AttentionWork, BatchArrays
     from dooly.predict._hardware import Hardware
     from dooly.predict._kinds import AttentionShape, Experts, LinearLayer
     from dooly.predict._marlin import MarlinCosts
     from dooly.predict._operation import OperationWork
-    from dooly.predict._sources import Source
+    from dooly.predict._sources import OperationLatency, Source
 
     Floats = npt.NDArray[np.float64]
 
@@ -82,7 +91,7 @@ class BlockScaledLinear:
 class AttentionFamily:
     """Attention, by the families of its decodes and prefills; in a batch of both, one after the other."""
 
-    shape: AttentionShape
+    shape: AttentionShape | LatentAttention
     """Its heads."""
     hardware: Hardware
     """The device."""
@@ -104,15 +113,20 @@ class AttentionFamily:
         has_decodes, has_prefills = amounts.num_decodes > 0, amounts.num_prefills > 0
         total = np.zeros(len(has_decodes))
         if has_decodes.any():
-            total += np.where(has_decodes, self.decodes.predict_ns(*decode_inputs(self.hardware, self.shape, amounts)), 0)
+            total += np.where(has_decodes, self.decodes.predict_ns(*self._inputs(amounts, prefills=False)), 0)
         if has_prefills.any():
-            total += np.where(has_prefills, self.prefills.predict_ns(*prefill_inputs(self.hardware, self.shape, amounts)), 0)
+            total += np.where(has_prefills, self.prefills.predict_ns(*self._inputs(amounts, prefills=True)), 0)
         return np.asarray(total - np.where(has_decodes & has_prefills, self.hardware.launch_ns, 0))
+
+    def _inputs(self, work: AttentionWork, *, prefills: bool) -> tuple[Floats, Floats]:
+        if isinstance(self.shape, LatentAttention):
+            return (latent_prefill_inputs if prefills else latent_decode_inputs)(self.hardware, self.shape, work)
+        return (prefill_inputs if prefills else decode_inputs)(self.hardware, self.shape, work)
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsFamily:
-    """A mixture of experts, by the family of all, and its router before it.
+    """A mixture of experts, by the family of all, and the products that it runs beside them.
 
     Each expert is taken to be as likely as any other, whatever the other tokens choose: of E experts M choices reach
     E (1 - (1 - 1/E)**M). The family knows tokens dealt out in turn, of which M choices reach M experts until all are.
@@ -124,8 +138,8 @@ class ExpertsFamily:
     """The device."""
     regressor: FamilyRegressor
     """The family's regressor."""
-    router: LinearFamily | None
-    """The router's product; None where the operation does not hold it."""
+    beside: tuple[OperationLatency, ...]
+    """Its router's product, where the operation holds it, and those of shared experts, one after the other."""
     source: Source = "family"
     """Where the latencies are from."""
 
@@ -140,7 +154,7 @@ class ExpertsFamily:
         reaching = -turn * np.expm1(m * self.shape.top_k * np.log1p(-1 / self.shape.num_experts))
         # As many experts as are reached, and then what more tokens take of the same experts.
         experts = self._dealt_ns(reaching) + self._dealt_ns(m) - self._dealt_ns(np.minimum(m, turn))
-        return experts if self.router is None else experts + self.router.latency_ns(work, batches)
+        return experts + sum(product.latency_ns(work, batches) for product in self.beside)
 
     def _dealt_ns(self, m: Floats) -> Floats:
         """Return the latency over tokens that are dealt out in turn, in nanoseconds, shape (num_points,)."""
@@ -149,7 +163,7 @@ class ExpertsFamily:
 
 @dataclass(frozen=True, slots=True)
 class MarlinExperts:
-    """A mixture of experts of four-bit weights by what blocks of rows cost, and its router before it.
+    """A mixture of experts of four-bit weights by what blocks of rows cost, and the products that it runs beside them.
 
     Each expert is taken to be as likely as any other, whatever the other tokens choose.
     """
@@ -158,8 +172,8 @@ class MarlinExperts:
     """Its sizes."""
     costs: MarlinCosts
     """What its blocks and bytes cost on the device."""
-    router: LinearFamily | None
-    """The router's product; None where the operation does not hold it."""
+    beside: tuple[OperationLatency, ...]
+    """Its router's product, where the operation holds it, and those of shared experts, one after the other."""
     source: Source = "family"
     """Where the latencies are from."""
 
@@ -172,4 +186,4 @@ class MarlinExperts:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
         m = work.sizes(batches)
         experts = self.costs.predict_ns(self.shape, m, expected_blocks(self.shape, m))
-        return experts if self.router is None else experts + self.router.latency_ns(work, batches)
+        return experts + sum(product.latency_ns(work, batches) for product in self.beside)

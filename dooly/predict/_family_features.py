@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dooly.predict._features import AttentionWork
     from dooly.predict._hardware import Hardware
-    from dooly.predict._kinds import AttentionShape, Experts
+    from dooly.predict._kinds import AttentionShape, Experts, LatentAttention
 
     Floats = npt.NDArray[np.float64]
 
@@ -25,7 +25,7 @@ _TILES = (64, 128, 256)
 _QUERY_TILE = 128
 _BYTES = 2.0
 """Of an element at full precision."""
-_PACKED_BYTES = {"fp8_block": 1.0, "mxfp4": 17 / 32}
+_PACKED_BYTES = {"fp8_block": 1.0, "mxfp4": 17 / 32, "w4a16": 9 / 16, "w4a16_mxfp4": 17 / 32}
 """Of a weight with its part of a scale, by how it is quantised."""
 
 
@@ -78,6 +78,41 @@ def prefill_inputs(hardware: Hardware, shape: AttentionShape, work: AttentionWor
     )
 
 
+def latent_decode_inputs(hardware: Hardware, shape: LatentAttention, work: AttentionWork) -> tuple[Floats, Floats]:
+    """Return roofline and features of decodes over a compressed cache; heads' queries are brought to its width, not it to theirs.
+
+    Rows without decodes are meaningless.
+    """
+    count, read = np.maximum(work.num_decodes, 1), np.maximum(work.decode_kv_tokens, 1)
+    flops = 2 * shape.num_heads * (2 * shape.rank + shape.rope_size) * read + 2 * count * shape.expansion
+    traffic = _latent_traffic(shape, count, read)
+    blocks = count * np.ceil(shape.num_heads / _TILES[0])
+    columns = (flops, traffic, flops / traffic, count, read / count, blocks, np.ceil(blocks / hardware.num_sms))
+    return hardware.roofline_ns(flops, traffic), _with_sizes((shape.num_heads,), *columns)
+
+
+def latent_prefill_inputs(hardware: Hardware, shape: LatentAttention, work: AttentionWork) -> tuple[Floats, Floats]:
+    """Return roofline and features of prefills over a compressed cache, of which each head's keys and values are made first.
+
+    Rows without prefills are meaningless.
+    """
+    queries, pairs = np.maximum(work.prefill_tokens, 1), np.maximum(work.prefill_pairs, 1)
+    read = np.maximum(work.prefill_kv_tokens, 1)
+    head = shape.nope_size + shape.rope_size + shape.value_size
+    flops = 2 * shape.num_heads * head * pairs + 2 * read * shape.expansion
+    traffic = _latent_traffic(shape, queries, read) + _BYTES * shape.num_heads * head * read
+    tiles = np.maximum(shape.num_heads * work.num_prefills * np.ceil(queries / np.maximum(work.num_prefills, 1) / _QUERY_TILE), 1)
+    waves = np.ceil(tiles / hardware.num_sms)
+    columns = (flops, traffic, flops / traffic, queries, pairs / queries, read, tiles, waves, waves * hardware.num_sms / tiles)
+    return hardware.roofline_ns(flops, traffic), _with_sizes((shape.num_heads,), *columns)
+
+
+def _latent_traffic(shape: LatentAttention, queries: Floats, read: Floats) -> Floats:
+    cached = item_bytes(shape.dtype) * (shape.rank + shape.rope_size) * (read + queries)
+    head = shape.nope_size + shape.rope_size + shape.value_size
+    return cached + _BYTES * (shape.expansion + queries * shape.num_heads * head)
+
+
 def experts_inputs(hardware: Hardware, shape: Experts, m: Floats) -> tuple[Floats, Floats]:
     """Return roofline and features of a mixture of experts over `m` tokens, as `linear_inputs` does.
 
@@ -125,6 +160,11 @@ def _attention_cost(shape: AttentionShape, queries: Floats, pairs: Floats, kv_to
 
 def _logs(shape: AttentionShape, *columns: Floats) -> Floats:
     window = () if shape.window is None else (shape.window,)
-    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_size, shape.num_heads / shape.num_kv_heads, *window)
+    return _with_sizes(
+        (shape.num_heads, shape.num_kv_heads, shape.head_size, shape.num_heads / shape.num_kv_heads, *window), *columns
+    )
+
+
+def _with_sizes(sizes: tuple[float, ...], *columns: Floats) -> Floats:
     logs: Floats = np.log(np.column_stack([*columns, *(np.full(len(columns[0]), float(size)) for size in sizes)]))
     return logs

@@ -64,6 +64,32 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """Attention over a cache of one compressed vector a token, which heads share (DeepSeek-V2, arXiv 2405.04434).
+
+    The projections around it are operations of their own, but for that between the vector and each head's keys and values.
+    """
+
+    num_heads: int
+    """Query heads of one rank."""
+    rank: int
+    """Width of the vector, but for its part with positions."""
+    rope_size: int
+    """Width of that part."""
+    nope_size: int
+    """Width of a head's queries and keys without it."""
+    value_size: int
+    """Width of a head's values."""
+    dtype: str
+    """Element type of the cache."""
+
+    @property
+    def expansion(self) -> int:
+        """Parameters between the vector and all heads' keys and values."""
+        return self.num_heads * self.rank * (self.nope_size + self.value_size)
+
+
+@dataclass(frozen=True, slots=True)
 class Collective:
     """A collective over the ranks that share a layer."""
 
@@ -92,12 +118,12 @@ class Experts:
     `w4a16_mxfp4`, integers and MXFP4 as Marlin unpacks them, and `mxfp4`, as Triton's own kernel does."""
 
 
-Kind = LinearLayer | AttentionShape | Experts | Collective
+Kind = LinearLayer | AttentionShape | LatentAttention | Experts | Collective
 
 
 def kind_of(operation: TracedOperation) -> Kind | None:
     """Return the kind of an operation with the configuration that tells it from others of the kind; None for any other."""
-    return _attention(operation) or _experts(operation) or _collective(operation) or _linear(operation)
+    return _attention(operation) or _latent(operation) or _experts(operation) or _collective(operation) or _linear(operation)
 
 
 def families_of(kind: Kind) -> tuple[str, ...]:
@@ -105,6 +131,9 @@ def families_of(kind: Kind) -> tuple[str, ...]:
     if isinstance(kind, Collective):
         return ()
     suffix = "" if kind.dtype in FULL_PRECISION else f"-{kind.dtype}"
+    if isinstance(kind, LatentAttention):  # one family for each set of widths: no table varies them
+        widths = "-".join(str(size) for size in (kind.rank, kind.rope_size, kind.nope_size, kind.value_size))
+        return f"latent-decodes-{widths}{suffix}", f"latent-prefills-{widths}{suffix}"
     if isinstance(kind, AttentionShape):
         suffix += "" if kind.window is None else "-window"
         return f"decodes{suffix}", f"prefills{suffix}"
@@ -128,19 +157,31 @@ def _attention(operation: TracedOperation) -> AttentionShape | None:
     if a.get("kind") != "Attention" or a.get("attention_chunk_size") or a["head_size"] != a["head_size_v"]:
         return None
     window = None if a.get("sliding_window") in {None, -1} else a["sliding_window"]
-    cached = "fp8" if a["kv_cache_dtype"] in _FP8_CACHES else a["kv_cache_dtype"]
-    return AttentionShape(a["num_heads"], a["num_kv_heads"], a["head_size"], cached, window)
+    return AttentionShape(a["num_heads"], a["num_kv_heads"], a["head_size"], _cached(a["kv_cache_dtype"]), window)
+
+
+def _latent(operation: TracedOperation) -> LatentAttention | None:
+    a = operation.attributes
+    if a.get("kind") != "MLAAttention":
+        return None
+    widths = (a["kv_lora_rank"], a["qk_rope_head_dim"], a["qk_nope_head_dim"], a["v_head_dim"])
+    # A cache of no type of its own has the one of activations.
+    cached = operation.outputs[0].dtype if a["kv_cache_dtype"] == "auto" else _cached(a["kv_cache_dtype"])
+    return None if a.get("is_sparse") else LatentAttention(a["num_heads"], *widths, cached)
+
+
+def _cached(dtype: str) -> str:
+    return "fp8" if dtype in _FP8_CACHES else dtype
 
 
 def _experts(operation: TracedOperation) -> Experts | None:
     a = operation.attributes
     if a.get("kind") != "MoE":
         return None
-    router = a["num_experts"] * a["hidden_size"]
     gated = a["expert_parameters"] == _GATED * a["hidden_size"] * a["intermediate_size"]
     dtype = _weights(operation, a["dtype"])
-    # Beside the router nothing may run in it that the family does not know, such as shared experts.
-    if not gated or dtype is None or a["custom_routing"] or a["shared_parameters"] not in {0, router}:
+    # Nothing may run in it that the families do not know.
+    if not gated or dtype is None or a["custom_routing"] or products_beside(operation) is None:
         return None
     sizes = ("hidden_size", "intermediate_size")
     hidden, inner = (a.get(f"unpadded_{name}", a[name]) for name in sizes)
@@ -166,10 +207,23 @@ def _weights(operation: TracedOperation, plain: str) -> str | None:
     return "mxfp4" if types == ["uint8"] else None
 
 
-def router_of(operation: TracedOperation) -> LinearLayer | None:
-    """Return the router's product where a mixture of experts runs it too."""
+def products_beside(operation: TracedOperation) -> tuple[LinearLayer, ...] | None:
+    """Return the products that a mixture of experts runs too, its router's and those of shared experts; None for unknown ones.
+
+    Their matrices must be all the parameters that it holds beside its own experts'.
+    """
     a = operation.attributes
-    return LinearLayer(a["num_experts"], a["hidden_size"], a["dtype"]) if a["shared_parameters"] else None
+    router = LinearLayer(a["num_experts"], a["hidden_size"], a["dtype"])
+    if a["shared_parameters"] in {0, router.n * router.k}:  # experts' biases look like matrices
+        return (router,) if a["shared_parameters"] else ()
+    matrices = [t for t in operation.inputs if t.is_parameter and len(t.shape) == _MATRIX]
+    sizes = [tuple(dim.value or 0 for dim in t.shape) for t in matrices]
+    found = []
+    for place, (tensor, (n, k)) in enumerate(zip(matrices, sizes, strict=True)):
+        if router.k not in {n, k} or (tensor.dtype == "float32" and (n, k) != (router.n, router.k)):
+            continue  # scales, and packed weights' own shapes
+        found.append(LinearLayer(n, k, _scaled(matrices[place + 1 :][:1]) if tensor.dtype == _FP8 else tensor.dtype))
+    return tuple(found) if sum(layer.n * layer.k for layer in found) == a["shared_parameters"] else None
 
 
 def _collective(operation: TracedOperation) -> Collective | None:

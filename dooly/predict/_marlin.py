@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.errors import InvalidInputError
+from dooly.predict._family_features import element_bytes
 from dooly.predict._sources import ESTIMATE_ERROR
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 BLOCK_ROWS = (8, 16, 32, 48, 64)
 """Rows that a block may have."""
 _MOST_FILLED = 0.9
-_WEIGHT_BYTES = {"w4a16": 9 / 16, "w4a16_mxfp4": 17 / 32}
-"""Of a weight with its part of a scale: integers share one of two bytes by 32, MXFP4 one of a byte."""
 _OTHERS = 6
 """Terms that are not of weights."""
 _UNLIKELY = 1e-6
@@ -182,7 +181,7 @@ def _solved(rows: Sequence[Rows], dtypes: Sequence[str]) -> Floats:
 def _terms(shape: Experts, m: Floats, blocks: Floats) -> Floats:
     """Return the amounts that cost, in the order of `MarlinCosts`, shape (num_points, 11)."""
     ones, is_split = np.ones(len(m)), shape.num_local_experts < shape.num_experts
-    weight_bytes = _WEIGHT_BYTES[shape.dtype] * 3 * shape.hidden_size * shape.intermediate_size * blocks
+    weight_bytes = element_bytes(shape.dtype) * 3 * shape.hidden_size * shape.intermediate_size * blocks
     rows = block_rows(shape, m)
     return np.column_stack(
         [

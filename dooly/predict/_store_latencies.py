@@ -24,7 +24,7 @@ from dooly.predict._fit_hardware import device_folder, listed_hardware
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import LinkedCollective
 from dooly.predict._kept_fits import KeptFits, pack_families, unpack_families
-from dooly.predict._kinds import AttentionShape, Collective, LinearLayer, families_of, kind_of, moves_only
+from dooly.predict._kinds import AttentionShape, Collective, LatentAttention, LinearLayer, families_of, kind_of, moves_only
 from dooly.predict._measured import CollectiveTable, MeasuredAttention, MeasuredSizes
 from dooly.predict._operation import OperationWork
 from dooly.predict._recorded import recorded_points
@@ -174,7 +174,7 @@ class StoreLatencies:
     def _family(self, kind: Kind | None) -> OperationLatency | None:
         """Return what others of a kind say; None where the store has none."""
         others = self._like(kind)
-        if kind is None or not others:
+        if kind is None or isinstance(kind, LatentAttention) or not others:
             return None
         if isinstance(kind, Collective):
             return self._collective(others[0], "family")
@@ -185,8 +185,8 @@ class StoreLatencies:
             return AttentionFamily(kind, self.hardware, *regressors)
         if isinstance(kind, LinearLayer):
             return LinearFamily(kind, self.hardware, *regressors)
-        # Records of experts hold their router's product, and so does their family.
-        return ExpertsFamily(kind, self.hardware, regressors[0], router=None)
+        # Records of experts hold what these run beside them, and so does their family.
+        return ExpertsFamily(kind, self.hardware, regressors[0], beside=())
 
     def _curve(self, operation: TracedOperation) -> FamilyCurve | None:
         """Return what others of the family of an operation that only moves bytes say; None where the store has none."""

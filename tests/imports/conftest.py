@@ -103,6 +103,17 @@ def folder(tmp_path: Path) -> Path:
         for dtype, spread in (("bfloat16", "balanced"), ("bfloat16", "power_law_1.2"), ("fp8", "balanced"))
     ]
     write_table(tmp_path, "moe", mixtures)
+    for name, isl, steps in (("mla_context_module", (64, 512), (0,)), ("mla_generation_module", (1,), (15, 255))):
+        modules = [
+            {"num_heads": h, "batch_size": b, "isl": i, "step": s, "kv_cache_dtype": "bfloat16", "gemm_type": gemm, "tp_size": 1}
+            | {"latency": 40 + b * i * (i + s) * h / 1e6}
+            for h in (4, 8, 16)
+            for b in (1, 4)
+            for i in isl
+            for s in steps
+            for gemm in ("bfloat16", "fp8_block")
+        ]
+        write_table(tmp_path, name, modules)
     messages = [128, 1024, 8192]
     reduce = [
         {"num_gpus": p, "message_size": m, "backend": b, "op_name": "all_reduce", "latency": 0.004 * p + m / 1e6}

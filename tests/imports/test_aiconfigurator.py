@@ -13,9 +13,11 @@ import pytest
 
 from dooly.errors import InvalidInputError
 from dooly.imports import _aiconfigurator as tables
-from dooly.imports import build_device
+from dooly.imports import build_device, family_points
+from dooly.imports._device import latent_points
 from dooly.predict import Hardware
 from dooly.predict._device_latencies import DeviceLatencies
+from dooly.predict._family import fit_family
 from dooly.predict._kinds import Collective, LinearLayer
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def test_a_device_is_built_and_read(folder: Path, tmp_path: Path) -> None:
         "prefills": 12,
         "decodes-window": 2,
         "prefills-window": 2,
+        "latent-decodes-512-64-128-128": 3,
+        "latent-prefills-512-64-128-128": 3,
         "experts": 6,
         "experts-fp8": 6,
     }
@@ -81,6 +85,18 @@ def test_a_device_is_built_and_read(folder: Path, tmp_path: Path) -> None:
     # The smallest products in blocks all take 15 times 4 us here: no more than launches tell.
     assert device.hardware.launches_ns == {"linear-fp8_block": pytest.approx(60_000, rel=0.5)}
     assert Collective("all_gather", 2) in device.collectives
+
+
+def test_latent_attention_is_what_is_left_of_its_module(folder: Path) -> None:
+    """Projections and what moves bytes are taken off, since a trace has them as operations of their own."""
+    linear = fit_family(*family_points(folder, FACTS)["linear"])
+    points = latent_points(folder, FACTS, linear)
+    assert list(points) == ["latent-decodes-512-64-128-128", "latent-prefills-512-64-128-128"]
+    _, features, latency_ns, heads = points["latent-decodes-512-64-128-128"]
+    assert (len(features), sorted(set(heads.tolist()))) == (3 * 2 * 2, [4, 8, 16])
+    whole = tables.latent_modules(folder, "mla_generation_module", "bfloat16").latency_ns
+    assert (latency_ns < whole.max()).all()
+    assert (latency_ns > FACTS.launch_ns).all()
 
 
 @pytest.mark.parametrize(

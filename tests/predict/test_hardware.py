@@ -123,9 +123,29 @@ def test_an_unknown_device_lists_those_there_are() -> None:
 
 
 def test_what_nothing_covers_is_named() -> None:
-    """Latent attention has no family yet: the operation is named, and what would measure it."""
-    with pytest.raises(MissingOperationError, match=r"deepseek-v2-lite: .*attn .* has no family .*dooly profile"):
-        load_latency_model(model=find_model("deepseek-v2-lite"), hardware="h200")
+    """No mixture of experts was measured on this device: the operation is named, and what would measure it."""
+    with pytest.raises(MissingOperationError, match=r"qwen3-30b-a3b: .*experts .* has no family .*dooly profile"):
+        load_latency_model(model=find_model("qwen3-30b-a3b"), hardware="rtxpro6000")
+
+
+def test_latent_attention_and_shared_experts_are_of_families() -> None:
+    """Decodes cost more the more they read, prompts by their pairs; half the heads of two ranks take less."""
+    one, two = (
+        load_latency_model(
+            model=find_model("deepseek-v2-lite"),
+            serving=ServingConfig(tensor_parallel_size=n, max_model_len=16384),
+            hardware="h200",
+        )
+        for n in (1, 2)
+    )
+    name = "model.layers.*.self_attn.mla_attn.mla_attn"
+    near, far = (one.step(Batch((1,) * 32, (context,) * 32)).breakdown_s[name] for context in (256, 16000))
+    assert 2 * near < far
+    first, chunk = (one.step(Batch((2048,), (context,))).breakdown_s[name] for context in (0, 8192))
+    assert 1.5 * first < chunk
+    batch = Batch((2048,), (0,))
+    assert 0.4 < two.step(batch).breakdown_s[name] / one.step(batch).breakdown_s[name] < 0.9
+    assert one.step(batch).provenance["family"] > 0.9
 
 
 def test_a_mixture_of_experts_is_of_a_family() -> None:

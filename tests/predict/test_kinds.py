@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.predict._kinds import AttentionShape, Experts, LinearLayer, families_of, kind_of
+from dooly.predict._kinds import AttentionShape, Experts, LatentAttention, LinearLayer, families_of, kind_of, products_beside
 from dooly.tracing import TracedDim, TracedTensor
 
 if TYPE_CHECKING:
@@ -132,3 +132,52 @@ def test_experts_go_by_the_types_of_weights_and_scales(
     found = kind_of(operation("a", "experts", stateful=True, inputs=inputs, attributes=attributes))
     sizes = (128, 64) if kernel == "MarlinExperts" else (120, 60)
     assert found == (dtype and Experts(*sizes, 2, 8, 8, dtype))
+
+
+def test_shared_experts_are_products_beside(operation: Callable[..., TracedOperation]) -> None:
+    """A router, and gate, up and down in FP8 by blocks, whose scales are none; what they do not add up to is not known."""
+    inputs = (
+        _tensor("float8_e4m3fn", 8, 128, 128, parameter=True),
+        _tensor("float32", 8, 1, 1, parameter=True),
+        _tensor("bfloat16", 8, 128, parameter=True),
+        _tensor("bfloat16", 8, 2, parameter=True),
+        _tensor("float8_e4m3fn", 256, 128, parameter=True),
+        _tensor("float32", 2, 3, parameter=True),
+        _tensor("float8_e4m3fn", 128, 384, parameter=True),
+        _tensor("float32", 3, 3, parameter=True),
+    )
+    attributes = EXPERTS | {"shared_parameters": 8 * 128 + 256 * 128 + 128 * 384, "expert_bytes": 1}
+    found = operation("a", "experts", stateful=True, inputs=inputs, attributes=attributes)
+    assert products_beside(found) == (
+        LinearLayer(8, 128, "bfloat16"),
+        LinearLayer(256, 128, "fp8_block"),
+        LinearLayer(128, 384, "fp8_block"),
+    )
+    assert isinstance(kind_of(found), Experts)
+    attributes["shared_parameters"] += 1
+    assert kind_of(operation("a", "experts", stateful=True, inputs=inputs, attributes=attributes)) is None
+
+
+LATENT = ATTENTION | {
+    "kind": "MLAAttention",
+    "kv_cache_dtype": "auto",
+    "sliding_window": None,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+}
+
+
+def test_latent_attention_has_a_family_for_its_widths(operation: Callable[..., TracedOperation]) -> None:
+    """A cache of no type of its own has that of activations; one that attends to some tokens alone is another operation."""
+    found = operation("a", "attn", stateful=True, outputs=(_tensor("bfloat16", 4, 4),), attributes=LATENT)
+    assert kind_of(found) == (shape := LatentAttention(LATENT["num_heads"], 512, 64, 128, 128, "bfloat16"))
+    assert families_of(shape) == ("latent-decodes-512-64-128-128", "latent-prefills-512-64-128-128")
+    in_fp8 = operation(
+        "a", "attn", stateful=True, outputs=(_tensor("bfloat16", 4, 4),), attributes=LATENT | {"kv_cache_dtype": "fp8"}
+    )
+    assert families_of(kind_of(in_fp8) or shape)[0] == "latent-decodes-512-64-128-128-fp8"
+    assert (
+        kind_of(operation("a", "attn", stateful=True, attributes=LATENT | {"is_sparse": True, "kv_cache_dtype": "fp8"})) is None
+    )

@@ -44,7 +44,8 @@ def stateful_attributes(module: nn.Module) -> dict[str, Scalar] | None:
     found = {"kind": type(module).__name__} | {name: scalar(_first(owners, name)) for name in names}
     if found["kv_cache_dtype"] == "auto" and (dtype := getattr(module, "kv_cache_torch_dtype", None)) is not None:
         found["kv_cache_dtype"] = str(dtype).removeprefix("torch.")
-    return found
+    # Only where it is: what attends to some tokens alone is another operation, and all others are as they were.
+    return found | {"is_sparse": True} if getattr(module, "use_sparse", False) else found
 
 
 def show_attention_calls(network: nn.Module) -> None:
