@@ -29,6 +29,7 @@ from dooly.predict import (
 )
 from dooly.searching import search
 from dooly.simulation import SchedulerConfig, Workload, parse_workload, scheduler_config, simulate
+from dooly.speculation import SpeculativeConfig
 from dooly.tracing import TracedModel, trace
 from dooly.validation import validate
 
@@ -48,6 +49,7 @@ __all__ = [
     "ModuleLatency",
     "SchedulerConfig",
     "ServingConfig",
+    "SpeculativeConfig",
     "StepLatencies",
     "StepLatency",
     "Store",

@@ -21,6 +21,7 @@ ORDER = (
     "dooly.dtypes",
     "dooly.batch",
     "dooly.kv_cache_groups",
+    "dooly.speculation",
     "dooly.latency",
     "dooly.models",
     "dooly.device",

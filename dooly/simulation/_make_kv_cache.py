@@ -10,6 +10,7 @@ from dooly.errors import WorkloadError
 from dooly.kv_cache_groups import FULL_ATTENTION
 from dooly.simulation._block_kv_cache import BlockKVCache
 from dooly.simulation._counted_kv_cache import CountedKVCache
+from dooly.simulation._speculative_kv_cache import SpeculativeKVCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 def make_kv_cache(requests: Sequence[Request], config: SchedulerConfig) -> KVCache:
     """Return the KV cache for a workload: by counts where these tell all, which is faster, else block by block."""
+    if config.speculative is not None:
+        return SpeculativeKVCache(requests, config)
     shares = config.enable_prefix_caching and any(request.prefix_ids or request.turn for request in requests)
     if config.kv_cache_groups == FULL_ATTENTION and not shares:
         return CountedKVCache(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dooly.simulation._scheduler import Scheduler
+from dooly.simulation._make_scheduler import make_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,7 +101,7 @@ class EngineReplica:
         Raises:
             WorkloadError: A request is too long for the model or the KV cache.
         """
-        self.scheduler = Scheduler(requests, config, remote)
+        self.scheduler = make_scheduler(requests, config, remote)
         self.num_steps = 0
         self.host_wait_ns = 0
         """How long the device has waited for the host to launch a step that it could have run."""
@@ -199,7 +199,7 @@ class EngineReplica:
     def _retire(self) -> npt.NDArray[np.int64]:
         """Note what the oldest step under way brought about."""
         progress, known_ns = self._under_way.popleft()
-        self.scheduler.retire(progress)
+        progress = self.scheduler.retire(progress)
         self._timeline.note(progress, np.append(known_ns[:-1], self._now_ns))
         self._must_wait = len(self._under_way) >= self._depth
         return progress.finished

@@ -105,7 +105,8 @@ class Scheduler:
         wanted, requests, granted = self._serve_running(chunk_limit)
         first_scheduled: list[int] = []
         if self.num_preemptions == num_preemptions:
-            admitted, counts = self._admit(self._config.max_num_batched_tokens - int(granted.sum()), chunk_limit)
+            budget = self._config.max_num_batched_tokens - int(granted.sum())
+            admitted, counts = self._admit(budget, chunk_limit, requests)
             if admitted:
                 first_scheduled = [request for request in admitted if not self._was_scheduled[request]]
                 self._was_scheduled[first_scheduled] = True
@@ -125,8 +126,7 @@ class Scheduler:
         """
         running = self._running
         computed = self._num_computed_tokens[running]
-        known = self._num_tokens[running]
-        wanted = np.where(known < self._num_total_tokens[running], known - computed, 0)
+        wanted = self._wanted(running, computed)
         limited = np.minimum(wanted, chunk_limit)
         if self._config.policy == "priority":
             granted = self._serve_by_priority(computed, limited)
@@ -135,6 +135,11 @@ class Scheduler:
             granted = granted[: self._reserve_for_running(computed + granted)]
         is_scheduled = granted > 0
         return wanted, self._running[is_scheduled], granted[is_scheduled]
+
+    def _wanted(self, running: Counts, computed: Counts) -> Counts:
+        """Return the tokens that running requests could compute, of which so many are computed."""
+        known = self._num_tokens[running]
+        return np.where(known < self._num_total_tokens[running], known - computed, 0)
 
     def _serve_by_priority(self, computed: Counts, wanted: Counts) -> Counts:
         """Grant tokens and blocks to the running requests, preempting those of the lowest priority while blocks lack.
@@ -168,15 +173,19 @@ class Scheduler:
 
         It waits in order of the policy.
         """
-        under_way = self._under_way
-        num_unknown = under_way.generates(victim) if num_granted else under_way.holds_input_of(victim)
-        self._kv_cache.release(victim, self._num_computed_tokens[victim] + (num_granted - num_unknown))
+        self._kv_cache.release(victim, self._num_final_tokens(victim, num_granted))
         self._num_computed_tokens[victim] = 0
         self.num_preemptions += 1
         if self._config.policy == "priority":
             self.add(int(victim[0]))
         else:
             self.waiting.appendleft(int(victim[0]))
+
+    def _num_final_tokens(self, victim: Counts, num_granted: int) -> Counts:
+        """Return how many tokens are known and computed, or under way, of a request that this step has granted so many."""
+        under_way = self._under_way
+        num_unknown = under_way.generates(victim) if num_granted else under_way.holds_input_of(victim)
+        return self._num_computed_tokens[victim] + (num_granted - num_unknown)
 
     def _reserve_for_running(self, num_tokens: Counts) -> int:
         """Give the running requests blocks for so many tokens, in order; return how many of them keep running.
@@ -192,8 +201,8 @@ class Scheduler:
         self._running = self._running[:num_kept]
         return num_kept
 
-    def _admit(self, budget: int, chunk_limit: int) -> tuple[list[int], list[int]]:
-        """Take requests off the waiting queue; return them and the tokens granted to each."""
+    def _admit(self, budget: int, chunk_limit: int, served: Counts) -> tuple[list[int], list[int]]:
+        """Take requests off the waiting queue, beside those served in this step; return them and the tokens granted to each."""
         config = self._config
         admitted = self._admit_loaded(budget)
         counts = [1] * len(admitted)
@@ -206,8 +215,9 @@ class Scheduler:
                 if not self._start_load(request, num_cached, has_others=bool(self._running.size or admitted)):
                     break
                 continue
-            count = min(num_tokens - num_cached, chunk_limit)
-            if not config.enable_chunked_prefill and count > budget:
+            count = min(self._wanted_first(num_tokens, num_cached, served), chunk_limit)
+            may_split = config.enable_chunked_prefill and count <= num_tokens - num_cached
+            if count > budget and not may_split:
                 break
             end = self._kv_cache.aligned(request, num_cached, num_cached + min(count, budget))
             num_room = num_tokens if config.scheduler_reserve_full_isl else end
@@ -222,6 +232,10 @@ class Scheduler:
             admitted.append(self.waiting.popleft())
             counts.append(count)
         return admitted, counts
+
+    def _wanted_first(self, num_tokens: int, num_cached: int, served: Counts) -> int:  # noqa: ARG002 - for those that draft
+        """Return the tokens that a waiting request of so many could compute, beside those served in this step."""
+        return num_tokens - num_cached
 
     def _admit_loaded(self, budget: int) -> list[int]:
         """Return the requests whose KV cache has come from another engine; each computes its last known token."""
@@ -275,12 +289,10 @@ class Scheduler:
         Returns:
             Which requests got their first and their last token, at the end of the last of these steps.
         """
-        progress = self.advance(step, num_steps)
-        self.retire(progress)
-        return progress
+        return self.retire(self.advance(step, num_steps))
 
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
-        """Take a scheduled step's tokens for granted, and return what it will bring about, as `complete` does."""
+        """Take a scheduled step's tokens for granted, and return what it will bring about as far as that is known."""
         requests = step.requests
         computed = step.num_computed_tokens + step.num_new_tokens
         known = self._num_tokens[requests] + (num_steps - 1)
@@ -298,18 +310,22 @@ class Scheduler:
         self._under_way.launch(progress)
         return progress
 
-    def retire(self, progress: Progress) -> None:
-        """Let go of the requests that steps have ended, once they have run."""
+    def retire(self, progress: Progress) -> Progress:
+        """Let go of the requests that steps have ended, once they have run; return what they brought about."""
         self._under_way.retire(progress)
         self._kv_cache.settle(progress.requests, progress.num_computed_tokens)
-        if not progress.finished.size:
-            return
+        if progress.finished.size:
+            self._end(progress.finished, self._num_total_tokens[progress.finished] - 1)
+        return progress
+
+    def _end(self, finished: Counts, num_final: Counts) -> None:
+        """Let go of requests of which so many tokens are computed and can be found again."""
         if self._remote is None or not self._remote.keeps_finished:
-            self._kv_cache.release(progress.finished, self._num_total_tokens[progress.finished] - 1)
-        is_evicted = self._num_computed_tokens[progress.finished] == 0
+            self._kv_cache.release(finished, num_final)
+        is_evicted = self._num_computed_tokens[finished] == 0
         if is_evicted.any():
             # While their last tokens were under way.
-            ended = set(progress.finished[is_evicted].tolist())
+            ended = set(finished[is_evicted].tolist())
             self.waiting = deque(request for request in self.waiting if request not in ended)
-        self._has_finished[progress.finished] = True
+        self._has_finished[finished] = True
         self._running = self._running[~self._has_finished[self._running]]

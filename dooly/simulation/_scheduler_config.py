@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dooly.errors import InvalidInputError
 from dooly.kv_cache_groups import FULL_ATTENTION, AttentionKind, KVCacheGroup
+from dooly.speculation import SpeculativeConfig  # noqa: TC001 - part of a field's type, which users may ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class SchedulerConfig:
     """The groups of layers that hold the same blocks, in the order of their first layers."""
     async_scheduling: bool = False
     """Whether the next step is scheduled while one runs, as vLLM does by itself: tokens come out a step later."""
+    speculative: SpeculativeConfig | None = None
+    """How tokens are drafted, and how many of them are accepted; None where none are."""
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -72,6 +75,25 @@ class SchedulerConfig:
         if self.policy not in {"fcfs", "priority"}:
             raise InvalidInputError(f"SchedulerConfig: policy must be fcfs or priority, got {self.policy!r}")
         self._check_groups()
+        if self.speculative is not None:
+            self._check_speculative(self.speculative)
+
+    def _check_speculative(self, speculative: SpeculativeConfig) -> None:
+        if self.kv_cache_groups != FULL_ATTENTION:
+            raise InvalidInputError(
+                "SchedulerConfig: speculative: simulated only where all layers have full attention; leave it out"
+            )
+        if self.async_scheduling and not speculative.allows_async_scheduling:
+            raise InvalidInputError(
+                f"SchedulerConfig: vLLM schedules no step ahead with {speculative.method}; set async_scheduling to False"
+            )
+        shortest = 1 + speculative.num_speculative_tokens
+        limits = (self.max_num_batched_tokens, self.long_prefill_token_threshold or shortest)
+        if min(limits) < shortest:
+            raise InvalidInputError(
+                f"SchedulerConfig: max_num_batched_tokens and long_prefill_token_threshold must have room for a token and its "
+                f"{speculative.num_speculative_tokens} drafts, got {limits[0]} and {limits[1]}; raise them or draft fewer"
+            )
 
     def _check_groups(self) -> None:
         if not self.kv_cache_groups:

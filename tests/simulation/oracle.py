@@ -16,8 +16,10 @@ import pytest
 
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
 from dooly.simulation import Request, SchedulerConfig, Turn
+from dooly.simulation._acceptance import Acceptance
 from dooly.simulation._make_kv_cache import make_kv_cache
-from dooly.simulation._scheduler import Scheduler
+from dooly.simulation._make_scheduler import make_scheduler
+from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,6 +161,32 @@ def random_conversation_case(seed: int, *, ahead: bool | None = None) -> Case:
     return Case(turns, replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 3, 20, 60, 1000]))))
 
 
+def random_speculative_case(seed: int, *, ahead: bool | None = None) -> Case:
+    """Draw a case of conversations, shared beginnings and priorities, in which several tokens are drafted at once."""
+    rng = random.Random(seed)  # noqa: S311 -- test data
+    draw = rng.choice([random_cache_case, random_conversation_case, random_priority_case])
+    requests, config = draw(seed + 13000, ahead=ahead)
+    number = rng.choice([1, 2, 3, 7])
+    method = rng.choice(["eagle", "eagle", "ngram_gpu"] if config.async_scheduling else ["eagle", "ngram"])
+    rates = sorted((rng.choice([0.0, rng.random(), 1.0]) for _ in range(number)), reverse=True)
+    speculative = SpeculativeConfig(method, number, tuple(rates), None if "ngram" in method else 0.1, seed)
+    threshold = config.long_prefill_token_threshold
+    config = replace(
+        config,
+        kv_cache_groups=(KVCacheGroup(),),
+        long_prefill_token_threshold=threshold and max(threshold, 1 + number),
+        max_num_batched_tokens=max(config.max_num_batched_tokens, 1 + number),
+        speculative=speculative,
+    )
+    if rng.random() < 0.3:  # requests up to the longest sequence
+        longest = max(r.num_prompt_tokens + r.num_output_tokens for r in requests)
+        shortest = max(longest, 1 + number, config.long_prefill_token_threshold)
+        config = replace(config, max_model_len=shortest)
+    totals = np.array([r.num_prompt_tokens + r.num_output_tokens - 1 for r in requests])
+    fewest = int(make_kv_cache(requests, config).num_blocks_for(totals).max()) + 1
+    return Case(requests, replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 0, 3, 20, 60, 1000]))))
+
+
 def random_groups(rng: random.Random) -> tuple[KVCacheGroup, ...]:
     """Draw groups of layers: full attention alone, or other kinds beside it or alone."""
     full = KVCacheGroup()
@@ -187,7 +215,7 @@ def random_groups(rng: random.Random) -> tuple[KVCacheGroup, ...]:
 
 def our_steps(case: Case) -> Iterator[Step]:
     """Run our scheduler one step at a time; one step is one unit of time."""
-    scheduler, to_come = Scheduler(case.requests, case.config), Arrivals(case)
+    scheduler, to_come = make_scheduler(case.requests, case.config), Arrivals(case)
     for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished, to_come):
         step = scheduler.schedule()
         columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
@@ -203,20 +231,18 @@ def our_steps(case: Case) -> Iterator[Step]:
 
 def our_steps_ahead(case: Case) -> Iterator[Step]:
     """Run our scheduler as an engine that schedules the next step while one runs."""
-    scheduler, to_come = Scheduler(case.requests, case.config), Arrivals(case)
+    scheduler, to_come = make_scheduler(case.requests, case.config), Arrivals(case)
     under_way: deque[Progress] = deque()
     for _ in arrivals(case, scheduler.add, lambda: scheduler.has_unfinished, to_come):
         step = scheduler.schedule()
-        progress = scheduler.advance(step)
         columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
         batch = list(zip(*columns, strict=True))
         ended: set[int] = set()
         first_token: set[int] = set()
         if batch:
-            under_way.append(progress)
+            under_way.append(scheduler.advance(step))
         if len(under_way) == DEPTH or not batch:
-            done = under_way.popleft()
-            scheduler.retire(done)
+            done = scheduler.retire(under_way.popleft())
             first_token, ended = set(done.first_token.tolist()), set(done.finished.tolist())
             to_come.end(ended)
         yield Step(batch, set(step.first_scheduled), first_token, ended)
@@ -224,7 +250,7 @@ def our_steps_ahead(case: Case) -> Iterator[Step]:
 
 def our_steps_taken_together(case: Case) -> Iterator[Step]:
     """Run our scheduler with decode steps taken together up to the next arrival, and unfold them."""
-    scheduler, to_come, now = Scheduler(case.requests, case.config), Arrivals(case), 0.0
+    scheduler, to_come, now = make_scheduler(case.requests, case.config), Arrivals(case), 0.0
     while scheduler.has_unfinished or to_come.next < inf:
         for position in to_come.due(now):
             scheduler.add(position)
@@ -352,6 +378,8 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
             gpu_memory_utilization=0.3,
         ).create_engine_config()
         engine_config.cache_config.num_gpu_blocks = config.num_kv_blocks
+        if config.speculative is not None:
+            engine_config.speculative_config = vllm_speculation(engine_config, config.speculative)
         engine_config.scheduler_config.async_scheduling = config.async_scheduling
         if config.enable_prefix_caching:
             engine_config.cache_config.mamba_cache_mode = "align"
@@ -363,6 +391,20 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
         return scheduler(engine_config, kv_cache, StructuredOutputManager(engine_config), block_size)
 
     return make
+
+
+def vllm_speculation(engine_config: Any, ours: SpeculativeConfig) -> Any:  # noqa: ANN401 -- vLLM may be absent
+    """Return vLLM's own settings of how tokens are drafted. No drafter is looked for, as no scheduler asks for one."""
+    from vllm.config.speculative import SpeculativeConfig as VllmSpeculativeConfig
+
+    made = VllmSpeculativeConfig(
+        method="ngram",
+        num_speculative_tokens=ours.num_speculative_tokens,
+        target_model_config=engine_config.model_config,
+        target_parallel_config=engine_config.parallel_config,
+    )
+    made.method = ours.method
+    return made
 
 
 def add_to_vllm(case: Case, scheduler: Any, position: int) -> None:  # noqa: ANN401 -- vLLM may be absent
@@ -411,9 +453,30 @@ def sampled_token(case: Case, name: str, place: int) -> int:
     return next(NEW_TOKENS) if turn is None else conversation_token(turn.conversation, place)
 
 
+def sampled_tokens(case: Case, scheduler: Any, output: Any, chunks: set[str]) -> list[list[int]]:  # noqa: ANN401 -- vLLM may be absent
+    """Return what a model samples of each request in a step that has run: nothing behind `chunks` of prompts.
+
+    Of drafts it accepts as many as ours does; those of requests that were admitted only fill the step up.
+    """
+    acceptance = None if case.config.speculative is None else Acceptance(case.requests, case.config.speculative)
+    admitted = {new.req_id for new in output.scheduled_new_reqs} | set(output.scheduled_cached_reqs.resumed_req_ids)
+    sampled: list[list[int]] = []
+    for name in output.num_scheduled_tokens:
+        request = scheduler.requests.get(name)
+        if request is None or name in chunks:
+            sampled.append([])
+            continue
+        num_accepted, num_drafts = 0, len(output.scheduled_spec_decode_tokens.get(name, ()))
+        if acceptance is not None and name not in admitted:
+            at = request.num_tokens - request.num_prompt_tokens
+            num_accepted = min(num_drafts, int(acceptance.of(np.array([int(name)]), np.array([at]))[0]))
+        sampled.append([sampled_token(case, name, request.num_tokens + index) for index in range(1 + num_accepted)])
+    return sampled
+
+
 def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
     """Run vLLM's scheduler, answering each step with the tokens that a model would have sampled."""
-    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
     seen: set[int] = set()
     has_token: set[int] = set()
@@ -424,12 +487,11 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
         before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
         batch = [(int(name), count, before[name]) for name, count in output.num_scheduled_tokens.items()]
         names = list(output.num_scheduled_tokens)
-        known = {name: scheduler.requests[name].num_tokens for name in names}
-        sampled = [
-            [sampled_token(case, name, known[name])] if before[name] + output.num_scheduled_tokens[name] == known[name] else []
-            for name in names
-        ]
+        sampled = sampled_tokens(case, scheduler, output, {name for name in names if scheduler.requests[name].is_prefill_chunk})
         scheduler.update_from_output(output, ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled))
+        if case.config.speculative is not None:
+            drafts = [[0] * case.config.speculative.num_speculative_tokens for _ in names]
+            scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
         positions = {position for position, _, _ in batch}
         with_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens}
         ended = {p for p in positions if str(p) not in scheduler.requests}
@@ -443,9 +505,10 @@ def vllm_call_ahead(case: Case, scheduler: Any) -> Callable[[], Step]:  # noqa: 
     """Return what calls vLLM's asynchronous scheduler once, as its engine core does, with two batches under way."""
     from vllm.v1.outputs import ModelRunnerOutput
 
-    under_way: deque[tuple[Any, list[str], list[list[int]]]] = deque()
+    under_way: deque[tuple[Any, set[str]]] = deque()
     seen: set[int] = set()
     has_token: set[int] = set()
+    has_ended: set[int] = set()
 
     def call() -> Step:
         output = scheduler.schedule()
@@ -458,19 +521,16 @@ def vllm_call_ahead(case: Case, scheduler: Any) -> Callable[[], Step]:  # noqa: 
         first_token: set[int] = set()
         ended: set[int] = set()
         if names:
-            sampled = [
-                []
-                if scheduler.requests[name].is_prefill_chunk
-                else [sampled_token(case, name, before[name] + output.num_scheduled_tokens[name])]
-                for name in names
-            ]
-            under_way.append((output, names, sampled))
+            under_way.append((output, {name for name in names if scheduler.requests[name].is_prefill_chunk}))
         if len(under_way) == DEPTH or not names:
-            done, names, sampled = under_way.popleft()
+            done, chunks = under_way.popleft()
+            names = list(done.num_scheduled_tokens)
+            sampled = sampled_tokens(case, scheduler, done, chunks)
             scheduler.update_from_output(done, ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled))
             first_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens} - has_token
-            ended = {int(name) for name in names if name not in scheduler.requests}
+            ended = {int(name) for name in names if name not in scheduler.requests} - has_ended
             has_token.update(first_token)
+            has_ended.update(ended)
         return Step(batch, new, first_token, ended)
 
     return call

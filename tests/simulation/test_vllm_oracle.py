@@ -14,6 +14,7 @@ import pytest
 from dooly.kv_cache_groups import AttentionKind
 from dooly.simulation import SchedulerConfig, Workload, simulate
 from dooly.simulation._scheduler import Scheduler
+from dooly.simulation._speculative_scheduler import SpeculativeScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.batch import Batch
+    from dooly.simulation._steps import Progress
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
 CASES_A_TEST = 20
@@ -76,6 +78,7 @@ def test_same_schedule_as_vllm_ahead(
         *[("random_cache_case", seed) for seed in range(0, 400, CASES_A_TEST)],
         *[("random_priority_case", seed) for seed in range(0, 100, CASES_A_TEST)],
         *[("random_conversation_case", seed) for seed in range(0, 100, CASES_A_TEST)],
+        *[("random_speculative_case", seed) for seed in range(0, 200, CASES_A_TEST)],
     ],
 )
 def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
@@ -84,7 +87,7 @@ def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
     oracle: Any,  # noqa: ANN401 -- a module
     make_vllm_scheduler: Callable[[SchedulerConfig], Any],
 ) -> None:
-    """The same where prompts begin alike, go on from answers, layers keep windows, chunks or states, and priorities differ."""
+    """The same where prompts begin alike or go on, layers keep windows, chunks or states, with priorities or drafts."""
     for seed in range(first_seed, first_seed + CASES_A_TEST):
         case = getattr(oracle, draw)(seed)
         scheduler, said = make_vllm_scheduler(case.config), f"seed {seed}: {case.config}"
@@ -96,7 +99,10 @@ def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
             assert_equal(oracle.our_steps_taken_together(case), expected, f"taken together, {said}")
 
 
-@pytest.mark.parametrize("draw", ["random_case", "random_cache_case", "random_priority_case", "random_conversation_case"])
+@pytest.mark.parametrize(
+    "draw",
+    ["random_case", "random_cache_case", "random_priority_case", "random_conversation_case", "random_speculative_case"],
+)
 @pytest.mark.parametrize("first_seed", range(0, 60, CASES_A_TEST))
 def test_same_times_as_vllm_ahead(
     draw: str,
@@ -155,3 +161,39 @@ def test_cases_cover_every_cache(oracle: Any) -> None:  # noqa: ANN401 -- a modu
         found.update(f"{group.kind.value} {find}" for group in {*case.config.kv_cache_groups} for find in finds)
     assert len(found) == 2 * len(AttentionKind)
     assert min(found.values()) >= 3, found
+
+
+class Watched(SpeculativeScheduler):
+    """A scheduler that notes what its steps were made of."""
+
+    seen: set[str]
+
+    def retire(self, progress: Progress) -> Progress:
+        """Note what the oldest step under way holds, and brings about."""
+        step, known = self._flights[0], self._num_tokens.copy()
+        is_verified = step.num_verified > 0
+        num_drafted = self._config.speculative.num_speculative_tokens  # type: ignore[union-attr]
+        found = {
+            "filled up": step.num_drafts > step.num_verified,
+            "under way while preempted": step.num_preemptions != self._num_preempted[step.requests],
+            "cut short": is_verified & (step.num_verified < num_drafted),
+        }
+        progress = super().retire(progress)
+        found["accepted"] = self._num_tokens > known + 1
+        found["preempted"] = np.array(self.num_preemptions > 0)
+        self.seen = getattr(self, "seen", set()) | {name for name, flags in found.items() if flags.any()}
+        return progress
+
+
+def test_cases_cover_every_draft(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401 -- a module
+    """The random drafts are accepted, cut short, preempted, so while they are under way, and filled up, many times each."""
+    counts: Counter[str] = Counter()
+    made: list[Watched] = []
+    monkeypatch.setattr(oracle, "make_scheduler", lambda *case: made.append(Watched(*case)) or made[-1])
+    for seed in range(200):
+        case = oracle.random_speculative_case(seed)
+        run = oracle.our_steps_ahead if case.config.async_scheduling else oracle.our_steps
+        assert sum(len(step.finished) for step in run(case)) == len(case.requests)
+        counts.update(made[-1].seen)
+    assert len(counts) == 5
+    assert min(counts.values()) >= 20, counts
