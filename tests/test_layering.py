@@ -22,6 +22,7 @@ ORDER = (
     "dooly.batch",
     "dooly.kv_cache_groups",
     "dooly.speculation",
+    "dooly.prices",
     "dooly.latency",
     "dooly.models",
     "dooly.device",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOST_LAYERS = 30
 """Layers of the models whose launches are known, Llama 3.1 8B and Qwen2.5 7B, on average."""
-_LAUNCH_NS = 2_000.0
+ROOFLINE_LEAST_NS = 2_000.0
 """Least time of any kernel in the rooflines: a scale, whose truth the trees learn."""
 
 
@@ -83,4 +83,4 @@ class Hardware:
             flops: Floating-point operations, shape (num_points,).
             traffic: Bytes moved, shape (num_points,).
         """
-        return np.asarray(_LAUNCH_NS + 1e9 * np.maximum(flops / self.flops_per_s, traffic / self.memory_bytes_per_s))
+        return np.asarray(ROOFLINE_LEAST_NS + 1e9 * np.maximum(flops / self.flops_per_s, traffic / self.memory_bytes_per_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dooly.predict._sources import Source
     from dooly.predict._step_latency import StepLatency
     from dooly.predict._step_parts import StepParts
+    from dooly.prices import PriceSheet
     from dooly.tracing import TracedModel
 
     Floats = npt.NDArray[np.float64]
@@ -215,17 +217,39 @@ class LatencyModel:
         """
         if not self.domain.allows(batches):
             raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
+        if (sheet := self.price_sheet()) is not None:
+            from dooly.prices import price_batches
+
+            steps_ns, sums = price_batches(sheet, batches.new, batches.computed, batches.num_new_requests)
+            self.account(sums.sum(axis=0), float(sums[self.domain.outreach(batches)].sum()))
+            return steps_ns
         if (runs := self._parts.runs) is not None:
             sources = self._tables.sums_in(batches, runs)
         else:
             sources = {source: np.zeros(len(batches.new)) for source in SOURCES}
             for part in self._parts.of(batches, self._tables.price_in(batches)):
                 sources[part.source] += part.latency_ns
-        for source, nanoseconds in sources.items():
-            self.priced_ns[source] += float(nanoseconds.sum())
         total_ns: Floats = np.sum(list(sources.values()), axis=0)
-        self.extrapolated_ns += float(total_ns[self.domain.outreach(batches)].sum())
+        priced_ns = np.array([sources[source].sum() for source in SOURCES])
+        self.account(priced_ns, float(total_ns[self.domain.outreach(batches)].sum()))
         return np.asarray(np.maximum(np.rint(total_ns), 1), dtype=np.int64)
+
+    def price_sheet(self) -> PriceSheet | None:
+        """Return what steps are priced by, as arrays for compiled loops; None where layers or steps take time of their own.
+
+        Sources stand in the order measured, family, estimated. Whoever prices by the sheet says so with `account`.
+        """
+        return self._sheet
+
+    @cached_property
+    def _sheet(self) -> PriceSheet | None:
+        return None if self._parts.runs is None else self._tables.price_sheet(self._parts.runs)
+
+    def account(self, priced_ns: Floats, extrapolated_ns: float) -> None:
+        """Note the nanoseconds of steps that were priced, by source, and those of them that are extrapolated."""
+        for source, nanoseconds in zip(SOURCES, priced_ns.tolist(), strict=True):
+            self.priced_ns[source] += nanoseconds
+        self.extrapolated_ns += extrapolated_ns
 
     @property
     def provenance(self) -> Mapping[Source, float]:

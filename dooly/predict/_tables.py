@@ -8,6 +8,7 @@ import numpy as np
 
 from dooly.catalog import key_of
 from dooly.predict._features import BatchArrays
+from dooly.predict._price_sheet import price_sheet
 from dooly.predict._sources import SOURCES
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
     from dooly.predict._sources import Source
+    from dooly.prices import PriceSheet
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -73,9 +75,7 @@ class LatencyTables:
             batches: Steps that the domain allows.
             runs: The operations and how often a step runs each, the same in every call.
         """
-        if self._sums is None:
-            self._sums = self._added_up(runs)
-        by_tokens, by_reqs, others = self._sums
+        by_tokens, by_reqs, others = self._added_up(runs)
         num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_reqs
         sums = {source: by_tokens[source][num_tokens] + by_reqs[source][num_reqs] for source in SOURCES}
         price = self.price_in(batches)
@@ -83,7 +83,19 @@ class LatencyTables:
             sums[fitted.latency.source] += count * price(fitted)
         return sums
 
+    def price_sheet(self, runs: Runs) -> PriceSheet | None:
+        """Return the price sheet of steps that are the sum of their operations; None where one of them is none it can hold."""
+        by_tokens, by_reqs, others = self._added_up(runs)
+        tokens_ns = np.array([by_tokens[source][self._computed_tokens] for source in SOURCES])
+        return price_sheet(tokens_ns, np.array([by_reqs[source] for source in SOURCES]), others, self._domain)
+
     def _added_up(self, runs: Runs) -> Sums:
+        """Return what one count decides, added up over all operations; worked out at the first call."""
+        if self._sums is None:
+            self._sums = self._add_up(runs)
+        return self._sums
+
+    def _add_up(self, runs: Runs) -> Sums:
         by_tokens, by_reqs = ({s: np.zeros(n + 1) for s in SOURCES} for n in (self._domain.num_tokens, self._domain.num_reqs))
         others = []
         for fitted, count in runs:
