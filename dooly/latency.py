@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from math import inf
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
+from dooly.prices import PriceSheet, price_batches
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,6 +42,84 @@ class LatencyBackend(Protocol):
         ones = (1,) * len(num_computed_tokens)
         contexts = (tuple((num_computed_tokens + grown).tolist()) for grown in range(num_steps))
         return np.array([self.step_ns(Batch(ones, computed, 0)) for computed in contexts], dtype=np.int64)
+
+
+@runtime_checkable
+class SheetBackend(LatencyBackend, Protocol):
+    """A predictor whose steps a compiled loop can price: by closed formulas, tables, and attention by trees.
+
+    Simulations that ask for no log of steps take it at its sheet, many times faster, where they know how. What the sheet says of
+    a step must be what `step_ns` does.
+    """
+
+    @abstractmethod
+    def price_sheet(self) -> PriceSheet | None:
+        """Return what steps are priced by; None where they cannot be so, and `step_ns` is to be asked."""
+        ...
+
+    @abstractmethod
+    def account(self, priced_ns: npt.NDArray[np.float64]) -> None:
+        """Note what was priced by the sheet.
+
+        Args:
+            priced_ns: Nanoseconds of all steps by the sheet's sources, and in the last place those of steps beyond its reach,
+                shape (num_sources + 1,).
+        """
+        ...
+
+
+class LinearLatency(SheetBackend):
+    """Prices steps by a closed formula: a fixed part, and one for each token, request and so on.
+
+    All arguments are nanoseconds, and none of them negative; a step takes at least one.
+    """
+
+    def __init__(  # noqa: PLR0913 - the terms of the formula
+        self,
+        step_ns: float,
+        *,
+        per_token_ns: float = 0.0,
+        per_request_ns: float = 0.0,
+        per_new_request_ns: float = 0.0,
+        per_cached_token_ns: float = 0.0,
+        per_query_key_pair_ns: float = 0.0,
+    ) -> None:
+        """Create the formula.
+
+        Args:
+            step_ns: Of each step.
+            per_token_ns: Of each token that it computes.
+            per_request_ns: Of each request in it.
+            per_new_request_ns: Of each request that no earlier step held.
+            per_cached_token_ns: Of each token that its requests have in the KV cache.
+            per_query_key_pair_ns: Of each token with each of those that it attends to, itself included.
+
+        Raises:
+            InvalidInputError: A part is negative or not finite.
+        """
+        parts = (step_ns, per_token_ns, per_request_ns, per_new_request_ns, per_cached_token_ns, per_query_key_pair_ns)
+        if not all(0 <= part < inf for part in parts):
+            raise InvalidInputError(f"LinearLatency: all parts must be finite and at least 0 ns, got {parts}")
+        table = np.empty((1, 0))
+        self._sheet = PriceSheet(np.array(parts, np.float64), table, table)
+
+    def step_ns(self, batch: Batch) -> int:
+        """Return the latency of one step, in nanoseconds."""
+        new, computed = (np.array([counts], np.int64) for counts in (batch.num_new_tokens, batch.num_computed_tokens))
+        steps_ns, _ = price_batches(self._sheet, new, computed, np.array([batch.num_new_requests]))
+        return int(steps_ns[0])
+
+    def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
+        """Return the latencies of consecutive decode steps, in nanoseconds, shape (num_steps,)."""
+        computed = num_computed_tokens[None, :] + np.arange(num_steps)[:, None]
+        return price_batches(self._sheet, np.ones_like(computed), computed, np.zeros(num_steps, np.int64))[0]
+
+    def price_sheet(self) -> PriceSheet:
+        """Return the formula as a sheet."""
+        return self._sheet
+
+    def account(self, priced_ns: npt.NDArray[np.float64]) -> None:
+        """Do nothing: where a formula's nanoseconds are from is known."""
 
 
 @dataclass(frozen=True, slots=True)

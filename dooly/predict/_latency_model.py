@@ -220,8 +220,8 @@ class LatencyModel:
         if (sheet := self.price_sheet()) is not None:
             from dooly.prices import price_batches
 
-            steps_ns, sums = price_batches(sheet, batches.new, batches.computed, batches.num_new_requests)
-            self.account(sums.sum(axis=0), float(sums[self.domain.outreach(batches)].sum()))
+            steps_ns, priced_ns = price_batches(sheet, batches.new, batches.computed, batches.num_new_requests)
+            self.account(priced_ns)
             return steps_ns
         if (runs := self._parts.runs) is not None:
             sources = self._tables.sums_in(batches, runs)
@@ -230,8 +230,8 @@ class LatencyModel:
             for part in self._parts.of(batches, self._tables.price_in(batches)):
                 sources[part.source] += part.latency_ns
         total_ns: Floats = np.sum(list(sources.values()), axis=0)
-        priced_ns = np.array([sources[source].sum() for source in SOURCES])
-        self.account(priced_ns, float(total_ns[self.domain.outreach(batches)].sum()))
+        by_source = (sources[source].sum() for source in SOURCES)
+        self.account(np.array([*by_source, total_ns[self.domain.outreach(batches)].sum()]))
         return np.asarray(np.maximum(np.rint(total_ns), 1), dtype=np.int64)
 
     def price_sheet(self) -> PriceSheet | None:
@@ -245,11 +245,11 @@ class LatencyModel:
     def _sheet(self) -> PriceSheet | None:
         return None if self._parts.runs is None else self._tables.price_sheet(self._parts.runs)
 
-    def account(self, priced_ns: Floats, extrapolated_ns: float) -> None:
-        """Note the nanoseconds of steps that were priced, by source, and those of them that are extrapolated."""
-        for source, nanoseconds in zip(SOURCES, priced_ns.tolist(), strict=True):
+    def account(self, priced_ns: Floats) -> None:
+        """Note the nanoseconds of steps that were priced, by source, and in the last place those that are extrapolated."""
+        for source, nanoseconds in zip(SOURCES, priced_ns.tolist(), strict=False):
             self.priced_ns[source] += nanoseconds
-        self.extrapolated_ns += extrapolated_ns
+        self.extrapolated_ns += float(priced_ns[-1])
 
     @property
     def provenance(self) -> Mapping[Source, float]:

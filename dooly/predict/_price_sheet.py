@@ -10,6 +10,7 @@ import numpy as np
 from dooly.dtypes import item_bytes
 from dooly.predict._families import AttentionFamily
 from dooly.predict._hardware import ROOFLINE_LEAST_NS
+from dooly.predict._kinds import AttentionShape
 from dooly.predict._measured import MeasuredAttention
 from dooly.predict._sources import SOURCES
 from dooly.prices import AttentionPrice, Forest, PriceSheet
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
-    from dooly.predict._kinds import AttentionShape
+    from dooly.prices._forest import Inverse
 
     Floats = npt.NDArray[np.float64]
     Runs = Sequence[tuple[FittedOperation, int]]
@@ -61,10 +62,10 @@ def _attention_price(fitted: FittedOperation, num_runs: int) -> AttentionPrice |
     if not isinstance(latency, AttentionFamily | MeasuredAttention) or fitted.work.window is not None:
         return None
     shape, hardware = latency.shape, latency.hardware
-    if shape.window is not None:
+    if not isinstance(shape, AttentionShape) or shape.window is not None:
         return None
     if isinstance(latency, AttentionFamily):
-        inverses = (*(np.exp,) * _NUM_AMOUNTS, *_logs_of(shape))
+        inverses: tuple[Inverse | float, ...] = (*(np.exp,) * _NUM_AMOUNTS, *_logs_of(shape))
         forests = tuple(Forest.of(family.trees, inverses) for family in (latency.decodes, latency.prefills))
     else:
         forests = (Forest.of(latency.regressor.trees, (*(np.expm1,) * _NUM_LOGS, np.asarray, np.asarray)),)

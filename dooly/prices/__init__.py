@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dooly.prices._arrays import new_scratch
 from dooly.prices._forest import Forest
 from dooly.prices._sheet import AttentionPrice, PriceSheet
 
@@ -17,7 +18,9 @@ __all__ = ["AttentionPrice", "Forest", "PriceSheet", "price_batches"]
 def price_batches(
     sheet: PriceSheet, new: npt.NDArray[np.int64], computed: npt.NDArray[np.int64], num_new_requests: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the latencies of steps in nanoseconds, shape (num_steps,), and their parts, shape (num_steps, num_sources).
+    """Return the latencies of steps in nanoseconds, shape (num_steps,), and the sums of their parts by source.
+
+    These have shape (num_sources + 1,); in the last place stand the nanoseconds of steps beyond the sheet's reach.
 
     Args:
         sheet: Prices the steps, which must keep its limits.
@@ -27,5 +30,5 @@ def price_batches(
     """
     from dooly.prices._compiled import price_steps
 
-    steps_ns, sums = price_steps(sheet.arrays, new, computed, num_new_requests)
-    return steps_ns, sums
+    steps_ns, priced_ns = price_steps(sheet.arrays, new, computed, num_new_requests, new_scratch())
+    return steps_ns, priced_ns

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from dooly.prices._arrays import AMOUNTS, MAX_CUTS, MAX_DEPTH, MAX_FORESTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
 
-    from dooly.prices._sheet import SheetArrays
+    from dooly.prices._arrays import Scratch, SheetArrays
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -33,74 +35,69 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-# Amounts of a step.
-DECODE_KV, PAIRS, PREFILL_KV, PREFILL_TOKENS, DECODES, PREFILLS, LONGEST, DECODE_LONGEST, SQUARES, CACHED, NEW = range(11)
-NUM_AMOUNTS = 11
-# Numbers of attention.
-_RUNS, _SOURCE, _FOREST, _FORESTS, _PER_PAIR, _PER_TOKEN, _HEADS, _KV_HEADS, _SMS, _FLOPS, _BANDWIDTH, _LEAST, _SHARED, _GAP = (
-    range(14)
-)
 _QUERY_TILE = 128
-_NUM_FEATURES = 13
-_SLOTS = 1 << 13
-"""Values of forests that are kept, at the most."""
-_BINS = 1 << 12
-"""More than the thresholds that a forest has for one amount."""
+_MIX = 0x9E3779B97F4A7C1
+"""An odd number that spreads neighbours (Knuth, The Art of Computer Programming, 6.4)."""
 
 
 @compiled
 def clear(amounts):
     """Set the amounts to those of a step without requests."""
-    for place in range(len(amounts)):
-        amounts[place] = 0.0
+    amounts.decode_kv_tokens = amounts.prefill_pairs = amounts.prefill_kv_tokens = amounts.prefill_tokens = 0.0
+    amounts.num_decodes = amounts.num_prefills = amounts.longest = amounts.decode_longest = amounts.decode_kv_squares = 0.0
+    amounts.cached_tokens = amounts.num_new_requests = 0.0
 
 
 @compiled
 def add_request(amounts, new, computed):
     """Add what a request with so many tokens to compute, behind so many that are, brings to a step."""
     read = new + computed
-    amounts[LONGEST] = max(amounts[LONGEST], read)
-    amounts[CACHED] += computed
+    amounts.longest = max(amounts.longest, read)
+    amounts.cached_tokens += computed
     if new == 1:
-        amounts[DECODE_KV] += read
-        amounts[DECODES] += 1
-        amounts[DECODE_LONGEST] = max(amounts[DECODE_LONGEST], read)
-        amounts[SQUARES] += read * read
+        amounts.decode_kv_tokens += read
+        amounts.num_decodes += 1
+        amounts.decode_longest = max(amounts.decode_longest, read)
+        amounts.decode_kv_squares += read * read
     else:
-        amounts[PAIRS] += read * (read + 1) // 2 - computed * (computed + 1) // 2
-        amounts[PREFILL_KV] += read
-        amounts[PREFILL_TOKENS] += new
-        amounts[PREFILLS] += 1
+        amounts.prefill_pairs += read * (read + 1) // 2 - computed * (computed + 1) // 2
+        amounts.prefill_kv_tokens += read
+        amounts.prefill_tokens += new
+        amounts.num_prefills += 1
 
 
 @compiled
 def add_position(amounts):
     """Make the amounts of a step of decodes those of the next one over the same requests."""
-    amounts[SQUARES] += 2 * amounts[DECODE_KV] + amounts[DECODES]
-    amounts[DECODE_KV] += amounts[DECODES]
-    amounts[CACHED] += amounts[DECODES]
-    amounts[LONGEST] += 1
-    amounts[DECODE_LONGEST] += 1
+    amounts.decode_kv_squares += 2 * amounts.decode_kv_tokens + amounts.num_decodes
+    amounts.decode_kv_tokens += amounts.num_decodes
+    amounts.cached_tokens += amounts.num_decodes
+    amounts.longest += 1
+    amounts.decode_longest += 1
 
 
 @compiled
 def is_within(sheet, amounts):
     """Tell whether a step keeps the limits of what can be priced."""
-    num_tokens, num_reqs = amounts[PREFILL_TOKENS] + amounts[DECODES], amounts[PREFILLS] + amounts[DECODES]
-    return num_tokens <= sheet.limits[0] and num_reqs <= sheet.limits[1] and amounts[LONGEST] <= sheet.limits[2]
+    limits, num_reqs = sheet.numbers, amounts.num_prefills + amounts.num_decodes
+    if num_reqs > limits.max_num_reqs or amounts.longest > limits.max_context:
+        return False
+    return amounts.prefill_tokens + amounts.num_decodes <= limits.max_num_tokens
 
 
 @compiled
-def _value(sheet, forest, features):
+def _value(sheet, number, features):
     """Return an ensemble's value."""
-    question, place, total = sheet.first_question[forest], sheet.first_leaf[forest], sheet.bias[forest]
-    for below in range(sheet.num_trees.shape[1]):
+    forest, questions = sheet.forests[number], sheet.questions
+    question, place, total = forest.question, forest.leaf, forest.bias
+    for below in range(MAX_DEPTH):
         depth = below + 1
-        for _ in range(sheet.num_trees[forest, below]):
-            number = 0
+        for _ in range(forest.num_trees[below]):
+            answers = 0
             for level in range(depth):
-                number |= (features[sheet.feature[question + level]] > sheet.threshold[question + level]) << level
-            total += sheet.leaf[place + number]
+                asked = questions[question + level]
+                answers |= (features[asked.feature] > asked.threshold) << level
+            total += sheet.leaf[place + answers]
             question += depth
             place += 1 << depth
     return total
@@ -108,118 +105,157 @@ def _value(sheet, forest, features):
 
 @compiled
 def _roofline(price, flops, traffic):
-    return price[_LEAST] + 1e9 * max(flops / price[_FLOPS], traffic / price[_BANDWIDTH])
+    return price.least_ns + 1e9 * max(flops / price.flops_per_s, traffic / price.bytes_per_s)
 
 
 @compiled
-def _decodes(sheet, price, amounts, features):
+def _place(cuts, first, last, value):
+    """Return how many of the growing cuts from `first` to before `last` a value exceeds."""
+    low, high = first, last
+    while low < high:
+        middle = (low + high) // 2
+        if value > cuts[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low - first
+
+
+@compiled
+def _known_value(sheet, number, scratch):
+    """Return the value of an ensemble over decodes, looked up where it has answered alike before.
+
+    Of the features, the first, second and fourth grow with contexts; all others follow from the third, the number of requests.
+    """
+    features, cuts = scratch.features, sheet.forests[number].cuts
+    if cuts[3] == cuts[0]:
+        return _value(sheet, number, features)
+    key = int(features[2]) * MAX_FORESTS + number
+    key = key * (MAX_CUTS + 1) + _place(sheet.cuts, cuts[0], cuts[1], features[0])
+    key = key * (MAX_CUTS + 1) + _place(sheet.cuts, cuts[1], cuts[2], features[1])
+    key = key * (MAX_CUTS + 1) + _place(sheet.cuts, cuts[2], cuts[3], features[3])
+    slot = ((key * _MIX) >> 32) & (len(scratch.keys) - 1)
+    if scratch.keys[slot] != key:
+        scratch.keys[slot], scratch.values[slot] = key, _value(sheet, number, features)
+    return scratch.values[slot]
+
+
+@compiled
+def _decodes(sheet, price, amounts, scratch):
     """Return what decodes take, by their family."""
-    count, read = max(amounts[DECODES], 1.0), max(amounts[DECODE_KV], 1.0)
-    flops, traffic = price[_PER_PAIR] * read, price[_PER_TOKEN] * (read + count) + price[_PER_PAIR] * count
-    blocks = count * price[_KV_HEADS]
+    count, read, features = max(amounts.num_decodes, 1.0), max(amounts.decode_kv_tokens, 1.0), scratch.features
+    flops, traffic = price.per_pair * read, price.per_token * (read + count) + price.per_pair * count
+    blocks = count * price.num_kv_heads
     features[0], features[1], features[2], features[3] = flops, traffic, count, read / count
-    features[4], features[5], features[6] = blocks, blocks / price[_SMS], ceil(blocks / price[_SMS])
-    return _roofline(price, flops, traffic) * exp(_value(sheet, int(price[_FOREST]), features))
+    features[4], features[5], features[6] = blocks, blocks / price.num_sms, ceil(blocks / price.num_sms)
+    return _roofline(price, flops, traffic) * exp(_known_value(sheet, price.forest, scratch))
 
 
 @compiled
 def _prefills(sheet, price, amounts, features):
     """Return what prefills take, by their family."""
-    queries, pairs, read = max(amounts[PREFILL_TOKENS], 1.0), max(amounts[PAIRS], 1.0), max(amounts[PREFILL_KV], 1.0)
-    flops, traffic = price[_PER_PAIR] * pairs, price[_PER_TOKEN] * (read + queries) + price[_PER_PAIR] * queries
-    num_prefills = amounts[PREFILLS]
-    tiles = max(price[_HEADS] * num_prefills * ceil(queries / max(num_prefills, 1.0) / _QUERY_TILE), 1.0)
-    waves = ceil(tiles / price[_SMS])
+    queries, pairs, read = max(amounts.prefill_tokens, 1.0), max(amounts.prefill_pairs, 1.0), max(amounts.prefill_kv_tokens, 1.0)
+    flops, traffic = price.per_pair * pairs, price.per_token * (read + queries) + price.per_pair * queries
+    num_prefills = amounts.num_prefills
+    tiles = max(price.num_heads * num_prefills * ceil(queries / max(num_prefills, 1.0) / _QUERY_TILE), 1.0)
+    waves = ceil(tiles / price.num_sms)
     features[0], features[1], features[2], features[3] = flops, traffic, queries, pairs / queries
-    features[4], features[5], features[6] = tiles, waves, waves * price[_SMS] / tiles
-    return _roofline(price, flops, traffic) * exp(_value(sheet, int(price[_FOREST]) + 1, features))
+    features[4], features[5], features[6] = tiles, waves, waves * price.num_sms / tiles
+    return _roofline(price, flops, traffic) * exp(_value(sheet, price.forest + 1, features))
 
 
 @compiled
 def _mixed(sheet, price, amounts, features):
     """Return what a batch of any kind takes, by an ensemble over all of them."""
-    queries, pairs = amounts[DECODES] + amounts[PREFILL_TOKENS], amounts[DECODE_KV] + amounts[PAIRS]
-    read = amounts[DECODE_KV] + amounts[PREFILL_KV]
-    flops, traffic = price[_PER_PAIR] * pairs, price[_PER_TOKEN] * (read + queries) + price[_PER_PAIR] * queries
-    count = max(amounts[DECODES], 1.0)
-    mean = max(amounts[DECODE_KV] / count, 1.0)
-    for place in range(6):  # a slice would take seconds to compile
-        features[place] = amounts[place]
-    features[6], features[7], features[8], features[9] = mean, amounts[DECODE_LONGEST], flops, traffic
-    features[10] = amounts[PAIRS] / max(amounts[PREFILL_TOKENS], 1.0)
-    features[11] = sqrt(max(amounts[SQUARES] / count - mean**2, 0.0)) / mean
-    features[12] = amounts[DECODE_LONGEST] / mean
-    return _roofline(price, flops, traffic) * exp(_value(sheet, int(price[_FOREST]), features))
+    queries, pairs = amounts.num_decodes + amounts.prefill_tokens, amounts.decode_kv_tokens + amounts.prefill_pairs
+    read = amounts.decode_kv_tokens + amounts.prefill_kv_tokens
+    flops, traffic = price.per_pair * pairs, price.per_token * (read + queries) + price.per_pair * queries
+    count = max(amounts.num_decodes, 1.0)
+    mean = max(amounts.decode_kv_tokens / count, 1.0)
+    features[0], features[1], features[2] = amounts.decode_kv_tokens, amounts.prefill_pairs, amounts.prefill_kv_tokens
+    features[3], features[4], features[5] = amounts.prefill_tokens, amounts.num_decodes, amounts.num_prefills
+    features[6], features[7], features[8], features[9] = mean, amounts.decode_longest, flops, traffic
+    features[10] = amounts.prefill_pairs / max(amounts.prefill_tokens, 1.0)
+    features[11] = sqrt(max(amounts.decode_kv_squares / count - mean**2, 0.0)) / mean
+    features[12] = amounts.decode_longest / mean
+    return _roofline(price, flops, traffic) * exp(_value(sheet, price.forest, features))
 
 
 @compiled
-def _attention(sheet, price, amounts, features):
+def _attention(sheet, price, amounts, scratch):
     """Return what one run of attention takes."""
-    if price[_FORESTS] == 1:
-        return _mixed(sheet, price, amounts, features) + price[_GAP]
+    if price.num_forests == 1:
+        return _mixed(sheet, price, amounts, scratch.features) + price.gap_ns
     total = 0.0
-    if amounts[DECODES] > 0:
-        total += _decodes(sheet, price, amounts, features)
-    if amounts[PREFILLS] > 0:
-        total += _prefills(sheet, price, amounts, features)
-    if amounts[DECODES] > 0 and amounts[PREFILLS] > 0:
-        total -= price[_SHARED]
-    return total + price[_GAP]
+    if amounts.num_decodes > 0:
+        total += _decodes(sheet, price, amounts, scratch)
+    if amounts.num_prefills > 0:
+        total += _prefills(sheet, price, amounts, scratch.features)
+    if amounts.num_decodes > 0 and amounts.num_prefills > 0:
+        total -= price.shared_ns
+    return total + price.gap_ns
 
 
 @compiled
-def price_step(sheet, amounts, features, sums):
-    """Return a step's latency in nanoseconds, and set `sums` to its parts by source.
+def _formula(sheet, amounts, num_tokens, num_reqs):
+    """Return what the closed formula says of a step."""
+    per = sheet.numbers
+    pairs = amounts.decode_kv_tokens + amounts.prefill_pairs
+    total = per.step_ns + per.token_ns * num_tokens + per.request_ns * num_reqs + per.new_request_ns * amounts.num_new_requests
+    return total + per.cached_token_ns * amounts.cached_tokens + per.pair_ns * pairs
+
+
+@compiled
+def price_step(sheet, amounts, scratch, priced_ns):
+    """Return a step's latency in nanoseconds.
 
     Args:
         sheet: The price sheet's arrays.
         amounts: The step's.
-        features: Room for as many as a forest has.
-        sums: Shape (num_sources,).
+        scratch: What `new_scratch` returned.
+        priced_ns: Parts of all steps' prices by source, and in the last place those of extrapolated ones, shape
+            (num_sources + 1,); the step's are added.
     """
-    num_tokens, num_reqs = amounts[PREFILL_TOKENS] + amounts[DECODES], amounts[PREFILLS] + amounts[DECODES]
-    per_ns, total = sheet.per_ns, 0.0
-    for source in range(len(sums)):
-        sums[source] = 0.0
+    num_tokens, num_reqs = amounts.prefill_tokens + amounts.num_decodes, amounts.num_prefills + amounts.num_decodes
+    total, num_sources = 0.0, len(priced_ns) - 1
+    for source in range(num_sources):
+        part = 0.0
         if sheet.tokens_ns.shape[1] > 0:
-            sums[source] += sheet.tokens_ns[source, int(num_tokens)]
+            part += sheet.tokens_ns[source, int(num_tokens)]
         if sheet.requests_ns.shape[1] > 0:
-            sums[source] += sheet.requests_ns[source, int(num_reqs)]
-    formula = per_ns[0] + per_ns[1] * num_tokens + per_ns[2] * num_reqs + per_ns[3] * amounts[NEW] + per_ns[4] * amounts[CACHED]
-    sums[0] += formula + per_ns[5] * (amounts[DECODE_KV] + amounts[PAIRS])
-    for row in range(len(sheet.attention)):
-        price = sheet.attention[row]
-        sums[int(price[_SOURCE])] += price[_RUNS] * _attention(sheet, price, amounts, features)
-    for source in range(len(sums)):
-        total += sums[source]
+            part += sheet.requests_ns[source, int(num_reqs)]
+        if source == 0:
+            part += _formula(sheet, amounts, num_tokens, num_reqs)
+        for row in range(len(sheet.attention)):
+            if sheet.attention[row].source == source:
+                part += sheet.attention[row].num_runs * _attention(sheet, sheet.attention[row], amounts, scratch)
+        priced_ns[source] += part
+        total += part
+    limits = sheet.numbers
+    reads_more = amounts.decode_kv_tokens > limits.decode_reach or amounts.prefill_pairs > limits.pairs_reach
+    if reads_more or num_tokens > limits.tokens_reach:
+        priced_ns[num_sources] += total
     return max(int(np.rint(total)), 1)
 
 
 @compiled
-def is_beyond(sheet, amounts):
-    """Tell whether a step's price is extrapolated."""
-    num_tokens = amounts[PREFILL_TOKENS] + amounts[DECODES]
-    return amounts[DECODE_KV] > sheet.reach[0] or amounts[PAIRS] > sheet.reach[1] or num_tokens > sheet.reach[2]
-
-
-@compiled
-def price_steps(sheet: SheetArrays, new: Ints, computed: Ints, num_new_requests: Ints) -> tuple[Ints, Floats]:
-    """Return the latencies of steps in nanoseconds, shape (num_steps,), and their parts, shape (num_steps, num_sources).
+def price_steps(sheet: SheetArrays, new: Ints, computed: Ints, num_new_requests: Ints, scratch: Scratch) -> tuple[Ints, Floats]:
+    """Return the latencies of steps in nanoseconds, shape (num_steps,), and their parts, as `price_step` adds them up.
 
     Args:
         sheet: The price sheet's arrays; the steps must keep its limits.
         new: Tokens to compute of each request, shape (num_steps, num_reqs); 0 marks a place without a request.
         computed: Tokens in the KV cache of each request, of the same shape.
         num_new_requests: Requests that the engine sees for the first time, shape (num_steps,).
+        scratch: What `new_scratch` returned.
     """
-    num_steps, num_sources = len(new), len(sheet.tokens_ns)
-    steps_ns, sums = np.empty(num_steps, np.int64), np.empty((num_steps, num_sources))
-    features, amounts = np.zeros(_NUM_FEATURES), np.empty(NUM_AMOUNTS)
+    num_steps, priced_ns = len(new), np.zeros(len(sheet.tokens_ns) + 1)
+    steps_ns, amounts = np.empty(num_steps, np.int64), np.zeros(1, AMOUNTS)[0]
     for step in range(num_steps):
         clear(amounts)
-        amounts[NEW] = num_new_requests[step]
+        amounts.num_new_requests = num_new_requests[step]
         for place in range(new.shape[1]):
             if new[step, place] > 0:
                 add_request(amounts, new[step, place], computed[step, place])
-        steps_ns[step] = price_step(sheet, amounts, features, sums[step])
-    return steps_ns, sums
+        steps_ns[step] = price_step(sheet, amounts, scratch, priced_ns)
+    return steps_ns, priced_ns

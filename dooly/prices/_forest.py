@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Inverse = Callable[[Floats], Floats]
     """Takes features back to the amounts that they are growing functions of."""
 
+_WITH_CONTEXTS = (0, 1, 3)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forest:
@@ -70,6 +72,10 @@ class Forest:
             np.concatenate([np.empty(0), *(leaves for _, _, leaves in ordered)]),
             bias,
         )
+
+    def cuts(self) -> list[Floats]:
+        """Return the thresholds, growing, of the features of decodes that grow with contexts: the first, second and fourth."""
+        return [np.unique(self.threshold[self.feature == feature]) for feature in _WITH_CONTEXTS]
 
 
 def _thresholds(feature: Ints, border: npt.NDArray[np.float32], inverses: Sequence[Inverse | float]) -> Floats:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dooly.errors import InvalidInputError
+from dooly.prices._arrays import sheet_arrays
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from dooly.prices._arrays import SheetArrays
     from dooly.prices._forest import Forest
 
     Floats = npt.NDArray[np.float64]
-    Ints = npt.NDArray[np.int64]
 
 _UNLIMITED = 1 << 62
 _BOTH = 2
@@ -53,14 +54,13 @@ class AttentionPrice:
     gap_ns: float
     """What passes before the next operation."""
 
-    def numbers(self, first_forest: int) -> tuple[float, ...]:
+    def record(self, first_forest: int) -> tuple[float, ...]:
         """Return all of it as compiled loops read it, the forests by number."""
         per_pair = 4 * self.num_heads * self.head_size
         per_token = 2 * self.num_kv_heads * self.head_size * self.item_bytes
-        sizes = (per_pair, per_token, self.num_heads, self.num_kv_heads, self.num_sms)
-        rates = (self.flops_per_s, self.bytes_per_s, self.least_ns, self.shared_ns, self.gap_ns)
         places = (self.num_runs, self.source, first_forest, len(self.forests))
-        return tuple(float(value) for value in (*places, *sizes, *rates))
+        sizes = (per_pair, per_token, self.num_heads, self.num_kv_heads, self.num_sms)
+        return (*places, *sizes, self.flops_per_s, self.bytes_per_s, self.least_ns, self.shared_ns, self.gap_ns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class PriceSheet:
         num_sources = len(self.tokens_ns)
         if self.per_ns.shape != (6,) or self.requests_ns.shape[0] != num_sources or num_sources < 1:
             raise InvalidInputError(
-                f"PriceSheet: per_ns must have shape (6,), got {self.per_ns.shape}, and tokens_ns and requests_ns a row a source, "
+                f"PriceSheet: per_ns must have shape (6,), got {self.per_ns.shape}, and the tables a row a source, "
                 f"got {self.tokens_ns.shape} and {self.requests_ns.shape}"
             )
         for table, limit, name in (
@@ -110,58 +110,12 @@ class PriceSheet:
     @cached_property
     def arrays(self) -> SheetArrays:
         """The sheet as compiled loops take it."""
-        forests = [forest for price in self.attention for forest in price.forests]
-        starts = np.cumsum([0, *(len(price.forests) for price in self.attention)])
-        depth = max((len(forest.num_trees) for forest in forests), default=0)
-        rows = [price.numbers(int(start)) for price, start in zip(self.attention, starts, strict=False)]
-        empty, none = np.empty(0), np.empty(0, np.int64)
-        return SheetArrays(
-            self.per_ns,
+        limits = (self.max_num_tokens, self.max_num_reqs, self.max_context, *self.reach)
+        starts = np.cumsum([0, *(len(price.forests) for price in self.attention)]).tolist()
+        return sheet_arrays(
+            (*self.per_ns.tolist(), *limits),
             np.ascontiguousarray(self.tokens_ns),
             np.ascontiguousarray(self.requests_ns),
-            np.array([self.max_num_tokens, self.max_num_reqs, self.max_context], np.float64),
-            np.array(self.reach, np.float64),
-            np.array(rows, np.float64).reshape(len(rows), _NUMBERS),
-            np.array([np.pad(f.num_trees, (0, depth - len(f.num_trees))) for f in forests], np.int64).reshape(-1, depth),
-            np.cumsum([0, *(len(forest.feature) for forest in forests)]),
-            np.cumsum([0, *(len(forest.leaf) for forest in forests)]),
-            np.array([forest.bias for forest in forests], np.float64),
-            np.concatenate([none, *(forest.feature for forest in forests)]),
-            np.concatenate([empty, *(forest.threshold for forest in forests)]),
-            np.concatenate([empty, *(forest.leaf for forest in forests)]),
+            [price.record(start) for price, start in zip(self.attention, starts, strict=False)],
+            [(forest, len(price.forests) > place + 1) for price in self.attention for place, forest in enumerate(price.forests)],
         )
-
-
-_NUMBERS = 14
-"""How many numbers tell of attention."""
-
-
-class SheetArrays(NamedTuple):
-    """A price sheet as compiled loops take it; forests lie one behind the other."""
-
-    per_ns: Floats
-    """As in the sheet, and so the next two."""
-    tokens_ns: Floats
-    """Shape (num_sources, max_num_tokens + 1)."""
-    requests_ns: Floats
-    """Shape (num_sources, max_num_reqs + 1)."""
-    limits: Floats
-    """Most tokens, requests and positions, shape (3,)."""
-    reach: Floats
-    """Shape (3,)."""
-    attention: Floats
-    """What `AttentionPrice.numbers` returns, shape (num_attention, 14)."""
-    num_trees: Ints
-    """Trees of each depth from 1, shape (num_forests, depth)."""
-    first_question: Ints
-    """Where a forest's questions begin, shape (num_forests + 1,)."""
-    first_leaf: Ints
-    """Where its leaves do, shape (num_forests + 1,)."""
-    bias: Floats
-    """Shape (num_forests,)."""
-    feature: Ints
-    """Of all forests, as in `Forest`, and so the others."""
-    threshold: Floats
-    """Shape (num_questions,)."""
-    leaf: Floats
-    """Shape (num_leaves,)."""

@@ -6,7 +6,7 @@ Needs neither torch nor vLLM.
 from __future__ import annotations
 
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
-from dooly.latency import HostTimes
+from dooly.latency import HostTimes, LinearLatency, SheetBackend
 from dooly.simulation._arrivals import Stage
 from dooly.simulation._comparison import Compared, compare_runs
 from dooly.simulation._disaggregation import simulate_disaggregated
@@ -41,6 +41,7 @@ __all__ = [
     "KVTransfer",
     "LeastLoaded",
     "LengthRange",
+    "LinearLatency",
     "LoggedSteps",
     "MetricError",
     "NoiseReport",
@@ -54,6 +55,7 @@ __all__ = [
     "RoundRobin",
     "Router",
     "SchedulerConfig",
+    "SheetBackend",
     "SimulationResult",
     "Stage",
     "StepLog",

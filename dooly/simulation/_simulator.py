@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dooly.errors import InvalidInputError, spell
-from dooly.latency import HostTimes
+from dooly.latency import HostTimes, SheetBackend
+from dooly.simulation._compiled_run import Served, serve_compiled
 from dooly.simulation._replica import EngineReplica
-from dooly.simulation._results import SimulationResult
+from dooly.simulation._results import RequestTimes, SimulationResult
 from dooly.simulation._senders import Senders
 from dooly.simulation._timeline import Timeline
 from dooly.simulation._workload import NS_PER_S, Workload
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from dooly.latency import LatencyBackend
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._step_log import StepLog
+
+_MANY = 250
+"""Requests from which on the compiled loop pays: loading it takes as long as it takes Python to serve these."""
 
 
 def simulate(
@@ -57,8 +63,30 @@ def simulate(
     if not isinstance(workload, Workload):
         raise InvalidInputError(f"simulate: workload: {spell(workload)} is none; give what dooly.parse_workload returns")
     started_s = time.perf_counter()
+    served = _serve(workload, latency, config, host_beside(latency, host), steps)
+    times_s = (times_ns / NS_PER_S for times_ns in served[:4])
+    rows = tuple(
+        RequestTimes(r.request_id, arrival_s, r.num_prompt_tokens, r.num_output_tokens, scheduled_s, first_token_s, finish_s)
+        for r, arrival_s, scheduled_s, first_token_s, finish_s in zip(
+            workload.requests, *(column.tolist() for column in times_s), strict=True
+        )
+    )
+    wall_s = time.perf_counter() - started_s
+    host_wait_s = served.host_wait_ns / NS_PER_S
+    return SimulationResult(rows, served.num_steps, served.num_preemptions, wall_s, served.gaps, host_wait_s)
+
+
+def _serve(
+    workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes, steps: StepLog | None
+) -> Served:
+    """Serve a workload by the compiled loop where it takes it, and in Python otherwise: what comes of it is the same."""
+    many = len(workload.requests) >= _MANY
+    if many and steps is None and isinstance(latency, SheetBackend) and (sheet := latency.price_sheet()) is not None:
+        served = serve_compiled(workload, latency, sheet, config, host)
+        if served is not None:
+            return served
     timeline, senders = Timeline(workload.requests), Senders(workload)
-    replica = EngineReplica(workload.requests, latency, config, host_beside(latency, host), timeline, steps)
+    replica = EngineReplica(workload.requests, latency, config, host, timeline, steps)
     for request, arrival_ns in senders.first():
         replica.send(request, arrival_ns)
     while replica.next_event is not None:
@@ -66,11 +94,9 @@ def simulate(
         for request, arrival_ns in senders.next(finished.tolist(), replica.acted_ns):
             timeline.arrivals_ns[request] = arrival_ns
             replica.send(request, arrival_ns)
-    rows, wall_s = timeline.rows(workload.requests), time.perf_counter() - started_s
-    host_wait_s = replica.host_wait_ns / NS_PER_S
-    return SimulationResult(
-        rows, replica.num_steps, replica.scheduler.num_preemptions, wall_s, timeline.tokens.gaps(), host_wait_s
-    )
+    times = (np.array(timeline.arrivals_ns, np.int64), timeline.scheduled_ns, timeline.first_token_ns, timeline.finish_ns)
+    counts = replica.num_steps, replica.scheduler.num_preemptions, replica.host_wait_ns
+    return Served(*times, *counts, timeline.tokens.gaps())
 
 
 def host_beside(latency: LatencyBackend, host: HostTimes | None) -> HostTimes:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dooly.kv_cache_groups import AttentionKind
+from dooly.latency import LinearLatency
 from dooly.simulation import SchedulerConfig, Workload, simulate
 from dooly.simulation._scheduler import Scheduler
 from dooly.simulation._speculative_scheduler import SpeculativeScheduler
@@ -109,16 +110,19 @@ def test_same_times_as_vllm_ahead(
     first_seed: int,
     oracle: Any,  # noqa: ANN401 -- a module
     make_vllm_scheduler: Callable[[SchedulerConfig], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A simulation, decodes taken together, gives every request the times that vLLM's scheduler does in steps of one length."""
+    monkeypatch.setattr("dooly.simulation._simulator._MANY", 1)
     for seed in range(first_seed, first_seed + CASES_A_TEST):
         case = getattr(oracle, draw)(seed, ahead=True)
         requests = [replace(request, arrival_ns=5 * request.arrival_ns) for request in case.requests]
         case = oracle.Case(requests, case.config)
         expected = oracle.vllm_times_ahead(case, make_vllm_scheduler(case.config), STEP_NS)
-        rows = simulate(Workload(tuple(requests), f"seed {seed}"), Constant(STEP_NS), case.config).rows
-        found = [tuple(round(1e9 * s) for s in (row.scheduled_s, row.first_token_s, row.finish_s)) for row in rows]
-        assert found == expected, f"seed {seed}: {case.config}"
+        for latency in (Constant(STEP_NS), LinearLatency(STEP_NS)):  # in Python, and compiled where that can be
+            rows = simulate(Workload(tuple(requests), f"seed {seed}"), latency, case.config).rows
+            found = [tuple(round(1e9 * s) for s in (row.scheduled_s, row.first_token_s, row.finish_s)) for row in rows]
+            assert found == expected, f"seed {seed}: {latency}: {case.config}"
 
 
 def test_cases_cover_every_rule(oracle: Any) -> None:  # noqa: ANN401 -- a module
