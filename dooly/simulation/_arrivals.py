@@ -36,7 +36,7 @@ def _gaps_s(number: int, rate: float, cv: float, rng: np.random.Generator) -> np
     return np.full(number, 1 / rate) if cv == 0 else rng.gamma(shape=cv**-2, scale=cv**2 / rate, size=number)
 
 
-def draw_arrivals_ns(num_requests: int, rate: float, cv: float, rng: np.random.Generator) -> list[int]:
+def draw_arrivals_ns(num_requests: int, rate: float, cv: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draw arrival times with gamma-distributed gaps; the first request arrives at 0.
 
     Args:
@@ -46,7 +46,7 @@ def draw_arrivals_ns(num_requests: int, rate: float, cv: float, rng: np.random.G
         rng: Source of randomness.
 
     Returns:
-        Nanoseconds, ascending.
+        Nanoseconds, ascending, shape (num_requests,).
 
     Raises:
         WorkloadError: `rate` is not positive, or `cv` negative.
@@ -55,11 +55,10 @@ def draw_arrivals_ns(num_requests: int, rate: float, cv: float, rng: np.random.G
         raise WorkloadError(f"rate must be a positive number of requests per second or inf, got {rate}")
     gaps_s = _gaps_s(num_requests, rate, cv, rng)
     gaps_s[0] = 0.0
-    arrivals: list[int] = np.rint(np.cumsum(gaps_s) * NS_PER_S).astype(np.int64).tolist()
-    return arrivals
+    return np.rint(np.cumsum(gaps_s) * NS_PER_S).astype(np.int64)
 
 
-def draw_staged_arrivals_ns(stages: tuple[Stage, ...], cv: float, rng: np.random.Generator) -> list[int]:
+def draw_staged_arrivals_ns(stages: tuple[Stage, ...], cv: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draw the arrivals of one stage after another: a process of mean gap 1 in requests expected, set back into time.
 
     Args:
@@ -68,7 +67,7 @@ def draw_staged_arrivals_ns(stages: tuple[Stage, ...], cv: float, rng: np.random
         rng: Source of randomness.
 
     Returns:
-        Nanoseconds from the first stage's start, ascending; how many there are is left to chance, unless `cv` is 0.
+        Nanoseconds from the first stage's start, ascending, shape (num_requests,); how many is left to chance, unless `cv` is 0.
 
     Raises:
         WorkloadError: No request is expected, or `cv` is negative.
@@ -81,5 +80,5 @@ def draw_staged_arrivals_ns(stages: tuple[Stage, ...], cv: float, rng: np.random
     while passed[-1] < expected[-1]:
         passed = np.concatenate([passed, passed[-1] + np.cumsum(_gaps_s(1 + int(expected[-1]), 1.0, cv, rng))])
     times_s = np.interp(passed[passed < expected[-1]], expected, ends_s)
-    arrivals: list[int] = np.rint(times_s * NS_PER_S).astype(np.int64).tolist()
-    return arrivals
+    arrivals_ns: npt.NDArray[np.int64] = np.rint(times_s * NS_PER_S).astype(np.int64)
+    return arrivals_ns

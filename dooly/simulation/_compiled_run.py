@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from dooly.batch import Batch
 from dooly.errors import OutOfDomainError
+from dooly.simulation._columns import column
 from dooly.simulation._compiled_state import new_state, settings_of
 from dooly.simulation._counted_kv_cache import CountedKVCache
 from dooly.simulation._make_kv_cache import make_kv_cache, refuse_too_long
 from dooly.simulation._token_gaps import GapCounts
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from dooly.latency import HostTimes, SheetBackend
@@ -60,7 +60,7 @@ def serve_compiled(
         OutOfDomainError: A step cannot be priced.
     """
     requests = workload.requests
-    if config.policy != "fcfs" or config.speculative is not None or any(request.turn for request in requests):
+    if config.policy != "fcfs" or config.speculative is not None or any(column(requests, "turn")):
         return None
     kv_cache = make_kv_cache(requests, config)
     if not isinstance(kv_cache, CountedKVCache):
@@ -68,10 +68,7 @@ def serve_compiled(
     refuse_too_long(requests, kv_cache, config)
     from dooly.simulation._compiled_loop import DONE, REFUSED, serve
 
-    times_ns = np.array([request.arrival_ns for request in requests], np.int64)
-    prompts = np.array([request.num_prompt_tokens for request in requests], np.int64)
-    outputs = np.array([request.num_output_tokens for request in requests], np.int64)
-    state = new_state(times_ns, prompts, outputs, config, sheet, workload.concurrency)
+    state = new_state(requests, config, sheet, workload.concurrency)
     settings, gaps = settings_of(config, host, is_closed=workload.concurrency is not None), GapCounts()
     reason, engine = None, state.engine
     while reason != DONE:

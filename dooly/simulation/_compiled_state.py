@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dooly.prices._arrays import AMOUNTS, new_records, new_scratch, record, sources
+from dooly.simulation._columns import column
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from dooly.latency import HostTimes
     from dooly.prices import PriceSheet
     from dooly.prices._arrays import Scratch
     from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._workload import Request
 
     Floats = npt.NDArray[np.float64]
-    Longs = npt.NDArray[np.int64]
     Records = np.recarray[Any, Any]
 
 GAPS = 1 << 16
@@ -85,16 +88,15 @@ def settings_of(config: SchedulerConfig, host: HostTimes, *, is_closed: bool) ->
     return settings
 
 
-def new_state(  # noqa: PLR0913, PLR0917 -- columns of the workload, and what serves it
-    times_ns: Longs, prompts: Longs, outputs: Longs, config: SchedulerConfig, sheet: PriceSheet, concurrency: int | None
-) -> LoopState:
-    """Return the state before anything has arrived; the arrays have shape (num_requests,)."""
-    number = len(prompts)
+def new_state(workload: Sequence[Request], config: SchedulerConfig, sheet: PriceSheet, concurrency: int | None) -> LoopState:
+    """Return the state before anything has arrived."""
+    number = len(workload)
     requests = new_records(number, REQUEST)
     for name in ("scheduled_ns", "first_token_ns", "finish_ns", "token_ns", "older", "newer"):
         requests[name] = -1
-    requests["arrival_ns"], requests["total"] = times_ns, prompts + outputs
-    requests["prompt"] = requests["known"] = prompts
+    requests["arrival_ns"] = column(workload, "arrival_ns")
+    requests["prompt"] = requests["known"] = column(workload, "num_prompt_tokens")
+    requests["total"] = requests["prompt"] + column(workload, "num_output_tokens")
     engine = new_records(1, ENGINE)[0]
     engine["num_sent"] = number if concurrency is None else min(concurrency, number)
     engine["num_free"] = config.num_kv_blocks - 1  # one is the null block

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError, spell
+from dooly.simulation._columns import taken
 from dooly.simulation._fleet_result import FleetResult, ReplicaResult, joined
 from dooly.simulation._pool import Pool, run
 from dooly.simulation._replica import EngineReplica
@@ -114,8 +115,8 @@ def _alone(
     workload: Workload, chosen: Sequence[int], place: int, replica: Replica, log: StepLog | None
 ) -> SimulationResult | None:
     """Return what a replica comes to whose requests and arrivals hang on no other."""
-    requests = tuple(request for request, at in zip(workload.requests, chosen, strict=True) if at == place)
-    if not requests:
+    requests = taken(workload.requests, [position for position, at in enumerate(chosen) if at == place])
+    if not len(requests):
         return None
     return simulate(replace(workload, requests=requests), replica.latency, replica.config, replica.host, steps=log)
 

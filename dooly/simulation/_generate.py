@@ -9,6 +9,7 @@ import numpy as np
 
 from dooly.errors import WorkloadError
 from dooly.simulation._arrivals import draw_arrivals_ns
+from dooly.simulation._columns import Columns, as_column
 from dooly.simulation._workload import NS_PER_S, Request, Turn, Workload
 
 if TYPE_CHECKING:
@@ -50,17 +51,14 @@ def generate_workload(  # noqa: PLR0913 -- the axes of a synthetic workload
     if seed < 0:
         raise WorkloadError(f"seed must be at least 0, got {seed}")
     rng = np.random.default_rng(seed)
-    prompts = prompt.draw(rng, num_requests).tolist()
-    outputs = output.draw(rng, num_requests).tolist()
-    arrivals = draw_arrivals_ns(num_requests, rate, cv, rng)
-    rows = enumerate(zip(arrivals, prompts, outputs, strict=True))
+    prompts, outputs = prompt.draw(rng, num_requests), output.draw(rng, num_requests)
+    arrivals_ns = draw_arrivals_ns(num_requests, rate, cv, rng)
+    columns = {"request_id": np.arange(num_requests), "arrival_ns": arrivals_ns, "num_prompt_tokens": prompts + prefix}
+    requests = Columns(Request, **columns, num_output_tokens=outputs)
     if prefix:
         ids = np.random.default_rng((seed, 1)).integers(num_prefixes, size=num_requests).tolist()
-        requests = tuple(
-            Request(index, arrival, prefix + own, generated, (ids[index],), prefix) for index, (arrival, own, generated) in rows
-        )
-    else:
-        requests = tuple(Request(index, *row) for index, row in rows)
+        sizes = np.full(num_requests, prefix)
+        requests = requests.replaced(prefix_ids=as_column([(prefix_id,) for prefix_id in ids]), prefix_block_size=sizes)
     description = (
         f"{num_requests} requests at {rate:g}/s (cv {cv:g}), prompt {prompt}, output {output}"
         f"{f', behind {num_prefixes} prefixes of {prefix}' if prefix else ''}"

@@ -9,6 +9,7 @@ import numpy as np
 from dooly.errors import WorkloadError
 from dooly.kv_cache_groups import FULL_ATTENTION
 from dooly.simulation._block_kv_cache import BlockKVCache
+from dooly.simulation._columns import column
 from dooly.simulation._counted_kv_cache import CountedKVCache
 from dooly.simulation._speculative_kv_cache import SpeculativeKVCache
 
@@ -24,7 +25,7 @@ def make_kv_cache(requests: Sequence[Request], config: SchedulerConfig) -> KVCac
     """Return the KV cache for a workload: by counts where these tell all, which is faster, else block by block."""
     if config.speculative is not None:
         return SpeculativeKVCache(requests, config)
-    shares = config.enable_prefix_caching and any(request.prefix_ids or request.turn for request in requests)
+    shares = config.enable_prefix_caching and (any(column(requests, "prefix_ids")) or any(column(requests, "turn")))
     if config.kv_cache_groups == FULL_ATTENTION and not shares:
         return CountedKVCache(
             len(requests), config.num_kv_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
@@ -38,10 +39,10 @@ def refuse_too_long(requests: Sequence[Request], kv_cache: KVCache, config: Sche
     Raises:
         WorkloadError: It is too long for the model, or for an empty KV cache.
     """
-    num_tokens = np.array([request.num_prompt_tokens + request.num_output_tokens for request in requests], np.int64)
+    num_tokens = column(requests, "num_prompt_tokens") + column(requests, "num_output_tokens")
     over_model = np.flatnonzero(num_tokens > config.max_model_len)
     if over_model.size:
-        request = requests[over_model[0]]
+        request = requests[int(over_model[0])]
         raise WorkloadError(
             f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
             f"exceed max_model_len {config.max_model_len} ({over_model.size} such requests); raise it or leave them out"
@@ -49,7 +50,7 @@ def refuse_too_long(requests: Sequence[Request], kv_cache: KVCache, config: Sche
     # The last token is generated but never computed, so it takes no slot.
     over_cache = np.flatnonzero(kv_cache.num_blocks_for(num_tokens - 1) > kv_cache.capacity)
     if over_cache.size:
-        request = requests[over_cache[0]]
+        request = requests[int(over_cache[0])]
         raise WorkloadError(
             f"request {request.request_id}: {request.num_prompt_tokens} prompt + {request.num_output_tokens} output tokens "
             f"exceed the KV cache of {kv_cache.capacity} blocks of {config.block_size} "

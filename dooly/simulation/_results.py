@@ -7,13 +7,14 @@ of one output token have no TPOT. ITL is each time between two tokens of a reque
 from __future__ import annotations
 
 import csv
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dooly.errors import InvalidInputError
+from dooly.simulation._columns import Columns, column, first_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.simulation._token_gaps import TokenGaps
+    from dooly.simulation._workload import Request
 
 _PERCENTILES = (50, 90, 95, 99)
 _NAMES = ("mean", *(f"p{p}" for p in _PERCENTILES))
@@ -59,12 +61,34 @@ class RequestTimes:
             )
 
 
+def times_as_columns(requests: Sequence[Request], times_s: Sequence[npt.NDArray[np.float64]]) -> Columns[RequestTimes]:
+    """Return requests' times as columns.
+
+    Args:
+        requests: The requests.
+        times_s: When they arrived, were scheduled, had their first token and their last, in seconds, shape (num_requests,) each.
+
+    Raises:
+        InvalidInputError: Times run backwards.
+    """
+    named = {name: column(requests, name) for name in ("request_id", "num_prompt_tokens", "num_output_tokens")}
+    arrival_s, scheduled_s, first_token_s, finish_s = times_s
+    rows = Columns(
+        RequestTimes,
+        **named | {"arrival_s": arrival_s, "scheduled_s": scheduled_s, "first_token_s": first_token_s, "finish_s": finish_s},
+    )
+    backwards = np.flatnonzero((arrival_s > scheduled_s) | (scheduled_s > first_token_s) | (first_token_s > finish_s))
+    if backwards.size:
+        rows[int(backwards[0])]  # says so
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
     """A served workload, simulated or real."""
 
-    rows: tuple[RequestTimes, ...]
-    """At least one, with distinct `request_id`."""
+    rows: Sequence[RequestTimes]
+    """At least one, with distinct `request_id`; a tuple, or made one by one when they are asked for."""
     num_steps: int
     """Engine steps taken."""
     num_preemptions: int
@@ -77,7 +101,7 @@ class SimulationResult:
     """Seconds in which the device waited for its host to launch a step; 0 where that was not noted."""
 
     def __post_init__(self) -> None:
-        if len({row.request_id for row in self.rows}) != len(self.rows) or not self.rows:
+        if not len(self.rows) or first_repeated(column(self.rows, "request_id")) is not None:
             raise InvalidInputError(
                 f"SimulationResult: needs one row or more, each of another request_id, got {len(self.rows)} rows"
             )
@@ -85,21 +109,21 @@ class SimulationResult:
     @property
     def duration_s(self) -> float:
         """Seconds from the first arrival to the last finish."""
-        return max(row.finish_s for row in self.rows) - min(row.arrival_s for row in self.rows)
+        return float(column(self.rows, "finish_s").max() - column(self.rows, "arrival_s").min())
 
     def ttft_s(self) -> npt.NDArray[np.float64]:
         """Return the times to first token, one a row."""
-        return np.array([row.first_token_s - row.arrival_s for row in self.rows])
+        return np.asarray(column(self.rows, "first_token_s") - column(self.rows, "arrival_s"))
 
     def tpot_s(self) -> npt.NDArray[np.float64]:
         """Return the times per output token after the first, one a row with at least two output tokens."""
-        return np.array(
-            [(r.finish_s - r.first_token_s) / (r.num_output_tokens - 1) for r in self.rows if r.num_output_tokens > 1]
-        )
+        gaps = column(self.rows, "num_output_tokens") - 1
+        seconds = column(self.rows, "finish_s") - column(self.rows, "first_token_s")
+        return np.asarray(seconds[gaps > 0] / gaps[gaps > 0])
 
     def e2e_s(self) -> npt.NDArray[np.float64]:
         """Return the request latencies, one a row."""
-        return np.array([row.finish_s - row.arrival_s for row in self.rows])
+        return np.asarray(column(self.rows, "finish_s") - column(self.rows, "arrival_s"))
 
     def summary(self) -> dict[str, Any]:
         """Return what `simulate --json` prints.
@@ -107,8 +131,8 @@ class SimulationResult:
         Statistics without data (TPOT if all requests ask for one token, throughput over no time) are None.
         """
         duration_s = self.duration_s
-        num_output_tokens = sum(row.num_output_tokens for row in self.rows)
-        num_tokens = num_output_tokens + sum(row.num_prompt_tokens for row in self.rows)
+        num_output_tokens = int(column(self.rows, "num_output_tokens").sum())
+        num_tokens = num_output_tokens + int(column(self.rows, "num_prompt_tokens").sum())
         itl = None if self.token_gaps is None else self.token_gaps.statistics_s(_PERCENTILES)
         return {
             "schema": 1,
@@ -131,8 +155,9 @@ class SimulationResult:
         """Write one row a request under the names of `RequestTimes`; `read_workload` reads it back as a workload."""
         with path.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle, lineterminator="\n")
-            writer.writerow(field.name for field in fields(RequestTimes))
-            writer.writerows(astuple(row) for row in self.rows)
+            names = [field.name for field in fields(RequestTimes)]
+            writer.writerow(names)
+            writer.writerows(tuple(getattr(row, name) for name in names) for row in self.rows)
 
 
 def _statistics(values: npt.NDArray[np.float64]) -> dict[str, float | None]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.simulation._budget import within_budget
+from dooly.simulation._columns import column
 from dooly.simulation._make_kv_cache import make_kv_cache, refuse_too_long
 from dooly.simulation._steps import Progress, ScheduledStep
 from dooly.simulation._under_way import UnderWay
@@ -52,15 +53,15 @@ class Scheduler:
         self._kv_cache = make_kv_cache(requests, config)
         self._watermark_blocks = int(config.watermark * config.num_kv_blocks)
         self._running = np.empty(0, np.int64)
-        self._num_prompt_tokens = np.array([r.num_prompt_tokens for r in requests], np.int64)
-        self._num_total_tokens = self._num_prompt_tokens + np.array([r.num_output_tokens for r in requests], np.int64)
+        self._num_prompt_tokens = column(requests, "num_prompt_tokens").astype(np.int64)
+        self._num_total_tokens = self._num_prompt_tokens + column(requests, "num_output_tokens")
         self._num_tokens = self._num_prompt_tokens.copy()  # known so far: the prompt and what was generated
         self._num_computed_tokens = np.zeros(len(requests), np.int64)
         self._was_scheduled = np.zeros(len(requests), np.bool_)
         self._has_finished = np.zeros(len(requests), np.bool_)
         self._under_way = UnderWay()
         self._remote = remote
-        self._rank = np.argsort(np.argsort([r.priority for r in requests], kind="stable"), kind="stable")
+        self._rank = np.argsort(np.argsort(column(requests, "priority"), kind="stable"), kind="stable")
         """Place of each request in the order of priority; the workload has them in order of arrival."""
         refuse_too_long(requests, self._kv_cache, config)
 

@@ -11,7 +11,7 @@ from dooly.errors import InvalidInputError, spell
 from dooly.latency import HostTimes, SheetBackend
 from dooly.simulation._compiled_run import Served, serve_compiled
 from dooly.simulation._replica import EngineReplica
-from dooly.simulation._results import RequestTimes, SimulationResult
+from dooly.simulation._results import SimulationResult, times_as_columns
 from dooly.simulation._senders import Senders
 from dooly.simulation._timeline import Timeline
 from dooly.simulation._workload import NS_PER_S, Workload
@@ -64,13 +64,7 @@ def simulate(
         raise InvalidInputError(f"simulate: workload: {spell(workload)} is none; give what dooly.parse_workload returns")
     started_s = time.perf_counter()
     served = _serve(workload, latency, config, host_beside(latency, host), steps)
-    times_s = (times_ns / NS_PER_S for times_ns in served[:4])
-    rows = tuple(
-        RequestTimes(r.request_id, arrival_s, r.num_prompt_tokens, r.num_output_tokens, scheduled_s, first_token_s, finish_s)
-        for r, arrival_s, scheduled_s, first_token_s, finish_s in zip(
-            workload.requests, *(column.tolist() for column in times_s), strict=True
-        )
-    )
+    rows = times_as_columns(workload.requests, [times_ns / NS_PER_S for times_ns in served[:4]])
     wall_s = time.perf_counter() - started_s
     host_wait_s = served.host_wait_ns / NS_PER_S
     return SimulationResult(rows, served.num_steps, served.num_preemptions, wall_s, served.gaps, host_wait_s)

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.simulation._results import RequestTimes
+from dooly.simulation._columns import column, taken
+from dooly.simulation._results import times_as_columns
 from dooly.simulation._token_gaps import TokenClock
 from dooly.simulation._workload import NS_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
+    from dooly.simulation._columns import Columns
+    from dooly.simulation._results import RequestTimes
     from dooly.simulation._steps import Progress
     from dooly.simulation._workload import Request
 
@@ -24,7 +27,7 @@ class Timeline:
 
     def __init__(self, requests: Sequence[Request]) -> None:
         """Know when requests arrive that do so at times of their own."""
-        self.arrivals_ns = [request.arrival_ns for request in requests]
+        self.arrivals_ns: list[int] = column(requests, "arrival_ns").tolist()
         """Set when a request is sent that waited for another."""
         self.scheduled_ns = np.zeros(len(requests), np.int64)
         self.first_token_ns = np.zeros(len(requests), np.int64)
@@ -38,18 +41,14 @@ class Timeline:
         if progress.generated.size:
             self.tokens.tick(progress.generated, ends_ns)
 
-    def rows(self, requests: Sequence[Request], positions: Iterable[int] | None = None) -> tuple[RequestTimes, ...]:
-        """Return the times of requests, which must have finished, in the workload's order.
+    def rows(self, requests: Sequence[Request], positions: Sequence[int]) -> Columns[RequestTimes]:
+        """Return the times of requests, which must have finished.
 
         Args:
             requests: The workload.
-            positions: Which of them, growing; by default all.
+            positions: Which of them, growing.
         """
-        columns = (self.arrivals_ns, self.scheduled_ns.tolist(), self.first_token_ns.tolist(), self.finish_ns.tolist())
-        rows = []
-        for position in range(len(requests)) if positions is None else positions:
-            request = requests[position]
-            arrival_s, *reached_s = (column[position] / NS_PER_S for column in columns)
-            sizes = (request.num_prompt_tokens, request.num_output_tokens)
-            rows.append(RequestTimes(request.request_id, arrival_s, *sizes, *reached_s))
-        return tuple(rows)
+        every = (np.array(self.arrivals_ns, np.int64), self.scheduled_ns, self.first_token_ns, self.finish_ns)
+        places = np.asarray(positions, np.int64)
+        times_s = [times_ns[places] / NS_PER_S for times_ns in every]
+        return times_as_columns(taken(requests, positions), times_s)

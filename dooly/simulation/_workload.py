@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dooly.errors import WorkloadError
+from dooly.simulation._columns import column, first_repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 NS_PER_S = 1_000_000_000
 
@@ -71,12 +74,18 @@ class Request:
             )
 
 
+PLAIN = ("request_id", "arrival_ns", "num_prompt_tokens", "num_output_tokens")
+"""Fields that every request has of its own."""
+SHARING = ("prefix_ids", "prefix_block_size")
+"""Those of requests that may begin alike."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Requests sorted by arrival; those of one instant are served in this order."""
 
-    requests: tuple[Request, ...]
-    """At least one, sorted by `arrival_ns`, with distinct `request_id`."""
+    requests: Sequence[Request]
+    """At least one, sorted by `arrival_ns`, with distinct `request_id`; a tuple, or made one by one when they are asked for."""
     description: str
     """Where the requests come from, for reports."""
     concurrency: int | None = None
@@ -86,37 +95,39 @@ class Workload:
     """What a reader should know of how the requests were read, such as failed ones that were left out."""
 
     def __post_init__(self) -> None:
-        if self.concurrency is not None and (self.concurrency < 1 or any(r.arrival_ns for r in self.requests)):
+        if not len(self.requests):
+            raise WorkloadError(f"{self.description}: no request; a workload needs at least one")
+        arrival_ns, request_ids = column(self.requests, "arrival_ns"), column(self.requests, "request_id")
+        if self.concurrency is not None and (self.concurrency < 1 or arrival_ns.any()):
             raise WorkloadError(
                 f"{self.description}: a closed loop needs a concurrency of at least 1, got {self.concurrency}, and requests that "
                 "arrive at 0"
             )
-        if not self.requests:
-            raise WorkloadError(f"{self.description}: no request; a workload needs at least one")
-        seen: dict[int, Request] = {}
-        previous_ns = 0
-        for request in self.requests:
-            if request.arrival_ns < previous_ns:
-                raise WorkloadError(
-                    f"{self.description}: request {request.request_id} arrives before the one ahead of it; sort by arrival_ns"
-                )
-            if request.request_id in seen:
-                raise WorkloadError(f"{self.description}: request_id {request.request_id} occurs twice; make it unique")
-            if request.turn is not None:
-                self._check_turn(request, request.turn, seen)
-            previous_ns = request.arrival_ns
-            seen[request.request_id] = request
+        early = np.flatnonzero(np.diff(arrival_ns) < 0)
+        if early.size:
+            raise WorkloadError(
+                f"{self.description}: request {request_ids[early[0] + 1]} arrives before the one ahead of it; sort by arrival_ns"
+            )
+        if (twice := first_repeated(request_ids)) is not None:
+            raise WorkloadError(f"{self.description}: request_id {twice} occurs twice; make it unique")
+        if any(column(self.requests, "turn")):
+            self._check_turns()
 
     @property
     def waits_for_answers(self) -> bool:
         """Whether requests are sent when others have ended: those of a closed loop, and turns of conversations."""
-        return self.concurrency is not None or any(request.turn and request.turn.follows is not None for request in self.requests)
+        return self.concurrency is not None or any(turn and turn.follows is not None for turn in column(self.requests, "turn"))
 
-    def _check_turn(self, request: Request, turn: Turn, earlier: Mapping[int, Request]) -> None:
-        """Refuse a turn that does not go on from where the one before it ended."""
-        if turn.follows is None:
-            return
-        before = earlier.get(turn.follows)
+    def _check_turns(self) -> None:
+        """Refuse turns that do not go on from where the one before them ended."""
+        seen: dict[int, Request] = {}
+        for request in self.requests:
+            if request.turn is not None and request.turn.follows is not None:
+                self._check_turn(request, request.turn, seen.get(request.turn.follows))
+            seen[request.request_id] = request
+
+    def _check_turn(self, request: Request, turn: Turn, before: Request | None) -> None:
+        """Refuse a turn that does not go on from the request that it follows."""
         place = f"{self.description}: request {request.request_id}"
         if self.concurrency is not None:
             raise WorkloadError(f"{place}: a closed loop has no conversations; drop concurrency or turns")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
+
 from dooly.errors import InvalidInputError, WorkloadError, spell
+from dooly.simulation._columns import gathered
 from dooly.simulation._runs import STAMPED_KEYS, read_run
-from dooly.simulation._workload import NS_PER_S, Request, Workload
+from dooly.simulation._workload import NS_PER_S, PLAIN, SHARING, Request, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +34,7 @@ BURST_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 _KNOWN_COLUMNS = (AZURE_COLUMNS, DOOLY_COLUMNS, VIDUR_COLUMNS, SPLITWISE_COLUMNS, BURST_COLUMNS)
 JSONL_KEYS = ("input_toks", "output_toks", "arrival_time_ns")
 MOONCAKE_BLOCK_SIZE = 512
+_LATEST_NS = 1 << 62
 MOONCAKE_KEYS = ("timestamp", "input_length", "output_length", "hash_ids")
 
 
@@ -72,24 +76,26 @@ def read_workload(  # noqa: PLR0913 -- what one may ask of a trace
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             read = _reader_of(path, handle, notes)
-            kept = []
-            for request in read(path, handle):
-                if max_tokens is None or request.num_prompt_tokens + request.num_output_tokens <= max_tokens:
-                    kept.append(request)
-                    if len(kept) == limit and not is_slice:
-                        break
+            short = (
+                r for r in read(path, handle) if max_tokens is None or r.num_prompt_tokens + r.num_output_tokens <= max_tokens
+            )
+            most = None if is_slice else limit
+            kept = gathered(Request, islice(short, most), PLAIN + (SHARING if path.suffix == ".jsonl" else ()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise WorkloadError(
             f"{path}: cannot be read as a text file ({error}); give a workload file or a specification"
         ) from error
-    origin_ns = min((request.arrival_ns for request in kept), default=0) if read in _FROM_FIRST else 0
+    arrival_ns = kept.column("arrival_ns")
+    origin_ns = arrival_ns.min(initial=_LATEST_NS) if read in _FROM_FIRST else 0
     if is_slice:
-        origin_ns += round(start_s * NS_PER_S)
-        last_ns = math.inf if math.isinf(end_s) else origin_ns + round((end_s - start_s) * NS_PER_S)
-        kept = [request for request in kept if origin_ns <= request.arrival_ns < last_ns][:limit]
+        after_ns = arrival_ns - origin_ns - round(start_s * NS_PER_S)
+        last_ns = math.inf if math.isinf(end_s) else round((end_s - start_s) * NS_PER_S)
+        places = np.flatnonzero((after_ns >= 0) & (after_ns < last_ns))[:limit]
+        kept, arrival_ns, origin_ns = kept.take(places), after_ns[places], 0
     if rate_scale != 1 or origin_ns:
-        kept = [replace(r, arrival_ns=round((r.arrival_ns - origin_ns) / rate_scale)) for r in kept]
-    return Workload(tuple(sorted(kept, key=lambda request: request.arrival_ns)), str(path), notes=tuple(notes))
+        arrival_ns = np.rint((arrival_ns - origin_ns) / rate_scale).astype(np.int64)
+    in_order = kept.replaced(arrival_ns=arrival_ns).take(np.argsort(arrival_ns, kind="stable"))
+    return Workload(in_order, str(path), notes=tuple(notes))
 
 
 def _reader_of(path: Path, handle: TextIO, notes: list[str]) -> Callable[[Path, TextIO], Iterator[Request]]:

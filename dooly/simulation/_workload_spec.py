@@ -10,10 +10,11 @@ import numpy as np
 
 from dooly.errors import WorkloadError
 from dooly.simulation._arrivals import Stage, draw_arrivals_ns, draw_staged_arrivals_ns
+from dooly.simulation._columns import as_columns
 from dooly.simulation._generate import add_turns, generate_workload
 from dooly.simulation._lengths import LengthRange, NormalLengths
 from dooly.simulation._sharegpt import is_usual, read_sharegpt
-from dooly.simulation._workload import NS_PER_S, Request, Turn, Workload
+from dooly.simulation._workload import NS_PER_S, PLAIN, Request, Turn, Workload
 from dooly.simulation._workload_files import read_workload
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _drawn(text: str, options: dict[str, str]) -> Workload:
     given, options = set(options), _DRAWN | _TURNS | options
     prompt, output = _lengths(text, options, "prompt"), _lengths(text, options, "output")
     seed, cv = _number(text, options, "seed", int), _number(text, options, "cv", float)
-    arrivals_ns: list[int] = []
+    arrivals_ns = np.empty(0, np.int64)
     if stages:
         if "requests" in given:
             raise WorkloadError(f"workload {text!r}: stages of a rate say how many requests there are; drop requests")
@@ -119,8 +120,8 @@ def _drawn(text: str, options: dict[str, str]) -> Workload:
         num_prefixes=_number(text, options, "prefixes", int),
     )
     if stages:
-        timed = zip(workload.requests, arrivals_ns, strict=True)
-        workload = Workload(tuple(replace(request, arrival_ns=ns) for request, ns in timed), text)
+        requests = as_columns(Request, workload.requests, PLAIN)
+        workload = Workload(requests.replaced(arrival_ns=arrivals_ns), text)
     if "concurrency" in given:
         return replace(workload, description=text, concurrency=_number(text, options, "concurrency", int))
     if "turns" in given:
@@ -221,9 +222,9 @@ def _trace(text: str, options: dict[str, str]) -> Workload:
         raise WorkloadError(f"workload {text!r}: speed has no effect on arrivals at a rate; drop one of the two")
     rng = np.random.default_rng(_number(text, {"seed": "0", **options}, "seed", int))
     arrivals_ns = draw_arrivals_ns(len(trace.requests), _number(text, options, "rate", float), 1.0, rng)
-    in_file_order = sorted(trace.requests, key=lambda request: request.request_id)
-    timed = zip(in_file_order, arrivals_ns, strict=True)
-    return replace(trace, requests=tuple(replace(request, arrival_ns=ns) for request, ns in timed), description=text)
+    requests = as_columns(Request, trace.requests, PLAIN)
+    in_file_order = requests.take(np.argsort(requests.column("request_id"), kind="stable"))
+    return replace(trace, requests=in_file_order.replaced(arrival_ns=arrivals_ns), description=text)
 
 
 def _sharegpt(text: str, options: dict[str, str]) -> Workload:
@@ -239,7 +240,7 @@ def _sharegpt(text: str, options: dict[str, str]) -> Workload:
     arrivals_ns = draw_arrivals_ns(len(kept), _number(text, options, "rate", float), 1.0, rng)
     think_ns = round(_seconds(text, {"think": "0", **options}, "think") * NS_PER_S)
     requests: list[Request] = []
-    for conversation, (arrival_ns, exchanges) in enumerate(zip(arrivals_ns, kept, strict=True)):
+    for conversation, (arrival_ns, exchanges) in enumerate(zip(arrivals_ns.tolist(), kept, strict=True)):
         history, before = 0, None
         for prompt, output in exchanges:
             turn = Turn(conversation, before, think_ns if before is not None else 0) if whole else None
