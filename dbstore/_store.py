@@ -10,6 +10,7 @@ from dbstore._environment import Environment
 from dbstore._errors import InvalidRecordError, RecordNotFoundError, StoreError, StoreNotFoundError
 from dbstore._files import GROUP, Files
 from dbstore._json import JSON, JsonObject
+from dbstore._json import digest as digest_of
 from dbstore._open import open_files
 from dbstore._reading import key_path, read_entries, read_keys, read_sweeps
 from dbstore._record import Record, checked_name
@@ -207,6 +208,16 @@ class Store:
     def info(self) -> StoreInfo:
         """Return counts, size, environments and measuring time."""
         return survey(self._files)
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes whenever records, environments or traces come or go; reads names alone.
+
+        Groups are named by their content and placed whole, so two equal fingerprints stand for the same measurements. Kept
+        regressors do not count: they follow from the records.
+        """
+        names = [f"{kind}/{name}" for kind in KINDS if kind != "regressors" for name in self.documents(kind)]
+        names += [f"{'/'.join(key)}/{name}" for key in self.keys() for name in self.groups(*key)]
+        return digest_of("\n".join(names))
 
     def _read_sweeps(self, key: tuple[str, str]) -> dict[str, tuple[Record, ...]]:
         sweeps = read_sweeps(self._files, key)

@@ -37,6 +37,7 @@ ORDER = (
     "dooly.validation",
     "dooly.searching",
     "dooly.report",
+    "dooly.adapters",
     "dooly.cli",
     "dooly.__main__",
 )
@@ -47,6 +48,7 @@ FORBIDDEN = {
     "dooly.imports": ("torch", "vllm", "dooly.measure", "dooly.kv"),
     "dooly.predict": ("torch", "vllm", "dooly.measure", "dooly.kv"),  # both stand on the catalog, side by side
     "dooly.simulation": ("torch", "vllm", "dooly.kv"),
+    "dooly.adapters": ("torch", "vllm", "dooly.measure"),
 }
 ADAPTER = "dooly.engines.vllm"
 """An engine, which only its own room opens: the others know the contract, so that a second engine is one folder."""

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dooly.cli._options import Database, engine_flags, writable_or_stdout
+from dooly.cli._db_export import export
+from dooly.cli._options import Database, engine_flags
 from dooly.cli._output import new_table, progress_bar, show
 from dooly.engines import ServingConfig  # noqa: TC001 - read from the signature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dbstore import Record
     from dooly.imports import ImportResult
 
 db = typer.Typer(name="db", help="Look into, check, merge, export and fill latency stores.")
@@ -131,43 +125,4 @@ def _show_import(path: str, result: ImportResult) -> None:
         typer.echo(f"  {', '.join(result.without_rows)}")
 
 
-@db.command()
-def export(
-    paths: Paths,
-    *,
-    output: Annotated[
-        Path,
-        typer.Option(metavar="FILE", callback=writable_or_stdout, help="CSV, or JSON if it ends in .json; - is CSV on stdout."),
-    ] = Path("-"),
-) -> None:
-    """Write a table of records: one row a measured point."""
-    from dbstore import Store
-
-    stores = [Store.open(path) for path in paths]
-    rows = [_row(record) for store in stores for key in store.keys() for record in store.read(*key)]  # noqa: SIM118 - no mapping
-    text = json.dumps(rows, indent=2) + "\n" if output.suffix == ".json" else "".join(_csv_lines(rows))
-    if output == Path("-"):
-        typer.echo(text, nl=False)
-    else:
-        output.write_text(text, encoding="utf-8", newline="")
-
-
-def _row(record: Record) -> dict[str, Any]:
-    from dbstore import canonical_json
-
-    return {
-        "signature": record.signature,
-        "environment": record.environment,
-        "point": json.loads(canonical_json(record.point)),
-        "median_ns": None if record.infeasible is not None else record.median_ns,
-        "num_samples": int(record.samples_ns.size),
-        "infeasible": record.infeasible,
-    }
-
-
-def _csv_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield "signature,environment,point,median_ns,num_samples,infeasible\n"
-    for row in rows:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow((row | {"point": json.dumps(row["point"])}).values())
-        yield line.getvalue()
+db.command()(export)

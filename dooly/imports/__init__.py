@@ -3,9 +3,12 @@
 from dooly.imports._bundled_device import build_bundled_device
 from dooly.imports._device import build_device, family_points
 from dooly.imports._import import ImportResult, Measurements, import_measurements, read_measurements
+from dooly.imports._llmservingsim import BUNDLE_WORDS, TIMED_TOGETHER
 from dooly.imports._measured import carry_curves, recorded_sizes, write_measured
 
 __all__ = [
+    "BUNDLE_WORDS",
+    "TIMED_TOGETHER",
     "ImportResult",
     "Measurements",
     "build_bundled_device",

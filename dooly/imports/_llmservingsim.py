@@ -3,12 +3,14 @@
 `dense.csv` over tokens, `per_sequence.csv` over requests, `attention.csv` over one prefill chunk behind a context beside decodes
 of one context, `skew.csv` over decodes of two contexts, whose times are sums of three shots; `meta.yaml` beside the folders of
 ranks says how. A layer belongs to the operations of the model's own table that run it: by the last part of their module's path,
-which is the engine's own name in both; the few that the bundle names by its own words stand in `_WORDS`.
+which is the engine's own name in both; the few that the bundle names by its own words stand in `BUNDLE_WORDS`. One that Dooly
+wrote says in `gap_us` which part of each time is the gap to the next kernel.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +46,7 @@ _GIVE = "the folder of a model's bundle of LLMServingSim's profiler 1, as rtxpro
 _VERSION = "1"
 _VARIANTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _SHOTS = 3
-_WORDS = {
+BUNDLE_WORDS = {
     "embed_tokens": "embedding",
     "input_layernorm": "layernorm",
     "post_attention_layernorm": "layernorm",
@@ -53,7 +55,8 @@ _WORDS = {
     "q_norm": "qk_norm",
     "k_norm": "qk_norm",
 }
-_JOINT = "qk_norm"
+"""What a bundle calls operations that it does not name as the engine does."""
+TIMED_TOGETHER = "qk_norm"
 """One time for the norms of queries and of keys: each has the part of its bytes."""
 
 
@@ -79,7 +82,9 @@ def read_bundle(path: Path, traced: TracedModel) -> Reading:
     measured = facts.pop("model")
     if measured is not None and measured.rpartition("/")[2].lower() != traced.model.lower():
         raise InvalidInputError(f"{meta}: its layers are those of {measured}, not of {traced.model}; import it as that model")
-    return Reading(found.placed, found.unplaced, facts)
+    gap_ns = NS_PER_US * facts.pop("gap_us")
+    placed = tuple(replace(rows, latency_ns=np.maximum(rows.latency_ns - gap_ns, 0.0)) for rows in found.placed)
+    return Reading(placed, found.unplaced, facts)
 
 
 def read_layers(folder: Path, traced: TracedModel) -> Reading:
@@ -95,7 +100,7 @@ def read_layers(folder: Path, traced: TracedModel) -> Reading:
     }
     placed, used = [], set()
     for operation in measured_operations(traced):
-        word = _WORDS.get(operation.name, operation.name)
+        word = BUNDLE_WORDS.get(operation.name, operation.name)
         if isinstance(kind_of(operation), AttentionShape):
             placed += [_attention(folder, operation), *_skew(folder, operation)]
         elif word in layers and _is_placeable(operation):
@@ -144,8 +149,17 @@ def _facts(path: Path) -> dict[str, Any]:
         "cuda_version": found.get("cuda_version"),
         "block_size": int(found["block_size"]) if found.get("block_size", "").isdigit() else None,
         "execution_mode": "eager",
-        "source": SOURCE,
+        "source": found["source"].replace("''", "'") if "source" in found else SOURCE,
+        "gap_us": _number(path, found.get("gap_us", "0")),
     }
+
+
+def _number(path: Path, text: str) -> float:
+    """Return what a bundle says of its gaps."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{path}: gap_us is {text!r}, no number; correct it") from error
 
 
 def _is_placeable(operation: TracedOperation) -> bool:
@@ -155,9 +169,9 @@ def _is_placeable(operation: TracedOperation) -> bool:
 
 def _part(operation: TracedOperation, traced: TracedModel, word: str) -> float:
     """Return which part of a layer's time is the operation's: all, but for layers that the bundle times together."""
-    if word != _JOINT:
+    if word != TIMED_TOGETHER:
         return 1.0
-    joint = {op.signature: _volume(op) for op in traced.operations if _WORDS.get(op.name) == _JOINT}
+    joint = {op.signature: _volume(op) for op in traced.operations if BUNDLE_WORDS.get(op.name) == TIMED_TOGETHER}
     return joint[operation.signature] / sum(joint.values())
 
 

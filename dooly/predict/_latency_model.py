@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import kv_cache_layout
+from dooly.catalog import key_of, kv_cache_layout
 from dooly.errors import InvalidInputError, OutOfDomainError, spell
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import cache_room_bytes
@@ -16,7 +16,7 @@ from dooly.predict._step_latency import StepLatencies
 from dooly.predict._tables import LatencyTables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dooly.predict._step_latency import StepLatency
     from dooly.predict._step_parts import StepParts
     from dooly.prices import PriceSheet
-    from dooly.tracing import TracedModel
+    from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -188,6 +188,38 @@ class LatencyModel:
                 f"decode_run: {num_steps} steps over contexts {spell(num_computed_tokens)}; give a step, and contexts from 0"
             )
         return self.steps(BatchArrays.decode_run(contexts, num_steps), extrapolate=extrapolate)
+
+    def operations_ns(self, batches: BatchArrays) -> Iterator[tuple[TracedOperation, Floats]]:
+        """Yield the operations of a step, each of which it runs `count` times, and what one run takes in each batch.
+
+        What layers and the engine take beyond them, where records tell it, is in none.
+
+        Args:
+            batches: The batches, of which operations see what their dimensions say.
+
+        Yields:
+            An operation, and nanoseconds of shape (num_batches,).
+
+        Raises:
+            OutOfDomainError: A batch exceeds what was measured.
+        """
+        if not self.domain.allows(batches):
+            raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
+        known = {key_of(fitted.operation): fitted for fitted in self._parts.operations}
+        price = self._tables.price_in(batches)
+        for operation in self.traced.operations:
+            if operation.stage != "engine":
+                yield operation, price(known[key_of(operation)])
+
+    @property
+    def gap_ns(self) -> float:
+        """What passes between two kernels, in nanoseconds; each operation's own time holds it."""
+        return self._parts.operations[0].gap_ns
+
+    @property
+    def is_sum_of_operations(self) -> bool:
+        """Whether a step takes what its operations do, and neither layers nor the engine anything beyond."""
+        return self._parts.runs is not None
 
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step, in nanoseconds.

@@ -63,6 +63,11 @@ class StepParts:
     """What the engine does around the model; None where its host is apart."""
 
     @cached_property
+    def operations(self) -> tuple[FittedOperation, ...]:
+        """All operations, those within layers after those outside; what a layer runs twice is there twice."""
+        return (*self.outside, *(member for layer in self.layers for member in layer.members))
+
+    @cached_property
     def runs(self) -> tuple[tuple[FittedOperation, int], ...] | None:
         """The operations and how often a step runs each; None where layers or the engine take time beyond theirs."""
         if self.own is not None or any(layer.regressor is not None for layer in self.layers):

@@ -100,6 +100,20 @@ class StoreContract:
         assert len(set(store.points(*done.key))) == 2
         assert store.points("unknown", done.environment) == ()
 
+    def test_a_fingerprint_changes_with_what_is_measured(self, store: Store, url: str, make_record: Make) -> None:
+        """Each record and each trace changes it, whoever looks; what is written again, or follows from the records, does not."""
+        seen = [store.fingerprint()]
+        store.write(make_record(1))
+        seen.append(store.fingerprint())
+        store.write(make_record(1, samples_ns=[2]))
+        seen.append(store.fingerprint())
+        store.write_document("traces", "t0", {"model": "some"})
+        seen.append(store.fingerprint())
+        assert len(set(seen)) == 4
+        store.write(make_record(1))
+        store.write_document("regressors", "r0", {"trees": 1})
+        assert Store.open(url).fingerprint() == seen[-1]
+
     def test_compact_keeps_records_in_one_group(self, store: Store, url: str, make_record: Make) -> None:
         """After compaction the same records lie in one group, and writing goes on."""
         records = [make_record(num_tokens) for num_tokens in range(6)]

@@ -1,0 +1,68 @@
+"""Planner arrays: shapes that the mocker checks, and times that are Dooly's where it looks them up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dooly.adapters import export_planner
+from dooly.batch import Batch
+from dooly.predict import default_serving, load_latency_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dooly.engines import ModelSource, ServingConfig
+    from dooly.predict import LatencyModel
+
+
+@pytest.fixture(scope="module")
+def arrays(
+    latency: LatencyModel, model: ModelSource, serving: ServingConfig, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, np.ndarray]:
+    """The arrays."""
+    path = tmp_path_factory.mktemp("planner") / "made" / "perf_data.npz"
+    export_planner(latency, model, serving, path)
+    with np.load(path) as found:
+        return dict(found)
+
+
+def test_arrays_are_what_the_mocker_reads(arrays: dict[str, np.ndarray]) -> None:
+    """Five arrays of doubles, growing axes, and one time for each pair of them."""
+    assert {name: found.ndim for name, found in arrays.items()} == {
+        "prefill_isl": 1,
+        "prefill_ttft_ms": 1,
+        "decode_active_kv_tokens": 1,
+        "decode_context_length": 1,
+        "decode_itl": 2,
+    }
+    assert {found.dtype for found in arrays.values()} == {np.dtype(np.float64)}
+    axes = arrays["decode_active_kv_tokens"], arrays["decode_context_length"]
+    assert all((np.diff(axis) > 0).all() for axis in (arrays["prefill_isl"], *axes))
+    assert arrays["decode_itl"].shape == tuple(len(axis) for axis in axes)
+    assert (arrays["decode_itl"] > 0).all()
+
+
+def test_times_are_those_of_steps(arrays: dict[str, np.ndarray], latency: LatencyModel) -> None:
+    """A prompt is its step; a step of decodes stands where the positions of all and of each say how many they are."""
+    place = int(np.searchsorted(arrays["prefill_isl"], 64))
+    isl = int(arrays["prefill_isl"][place])
+    assert arrays["prefill_ttft_ms"][place] == pytest.approx(1e3 * latency.step(Batch((isl,), (0,))).seconds, rel=1e-4)
+    last = len(arrays["decode_context_length"]) - 1
+    assert arrays["decode_context_length"][last] == 512
+    assert arrays["decode_itl"][-1, last] == pytest.approx(1e3 * latency.step(Batch((1,) * 8, (511,) * 8)).seconds, rel=1e-4)
+
+
+def test_a_step_takes_as_long_as_its_host(model: ModelSource, tmp_path: Path) -> None:
+    """Beside an H100 a prompt of one token waits for the launches, and its time says so."""
+    serving = default_serving(model, "h100", max_model_len=64, max_num_batched_tokens=16, max_num_seqs=2)
+    latency = load_latency_model(model=model, serving=serving, hardware="h100")
+    export_planner(latency, model, serving, tmp_path / "p.npz")
+    assert latency.host is not None
+    with np.load(tmp_path / "p.npz") as found:
+        launch_ms = latency.host.launch_ns(2, only_decodes=False) / 1e6
+        assert found["prefill_ttft_ms"][1] == pytest.approx(
+            max(launch_ms, 1e3 * latency.step(Batch((2,), (0,))).seconds), rel=1e-6
+        )
