@@ -1,0 +1,42 @@
+"""SGLang's simulator: seconds for batches of its scheduler's attributes."""
+
+from __future__ import annotations
+
+import doctest
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import dooly
+from dooly.adapters import sglang
+from dooly.adapters.sglang import InferTimePredictor
+from dooly.batch import Batch
+
+if TYPE_CHECKING:
+    from dooly.predict import LatencyModel
+
+
+def _batch(*sizes: tuple[int, int]) -> Any:  # noqa: ANN401 - whatever has the attributes
+    return SimpleNamespace(reqs=[SimpleNamespace(extend_length=new, past_kv_length=past) for new, past in sizes])
+
+
+def test_a_batch_takes_what_its_step_takes(latency: LatencyModel) -> None:
+    """Extended tokens are computed, past ones are in the cache; an idle batch takes nothing."""
+    predictor = InferTimePredictor(latency)
+    step = latency.step(Batch((1, 60), (200, 0)))
+    assert predictor.predict_infer_time(_batch((1, 200), (60, 0))) == pytest.approx(step.seconds, rel=1e-4)
+    assert predictor.predict_infer_time(_batch()) == 0
+
+
+def test_what_cannot_be_priced_is_negative(latency: LatencyModel) -> None:
+    """Beyond what was measured the simulator is told so, as its contract has it."""
+    assert InferTimePredictor(latency).predict_infer_time(_batch((100_000, 0))) < 0
+
+
+def test_the_example_runs() -> None:
+    """What the docstring shows is what Python answers."""
+    globs = {"dooly": dooly, "InferTimePredictor": InferTimePredictor}
+    (found,) = (test for test in doctest.DocTestFinder().find(InferTimePredictor, globs=globs) if test.examples)
+    assert sglang.__doc__
+    assert not doctest.DocTestRunner().run(found).failed
