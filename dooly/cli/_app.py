@@ -19,6 +19,7 @@ from dooly.cli._hardware import hardware
 from dooly.cli._models import models
 from dooly.cli._profile import profile
 from dooly.cli._search import search
+from dooly.cli._serve import serve
 from dooly.cli._simulate import simulate
 from dooly.cli._trace import trace
 from dooly.cli._validate import validate
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _DEBUG = "--debug"
 
 app = typer.Typer(name="dooly", add_completion=False, pretty_exceptions_enable=False)
-for command in (models, hardware, trace, profile, simulate, search, validate, compare):
+for command in (models, hardware, trace, profile, simulate, search, validate, compare, serve):
     app.command()(command)
 app.add_typer(db)
 
@@ -49,7 +50,7 @@ def dooly(
     _debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error; may stand anywhere.")] = False,
     _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
-    """Predict operation latencies for LLM serving: trace, profile, simulate, search, validate."""
+    """Predict operation latencies for LLM serving: trace, profile, simulate, search, validate, serve."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

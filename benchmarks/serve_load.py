@@ -1,0 +1,139 @@
+"""How fast `dooly serve` answers: requests at a fixed rate over loopback, each timed from when it was due.
+
+    python benchmarks/serve_load.py [--rate R] [--seconds S] [--connections N] [--model M] [--hardware H] [--json FILE]
+
+Starts the service itself, asks `/predict` with states drawn at random, and after each hundred one `/predict/bulk` of 32 and one
+`/step`. Prints one JSON object: latencies in milliseconds, errors, and the service's memory at the start and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+_BULK = 32
+_EVERY = 100
+
+
+def _state(rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "kv_cache_percentage": round(float(rng.random()), 3),
+        "input_token_length": int(rng.integers(1, 8000)),
+        "num_request_waiting": int(rng.integers(0, 20)),
+        "num_request_running": int(rng.integers(0, 200)),
+        "num_tokens_generated": int(rng.integers(0, 500)),
+        "prefix_cache_score": round(float(rng.random()), 3),
+    }
+
+
+def _messages(count: int) -> list[bytes]:
+    """Return the requests in the order in which they are sent, as bytes."""
+    rng, found = np.random.default_rng(0), []
+    for index in range(count):
+        path, body = "/predict", _state(rng)
+        if index % _EVERY == _EVERY - 2:
+            path, body = "/predict/bulk", {"requests": [_state(rng) for _ in range(_BULK)]}
+        elif index % _EVERY == _EVERY - 1:
+            contexts = rng.integers(1, 4000, 64).tolist()
+            path, body = "/step", {"batches": [{"num_new_tokens": [1] * 64, "num_computed_tokens": contexts}]}
+        text = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        found.append(head.encode() + text)
+    return found
+
+
+async def _ask(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], message: bytes) -> int:
+    """Send a request, read its answer whole, and return its status."""
+    reader, writer = streams
+    writer.write(message)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    await reader.readexactly(int(length[1]) if length else 0)
+    return int(head.split(b" ", 2)[1])
+
+
+async def _load(host: str, port: int, rate: float, seconds: float, connections: int) -> tuple[list[float], list[int]]:
+    """Send requests at the rate, and return milliseconds from when each was due, and their statuses."""
+    messages = _messages(int(rate * seconds))
+    free: asyncio.Queue[Any] = asyncio.Queue()
+    for _ in range(connections):
+        free.put_nowait(await asyncio.open_connection(host, port))
+    milliseconds, statuses = [0.0] * len(messages), [0] * len(messages)
+    started_s = time.perf_counter()
+
+    async def one(index: int) -> None:
+        due_s = started_s + index / rate
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        streams = await free.get()
+        statuses[index] = await _ask(streams, messages[index])
+        milliseconds[index] = 1e3 * (time.perf_counter() - due_s)
+        free.put_nowait(streams)
+
+    # A second's requests at a time: a task for each of a minute's would keep the loop busy with timers.
+    per_second = max(1, round(rate))
+    pending: set[asyncio.Task[None]] = set()
+    for start in range(0, len(messages), per_second):
+        await asyncio.sleep(max(0.0, started_s + start / rate - time.perf_counter() - 0.05))
+        pending |= {asyncio.create_task(one(index)) for index in range(start, min(start + per_second, len(messages)))}
+        pending = {task for task in pending if not task.done()}
+    await asyncio.gather(*pending)
+    return milliseconds, statuses
+
+
+def main() -> None:
+    """Start the service, put it under load, and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=500)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--model", default="llama-3.1-8b")
+    parser.add_argument("--hardware", default="h200")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    command = [sys.executable, "-m", "dooly", "serve", asked.model, "--hardware", asked.hardware, "--port", "0"]
+    service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert service.stderr is not None
+        place = re.search(r"http://([\d.]+):(\d+)", service.stderr.readline())
+        assert place is not None
+        process = psutil.Process(service.pid)
+        asyncio.run(_load(place[1], int(place[2]), asked.rate, 2, asked.connections))
+        memory_mb = [process.memory_info().rss / 1e6]
+        milliseconds, statuses = asyncio.run(_load(place[1], int(place[2]), asked.rate, asked.seconds, asked.connections))
+        memory_mb.append(process.memory_info().rss / 1e6)
+    finally:
+        service.terminate()
+        code = service.wait(20)
+    p50, p90, p99, longest = np.percentile(milliseconds, [50, 90, 99, 100])
+    report = {
+        "model": asked.model,
+        "hardware": asked.hardware,
+        "rate_per_s": asked.rate,
+        "seconds": asked.seconds,
+        "requests": len(statuses),
+        "errors": sum(status != 200 for status in statuses),  # noqa: PLR2004 - done
+        "latency_ms": {"p50": round(p50, 3), "p90": round(p90, 3), "p99": round(p99, 3), "max": round(longest, 3)},
+        "memory_mb": [round(found, 1) for found in memory_mb],
+        "exit_code": code,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if asked.json is not None:
+        asked.json.write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The service's endpoints, over one latency model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from dooly.adapters.service._guard import Guard, Metrics, ServiceLimits
+from dooly.adapters.service._schemas import (
+    BulkPredictionError,
+    BulkPredictionRequest,
+    BulkPredictionResponse,
+    PredictionRequest,
+    PredictionResponse,
+    Problem,
+    Status,
+    StepPrice,
+    StepRequest,
+    StepResponse,
+)
+from dooly.adapters.service._server_state import check_fits
+from dooly.adapters.service._together import Together, each_latency
+from dooly.batch import Batch
+from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from dooly.adapters.service._served_model import ModelSlot, ServedModel
+    from dooly.adapters.service._server_state import ServerLatency
+
+_WRONG_INPUT, _NOT_OURS = 422, 500
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in (
+        (400, "The body is no JSON."),
+        (413, "The body is too large."),
+        (422, "The body breaks a rule."),
+        (503, "It took too long."),
+    )
+}
+
+
+def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
+    """Return the service as an ASGI application.
+
+    Args:
+        slot: The model that it serves.
+        limits: What one request may take.
+    """
+    limits = limits or ServiceLimits()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_watch(slot, limits.reload_s)) if slot.watches and limits.reload_s else None
+        yield
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    # The pages of /docs would load scripts from other people's servers.
+    app = FastAPI(title="Dooly", summary="Latencies of LLM serving", lifespan=lifespan, docs_url=None, redoc_url=None)
+    _add_predictions(app, slot, metrics)
+    _add_facts(app, slot, metrics)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(DoolyError, _refused)
+    paths = [path for route in app.routes if (path := getattr(route, "path", None)) is not None]
+    app.add_middleware(Guard, limits=limits, metrics=metrics, paths=paths)
+    return app
+
+
+def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
+    together = Together(slot)
+
+    @app.post("/predict", responses=_PROBLEMS)
+    async def predict(request: PredictionRequest) -> PredictionResponse:
+        """Predict the TTFT and TPOT of a request at a server, as llm-d's predictor."""
+        state = request.state()
+        check_fits(slot.served.config, state)
+        found, served = await together.predict(state)
+        metrics.predictions.labels("/predict").inc()
+        return _prediction(found, served, datetime.now(UTC))
+
+    @app.post("/predict/bulk", responses=_PROBLEMS)
+    async def predict_bulk(request: BulkPredictionRequest) -> BulkPredictionResponse:
+        """Predict many, each on its own: one that fails leaves the others."""
+        answer = await run_in_threadpool(_bulk, slot.served, request.requests)
+        metrics.predictions.labels("/predict/bulk").inc(answer.successful_predictions)
+        return answer
+
+    @app.post("/predict/bulk/strict", responses=_PROBLEMS)
+    async def predict_bulk_strict(request: BulkPredictionRequest) -> BulkPredictionResponse:
+        """Predict many, all or none."""
+        for one in request.requests:
+            check_fits(slot.served.config, one.state())
+        return await predict_bulk(request)
+
+    @app.post("/step", responses=_PROBLEMS)
+    async def step(request: StepRequest) -> StepResponse:
+        """Price scheduled batches, each as `LatencyModel.step` does."""
+        prices = await run_in_threadpool(_steps, slot.served, request)
+        metrics.predictions.labels("/step").inc(len(prices))
+        return StepResponse(steps=prices)
+
+
+def _add_facts(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
+    @app.get("/status")
+    async def status() -> Status:
+        """Tell what is served."""
+        served = slot.served
+        environment = served.latency.environment
+        return Status(
+            is_ready=True,
+            model=served.latency.traced.model,
+            device=environment.device,
+            engine=f"{environment.engine} {environment.engine_version}",
+            last_model_load=served.loaded_at,
+            store_refused=slot.refusal,
+        )
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Tell that the process lives."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """Tell that it answers: a model is there from the start."""
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """Give the metrics in Prometheus' text format."""
+        metrics.loaded.set(slot.served.loaded_at.timestamp())
+        metrics.refused.set(slot.refusal is not None)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _watch(slot: ModelSlot, every_s: float) -> None:
+    """Look at the store now and then, beside the requests."""
+    while True:
+        await asyncio.sleep(every_s)
+        await run_in_threadpool(slot.refresh)
+
+
+def _prediction(found: ServerLatency, served: ServedModel, now: datetime) -> PredictionResponse:
+    return PredictionResponse(
+        ttft_ms=1e3 * found.ttft_s, tpot_ms=1e3 * found.tpot_s, predicted_at=now, last_model_load=served.loaded_at
+    )
+
+
+def _bulk(served: ServedModel, requests: Sequence[PredictionRequest]) -> BulkPredictionResponse:
+    """Predict many at once; those that cannot be leave the others."""
+    started_s, now = time.perf_counter(), datetime.now(UTC)
+    predictions: list[PredictionResponse | None] = [None] * len(requests)
+    errors = []
+    fitting = []
+    for index, request in enumerate(requests):
+        try:
+            check_fits(served.config, request.state())
+            fitting.append(index)
+        except InvalidInputError as error:
+            errors.append(BulkPredictionError(index=index, error=str(error), request=request))
+    for index, found in zip(fitting, each_latency(served, [requests[index].state() for index in fitting]), strict=True):
+        if isinstance(found, OutOfDomainError):
+            errors.append(BulkPredictionError(index=index, error=str(found), request=requests[index]))
+        else:
+            predictions[index] = _prediction(found, served, now)
+    return BulkPredictionResponse(
+        predictions=predictions,
+        errors=sorted(errors, key=lambda error: error.index),
+        total_requests=len(requests),
+        successful_predictions=len(requests) - len(errors),
+        failed_predictions=len(errors),
+        processing_time_ms=1e3 * (time.perf_counter() - started_s),
+    )
+
+
+def _steps(served: ServedModel, request: StepRequest) -> list[StepPrice]:
+    """Price the batches of a request."""
+    batches = [
+        Batch(tuple(batch.num_new_tokens), tuple(batch.num_computed_tokens), batch.num_new_requests)  # type: ignore[arg-type]  # None is its default
+        for batch in request.batches
+    ]
+    found = served.latency.steps(batches, extrapolate=request.extrapolate)
+    return [
+        StepPrice(
+            seconds=step.seconds,
+            uncertainty_s=step.uncertainty_s,
+            extrapolated=step.extrapolated,
+            provenance={str(source): share for source, share in step.provenance.items()},
+            breakdown_s=dict(step.breakdown_s) if request.breakdown else None,
+        )
+        for step in map(found.__getitem__, range(len(found)))
+    ]
+
+
+async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    """Say in one line what a body breaks first, and how many rules beside."""
+    assert isinstance(error, RequestValidationError)
+    first, *others = error.errors()
+    place = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" * bool(others)
+    return JSONResponse(
+        {"detail": f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}{more}; see /openapi.json"}, _WRONG_INPUT
+    )
+
+
+async def _refused(_request: Request, error: Exception) -> JSONResponse:
+    """Say in one line what Dooly refuses: 422 where it is for what was asked."""
+    status = _WRONG_INPUT if isinstance(error, InvalidInputError | OutOfDomainError) else _NOT_OURS
+    return JSONResponse({"detail": str(error)}, status)

@@ -1,0 +1,124 @@
+"""What stands between the network and the application: limits on size and time, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastapi import HTTPException
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from dooly.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, MutableMapping
+
+    Scope = MutableMapping[str, Any]
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_TOO_LARGE, _TOO_SLOW, _FAILED = 413, 503, 500
+_log = logging.getLogger("dooly.serve")
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """What one request may take."""
+
+    body_bytes: int = 4 << 20
+    """Largest body."""
+    seconds: float = 10.0
+    """Longest time from a request's first byte to its answer."""
+    reload_s: float = 5.0
+    """Seconds between two looks at a store; 0 never looks again."""
+
+    def __post_init__(self) -> None:
+        if self.body_bytes < 1 or self.seconds <= 0 or self.reload_s < 0:
+            raise InvalidInputError(
+                f"ServiceLimits: body_bytes {self.body_bytes}, seconds {self.seconds}, reload_s {self.reload_s}; give a byte, "
+                "some time, and no negative pause"
+            )
+
+
+class Metrics:
+    """What Prometheus is told."""
+
+    def __init__(self) -> None:
+        """Make the metrics of one service."""
+        self._registry = CollectorRegistry()
+        self.requests = Counter("dooly_requests", "Requests answered.", ("path", "status"), registry=self._registry)
+        self.seconds = Histogram("dooly_request_seconds", "Time to answer.", ("path",), buckets=_SECONDS, registry=self._registry)
+        self.predictions = Counter("dooly_predictions", "Predictions made.", ("path",), registry=self._registry)
+        self.loaded = Gauge("dooly_model_loaded_timestamp_seconds", "When the latencies were loaded.", registry=self._registry)
+        self.refused = Gauge("dooly_store_refused", "1 where the store changed and cannot be served.", registry=self._registry)
+
+    def text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class Guard:
+    """ASGI middleware: refuses bodies that are too large and answers that take too long, each in one line; counts all."""
+
+    def __init__(self, app: Application, limits: ServiceLimits, metrics: Metrics, paths: Collection[str]) -> None:
+        """Wrap an application; requests to other paths than these are counted as `other`."""
+        self._app, self._limits, self._metrics, self._paths = app, limits, metrics, frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s, status = time.perf_counter(), 0
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                await self._app(scope, self._bounded(scope, receive), sent)
+        except TimeoutError:
+            if not status:
+                await _refuse(sent, _TOO_SLOW, f"took longer than {self._limits.seconds:g} s; send less at once")
+        except HTTPException as refusal:
+            await _refuse(sent, refusal.status_code, refusal.detail)
+        except Exception:  # noqa: BLE001 - the boundary
+            _log.exception("%s: failed", scope["path"])
+            if not status:
+                await _refuse(sent, _FAILED, "an error of Dooly's own; its log has the traceback")
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        self._metrics.requests.labels(path, str(status)).inc()
+        self._metrics.seconds.labels(path).observe(time.perf_counter() - started_s)
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """Return what receives a body up to the limit, and raises what the application passes on beyond it."""
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        left = self._limits.body_bytes
+        refusal = HTTPException(_TOO_LARGE, f"body: larger than {self._limits.body_bytes} bytes; send less at once")
+
+        async def bounded() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise refusal
+            return message
+
+        if announced.isdigit() and int(announced) > self._limits.body_bytes:
+            raise refusal
+        return bounded
+
+
+async def _refuse(send: Send, status: int, detail: str) -> None:
+    body = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,68 @@
+"""Run the service until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket as Socket  # noqa: N812 - a name of a type
+
+    from fastapi import FastAPI
+
+_BACKLOG = 2048
+_MAX_CONNECTIONS = 1024
+"""Connections beyond which requests are refused with 503, instead of waiting."""
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it listens, and where."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[Socket] | None = None) -> None:
+        """Open the port, and say so."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for opened in server.sockets:
+                address = opened.getsockname()
+                self._listening(f"http://{address[0]}:{address[1]}")
+
+
+def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM, from the main thread; requests in flight are answered then, for so long at most.
+
+    Args:
+        app: The service.
+        host: Address to listen on.
+        port: Port; 0 takes one that is free.
+        stop_s: Seconds that requests in flight have when it stops.
+        listening: Told the URL once it listens.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        backlog=_BACKLOG,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=max(1, round(stop_s)),
+        server_header=False,
+    )
+    # uvicorn raises what stopped it once more when it has stopped: having answered all, this is a good end.
+    before = {number: signal.signal(number, _stopped) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _Server(config, listening).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(_number: int, _frame: object) -> None:
+    """Do nothing: the server has seen the signal."""

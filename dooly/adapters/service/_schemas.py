@@ -1,0 +1,134 @@
+"""What the service takes and gives, as JSON. `/predict` and `/predict/bulk` are those of llm-d's latency predictor."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - pydantic reads the annotations
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from dooly.adapters.service._server_state import ServerState
+
+_MOST = 1_000_000_000
+"""Larger counts of tokens or requests are mistakes, and would overflow sums."""
+_MOST_TOKENS = 10_000_000
+"""Of one request in a batch."""
+_MAX_BULK = 10_000
+_MAX_BATCHES = 1024
+_MAX_REQS = 8192
+
+
+class PredictionRequest(BaseModel):
+    """What a gateway knows of a server and of a request; llm-d's further fields are taken and not read."""
+
+    kv_cache_percentage: float = Field(ge=0, le=1, description="Share of the KV cache in use, from 0 to 1.")
+    input_token_length: int = Field(ge=0, le=_MOST, description="Tokens of the prompt.")
+    num_request_waiting: int = Field(ge=0, le=_MOST, description="Requests whose prompts wait at the server.")
+    num_request_running: int = Field(ge=0, le=_MOST, description="Requests that it decodes.")
+    num_tokens_generated: int = Field(ge=0, le=_MOST, description="Tokens that the request has put out already.")
+    prefix_cache_score: float = Field(ge=0, le=1, description="Share of the prompt that lies in the cache, from 0 to 1.")
+    prefill_tokens_in_flight: int = Field(
+        default=0, ge=0, le=_MOST, description="Tokens of the prompts that wait; 0: as many as this one's for each."
+    )
+
+    def state(self) -> ServerState:
+        """Return the same as what Dooly prices."""
+        return ServerState(**self.model_dump())
+
+
+class PredictionResponse(BaseModel):
+    """What the request would see there."""
+
+    ttft_ms: float = Field(description="Time to first token, in milliseconds.")
+    tpot_ms: float = Field(description="Time of each further token, in milliseconds.")
+    predicted_at: datetime = Field(description="When this was predicted.")
+    model_type: str = Field(default="dooly", description="Who predicts.")
+    objective_type: str = Field(default="mean", description="Which statistic of the latency this is.")
+    quantile: float = Field(default=0.5, description="Stands in llm-d's contract; a mean has none.")
+    last_model_load: datetime = Field(description="When the latencies were loaded.")
+
+
+class BulkPredictionRequest(BaseModel):
+    """Many predictions at once."""
+
+    requests: list[PredictionRequest] = Field(min_length=1, max_length=_MAX_BULK)
+
+
+class BulkPredictionError(BaseModel):
+    """A prediction that there is none of."""
+
+    index: int = Field(description="Its place among the requests.")
+    error: str = Field(description="Why, in one line.")
+    request: PredictionRequest
+
+
+class BulkPredictionResponse(BaseModel):
+    """Predictions in the order of their requests, None where one failed."""
+
+    predictions: list[PredictionResponse | None]
+    errors: list[BulkPredictionError]
+    total_requests: int
+    successful_predictions: int
+    failed_predictions: int
+    processing_time_ms: float
+
+
+_NewTokens = Annotated[StrictInt, Field(ge=1, le=_MOST_TOKENS)]
+_ComputedTokens = Annotated[StrictInt, Field(ge=0, le=_MOST_TOKENS)]
+
+
+class StepBatch(BaseModel):
+    """A scheduled batch, as `dooly.Batch` has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_new_tokens: list[_NewTokens] = Field(min_length=1, max_length=_MAX_REQS, description="Tokens to compute of each request.")
+    num_computed_tokens: list[_ComputedTokens] = Field(
+        min_length=1, max_length=_MAX_REQS, description="Tokens of each that lie in the cache."
+    )
+    num_new_requests: StrictInt | None = Field(
+        default=None, ge=0, le=_MAX_REQS, description="Requests new to the engine; by default without tokens."
+    )
+
+
+class StepRequest(BaseModel):
+    """Batches to price."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batches: list[StepBatch] = Field(min_length=1, max_length=_MAX_BATCHES)
+    extrapolate: StrictBool = Field(default=False, description="Price batches beyond what was measured too, and flag them.")
+    breakdown: StrictBool = Field(default=False, description="Give the seconds of each operation.")
+
+
+class StepPrice(BaseModel):
+    """The latency of one step, as `dooly.StepLatency` has it."""
+
+    seconds: float = Field(description="Latency of the step.")
+    uncertainty_s: float = Field(description="Typical error of it, in seconds.")
+    extrapolated: bool = Field(description="Whether the batch lies outside what was measured.")
+    provenance: dict[str, float] = Field(description="Share of the seconds that is measured, of its family, or estimated.")
+    breakdown_s: dict[str, float] | None = Field(default=None, description="Seconds of each operation, by module path.")
+
+
+class StepResponse(BaseModel):
+    """Latencies in the order of the batches."""
+
+    steps: list[StepPrice]
+
+
+class Status(BaseModel):
+    """What is served."""
+
+    is_ready: bool
+    model: str
+    device: str
+    engine: str
+    last_model_load: datetime
+    store_refused: str | None = Field(description="Why the store as it is now is not served; null where it is.")
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str = Field(description="One line: place, rule, value.")

@@ -1,0 +1,115 @@
+"""The latency model that a service answers from: swapped whole when its store changes, never half read."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from dbstore import Store, StoreError
+from dooly.adapters.service._server_state import ServerState, server_latencies
+from dooly.batch import Batch
+from dooly.errors import DoolyError, OutOfDomainError
+from dooly.predict import load_latency_model
+from dooly.simulation import scheduler_config
+
+if TYPE_CHECKING:
+    from dooly.engines import ModelSource, ServingConfig
+    from dooly.predict import Interconnect, LatencyModel
+    from dooly.simulation import SchedulerConfig
+
+_log = logging.getLogger("dooly.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A latency model with the settings that it was made for."""
+
+    latency: LatencyModel
+    """Prices steps."""
+    config: SchedulerConfig
+    """The scheduler's settings of the engine that is predicted."""
+    loaded_at: datetime
+    """When it was loaded."""
+    fingerprint: str | None
+    """Names what its store held then; None for a device whose measurements ship."""
+
+
+class ModelSlot:
+    """Holds the model that is served now; a store is looked at again and again, and a model takes the place of another whole.
+
+    A store that changed is read once two looks in a row agree that nobody writes it, and what was read is kept only if a third
+    agrees as well. One that cannot be read leaves the model that there is, and says why.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        serving: ServingConfig,
+        *,
+        store: str | None = None,
+        hardware: str | None = None,
+        interconnect: Interconnect | None = None,
+    ) -> None:
+        """Load the model, by the records of a store or of a device whose measurements ship.
+
+        Raises:
+            DoolyError: As `load_latency_model` and `scheduler_config` say.
+            StoreError: The store cannot be read.
+        """
+        self._model, self._serving = model, serving
+        self._store, self._hardware, self._interconnect = store, hardware, interconnect
+        self._seen: str | None = None
+        self._refused: str | None = None
+        self.refusal: str | None = None
+        """Why the store as it is now is not served; None where it is."""
+        self.served = self._load(self._look())
+
+    @property
+    def watches(self) -> bool:
+        """Whether there is a store that may change."""
+        return self._store is not None
+
+    def refresh(self) -> bool:
+        """Look at the store, and take what it holds if it changed and rests; tell whether another model is served since."""
+        try:
+            found = self._look()
+            rests, self._seen = found == self._seen, found
+            if found == self.served.fingerprint:
+                self.refusal = None
+                return False
+            if not rests or found == self._refused:
+                return False
+            loaded = self._load(found)
+            if self._look() != found:
+                return False
+        except (DoolyError, StoreError, OSError) as error:
+            self._refuse(str(error))
+            self._refused = self._seen
+            return False
+        self.served, self.refusal = loaded, None
+        _log.info("%s: read again, serving what it holds now", self._store)
+        return True
+
+    def _refuse(self, reason: str) -> None:
+        """Keep the model that there is, and say why once."""
+        if reason != self.refusal:
+            _log.warning("%s: changed and cannot be served; serving what it held before: %s", self._store, reason)
+        self.refusal = reason
+
+    def _look(self) -> str | None:
+        """Return what names the store's content now."""
+        return None if self._store is None else Store.open(self._store).fingerprint()
+
+    def _load(self, fingerprint: str | None) -> ServedModel:
+        """Load the model anew."""
+        store = None if self._store is None else Store.open(self._store)
+        latency = load_latency_model(store, self._model, self._serving, hardware=self._hardware, interconnect=self._interconnect)
+        config = scheduler_config(self._serving, latency)
+        # Tables are made and loops compiled at their first use: no request waits for it.
+        with suppress(OutOfDomainError):  # a store may have been measured over less
+            server_latencies(latency, config, [ServerState(input_token_length=16, num_request_running=1)])
+            latency.steps([Batch((1, 16), (1, 0))])
+        return ServedModel(latency, config, datetime.now(UTC), fingerprint)

@@ -1,0 +1,171 @@
+"""From what a gateway sees of a server to the TTFT and TPOT of a request that it would send there.
+
+A gateway knows counts, not requests. So the running requests share the tokens in the cache evenly, the prompts that wait are as
+long as the request's own, and nobody leaves before the first token is out. The step under way has run by half when it comes.
+A prompt's chunks are priced at up to 16 of their positions: between them, attention grows evenly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dooly.adapters._wall import wall_s
+from dooly.errors import InvalidInputError
+from dooly.predict import BatchArrays
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dooly.predict import LatencyModel
+    from dooly.simulation import SchedulerConfig
+
+_MAX_CHUNKS = 16
+"""Positions of a prompt that are priced at most."""
+_MAX_PLACES = 1 << 21
+"""Places of requests in the arrays that are priced at once: 16 MiB each."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What a gateway knows of a server, and of the request that it would send there; names are those of llm-d's predictor."""
+
+    input_token_length: int
+    """Tokens of the request's prompt."""
+    num_request_running: int
+    """Requests that the server decodes."""
+    num_request_waiting: int = 0
+    """Requests whose prompts wait there."""
+    kv_cache_percentage: float = 0.0
+    """Share of the KV cache that is in use, from 0 to 1."""
+    num_tokens_generated: int = 0
+    """Tokens that the request has put out already."""
+    prefix_cache_score: float = 0.0
+    """Share of the prompt that lies in the cache, from 0 to 1."""
+    prefill_tokens_in_flight: int = 0
+    """Tokens of waiting prompts, where the gateway knows them; with 0, those prompts are as long as the request's."""
+
+
+class ServerLatency(NamedTuple):
+    """What a request would see, in seconds."""
+
+    ttft_s: float
+    """Time to the first token."""
+    tpot_s: float
+    """Time of each further token."""
+
+
+class _Plan(NamedTuple):
+    """The steps that tell a request's latency, and how often each counts in its TTFT; the last one is its decode."""
+
+    new: list[list[int]]
+    """Tokens of the prompts in each step, beside the running decodes."""
+    computed: list[list[int]]
+    """Tokens that each of these has in the cache."""
+    weights: list[float]
+    """How often each step counts in the TTFT."""
+    running: int
+    """Decodes in every step."""
+    context: int
+    """Tokens that each of them has in the cache."""
+
+
+def server_latencies(latency: LatencyModel, config: SchedulerConfig, states: Sequence[ServerState]) -> list[ServerLatency]:
+    """Predict what a request would see at each of some servers.
+
+    Args:
+        latency: Prices the steps.
+        config: The servers' scheduler settings, as `scheduler_config` returns them.
+        states: What is known of each server.
+
+    Raises:
+        InvalidInputError: A request is longer than the servers take; see `check_fits`.
+        OutOfDomainError: A step exceeds what was measured.
+    """
+    plans = [_plan(config, state) for state in states]
+    found: list[ServerLatency] = []
+    start = 0
+    while start < len(plans):
+        stop, rows, width = start, 0, 0
+        while stop < len(plans):
+            rows += len(plans[stop].new)
+            width = max(width, plans[stop].running + max(map(len, plans[stop].new)))
+            if stop > start and rows * width > _MAX_PLACES:
+                break
+            stop += 1
+        found += _priced(latency, plans[start:stop])
+        start = stop
+    return found
+
+
+def check_fits(config: SchedulerConfig, state: ServerState) -> None:
+    """Refuse a request that is longer than its server takes.
+
+    Raises:
+        InvalidInputError: Prompt and output exceed `max_model_len`.
+    """
+    if (length := state.input_token_length + state.num_tokens_generated + 1) > config.max_model_len:
+        raise InvalidInputError(
+            f"input_token_length: a request of {length} tokens, the next one included, exceeds the {config.max_model_len} of "
+            "--max-model-len; serve with a larger one"
+        )
+
+
+def _plan(config: SchedulerConfig, state: ServerState) -> _Plan:
+    """Return the steps from a request's arrival to its first token, and the one of its decode."""
+    check_fits(config, state)
+    # A full server takes the request when one has left: it then runs beside one fewer.
+    running = min(state.num_request_running, config.max_num_seqs - 1)
+    capacity = (config.num_kv_blocks - 1) * config.block_size
+    context = min(int(state.kv_cache_percentage * capacity) // max(running, 1), config.max_model_len - 1)
+    length = max(state.input_token_length, 1)
+    tokens = max(length - int(state.prefix_cache_score * length), 1)
+    waiting = state.prefill_tokens_in_flight or tokens * state.num_request_waiting
+    room = config.max_num_batched_tokens - running
+    fits = min(room // tokens, config.max_num_seqs - running)
+    new, computed, weights = [], [], []
+    if fits > 0:
+        whole, rest = divmod(waiting + tokens, fits * tokens)
+        for prompts, count in ((fits, whole), (math.ceil(rest / tokens), 1)):
+            if prompts and count:
+                new.append([tokens] * prompts)
+                computed.append([length - tokens] * prompts)
+                weights.append(float(count))
+    else:
+        # Prompts longer than a step take turns: those that wait take as long a token as the request's own.
+        chunk = max(room, 1)
+        chunks = math.ceil(tokens / chunk)
+        for index in np.unique(np.linspace(0, chunks - 1, min(chunks, _MAX_CHUNKS)).round().astype(int)).tolist():
+            new.append([min(chunk, tokens - index * chunk)])
+            computed.append([length - tokens + index * chunk])
+        weights = [chunks / len(new) * (waiting + tokens) / tokens] * len(new)
+    new.append([1])
+    computed.append([state.input_token_length + state.num_tokens_generated])
+    weights.append(0.5 if running else 0.0)
+    return _Plan(new, computed, weights, running, context)
+
+
+def _priced(latency: LatencyModel, plans: Sequence[_Plan]) -> list[ServerLatency]:
+    """Price the steps of plans at once."""
+    rows = sum(len(plan.new) for plan in plans)
+    width = max(plan.running + max(map(len, plan.new)) for plan in plans)
+    new, computed = np.zeros((rows, width), dtype=np.int64), np.zeros((rows, width), dtype=np.int64)
+    fresh, row = np.zeros(rows, dtype=np.int64), 0
+    for plan in plans:
+        new[row : row + len(plan.new), : plan.running] = 1
+        computed[row : row + len(plan.new), : plan.running] = plan.context
+        for prompts, cached in zip(plan.new, plan.computed, strict=True):
+            own = slice(plan.running, plan.running + len(prompts))
+            new[row, own], computed[row, own] = prompts, cached
+            fresh[row] = cached.count(0)
+            row += 1
+    seconds = wall_s(latency, BatchArrays(new, computed, fresh))
+    found, row = [], 0
+    for plan in plans:
+        own_s = seconds[row : row + len(plan.new)]
+        found.append(ServerLatency(float(own_s @ np.array(plan.weights)), float(own_s[-1])))
+        row += len(plan.new)
+    return found

@@ -1,0 +1,57 @@
+"""`dooly serve`: answer over HTTP what steps and requests take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dooly.cli._options import LIMITS, HardwareName, InterconnectText, Model, OptionalDatabase, engine_flags
+from dooly.cli._output import progress_bar
+from dooly.engines import ServingConfig, find_model
+from dooly.errors import InvalidInputError
+
+
+@engine_flags(unset=LIMITS)
+def serve(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    *,
+    db: OptionalDatabase = None,
+    hardware: HardwareName = None,
+    interconnect: InterconnectText = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; nothing but this machine reaches the default.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes one that is free.")] = 8000,
+    max_body_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Largest body of a request.")] = 4 << 20,
+    timeout_seconds: Annotated[
+        float, typer.Option(min=0.001, metavar="S", help="Longest time for a request, and for those in flight at the end.")
+    ] = 10.0,
+    reload_seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Pause between two looks whether --db changed; 0 never looks again.")
+    ] = 5.0,
+    settings: dict[str, Any],
+) -> None:
+    """Serve latencies over HTTP: /predict and /predict/bulk as llm-d's latency predictor, /step for batches."""
+    if (db is None) == (hardware is None):
+        raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
+    try:
+        from dooly.adapters.service import ModelSlot, ServiceLimits, create_app, run_service
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            f"serve: {error.name} is not installed; install it with `pip install 'dooly-llm[serve]'`"
+        ) from error
+    from dooly.predict import Interconnect, default_serving
+
+    source = find_model(model)
+    serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
+    link = None if interconnect is None else Interconnect.parse(interconnect)
+    limits = ServiceLimits(max_body_bytes, timeout_seconds, reload_seconds)
+    with progress_bar(f"{source.name}: loading"):
+        slot = ModelSlot(source, serving, store=db, hardware=hardware, interconnect=link)
+    what = f"{source.name} on {slot.served.latency.environment.device}"
+
+    def listening(url: str) -> None:
+        typer.echo(f"{url} serves {what}; stop it with Ctrl-C", err=True)
+
+    run_service(create_app(slot, limits), host, port, stop_s=timeout_seconds, listening=listening)

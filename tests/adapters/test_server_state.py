@@ -1,0 +1,118 @@
+"""From a gateway's counts to TTFT and TPOT: steps that are written out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dooly.adapters.service import ServerState, server_latencies
+from dooly.batch import Batch
+from dooly.errors import InvalidInputError
+from dooly.predict import load_latency_model
+from dooly.simulation import scheduler_config
+
+if TYPE_CHECKING:
+    from dooly.engines import ModelSource, ServingConfig
+    from dooly.predict import LatencyModel
+    from dooly.simulation import SchedulerConfig
+
+
+@pytest.fixture(scope="module")
+def config(serving: ServingConfig, latency: LatencyModel) -> SchedulerConfig:
+    """The scheduler's settings."""
+    return scheduler_config(serving, latency)
+
+
+def _s(latency: LatencyModel, *batches: Batch) -> float:
+    return float(np.sum([latency.step_ns(batch) for batch in batches])) / 1e9
+
+
+def test_an_idle_server_computes_the_prompt(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """TTFT is the prompt's step, without what lies in the cache; TPOT the step of its decode behind it."""
+    (found,) = server_latencies(latency, config, [ServerState(100, 0, num_tokens_generated=20, prefix_cache_score=0.5)])
+    assert found.ttft_s == pytest.approx(_s(latency, Batch((50,), (50,))))
+    assert found.tpot_s == pytest.approx(_s(latency, Batch((1,), (120,))))
+
+
+def test_running_requests_decode_in_every_step(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """They share the tokens in the cache evenly, and the step under way has run by half."""
+    capacity = (config.num_kv_blocks - 1) * config.block_size
+    (found,) = server_latencies(latency, config, [ServerState(50, 3, kv_cache_percentage=600 / capacity)])
+    decode = Batch((1, 1, 1, 1), (200, 200, 200, 50), 0)
+    assert found.tpot_s == pytest.approx(_s(latency, decode))
+    prompt = Batch((1, 1, 1, 50), (200, 200, 200, 0))
+    assert found.ttft_s == pytest.approx(_s(latency, prompt) + found.tpot_s / 2)
+
+
+def test_prompts_that_wait_go_first(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """Of five prompts of 50 tokens two fit a step of 128: two whole steps, then the own one alone."""
+    (found,) = server_latencies(latency, config, [ServerState(50, 0, num_request_waiting=4)])
+    assert found.ttft_s == pytest.approx(2 * _s(latency, Batch((50, 50), (0, 0))) + _s(latency, Batch((50,), (0,))))
+    (told,) = server_latencies(latency, config, [ServerState(50, 0, num_request_waiting=9, prefill_tokens_in_flight=200)])
+    assert told.ttft_s == pytest.approx(found.ttft_s)
+
+
+def test_a_long_prompt_goes_in_chunks(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """300 tokens take steps of 128, 128 and 44; who waits in front of it as long again for each."""
+    (alone,) = server_latencies(latency, config, [ServerState(300, 0)])
+    chunks = (Batch((128,), (0,), 1), Batch((128,), (128,), 0), Batch((44,), (256,), 0))
+    assert alone.ttft_s == pytest.approx(_s(latency, *chunks))
+    (behind,) = server_latencies(latency, config, [ServerState(300, 0, num_request_waiting=2)])
+    assert behind.ttft_s == pytest.approx(3 * alone.ttft_s)
+
+
+def test_many_chunks_are_priced_at_some_of_them(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """At 16 positions of 74, a prompt beside 121 decodes is priced within a few percent of all."""
+    wide = replace(config, max_num_seqs=8, max_num_batched_tokens=12)
+    (found,) = server_latencies(latency, wide, [ServerState(500, 5)])
+    steps = [Batch((1,) * 5 + (min(7, 500 - at),), (0,) * 5 + (at,), 0) for at in range(0, 500, 7)]
+    assert found.ttft_s == pytest.approx(_s(latency, *steps) + found.tpot_s / 2, rel=0.03)
+
+
+def test_a_full_server_takes_the_request_when_one_has_left(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """It then runs beside one fewer."""
+    full, fewer = server_latencies(latency, config, [ServerState(10, 8), ServerState(10, 7)])
+    assert full == fewer
+
+
+def test_a_request_that_is_too_long_is_refused(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """The message names the setting."""
+    with pytest.raises(InvalidInputError, match=r"513 tokens, the next one included, exceeds the 512 of --max-model-len"):
+        server_latencies(latency, config, [ServerState(500, 0, num_tokens_generated=12)])
+
+
+def test_a_host_that_is_slower_than_its_device_sets_the_pace(model: ModelSource, serving: ServingConfig) -> None:
+    """Beside an H100 a small prompt takes its launches."""
+    fast = load_latency_model(model=model, serving=serving, hardware="h100")
+    assert fast.host is not None
+    (found,) = server_latencies(fast, scheduler_config(serving, fast), [ServerState(16, 0)])
+    assert found.ttft_s == pytest.approx(fast.host.launch_ns(16, only_decodes=False) / 1e9)
+
+
+states = st.builds(
+    ServerState,
+    st.integers(0, 480),
+    st.integers(0, 40),
+    st.integers(0, 1000),
+    st.floats(0, 1),
+    st.integers(0, 31),
+    st.floats(0, 1),
+    st.integers(0, 10_000),
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(states, min_size=1, max_size=5))
+def test_many_states_are_priced_as_one_by_one(latency: LatencyModel, config: SchedulerConfig, some: list[ServerState]) -> None:
+    """Whatever else is asked at once, each answer is its own, finite and above 0."""
+    together = server_latencies(latency, config, some)
+    for state, found in zip(some, together, strict=True):
+        (alone,) = server_latencies(latency, config, [state])
+        assert found == pytest.approx(alone, rel=1e-9)
+        assert 0 < found.tpot_s < 1
+        assert 0 < found.ttft_s < 1000

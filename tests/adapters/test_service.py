@@ -1,0 +1,327 @@
+"""The HTTP service: its answers, its limits, and a store that changes under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dbstore import Record, Store
+from dooly.adapters.service import ModelSlot, ServerState, ServiceLimits, create_app, server_latencies
+from dooly.batch import Batch
+from dooly.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dooly.engines import ModelSource, ServingConfig
+
+ROOT = Path(__file__).parents[2]
+STATE = {
+    "kv_cache_percentage": 0.001,
+    "input_token_length": 100,
+    "num_request_waiting": 2,
+    "num_request_running": 3,
+    "num_tokens_generated": 4,
+    "prefix_cache_score": 0.25,
+}
+
+
+@pytest.fixture(scope="module")
+def slot(model: ModelSource, serving: ServingConfig) -> ModelSlot:
+    """The model on a device that ships."""
+    return ModelSlot(model, serving, hardware="rtxpro6000")
+
+
+@pytest.fixture(scope="module")
+def client(slot: ModelSlot) -> Iterator[TestClient]:
+    """A client of the service."""
+    with TestClient(create_app(slot, ServiceLimits(body_bytes=100_000)), raise_server_exceptions=False) as found:
+        yield found
+
+
+def test_predict_answers_as_llm_d_s_predictor(client: TestClient, slot: ModelSlot) -> None:
+    """The fields of its contract, in milliseconds, one number for what the steps take; its further fields are taken."""
+    more = {"pod_type": "", "decode_tokens_in_flight": 5, "encoder_input_size": 0}
+    answer = client.post("/predict", json=STATE | more)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body.keys() == {
+        *("ttft_ms", "tpot_ms", "predicted_at", "model_type", "objective_type", "quantile", "last_model_load"),
+    }
+    (own,) = server_latencies(slot.served.latency, slot.served.config, [ServerState(**STATE)])
+    assert body["ttft_ms"] == pytest.approx(1e3 * own.ttft_s)
+    assert body["tpot_ms"] == pytest.approx(1e3 * own.tpot_s)
+
+
+def test_bulk_keeps_the_order_and_tells_what_fails(client: TestClient) -> None:
+    """One request that no server takes has its place and its reason; the strict way refuses all."""
+    requests = [STATE, STATE | {"input_token_length": 100_000}, STATE | {"num_request_running": 0}]
+    body = client.post("/predict/bulk", json={"requests": requests}).json()
+    assert [prediction is None for prediction in body["predictions"]] == [False, True, False]
+    assert (body["total_requests"], body["successful_predictions"], body["failed_predictions"]) == (3, 2, 1)
+    (error,) = body["errors"]
+    assert error["index"] == 1
+    assert "exceeds the 512 of --max-model-len" in error["error"]
+    assert error["request"]["input_token_length"] == 100_000
+    assert body["predictions"][0]["ttft_ms"] == pytest.approx(client.post("/predict", json=STATE).json()["ttft_ms"])
+    assert client.post("/predict/bulk/strict", json={"requests": requests}).status_code == 422
+    assert client.post("/predict/bulk/strict", json={"requests": requests[::2]}).json()["successful_predictions"] == 2
+
+
+def test_step_prices_batches(client: TestClient, slot: ModelSlot) -> None:
+    """Each is `LatencyModel.step`, with its parts where they are asked for."""
+    batches = [
+        {"num_new_tokens": [1, 1], "num_computed_tokens": [30, 400]},
+        {"num_new_tokens": [100], "num_computed_tokens": [0], "num_new_requests": 1},
+    ]
+    first, second = client.post("/step", json={"batches": batches, "breakdown": True}).json()["steps"]
+    own = slot.served.latency.step(Batch((1, 1), (30, 400)))
+    assert first["seconds"] == pytest.approx(own.seconds)
+    assert first["uncertainty_s"] == pytest.approx(own.uncertainty_s)
+    assert first["breakdown_s"] == pytest.approx(dict(own.breakdown_s))
+    assert sum(second["provenance"].values()) == pytest.approx(1)
+    assert client.post("/step", json={"batches": batches}).json()["steps"][0]["breakdown_s"] is None
+    beyond = {"batches": [{"num_new_tokens": [129], "num_computed_tokens": [0]}]}
+    assert client.post("/step", json=beyond).status_code == 422
+    assert client.post("/step", json=beyond | {"extrapolate": True}).json()["steps"][0]["extrapolated"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "rule"),
+    [
+        ("/predict", b"{", 422, "body"),
+        ("/predict", b'\xff\xfe"', 400, "body"),
+        ("/predict", b"[" * 50_000, 400, "body"),
+        ("/predict", b"[]", 422, "body: input should be a valid dictionary"),
+        (
+            "/predict",
+            json.dumps(STATE | {"kv_cache_percentage": 2}).encode(),
+            422,
+            "body.kv_cache_percentage: input should be less",
+        ),
+        ("/predict", json.dumps(STATE | {"prefix_cache_score": float("nan")}).encode(), 422, "body.prefix_cache_score"),
+        ("/predict", json.dumps(STATE | {"input_token_length": 10**30}).encode(), 422, "body.input_token_length"),
+        ("/predict", json.dumps(STATE | {"input_token_length": 5000}).encode(), 422, "input_token_length: a request of 5005"),
+        ("/predict/bulk", b'{"requests": []}', 422, "body.requests: list should have at least 1 item"),
+        ("/step", b'{"batches": [{"num_new_tokens": [0], "num_computed_tokens": [0]}]}', 422, "body.batches.0.num_new_tokens.0"),
+        ("/step", b'{"batches": [{"num_new_tokens": [1], "num_computed_tokens": [0, 1]}]}', 422, "1 num_new_tokens but 2"),
+        ("/step", b'{"batches": [{"num_new_tokens": [1], "num_computed_tokens": [0], "n": 1}]}', 422, "extra inputs are not"),
+        (
+            "/step",
+            b'{"batches": [{"num_new_tokens": [1], "num_computed_tokens": [600]}]}',
+            422,
+            "601 tokens in one request where 512",
+        ),
+        ("/step", b" " * 100_001, 413, "body: larger than 100000 bytes"),
+        ("/nowhere", b"", 404, "Not Found"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(client: TestClient, path: str, body: bytes, status: int, rule: str) -> None:
+    """A 4xx whose one line names the place and the rule."""
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    detail = answer.json()["detail"]
+    assert rule in detail
+    assert "\n" not in detail
+
+
+def test_a_body_that_does_not_say_how_long_it_is_is_bounded_too(client: TestClient) -> None:
+    """What comes in pieces is counted as it comes."""
+    answer = client.post("/step", content=(b" " * 1000 for _ in range(101)), headers={"content-type": "application/json"})
+    assert (answer.status_code, "larger than 100000 bytes" in answer.json()["detail"]) == (413, True)
+
+
+def test_an_answer_that_takes_too_long_is_cut_off(slot: ModelSlot) -> None:
+    """503, and the service goes on."""
+    with TestClient(create_app(slot, ServiceLimits(seconds=1e-4))) as slow:
+        answer = slow.post("/predict/bulk", json={"requests": [STATE] * 500})
+        assert answer.status_code == 503
+        assert "took longer than 0.0001 s" in answer.json()["detail"]
+
+
+def test_an_error_of_our_own_is_told_without_its_traceback(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 in one line; the log has the rest."""
+    with TestClient(create_app(slot), raise_server_exceptions=False) as broken:
+        monkeypatch.setattr(slot, "served", None)
+        answer = broken.post("/predict", json=STATE)
+        assert (answer.status_code, answer.json()["detail"]) == (500, "an error of Dooly's own; its log has the traceback")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*STATE, "batches", "requests"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+NUMBERS = st.integers(-2, 200) | st.integers() | st.floats() | st.none()
+PREDICTIONS = st.fixed_dictionaries(dict.fromkeys(STATE, NUMBERS)) | JSON
+BATCHES = st.fixed_dictionaries(
+    {"num_new_tokens": st.lists(NUMBERS, max_size=4), "num_computed_tokens": st.lists(NUMBERS, max_size=4)},
+    optional={"num_new_requests": NUMBERS},
+)
+BODIES = st.one_of(
+    st.tuples(st.just("/predict"), PREDICTIONS),
+    st.tuples(
+        st.sampled_from(["/predict/bulk", "/predict/bulk/strict"]), st.fixed_dictionaries({"requests": st.lists(PREDICTIONS)})
+    ),
+    st.tuples(
+        st.just("/step"), st.fixed_dictionaries({"batches": st.lists(BATCHES | JSON, max_size=4), "extrapolate": st.booleans()})
+    ),
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(BODIES)
+def test_no_body_breaks_the_service(client: TestClient, asked: tuple[str, Any]) -> None:
+    """Whatever JSON comes, the answer is one of the contract or a 4xx of one line."""
+    path, body = asked
+    answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert answer.status_code in {200, 400, 422}, answer.text
+    if answer.status_code != 200:
+        assert "\n" not in answer.json()["detail"]
+
+
+def test_facts_and_metrics(client: TestClient) -> None:
+    """What is served, that it is ready, and how many requests of each path ended how."""
+    status = client.get("/status").json()
+    assert (status["model"], status["is_ready"], status["store_refused"]) == ("llama-3.1-8b", True, None)
+    assert "RTX PRO 6000" in status["device"]
+    assert (client.get("/healthz").status_code, client.get("/readyz").status_code) == (200, 200)
+    client.get("/some/../path")
+    text = client.get("/metrics").text
+    assert re.search(r'dooly_requests_total\{path="/predict",status="200"\} [1-9]', text)
+    assert re.search(r'dooly_requests_total\{path="/step",status="413"\} [1-9]', text)
+    assert 'path="other"' in text
+    assert "nowhere" not in text
+    assert re.search(r"dooly_model_loaded_timestamp_seconds 1\.\d+e\+09", text)
+    assert client.get("/openapi.json").json()["paths"].keys() >= {"/predict", "/predict/bulk", "/step", "/metrics"}
+
+
+def test_limits_make_sense() -> None:
+    """No time, no byte and a negative pause are refused."""
+    for wrong in ({"body_bytes": 0}, {"seconds": 0}, {"reload_s": -1}):
+        with pytest.raises(InvalidInputError, match="ServiceLimits"):
+            ServiceLimits(**wrong)  # type: ignore[arg-type]  # as a caller may
+
+
+@pytest.fixture
+def place(imported: Path, tmp_path: Path) -> Path:
+    """A store of its own."""
+    return shutil.copytree(imported, tmp_path / "db")
+
+
+def _faster(place: Path, store: Store) -> None:
+    """Measure a layer of products again, on a faster machine: the least busy of several measurements counts."""
+    from dooly.tracing import TracedModel
+
+    (digest,) = store.documents("traces")
+    document: Any = store.read_document("traces", digest)
+    (products,) = (op for op in TracedModel.from_json(document["traced"]).operations if op.name == "down_proj")
+    for record in store.read(products.signature, document["environment"]):
+        Store.open(place, "a").write(Record(*record.key, record.point, record.samples_ns // 4))
+
+
+def test_a_store_that_changed_is_served_once_it_rests(place: Path, model: ModelSource, small: ServingConfig) -> None:
+    """One look sees the change, a second that it is done; the model that is served is then another, whole."""
+    slot = ModelSlot(model, small, store=str(place))
+    first = slot.served
+    assert not slot.refresh()
+    _faster(place, Store.open(place))
+    assert not slot.refresh()
+    assert slot.served is first
+    assert slot.refresh()
+    assert slot.served is not first
+    batch = Batch((1,), (100,))
+    assert slot.served.latency.step(batch).seconds < 0.95 * first.latency.step(batch).seconds
+    assert slot.refusal is None
+    assert not slot.refresh()
+
+
+def test_a_store_that_cannot_be_served_leaves_what_was(
+    place: Path, model: ModelSource, small: ServingConfig, tmp_path: Path
+) -> None:
+    """Damaged or gone, the service says so and answers as before; repaired, it takes it up again."""
+    slot = ModelSlot(model, small, store=str(place))
+    first = slot.served
+    moved = place.rename(tmp_path / "elsewhere")
+    assert not slot.refresh()
+    assert slot.served is first
+    assert "holds no latency store" in (slot.refusal or "")
+    with TestClient(create_app(slot, ServiceLimits(reload_s=0))) as client:
+        assert client.post("/predict", json=STATE).status_code == 200
+        assert "holds no latency store" in client.get("/status").json()["store_refused"]
+        assert "dooly_store_refused 1.0" in client.get("/metrics").text
+    moved.rename(place)
+    assert not slot.refresh()
+    assert slot.refusal is None
+    (chunk, *_) = sorted(place.glob("records/*/*/*/samples_ns/c/0"))
+    _faster(place, Store.open(place))
+    chunk.write_bytes(b"damaged")
+    assert [slot.refresh(), slot.refresh(), slot.refresh()] == [False, False, False]
+    assert slot.served is first
+    assert slot.refusal is not None
+
+
+def test_a_store_that_is_written_while_it_is_read_is_read_again(
+    place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of a store that changed meanwhile is dropped."""
+    slot = ModelSlot(model, small, store=str(place))
+    first = slot.served
+    _faster(place, Store.open(place))
+    assert not slot.refresh()
+    load = slot._load
+
+    def written_meanwhile(fingerprint: str | None) -> Any:  # noqa: ANN401 - as it loads
+        loaded = load(fingerprint)
+        environment = Store.open(place).documents("environments")[0]
+        record = next(iter(Store.open(place).read(*next(Store.open(place).keys()))))
+        Store.open(place, "a").write(Record(record.signature, environment, {"num_tokens": 77}, record.samples_ns))
+        return loaded
+
+    monkeypatch.setattr(slot, "_load", written_meanwhile)
+    assert not slot.refresh()
+    assert slot.served is first
+
+
+def test_the_service_watches_its_store(place: Path, model: ModelSource, small: ServingConfig) -> None:
+    """In the background, while it answers."""
+    slot = ModelSlot(model, small, store=str(place))
+    with TestClient(create_app(slot, ServiceLimits(reload_s=0.05))) as client:
+        before = client.get("/status").json()["last_model_load"]
+        _faster(place, Store.open(place))
+        until = time.monotonic() + 60
+        while client.get("/status").json()["last_model_load"] == before:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_the_command_serves_and_stops_in_good_order(tmp_path: Path) -> None:
+    """`dooly serve` says where it listens, on this machine alone; SIGTERM ends it with 0 and no word."""
+    command = (sys.executable, "-m", "dooly", "serve", "llama-3.1-8b", "--hardware", "rtxpro6000", "--port", "0")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.match(r"(http://127\.0\.0\.1:\d+) serves llama-3\.1-8b on NVIDIA RTX PRO 6000", line)
+        assert found is not None
+        assert httpx.post(f"{found[1]}/predict", json=STATE).json()["ttft_ms"] > 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
