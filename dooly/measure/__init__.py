@@ -1,5 +1,6 @@
 """Measuring: from a traced model to latency records, on a reduced engine or on a plain module."""
 
+from dooly.measure._adaptive import TARGET_ERROR, ExpectedError, Knowledge, Outlook, next_point, outlook
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import PASSES
 from dooly.measure.engine import BatchRunner, measurement_batches, plan_tasks, profile
@@ -9,12 +10,18 @@ from dooly.measure.timers import CONTENDED_CORES, Call, Contention, timer_for
 __all__ = [
     "CONTENDED_CORES",
     "PASSES",
+    "TARGET_ERROR",
     "BatchRunner",
     "Call",
     "Contention",
+    "ExpectedError",
+    "Knowledge",
+    "Outlook",
     "ProfileResult",
     "measurement_batches",
     "module_copies",
+    "next_point",
+    "outlook",
     "plan_tasks",
     "profile",
     "profile_module",

@@ -1,6 +1,7 @@
 """Prediction: latency models fitted to a store's records. Loads neither torch nor an engine."""
 
 from dooly.predict._family import held_out_errors
+from dooly.predict._family_process import FamilyProcess, Parameters, Points
 from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
 from dooly.predict._fit_hardware import default_serving, listed_hardware, with_limits
@@ -15,11 +16,14 @@ from dooly.predict._step_latency import StepLatencies, StepLatency
 
 __all__ = [
     "BatchArrays",
+    "FamilyProcess",
     "Hardware",
     "Interconnect",
     "LatencyModel",
     "ModuleLatency",
     "OperationWork",
+    "Parameters",
+    "Points",
     "StepLatencies",
     "StepLatency",
     "default_serving",

@@ -1,0 +1,243 @@
+"""What profiling costs: twelve models, each alone on a fixed grid, against one store, families and adaptive sweeps.
+
+    python benchmarks/profiling_cost.py GPUDATA/aiconfigurator/h200_sxm [--orders 3] [--json FILE]
+
+Computed, not measured: samplers draw from tables of an H200, and a draw costs what measuring it would, a constant and the latency
+once for each warm-up and repetition. A fifth of each operation's points is drawn by nobody and judges everyone. Each model alone
+takes all the other points of the tables' own grid for each of its operations, once; what lies between is interpolated, as
+LLMServingSim does it, or predicted by a process of that operation alone. Dooly takes the models one after another into one store:
+an operation that it has is free, a new one starts from what its family knows, and its sweep ends by itself. The same code decides
+what `dooly profile` measures. Then come models beyond the twelve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from profiling_sweeps import Table, check_models
+from redundancy import REFERENCE
+
+from dooly.measure import TARGET_ERROR, Knowledge, next_point
+from dooly.predict import FamilyProcess, Parameters, Points
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+    from profiling_sweeps import Sweep
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+    Key = tuple[str, tuple[float, ...]]
+    Models = Mapping[str, Mapping[Key, Sweep]]
+
+WITHIN = (TARGET_ERROR, 0.1)
+"""Median and 90th percentile that each operation is wanted to have."""
+POINT_S, RUNS = 0.0174, 22
+"""What a point costs beside its runs, and how many those are: by the 2,623 CUDA-graph records of Llama 3.1 8B that Dooly made on
+an H200 (`benchmarks/groundtruth/h200`): 48.1 s in all, 19 samples each in the median, and three runs to warm up."""
+SENSITIVITY = ((0.005, 22), (0.05, 22), (0.0174, 10), (0.0174, 100))
+STARTS_S = (0.0, 15.0, 30.0, 60.0)
+"""Seconds to start an engine, once a model that has anything to measure; assumed."""
+UNSEEN = ("qwen3-32b", "qwen2.5-0.5b", "smollm2-135m")
+"""Models beyond the twelve, each after all of them."""
+
+
+@dataclass
+class Store:
+    """What a sampler has measured: the draws of each operation, and what it knows of each family."""
+
+    by_family: bool = True
+    """Whether operations of one family tell of each other."""
+    drawn: dict[Key, Ints] = field(default_factory=dict)
+    """Places that were drawn, by operation."""
+    knowledge: dict[object, Knowledge] = field(default_factory=dict)
+    """What is known, by family, or by operation."""
+
+    def add(self, key: Key, sweep: Sweep) -> float:
+        """Measure an operation until its sweep may end, where it is new, and return the seconds that it took."""
+        if key in self.drawn:
+            return 0.0
+        places, owner = sweep.drawable, key[0] if self.by_family else key
+        points = Points(sweep.coordinates[places], np.full(len(places), len(self.drawn)))
+        logs, cost_s = np.log(sweep.latency_ns / sweep.roofline_ns)[places], costs_s(sweep)[places]
+        knowledge = self.knowledge.get(owner, Knowledge.nothing(sweep.coordinates.shape[1]))
+        measured = np.zeros(len(places), dtype=bool)
+        order = []
+        while (place := next_point(knowledge, points, cost_s, measured)) is not None:
+            knowledge = knowledge.told(points.at(np.array([place])), logs[place])
+            measured[place] = True
+            order.append(place)
+        self.knowledge[owner] = knowledge
+        self.drawn[key] = places[order]
+        return float(cost_s[order].sum())
+
+    def errors(self, sweeps: Mapping[Key, Sweep]) -> list[Floats]:
+        """Return the relative errors at the points held out of each operation, all draws known."""
+        fitted = {owner: known.process.refitted() for owner, known in self.knowledge.items()}
+        numbers = {key: number for number, key in enumerate(self.drawn)}
+        found = []
+        for key, sweep in sweeps.items():
+            held = Points(sweep.coordinates[sweep.held], np.full(int(sweep.held.sum()), numbers[key]))
+            mean, _ = fitted[key[0] if self.by_family else key].predict(held)
+            found.append(np.abs(np.exp(mean) * sweep.roofline_ns[sweep.held] / sweep.latency_ns[sweep.held] - 1))
+        return found
+
+
+def costs_s(sweep: Sweep, point_s: float = POINT_S, runs: int = RUNS) -> Floats:
+    """Return the seconds that measuring each point of a sweep takes, shape (num_points,)."""
+    return np.asarray(point_s + runs * sweep.latency_ns * 1e-9)
+
+
+def interpolated(sweep: Sweep) -> Floats:
+    """Return the errors of interpolating logarithms over the whole grid but for what is held out, shape (num_held,)."""
+    from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+
+    known, logs = sweep.sizes[~sweep.held], np.log(sweep.latency_ns)
+    if known.shape[1] == 1:
+        order = np.argsort(known[:, 0])
+        found = np.interp(sweep.sizes[sweep.held, 0], known[order, 0], logs[~sweep.held][order])
+    else:
+        found = LinearNDInterpolator(known, logs[~sweep.held])(sweep.sizes[sweep.held])
+        nearest = NearestNDInterpolator(known, logs[~sweep.held])(sweep.sizes[sweep.held])
+        found = np.where(np.isnan(found), nearest, found)
+    return np.asarray(np.abs(np.exp(found - logs[sweep.held]) - 1))
+
+
+def by_itself(sweep: Sweep) -> Floats:
+    """Return the errors of a process of this operation alone over its whole grid but for what is held out, shape (num_held,)."""
+    points = Points(sweep.coordinates, np.zeros(len(sweep.held), dtype=np.int64))
+    logs, places = np.log(sweep.latency_ns / sweep.roofline_ns), sweep.drawable
+    start = Parameters.unknown(sweep.coordinates.shape[1])
+    process = FamilyProcess(start, points.at(places), logs[places]).refitted()
+    mean, _ = process.predict(points.at(np.flatnonzero(sweep.held)))
+    return np.asarray(np.abs(np.exp(mean - logs[sweep.held]) - 1))
+
+
+def spread(errors: Sequence[Floats]) -> dict[str, float]:
+    """Return median and 90th percentile over all held-out points, and the share of operations with 3 % and 10 % of their own."""
+    every = np.concatenate(errors)
+    within = [np.median(own) <= WITHIN[0] and np.quantile(own, 0.9) <= WITHIN[1] for own in errors]
+    return {"median": float(np.median(every)), "p90": float(np.quantile(every, 0.9)), "operations_within": float(np.mean(within))}
+
+
+def profile(models: Models, order: Sequence[str], *, by_family: bool) -> tuple[Store, dict[str, float]]:
+    """Take models into one store one after another; return it with the seconds of each."""
+    store = Store(by_family)
+    return store, {name: sum(store.add(key, sweep) for key, sweep in models[name].items()) for name in order}
+
+
+def drawn_s(store: Store, sweeps: Mapping[Key, Sweep], point_s: float, runs: int) -> float:
+    """Return the seconds of all draws at another cost of each; where they lie stays as it was."""
+    return sum(float(costs_s(sweeps[key], point_s, runs)[places].sum()) for key, places in store.drawn.items())
+
+
+def grid_s(sweep: Sweep, point_s: float = POINT_S, runs: int = RUNS) -> float:
+    """Return the seconds of a whole grid but for what is held out."""
+    return float(costs_s(sweep, point_s, runs)[~sweep.held].sum())
+
+
+def compare(models: Models, orders: Sequence[Sequence[str]], unseen: Models) -> dict[str, Any]:
+    """Return everything that the page tells: seconds and errors of either way, where the saving is from, and models unseen."""
+    sweeps = {key: sweep for own in models.values() for key, sweep in own.items()}
+    alone_s = sum(grid_s(sweep) for own in models.values() for sweep in own.values())
+    shared_s = sum(map(grid_s, sweeps.values()))
+    separate, separate_s = profile(models, orders[0], by_family=False)
+    runs = []
+    for order in orders:
+        store, seconds = profile(models, order, by_family=True)
+        total = sum(seconds.values())
+        print(f"order {order[0]}, ...: {total:.1f} s of {alone_s:.1f}, {1 - total / alone_s:.1%} less", flush=True)
+        runs.append(
+            {"order": list(order), "seconds": seconds, "errors": spread(store.errors(sweeps)), "saved": 1 - total / alone_s}
+        )
+        if order is orders[0]:
+            first = store
+    families = {name: [key for key in sweeps if key[0] == name] for name in sorted({key[0] for key in sweeps})}
+    return {
+        "alone_s": alone_s,
+        "models": {
+            name: {"alone_s": sum(map(grid_s, own.values())), "dooly_s": runs[0]["seconds"][name]} for name, own in models.items()
+        },
+        "split_s": {
+            "each alone": alone_s,
+            "shared": shared_s,
+            "and adaptive": sum(separate_s.values()),
+            "and by families": sum(runs[0]["seconds"].values()),
+        },
+        "errors": {
+            "interpolated": spread([interpolated(sweep) for sweep in sweeps.values()]),
+            "by itself": spread([by_itself(sweep) for sweep in sweeps.values()]),
+            "adaptive": spread(separate.errors(sweeps)),
+            "dooly": runs[0]["errors"],
+        },
+        "families": {name: _family(name, keys, sweeps, models, first) for name, keys in families.items()},
+        "orders": runs,
+        "sensitivity": list(_sensitivity(models, sweeps, first)),
+        "unseen": {name: _unseen(own, first) for name, own in unseen.items()},
+    }
+
+
+def _family(name: str, keys: Sequence[Key], sweeps: Mapping[Key, Sweep], models: Models, store: Store) -> dict[str, Any]:
+    """Return the row of one family."""
+    own = {key: sweeps[key] for key in keys}
+    return {
+        "operations": len(keys),
+        "points": sum(len(sweep.drawable) for sweep in own.values()),
+        "drawn": sum(len(store.drawn[key]) for key in keys),
+        "alone_s": sum(grid_s(sweep) for model in models.values() for key, sweep in model.items() if key[0] == name),
+        "dooly_s": drawn_s(Store(drawn={key: store.drawn[key] for key in keys}), sweeps, POINT_S, RUNS),
+        "errors": {
+            "interpolated": spread([interpolated(sweep) for sweep in own.values()]),
+            "by itself": spread([by_itself(sweep) for sweep in own.values()]),
+            "dooly": spread(store.errors(own)),
+        },
+    }
+
+
+def _sensitivity(models: Models, sweeps: Mapping[Key, Sweep], store: Store) -> Iterator[dict[str, float]]:
+    """Yield the saving at other costs of a point, and with engines that take long to start."""
+    for point_s, runs in ((POINT_S, RUNS), *SENSITIVITY):
+        alone = sum(grid_s(sweep, point_s, runs) for own in models.values() for sweep in own.values())
+        ours = drawn_s(store, sweeps, point_s, runs)
+        for start_s in STARTS_S if (point_s, runs) == (POINT_S, RUNS) else (0.0,):
+            starts = start_s * len(models)
+            saved = 1 - (ours + starts) / (alone + starts)
+            yield {"point_s": point_s, "runs": runs, "start_s": start_s, "saved": saved}
+
+
+def _unseen(own: Mapping[Key, Sweep], store: Store) -> dict[str, Any]:
+    """Return what a model after all others costs: its new operations against their fixed grid."""
+    later = Store(drawn=dict(store.drawn), knowledge=dict(store.knowledge))
+    new = {key: sweep for key, sweep in own.items() if key not in store.drawn}
+    seconds = sum(later.add(key, sweep) for key, sweep in new.items())
+    alone = sum(map(grid_s, new.values()))
+    errors = {"interpolated": spread([interpolated(s) for s in new.values()]), "dooly": spread(later.errors(new))}
+    return {"new_operations": len(new), "alone_s": alone, "dooly_s": seconds, "share": seconds / alone, "errors": errors}
+
+
+def main() -> None:
+    """Compare, print, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="aiconfigurator's tables of one system")
+    parser.add_argument("--orders", type=int, default=3, help="orders of the models to try")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    check_models([*REFERENCE, *UNSEEN])
+    table = Table(args.folder)
+    models = {name: table.of_model(name) for name in REFERENCE}
+    unseen = {name: table.of_model(name) for name in UNSEEN}
+    orders = [list(REFERENCE), *(np.random.default_rng(n).permutation(REFERENCE).tolist() for n in range(1, args.orders))]
+    found = {"schema": 1, "table": args.folder.name, "stand_ins": table.num_stand_ins, **compare(models, orders, unseen)}
+    print(json.dumps({name: found[name] for name in ("split_s", "errors", "families", "sensitivity", "unseen")}, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
