@@ -32,7 +32,8 @@ def main() -> int:
     assert best is not None
     assert best.goodput_per_gpu is not None
     print(f"{len(result.candidates)} candidates, {result.num_simulations} simulations")
-    print(f"{wall_s:.0f} s, {used_s:.0f} s of processors; {os.getloadavg()[0]:.1f} processes ran or waited to, {os.cpu_count()} cores")
+    others = f"{os.getloadavg()[0]:.1f} processes ran or waited to, {os.cpu_count()} cores"
+    print(f"{wall_s:.0f} s, {used_s:.0f} s of processors; {others}")
     print(f"best: {best.goodput_per_gpu:.2f} requests/s for each GPU; {best.candidate.hardware}: {best.candidate.command}")
     load, tried, better = read_load(WORKLOAD), 0, 0
     for found in result.candidates:

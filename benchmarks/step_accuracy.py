@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from dbstore import Store
 from dooly.batch import Batch
+from dooly.catalog import measurement_batches
 from dooly.engines import ServingConfig, find_model, start_engine
-from dooly.measure import BatchRunner, measurement_batches
+from dooly.measure import BatchRunner
 from dooly.predict import load_latency_model
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dooly.catalog._environment import (
     on_this_machine,
 )
 from dooly.catalog._given import check_sizes, check_store, given_sizes
+from dooly.catalog._grid import measurement_batches
 from dooly.catalog._kv_cache_layout import KVCacheLayout, kv_cache_layout
 from dooly.catalog._models import NO_MODEL, read_traced, write_described, write_imported, write_traced
 from dooly.catalog._operation_tables import operation_table, shipped_file, write_table
@@ -53,6 +54,7 @@ __all__ = [
     "installed_version",
     "key_of",
     "kv_cache_layout",
+    "measurement_batches",
     "medians",
     "module_environment",
     "on_this_machine",

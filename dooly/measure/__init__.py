@@ -3,7 +3,7 @@
 from dooly.measure._adaptive import TARGET_ERROR, ExpectedError, Knowledge, Outlook, next_point, outlook
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import PASSES
-from dooly.measure.engine import BatchRunner, measurement_batches, plan_tasks, profile
+from dooly.measure.engine import BatchRunner, plan_tasks, profile
 from dooly.measure.module import module_copies, profile_module
 from dooly.measure.timers import CONTENDED_CORES, Call, Contention, timer_for
 
@@ -18,7 +18,6 @@ __all__ = [
     "Knowledge",
     "Outlook",
     "ProfileResult",
-    "measurement_batches",
     "module_copies",
     "next_point",
     "outlook",

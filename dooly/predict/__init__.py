@@ -13,6 +13,7 @@ from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
 from dooly.predict._other_records import load_model_by_others
 from dooly.predict._step_latency import StepLatencies, StepLatency
+from dooly.predict._sweep import Rates, Sweep, lay_out
 
 __all__ = [
     "BatchArrays",
@@ -24,11 +25,14 @@ __all__ = [
     "OperationWork",
     "Parameters",
     "Points",
+    "Rates",
     "StepLatencies",
     "StepLatency",
+    "Sweep",
     "default_serving",
     "fit_latency_model",
     "held_out_errors",
+    "lay_out",
     "listed_hardware",
     "load_latency_model",
     "load_model_by_others",

@@ -15,6 +15,7 @@ from dooly.predict._domain import Domain
 from dooly.predict._fit_hardware import default_serving, host_times, load_hardware_model
 from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
+from dooly.predict._fit_sparse import as_fit, fit_sparse
 from dooly.predict._fitted import FittedOperation, layer_features, layer_terms, step_features, step_terms
 from dooly.predict._kept_fits import KeptFits
 from dooly.predict._latency_model import LatencyModel
@@ -25,16 +26,12 @@ from dooly.predict._regressor import Regressor, fit_regressor
 from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dbstore import JSON, Environment, Record, Store
+    from dooly.predict._fit_sparse import Records
     from dooly.predict._fitted import FittedLayer
     from dooly.predict._interconnect import Interconnect
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
-
-    Records = Callable[[TracedOperation], tuple[Record, ...]]
-    """Reads the records of an operation."""
 
 
 def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardware and its link
@@ -130,6 +127,8 @@ def fit_latency_model(
         return Domain.of(recorded_batches(records(step))[0], [recorded_batches(records(op))[0] for op in attention]).to_json()
 
     domain = Domain.from_json(kept.get("domain", (step, *attention), measured_domain))
+    inner = [op for op in traced.operations if op.stage != "engine"]
+    sparse = kept.get("sparse", inner, partial(fit_sparse, inner, records, domain))
     latencies: dict[str, OperationLatency] = {}
 
     def fitted(operation: TracedOperation) -> FittedOperation:
@@ -137,7 +136,8 @@ def fit_latency_model(
         if operation.signature not in latencies:
             alone = work.counts <= {"num_reqs"} and domain.num_reqs == 1
             fit = partial(_fit_operation, work, records, at_one_size=alone)
-            latencies[operation.signature] = _latency(kept.get("operation", (operation,), fit, alone))
+            found = sparse.get(operation.signature) or kept.get("operation", (operation,), fit, alone)
+            latencies[operation.signature] = _latency(found)
         return FittedOperation(operation, work, latencies[operation.signature])
 
     parts, serving = laid_out(traced, fitted), serving or ServingConfig()
@@ -160,22 +160,22 @@ def _fit_operation(work: OperationWork, records: Records, *, at_one_size: bool) 
     found = records(work.operation)
     if work.is_attention:
         batches, latency_ns = recorded_batches(found)
-        return {"regressor": fit_regressor(work.terms(batches), work.features(batches), latency_ns).to_json(), "points": None}
+        return as_fit(fit_regressor(work.terms(batches), work.features(batches), latency_ns))
     regressor = fit_sizes(work, found, at_one_size=at_one_size)
     is_single = len(work.operation.request_dims) == 1 and regressor.trees is not None
     # The points may be known better than what is fitted through them: a kernel may take half as long again at one size.
     goes_by_points = is_single and repeatability(found) < regressor.relative_error
     points = [column.tolist() for column in recorded_sizes(work, found)] if goes_by_points else None
-    return {"regressor": regressor.to_json(), "points": points}
+    return as_fit(regressor, points)
 
 
 def _latency(fit: JSON) -> OperationLatency:
-    """Return what `_fit_operation` found."""
+    """Return the latency that a fit in JSON stands for."""
     fitted = MeasuredOperation(Regressor.from_json(fit["regressor"]))
     if fit["points"] is None:
         return fitted
     sizes, measured_ns = (np.array(column) for column in fit["points"])
-    return MeasuredSizes(sizes, measured_ns, fitted)
+    return MeasuredSizes(sizes, measured_ns, fitted, fit["known_error"])
 
 
 def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, domain: Domain) -> FittedLayer:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dooly.catalog import medians, sizes_at
-from dooly.errors import InvalidInputError
 from dooly.predict._regressor import fit_regressor
-from dooly.tracing import evaluate_form, form_names
+from dooly.predict._sizes_behind import sizes_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    import numpy as np
     import numpy.typing as npt
 
     from dbstore import Record
@@ -21,11 +19,6 @@ if TYPE_CHECKING:
     from dooly.predict._regressor import Regressor
 
     Floats = npt.NDArray[np.float64]
-
-_LARGEST = 2.0**62
-_TOLERANCE = 1e-6
-_NUM_HALVINGS = 100
-"""Each halves the distance on a scale of ratios: enough to tell neighbouring floating-point numbers apart."""
 
 
 def fit_sizes(work: OperationWork, records: Sequence[Record], *, at_one_size: bool = False) -> Regressor:
@@ -36,58 +29,11 @@ def fit_sizes(work: OperationWork, records: Sequence[Record], *, at_one_size: bo
         records: Feasible records.
         at_one_size: Whether the one size that was measured is all that is ever asked for, and so no cause for doubt.
     """
-    points, latency_ns = medians(records)
+    return fit_points(work, *medians(records), at_one_size=at_one_size)
+
+
+def fit_points(work: OperationWork, points: Sequence[Any], latency_ns: Floats, *, at_one_size: bool = False) -> Regressor:
+    """Fit an operation to its latency at points, shape (num_points,), as `fit_sizes` does."""
     measured = sizes_at(points, work.operation.request_dims)
     terms = work.roofline_terms(sizes_behind(work.operation.request_dims, measured), len(points))
     return fit_regressor(terms, measured[:, :0] if at_one_size else measured, latency_ns)
-
-
-def sizes_behind(request_dims: Sequence[str], measured: Floats) -> dict[str, Floats]:
-    """Return sizes of the model's request dimensions at which an operation's own have measured values.
-
-    An operation may run over an expression such as `batch*seq` alone: any sizes that give its value do as well, since nothing
-    else enters the operation. What the expressions leave open is 1.
-
-    Args:
-        request_dims: The operation's request dimensions, each a name or an expression, linear in its first name
-            or growing with it.
-        measured: Their values, shape (num_points, num_dims).
-
-    Raises:
-        InvalidInputError: No sizes give an expression its values.
-    """
-    sizes: dict[str, Floats] = {}
-    # Names first: they leave less open in the expressions.
-    for dim, values in sorted(zip(request_dims, measured.T, strict=True), key=lambda pair: len(form_names(pair[0]))):
-        unknown = [name for name in form_names(dim) if name not in sizes]
-        sizes |= {name: np.ones(len(values)) for name in unknown}
-        if unknown:
-            sizes[unknown[0]] = _size_behind(dim, unknown[0], sizes, values)
-        found = np.broadcast_to(evaluate_form(dim, sizes), values.shape)
-        if not np.allclose(found, values, rtol=_TOLERANCE):
-            wrong = values[np.argmax(~np.isclose(found, values, rtol=_TOLERANCE))]
-            raise InvalidInputError(
-                f"request dimension {dim}: no size of {' and '.join(form_names(dim)) or 'the batch'} gives its measured value "
-                f"{wrong:g}; pass that size to forward as a number, and name it in request_dims"
-            )
-    return sizes
-
-
-def _size_behind(dim: str, name: str, sizes: Mapping[str, Floats], values: Floats) -> Floats:
-    """Return the size of one name that gives an expression its values: where it is linear by its slope, else by bisection."""
-
-    def at(size: float | Floats) -> Floats:
-        found: Floats = evaluate_form(dim, {**sizes, name: size * np.ones(len(values))})
-        return found
-
-    slope = at(2.0) - at(1.0)
-    if slope.all():
-        size = 1 + (values - at(1.0)) / slope
-        if np.allclose(at(size), values, rtol=_TOLERANCE):
-            return size
-    low, high = np.full(len(values), 1 / _LARGEST), np.full(len(values), _LARGEST)
-    for _ in range(_NUM_HALVINGS):
-        middle = np.sqrt(low * high)
-        reached = at(middle) >= values
-        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-    return high

@@ -60,11 +60,13 @@ class MeasuredSizes:
     """What tells how latency grows above the largest size; None for in proportion to it."""
     source: Source = "measured"
     """Where the latencies are from."""
+    known_error: float | None = None
+    """Its relative error, where some sizes were filled up; None for what leaving sizes out tells."""
 
     @property
     def relative_error(self) -> float:
         """Median relative error at measured sizes that are left out, each alone."""
-        return left_out_error(self.sizes, self.measured_ns)
+        return left_out_error(self.sizes, self.measured_ns) if self.known_error is None else self.known_error
 
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""

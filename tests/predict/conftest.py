@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from dbstore import Environment, Record, Store
-from dooly.catalog import LAYER, STEP, engine_operations, point_of
+from dooly.catalog import LAYER, STEP, engine_operations, measurement_batches, point_of
 from dooly.engines import ModelSource, ServingConfig
-from dooly.measure import measurement_batches
 from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:

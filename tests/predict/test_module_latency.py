@@ -18,7 +18,7 @@ from dbstore import Environment, Record, Store
 from dooly.catalog import MODULE, point_at, with_whole_module
 from dooly.errors import InvalidInputError, MissingOperationError, OutOfDomainError, TraceError
 from dooly.predict import ModuleLatency, load_module_latency
-from dooly.predict._fit_sizes import sizes_behind
+from dooly.predict._sizes_behind import sizes_behind
 from dooly.tracing import TracedModel, evaluate_form, trace
 
 if TYPE_CHECKING:

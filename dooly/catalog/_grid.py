@@ -10,7 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from dooly.batch import Batch
-from dooly.catalog import DECODE_GROWTH_TOKENS
+from dooly.catalog._points import DECODE_GROWTH_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

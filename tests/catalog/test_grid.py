@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dooly.batch import Batch
+from dooly.catalog import measurement_batches
 from dooly.engines import ServingConfig
-from dooly.measure import measurement_batches
 from dooly.predict import BatchArrays
 from dooly.predict._domain import Reach
 

@@ -1,0 +1,78 @@
+"""Fit the operations whose sweeps ended early, to what was measured and what their families' processes say between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dbstore import Record
+from dooly.catalog import DECODE_GROWTH_TOKENS, batch_at, measurement_batches, sizes_at
+from dooly.engines import ServingConfig
+from dooly.predict._features import BatchArrays
+from dooly.predict._filled import fill
+from dooly.predict._fit_sizes import fit_points
+from dooly.predict._operation import OperationWork
+from dooly.predict._regressor import fit_regressor
+from dooly.tracing import TracedOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dbstore import JSON
+    from dooly.batch import Batch
+    from dooly.predict._domain import Domain
+    from dooly.predict._filled import Filled
+    from dooly.predict._regressor import Regressor
+
+Records = Callable[[TracedOperation], tuple[Record, ...]]
+"""Reads the records of an operation."""
+
+
+def fit_sparse(operations: Sequence[TracedOperation], records: Records, domain: Domain) -> JSON:
+    """Return by signature the fits of those operations that have fewer points than a sweep over the domain; see `as_fit`.
+
+    Args:
+        operations: Operations of a model.
+        records: Reads their feasible records.
+        domain: Where the model is to be known.
+    """
+    filled = fill(operations, {op.signature: records(op) for op in operations}, _grid(domain))
+    return {op.signature: _fit_filled(OperationWork(op), filled[op.signature]) for op in operations if op.signature in filled}
+
+
+def as_fit(regressor: Regressor, points: list[list[float]] | None = None, known_error: float | None = None) -> dict[str, Any]:
+    """Return an operation's fit as JSON.
+
+    Args:
+        regressor: What was fitted.
+        points: Sizes and latencies in nanoseconds, where the operation goes by these and not by the regressor.
+        known_error: The relative error between them, where it is not told by leaving points out.
+    """
+    return {"regressor": regressor.to_json(), "points": points, "known_error": known_error}
+
+
+def _grid(domain: Domain) -> tuple[Batch, ...]:
+    """Return the batches that a sweep over a domain has to know."""
+    longest = max(1, domain.context - DECODE_GROWTH_TOKENS + 1)
+    limits = ServingConfig(
+        max_model_len=longest, max_num_batched_tokens=max(1, domain.num_tokens - 1), max_num_seqs=domain.num_reqs
+    )
+    return measurement_batches(limits)
+
+
+def _fit_filled(work: OperationWork, filled: Filled) -> dict[str, Any]:
+    """Fit an operation to its points with what lies between them; the error is that of measured ones."""
+    if work.is_attention:
+        batches = BatchArrays.of([batch_at(point) for point in filled.points])
+        regressor = fit_regressor(work.terms(batches), work.features(batches), filled.latency_ns)
+    else:
+        regressor = fit_points(work, filled.points, filled.latency_ns)
+    regressor = replace(regressor, relative_error=filled.relative_error, num_points=filled.num_measured)
+    if len(work.operation.request_dims) > 1 or work.is_attention:
+        return as_fit(regressor)
+    sizes = sizes_at(filled.points, work.operation.request_dims)[:, 0]
+    order = np.argsort(sizes)
+    return as_fit(regressor, [sizes[order].tolist(), filled.latency_ns[order].tolist()], filled.relative_error)
