@@ -33,23 +33,30 @@ _NUM_LOGS = 11
 """Features of mixed attention that are logarithms, of one more than the amount; two ratios come behind."""
 
 
-def price_sheet(tokens_ns: Floats, requests_ns: Floats, others: Runs, domain: Domain) -> PriceSheet | None:
-    """Return the price sheet of a model; None where an operation's latency is none that compiled loops know.
+def attention_prices(runs: Runs) -> tuple[AttentionPrice, ...] | None:
+    """Return the prices of attention; None where one of the operations is none that compiled loops know.
+
+    Args:
+        runs: The operations that neither tokens nor requests decide alone, and how often a step runs each.
+    """
+    times: dict[int, int] = {}
+    for fitted, count in runs:
+        times[id(fitted.latency)] = times.get(id(fitted.latency), 0) + count
+    distinct = {id(fitted.latency): fitted for fitted, _ in runs}
+    found = [_attention_price(fitted, times[key]) for key, fitted in distinct.items()]
+    prices = tuple(price for price in found if price is not None)
+    return prices if len(prices) == len(found) else None
+
+
+def price_sheet(tokens_ns: Floats, requests_ns: Floats, prices: tuple[AttentionPrice, ...], domain: Domain) -> PriceSheet:
+    """Return the price sheet of a model.
 
     Args:
         tokens_ns: Nanoseconds of what tokens decide, by source and tokens from 0, shape (num_sources, num_tokens + 1).
         requests_ns: The same by requests.
-        others: The operations that neither decides, and how often a step runs each.
+        prices: The attention.
         domain: The limits of steps.
     """
-    times: dict[int, int] = {}
-    for fitted, count in others:
-        times[id(fitted.latency)] = times.get(id(fitted.latency), 0) + count
-    distinct = {id(fitted.latency): fitted for fitted, _ in others}
-    found = [_attention_price(fitted, times[key]) for key, fitted in distinct.items()]
-    prices = tuple(price for price in found if price is not None)
-    if len(prices) < len(found):
-        return None
     reach = domain.reach
     beyond = (inf, inf, inf) if reach is None else (reach.decode_kv_tokens, reach.prefill_pairs, reach.num_tokens)
     limits = (domain.num_tokens, domain.num_reqs, domain.context)

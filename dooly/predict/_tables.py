@@ -8,7 +8,7 @@ import numpy as np
 
 from dooly.catalog import key_of
 from dooly.predict._features import BatchArrays
-from dooly.predict._price_sheet import price_sheet
+from dooly.predict._price_sheet import attention_prices, price_sheet
 from dooly.predict._sources import SOURCES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
     from dooly.predict._sources import Source
-    from dooly.prices import PriceSheet
+    from dooly.prices import AttentionPrice, PriceSheet
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -32,20 +32,34 @@ if TYPE_CHECKING:
     """Nanoseconds by source at each number of tokens, then of requests, from 0; and the operations that neither decides."""
 
 
+class _Made:
+    """What several domains of the same operations share."""
+
+    def __init__(self) -> None:
+        self.tables: dict[Key, Floats] = {}
+        """By operation, as far as any domain has asked."""
+        self._prices: list[tuple[AttentionPrice, ...] | None] = []
+
+    def attention_prices(self, runs: Runs) -> tuple[AttentionPrice, ...] | None:
+        """Return the prices of attention, made at the first call; runs are the same in every call."""
+        if not self._prices:
+            self._prices.append(attention_prices(runs))
+        return self._prices[0]
+
+
 class LatencyTables:
     """Prices the operations of batches within a domain; each table is made at its first use."""
 
-    def __init__(self, domain: Domain, captured_tokens: tuple[int, ...], tables: dict[Key, Floats] | None = None) -> None:
-        """Take the domain, the tokens of the steps that the engine captures in CUDA graphs, growing, and tables to add to."""
+    def __init__(self, domain: Domain, captured_tokens: tuple[int, ...], made: _Made | None = None) -> None:
+        """Take the domain, the tokens of the steps that the engine captures in CUDA graphs, growing, and what is made already."""
         self._domain = domain
         self._computed_tokens = _computed_tokens(domain.num_tokens, captured_tokens)
-        self._tables: dict[Key, Floats] = {} if tables is None else tables
-        """By operation, as far as any domain has asked."""
+        self._made = made or _Made()
         self._sums: Sums | None = None
 
     def within(self, domain: Domain, captured_tokens: tuple[int, ...]) -> LatencyTables:
         """Return tables of the same operations within another domain, which share what both ask for."""
-        return LatencyTables(domain, captured_tokens, self._tables)
+        return LatencyTables(domain, captured_tokens, self._made)
 
     def price_in(self, batches: BatchArrays) -> Price:
         """Return what prices operations in batches that the domain allows; each operation once, however many places run it."""
@@ -86,8 +100,10 @@ class LatencyTables:
     def price_sheet(self, runs: Runs) -> PriceSheet | None:
         """Return the price sheet of steps that are the sum of their operations; None where one of them is none it can hold."""
         by_tokens, by_reqs, others = self._added_up(runs)
+        if (prices := self._made.attention_prices(others)) is None:
+            return None
         tokens_ns = np.array([by_tokens[source][self._computed_tokens] for source in SOURCES])
-        return price_sheet(tokens_ns, np.array([by_reqs[source] for source in SOURCES]), others, self._domain)
+        return price_sheet(tokens_ns, np.array([by_reqs[source] for source in SOURCES]), prices, self._domain)
 
     def _added_up(self, runs: Runs) -> Sums:
         """Return what one count decides, added up over all operations; worked out at the first call."""
@@ -110,11 +126,11 @@ class LatencyTables:
         """Return what an operation takes at each value of the one count that decides, from 1."""
         key, per_token = key_of(fitted.operation), "num_tokens" in fitted.work.counts
         num_sizes = self._domain.num_tokens if per_token else self._domain.num_reqs
-        known = self._tables.get(key, np.empty(0))
+        known = self._made.tables.get(key, np.empty(0))
         if len(known) < num_sizes:
             sizes = np.arange(len(known) + 1, num_sizes + 1)
             added = fitted.latency_ns(BatchArrays.of_counts(sizes, np.ones_like(sizes) if per_token else sizes))
-            self._tables[key] = known = np.concatenate([known, added])
+            self._made.tables[key] = known = np.concatenate([known, added])
         return known[:num_sizes]
 
 

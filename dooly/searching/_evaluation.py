@@ -11,7 +11,7 @@ from dooly.engines import ServingConfig
 from dooly.errors import DoolyError
 from dooly.predict import LatencyModel, load_latency_model, with_limits
 from dooly.searching._limits import LIMITED
-from dooly.simulation import SchedulerConfig, scheduler_config
+from dooly.simulation import SchedulerConfig, load_compiled_loop, scheduler_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,4 +103,5 @@ def _load_operations(
     model: ModelSource, serving: ServingConfig, hardware: str, interconnect: Interconnect | None
 ) -> LatencyModel:
     """Return the latencies that candidates share which differ in limits only."""
+    load_compiled_loop()
     return load_latency_model(model=model, serving=serving, hardware=hardware, interconnect=interconnect)

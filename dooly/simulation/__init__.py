@@ -22,7 +22,7 @@ from dooly.simulation._router import LeastLoaded, ReplicaLoad, RoundRobin, Route
 from dooly.simulation._runs import read_run
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.simulation._serving import scheduler_config
-from dooly.simulation._simulator import simulate
+from dooly.simulation._simulator import load_compiled_loop, simulate
 from dooly.simulation._step_log import LoggedSteps, StepLog
 from dooly.simulation._vllm_router import VllmBalancing
 from dooly.simulation._workload import Request, Turn, Workload
@@ -66,6 +66,7 @@ __all__ = [
     "compare",
     "compare_runs",
     "generate_workload",
+    "load_compiled_loop",
     "noise",
     "parse_workload",
     "read_run",

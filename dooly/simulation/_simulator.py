@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 
 _MANY = 250
 """Requests from which on the compiled loop pays: loading it takes as long as it takes Python to serve these."""
+_COMPILED = "dooly.simulation._compiled_loop"
+
+
+def load_compiled_loop() -> None:
+    """Load what serves large workloads, so that small ones are served by it too: this pays where a process serves many."""
+    import_module(_COMPILED)
 
 
 def simulate(
@@ -74,8 +82,8 @@ def _serve(
     workload: Workload, latency: LatencyBackend, config: SchedulerConfig, host: HostTimes, steps: StepLog | None
 ) -> Served:
     """Serve a workload by the compiled loop where it takes it, and in Python otherwise: what comes of it is the same."""
-    many = len(workload.requests) >= _MANY
-    if many and steps is None and isinstance(latency, SheetBackend) and (sheet := latency.price_sheet()) is not None:
+    pays = len(workload.requests) >= _MANY or _COMPILED in sys.modules
+    if pays and steps is None and isinstance(latency, SheetBackend) and (sheet := latency.price_sheet()) is not None:
         served = serve_compiled(workload, latency, sheet, config, host)
         if served is not None:
             return served
