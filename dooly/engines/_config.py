@@ -45,7 +45,9 @@ class ModelSource:
         kind = rope.get("rope_type", rope.get("type"))
         if kind == "longrope":  # up to here short sequences are as good as without
             longest = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or longest
-        stretched = kind in _STRETCHING and "gemma3" not in str(config.get("model_type"))  # whose length has the factor in it
+        # Layers under a window have positions of their own: the factor is of the others, whose length the configuration says.
+        is_windowed = bool(config.get("sliding_window")) and config.get("use_sliding_window", True)
+        stretched = kind in _STRETCHING and not is_windowed
         stretch = (rope.get("factor") or 1) if stretched else 1
         return int(stretch * longest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textwrap import shorten
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError
@@ -44,8 +45,14 @@ def first_line(error: BaseException) -> str:
     elif isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError):  # alone, `'rope'` tells nothing
         text = f"{type(error).__name__}: {error}"
     else:
-        text = str(error)
+        text = str(error) or _unsaid(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     # A line that announces reasons says nothing without them.
     line = " ".join(lines) if lines[0].endswith(":") else lines[0]
     return shorten(line.partition(" Supported architectures:")[0], _WIDTH, placeholder=" ...")
+
+
+def _unsaid(error: BaseException) -> str:
+    """Return an error that says nothing by its name and the line that raised it, as of an `assert`."""
+    frames = extract_tb(error.__traceback__)
+    return ": ".join([type(error).__name__, *(frame.line for frame in frames[-1:] if frame.line)])

@@ -172,8 +172,17 @@ def test_models_are_as_long_as_vllm_takes_them_to_be() -> None:
         ),
         ({"text_config": {"max_position_embeddings": 32_768}, "seq_length": "many"}, 32_768),
         (
-            {"model_type": "gemma3_text", "max_position_embeddings": 131_072, "rope_scaling": {"type": "linear", "factor": 8}},
+            {"sliding_window": 1024, "max_position_embeddings": 131_072, "rope_scaling": {"type": "linear", "factor": 8}},
             131_072,
+        ),
+        (
+            {
+                "sliding_window": 1024,
+                "use_sliding_window": False,
+                "max_position_embeddings": 4096,
+                "rope_scaling": {"type": "linear", "factor": 8},
+            },
+            32_768,
         ),
     ],
 )

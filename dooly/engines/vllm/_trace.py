@@ -39,7 +39,7 @@ def trace_vllm_model(
         msg = f"--pipeline-rank: {pipeline_rank} is none of the pipeline's ranks 0 to {serving.pipeline_parallel_size - 1}"
         raise InvalidInputError(msg)
     target = None if hardware is None else find_target(hardware)
-    check_known(model, serving)  # what is refused is refused before anything is loaded
+    check_known(model, serving, target)  # what is refused is refused before anything is loaded
     if target is not None or needs_image_functions(model):
         return trace_elsewhere(model, serving, pipeline_rank, target)
     return trace_here(model, serving, pipeline_rank)
