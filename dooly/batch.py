@@ -27,6 +27,8 @@ class Batch:
     """Tokens whose keys and values already lie in the cache, one count a request."""
     num_new_requests: int = None  # type: ignore[assignment]  # an integer from the start
     """How many of the requests the engine sees for the first time in this step; by default those without computed tokens."""
+    num_draft_tokens: tuple[int, ...] = ()
+    """How many of the new tokens are drafts that the step verifies, one count a request; none where it is empty."""
 
     def __post_init__(self) -> None:
         if not self.num_new_tokens:
@@ -43,6 +45,14 @@ class Batch:
             )
         if self.num_new_requests is None:
             object.__setattr__(self, "num_new_requests", self.num_computed_tokens.count(0))
+        if self.num_draft_tokens and (
+            len(self.num_draft_tokens) != len(self.num_new_tokens)
+            or any(not 0 <= drafts < new for drafts, new in zip(self.num_draft_tokens, self.num_new_tokens, strict=True))
+        ):
+            raise InvalidInputError(
+                f"Batch: num_draft_tokens {self.num_draft_tokens} must be one count a request, at least 0 and below its "
+                "num_new_tokens; the token ahead of the drafts is new too"
+            )
         if not 0 <= self.num_new_requests <= len(self.num_new_tokens):
             raise InvalidInputError(f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}")
 
@@ -55,3 +65,8 @@ class Batch:
     def num_tokens(self) -> int:
         """Tokens computed in the step, over all requests."""
         return sum(self.num_new_tokens)
+
+    @property
+    def num_sampled(self) -> int:
+        """Places that a token is sampled at: the last of each request, and each draft."""
+        return len(self.num_new_tokens) + sum(self.num_draft_tokens)

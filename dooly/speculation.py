@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dooly.batch import Batch
 from dooly.errors import InvalidInputError, spell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NGRAM_METHODS = ("ngram", "ngram_gpu")
 """Methods that look drafts up in the request's own tokens: no model runs."""
 HEAD_METHODS = ("eagle", "eagle3", "mtp")
-"""Methods with a head that reads the model's hidden states, and has keys and values of its own."""
-_METHODS = (*NGRAM_METHODS, *HEAD_METHODS, "medusa")
-_SYNCHRONOUS = ("ngram", "medusa")
-"""Methods with which vLLM (0.32) does not schedule ahead."""
+"""Methods with a head of one layer that reads the model's hidden states, and has keys and values of its own."""
+_METHODS = (*NGRAM_METHODS, *HEAD_METHODS)
 _READ = ("method", "num_speculative_tokens", "synthetic_acceptance_rates", "synthetic_acceptance_length")
 _WITHOUT_EFFECT = ("model", "rejection_sample_method", "prompt_lookup_min", "prompt_lookup_max")
 """Keys of the engine's that say which drafts come, not how many nor when."""
@@ -38,7 +40,7 @@ class SpeculativeConfig:
     """
 
     method: str
-    """`ngram` or `ngram_gpu`, `medusa`, `eagle`, `eagle3` or `mtp`."""
+    """`ngram` or `ngram_gpu`, `eagle`, `eagle3` or `mtp`."""
     num_speculative_tokens: int
     """Tokens drafted for each request and step."""
     acceptance_rates: tuple[float, ...]
@@ -125,8 +127,27 @@ class SpeculativeConfig:
 
     @property
     def allows_async_scheduling(self) -> bool:
-        """Whether vLLM schedules ahead with this method."""
-        return self.method not in _SYNCHRONOUS
+        """Whether vLLM (0.32) schedules ahead with this method: not where drafts are looked up on its host."""
+        return self.method != "ngram"
+
+    def drafting(self, batch: Batch, model: float, price: Callable[[Batch], float]) -> float:
+        """Return what drafting behind a step takes, in the unit of what the model takes.
+
+        A head's first pass goes over all tokens of the step, as it needs keys and values for them; each of the others over one
+        token of each request. Looking drafts up takes the device nothing.
+
+        Args:
+            batch: The step.
+            model: What the model takes for it.
+            price: Tells what the model takes for any step.
+        """
+        if not self.draft_cost:
+            return 0.0
+        passes, num_more = model, self.num_speculative_tokens - 1
+        if num_more:
+            ends = tuple(new + computed for new, computed in zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
+            passes += num_more * price(Batch((1,) * batch.num_reqs, ends, 0))
+        return self.draft_cost * passes
 
 
 def _rates(given: dict[str, Any], number: int, acceptance_rate: str | None) -> tuple[float, ...]:

@@ -36,3 +36,16 @@ def test_an_impossible_batch_is_refused(
     with pytest.raises(InvalidInputError, match=rule) as caught:
         Batch(new, computed, num_new_requests)
     assert "\n" not in str(caught.value)
+
+
+def test_drafts_are_sampled_too() -> None:
+    """A step samples at the last place of each request and at each draft."""
+    assert Batch((4, 7, 1), (20, 0, 5), 1, (3, 0, 0)).num_sampled == 6
+    assert Batch((1, 7, 1), (20, 0, 5)).num_sampled == 3
+
+
+@pytest.mark.parametrize("drafts", [(3,), (4, 0), (-1, 0)])
+def test_impossible_drafts_are_refused(drafts: tuple[int, ...]) -> None:
+    """Each request has a count, and a token ahead of its drafts."""
+    with pytest.raises(InvalidInputError, match="num_draft_tokens"):
+        Batch((4, 7), (20, 0), 0, drafts)

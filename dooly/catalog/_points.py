@@ -47,8 +47,8 @@ class Counted(Protocol):
         """Tokens computed in a step."""
 
     @property
-    def num_reqs(self) -> Any:  # noqa: ANN401 - an integer or an array
-        """Requests in a step."""
+    def num_sampled(self) -> Any:  # noqa: ANN401 - an integer or an array
+        """Places that a token is sampled at in a step: one a request, and one a draft."""
 
 
 def key_of(operation: TracedOperation) -> Key:
@@ -129,8 +129,11 @@ def batch_at(point: Mapping[str, Any]) -> Batch:
 
 
 def batch_dims(batch: Counted) -> dict[str, Any]:
-    """Return the request dimensions that all operations of an engine share, by name, in one batch or in many."""
-    return {"num_tokens": batch.num_tokens, "num_reqs": batch.num_reqs}
+    """Return the request dimensions that all operations of an engine share, by name, in one batch or in many.
+
+    What runs over requests are logits and sampling, at one place of each, and where a step verifies drafts, at each of these too.
+    """
+    return {"num_tokens": batch.num_tokens, "num_reqs": batch.num_sampled}
 
 
 def parameter_bytes(operation: TracedOperation) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from dooly.engines import ServingConfig
+from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -87,7 +88,7 @@ WorkloadText = Annotated[
     typer.Option(
         "--workload",
         metavar="SPEC|FILE",
-        help="As poisson:rate=2,prompt=512,output=64-256, also with requests=100,seed=0,prefix=256,turns=2-5; "
+        help="As poisson:rate=2,prompt=512,output=64-256, also with requests=100, seed=0, prefix=256, turns=2-5; "
         "closed:concurrency=32,... for users who wait for their answers; gamma, constant, sharegpt, trace; or a workload file.",
     ),
 ]
@@ -115,6 +116,48 @@ RealFile = Annotated[
 HtmlFile = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", callback=writable, help="Write a page with charts that needs no network.")
 ]
+
+
+_DRAFTING = "Speculative decoding"
+SpeculativeText = Annotated[
+    str | None,
+    typer.Option(
+        "--speculative-config",
+        metavar="JSON",
+        help='Draft tokens, as vLLM takes it: {"method": "ngram", "num_speculative_tokens": 3}; ngram, ngram_gpu, eagle, eagle3, '
+        "mtp.",
+        rich_help_panel=_DRAFTING,
+    ),
+]
+AcceptanceText = Annotated[
+    str | None,
+    typer.Option(
+        "--acceptance-rate",
+        metavar="RATE,...",
+        help="How often a draft is accepted where those before it are, as 0.7; or by position, as "
+        "vllm bench prints it, 0.8,0.6,0.4.",
+        rich_help_panel=_DRAFTING,
+    ),
+]
+DraftCost = Annotated[
+    float | None,
+    typer.Option(
+        "--draft-cost",
+        metavar="FRACTION",
+        help="What a pass of the drafter takes, as a fraction of the model's step; not for ngram.",
+        rich_help_panel=_DRAFTING,
+    ),
+]
+
+
+def drafting(text: str | None, acceptance_rate: str | None, draft_cost: float | None) -> dict[str, SpeculativeConfig]:
+    """Return the engine setting that these three options make; none where no tokens are drafted."""
+    if text is not None:
+        return {"speculative_config": SpeculativeConfig.parse(text, acceptance_rate, draft_cost)}
+    for flag, value in (("--acceptance-rate", acceptance_rate), ("--draft-cost", draft_cost)):
+        if value is not None:
+            raise typer.BadParameter(f"{flag}: no tokens are drafted; give --speculative-config too")
+    return {}
 
 
 def engine_flags(
@@ -219,6 +262,6 @@ def _several(setting: str) -> inspect.Parameter:
     return inspect.Parameter(setting, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None)
 
 
-_DEFAULTS = {field.name: field.default for field in fields(ServingConfig)}
+_DEFAULTS = {field.name: field.default for field in fields(ServingConfig) if field.name != "speculative_config"}
 _ON = {name for name, default in _DEFAULTS.items() if default is True}
 """Settings whose flag turns them off."""

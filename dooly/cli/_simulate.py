@@ -22,14 +22,18 @@ from dooly.cli._fleet import (
 from dooly.cli._limits import LimitTexts, judge_limits, parse_limits
 from dooly.cli._options import (
     LIMITS,
+    AcceptanceText,
     CsvFile,
+    DraftCost,
     HardwareName,
     HtmlFile,
     InterconnectText,
     JsonFile,
     Model,
     OptionalDatabase,
+    SpeculativeText,
     WorkloadText,
+    drafting,
     engine_flags,
     writable,
 )
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
     from dooly.predict import LatencyModel, StepLatency
     from dooly.simulation import SchedulerConfig, SimulationResult
+    from dooly.speculation import SpeculativeConfig
 
 _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
@@ -74,6 +79,9 @@ def simulate(  # noqa: PLR0913 - one argument an option
     prefill_replicas: PrefillReplicas = 0,
     decode_replicas: DecodeReplicas = 0,
     kv_transfer: KVTransferText = None,
+    speculative_config: SpeculativeText = None,
+    acceptance_rate: AcceptanceText = None,
+    draft_cost: DraftCost = None,
     settings: dict[str, Any],
 ) -> None:
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
@@ -87,6 +95,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     if perfetto is not None and is_fleet:
         raise typer.BadParameter("--perfetto shows one engine; leave it out, or simulate one")
     source = find_model(model)
+    settings |= drafting(speculative_config, acceptance_rate, draft_cost)
     serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
     link = None if interconnect is None else Interconnect.parse(interconnect)
     limits_s = parse_limits(slo)
@@ -154,6 +163,8 @@ def _show_sources(
         f"{serving.max_model_len:,} tokens a request; a step is scheduled "
         f"{'while the one before runs' if latency.schedules_ahead else 'when the one before has run'}",
     )
+    if (speculative := config.speculative) is not None:
+        table.add_row("drafts", _drafts_text(speculative))
     room = "; 1 GiB for CUDA and graphs is taken for granted" if latency.hardware is not None else ""
     table.add_row("KV cache", f"{_cache_text(config)}{room}")
     if latency.environment.device_kind == "cuda":
@@ -164,6 +175,21 @@ def _show_sources(
         table.add_row("device", f"{latency.hardware.device}, kernels of {latency.hardware.engine}")
         table.add_row("source", latency.hardware.source)
     show(table)
+
+
+def _drafts_text(config: SpeculativeConfig) -> str:
+    """Say how many tokens are drafted and accepted, and what is taken for granted of them."""
+    rates = ", ".join(f"{rate:.0%}" for rate in config.acceptance_rates)
+    text = (
+        f"{config.num_speculative_tokens} by {config.method} in every step, of which the engine is told to accept {rates} by "
+        f"position, {config.acceptance_length:.2f} tokens a step"
+    )
+    if config.draft_cost is None:
+        return f"{text}; looking them up takes the device nothing, and a host that does is taken not to keep it waiting"
+    return (
+        f"{text}; a pass of the drafter is told to take {config.draft_cost:.1%} of the model's step; its cache is taken to be as "
+        "large as one layer's, its weights are not subtracted"
+    )
 
 
 def _cache_text(config: SchedulerConfig) -> str:

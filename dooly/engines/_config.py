@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dooly.errors import InvalidInputError, ModelNotFoundError, spell
+from dooly.speculation import SpeculativeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ class ServingConfig:
     """Whether a GPU's engine runs without CUDA graphs; on a CPU it has none."""
     async_scheduling: bool = True
     """Whether a GPU's engine schedules a step while another runs; on a CPU it does not."""
+    speculative_config: SpeculativeConfig | None = None
+    """How a simulated engine drafts tokens, and how many it accepts; None where it drafts none, as where Dooly measures."""
 
     def __post_init__(self) -> None:
         if self.dtype not in {"bfloat16", "float16", "float32"}:
@@ -130,6 +133,10 @@ class ServingConfig:
                     raise InvalidInputError(f"{flag}: {spell(value)} is no whole number")
                 if value < 1:
                     raise InvalidInputError(f"{flag}: {value} is not at least 1")
+        if not isinstance(self.speculative_config, SpeculativeConfig | None):
+            raise InvalidInputError(
+                f"--speculative-config: {spell(self.speculative_config)} is none; give a dooly.SpeculativeConfig"
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InvalidInputError(f"--gpu-memory-utilization: {self.gpu_memory_utilization} does not lie above 0 and up to 1")
 
@@ -141,9 +148,26 @@ class ServingConfig:
     @property
     def cudagraph_capture_sizes(self) -> tuple[int, ...]:
         """Tokens of the steps that vLLM captures in CUDA graphs, growing; smaller steps are padded to the next."""
-        ceiling = self.max_cudagraph_capture_size or min(2 * self.max_num_seqs, _LARGEST_GRAPH)
-        sizes = {1, 2, 4, *range(8, 256, 8), *range(256, ceiling + 1, 16), self.max_num_seqs, self.max_num_batched_tokens}
+        per_request = self.num_sampled_per_request
+        ceiling = self.max_cudagraph_capture_size or min(2 * self.max_num_seqs * per_request, _LARGEST_GRAPH)
+        sizes = {1, 2, 4, *range(8, 256, 8), *range(256, ceiling + 1, 16), self.max_num_batched_tokens}
+        if per_request > 1 and self.max_cudagraph_capture_size is None:
+            most = min(self.max_num_seqs, _LARGEST_GRAPH)
+            counts = {count for count in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), most) if count <= most}
+            sizes |= {count * per_request for count in counts}
+        elif per_request == 1:
+            sizes.add(self.max_num_seqs)
         return tuple(sorted(size for size in sizes if size <= min(ceiling, self.max_num_batched_tokens)))
+
+    @property
+    def num_sampled_per_request(self) -> int:
+        """Places of a request that a step samples a token at: the last, and each draft that it verifies."""
+        return 1 if self.speculative_config is None else 1 + self.speculative_config.num_speculative_tokens
+
+    @property
+    def schedules_ahead(self) -> bool:
+        """Whether a GPU's engine schedules a step while another runs: not with drafts that it must know first."""
+        return self.async_scheduling and (self.speculative_config is None or self.speculative_config.allows_async_scheduling)
 
     def require_one_rank(self) -> None:
         """Refuse a parallel layout where several ranks would have to run.

@@ -51,7 +51,7 @@ class Domain:
     num_tokens: int
     """Tokens in a step."""
     num_reqs: int
-    """Requests in a step."""
+    """Requests in a step; those that verify drafts count once more for each."""
     context: int
     """Positions that one request reads."""
     reach: Reach | None = None
@@ -83,7 +83,7 @@ class Domain:
     def outside(self, batches: BatchArrays) -> npt.NDArray[np.bool_]:
         """Tell which batches exceed the limits of steps, shape (num_batches,)."""
         longest = (batches.new + batches.computed).max(axis=1)
-        beyond = (batches.num_tokens > self.num_tokens) | (batches.num_reqs > self.num_reqs) | (longest > self.context)
+        beyond = (batches.num_tokens > self.num_tokens) | (batches.num_sampled > self.num_reqs) | (longest > self.context)
         return np.asarray(beyond)
 
     def outreach(self, batches: BatchArrays) -> npt.NDArray[np.bool_]:
@@ -102,11 +102,15 @@ class Domain:
         facts = ", ".join(f"{value} {what} where {limit} {bound}" for value, limit, what in beyond.values())
         return f"step: {facts}; {remedy} {' and '.join(beyond)}, or simulate with a smaller"
 
+    @staticmethod
+    def _counted(batches: BatchArrays) -> str:
+        return "requests" if batches.num_draft_tokens is None else "requests and drafts"
+
     def _excesses(self, batches: BatchArrays) -> dict[str, tuple[int, int, str]]:
         """Return by the engine's flag what goes beyond a limit: value, limit, what it counts."""
         asked = {
             "--max-num-batched-tokens": (int(batches.num_tokens.max()), self.num_tokens, "tokens"),
-            "--max-num-seqs": (int(batches.num_reqs.max()), self.num_reqs, "requests"),
+            "--max-num-seqs": (int(batches.num_sampled.max()), self.num_reqs, self._counted(batches)),
             "--max-model-len": (int((batches.new + batches.computed).max()), self.context, "tokens in one request"),
         }
         return {flag: found for flag, found in asked.items() if found[0] > found[1]}

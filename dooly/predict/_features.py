@@ -40,13 +40,28 @@ class BatchArrays:
     """Tokens in the KV cache of each request, shape (num_batches, num_reqs)."""
     num_new_requests: Ints
     """Requests that the engine sees for the first time, shape (num_batches,)."""
-    _work: dict[int | None, AttentionWork] = field(default_factory=dict, repr=False, compare=False)
+    num_draft_tokens: Ints | None = None
+    """Tokens to compute of each request that are drafts to verify, shape (num_batches, num_reqs); None where there are none."""
+    _work: dict[tuple[int | None, bool], AttentionWork] = field(default_factory=dict, repr=False, compare=False)
 
-    def attention(self, window: int | None) -> AttentionWork:
-        """Return the attention work of the batches under a sliding window, or without one; computed once."""
-        if window not in self._work:
-            self._work[window] = AttentionWork.of(self, window)
-        return self._work[window]
+    def attention(self, window: int | None, *, verifies_as_decodes: bool = False) -> AttentionWork:
+        """Return the attention work of the batches under a sliding window, or without one; computed once.
+
+        Args:
+            window: Positions that a query sees at most; None for all before it.
+            verifies_as_decodes: Whether a request with drafts counts as one decode, as where its queries read its keys once
+                together, and not as a prompt's chunk.
+        """
+        key = (window, verifies_as_decodes and self.num_draft_tokens is not None)
+        if key not in self._work:
+            self._work[key] = AttentionWork.of(self._with_verifies_as_decodes() if key[1] else self, window)
+        return self._work[key]
+
+    def _with_verifies_as_decodes(self) -> BatchArrays:
+        """Return the batches with one query, at the last place, of each request that verifies drafts."""
+        drafts = self.num_draft_tokens
+        assert drafts is not None
+        return BatchArrays(np.where(drafts > 0, self.new - drafts, self.new), self.computed + drafts, self.num_new_requests)
 
     @classmethod
     def checked(
@@ -86,7 +101,12 @@ class BatchArrays:
         for row, batch in enumerate(batches):
             new[row, : batch.num_reqs] = batch.num_new_tokens
             computed[row, : batch.num_reqs] = batch.num_computed_tokens
-        return cls(new, computed, np.array([b.num_new_requests for b in batches], dtype=np.int64))
+        drafts = None
+        if any(batch.num_draft_tokens for batch in batches):
+            drafts = np.zeros_like(new)
+            for row, batch in enumerate(batches):
+                drafts[row, : len(batch.num_draft_tokens)] = batch.num_draft_tokens
+        return cls(new, computed, np.array([b.num_new_requests for b in batches], dtype=np.int64), drafts)
 
     @classmethod
     def decode_run(cls, num_computed_tokens: Ints, num_steps: int) -> BatchArrays:
@@ -113,6 +133,11 @@ class BatchArrays:
     def num_reqs(self) -> Ints:
         """Requests in each step, shape (num_batches,)."""
         return np.asarray((self.new > 0).sum(axis=1))
+
+    @cached_property
+    def num_sampled(self) -> Ints:
+        """Places that a token is sampled at in each step, as `Batch` has it, shape (num_batches,)."""
+        return self.num_reqs if self.num_draft_tokens is None else self.num_reqs + self.num_draft_tokens.sum(axis=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ def fit_latency_model(
         return FittedOperation(operation, work, latencies[operation.signature])
 
     parts, serving = laid_out(traced, fitted), serving or ServingConfig()
-    ahead = environment.device_kind == "cuda" and serving.async_scheduling
+    ahead = environment.device_kind == "cuda" and serving.schedules_ahead
     if in_graphs:
         captured, host = serving.cudagraph_capture_sizes, host_times(environment.device, traced, serving)
         environment = replace(environment, execution_mode=CUDA_GRAPHS)

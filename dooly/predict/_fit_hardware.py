@@ -109,13 +109,19 @@ def with_limits(latency: LatencyModel, serving: ServingConfig) -> LatencyModel:
         serving: The engine's settings. Its limits on steps, graphs and memory, and whether it schedules ahead, may differ.
     """
     assert latency.hardware is not None
-    limits = (serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
     return latency.within(
-        Domain(*limits, latency.hardware.reach, is_measured=False),
+        _domain(latency.hardware, serving),
         _host(latency.hardware.host, latency.traced, serving),
         captured_tokens=serving.cudagraph_capture_sizes,
-        schedules_ahead=serving.async_scheduling,
+        schedules_ahead=serving.schedules_ahead,
     )
+
+
+def _domain(hardware: Hardware, serving: ServingConfig) -> Domain:
+    """Return what the engine's limits allow on a device: all requests may verify all their drafts at once."""
+    num_sampled = serving.max_num_seqs * serving.num_sampled_per_request
+    limits = (serving.max_num_batched_tokens, num_sampled, serving.max_model_len)
+    return Domain(*limits, hardware.reach, is_measured=False)
 
 
 def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
@@ -161,17 +167,15 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
 
     kinds = {kind for operation in traced.operations if (kind := kind_of(operation)) is not None}
     used = {name for kind in kinds for name in families_of(kind)}
-    limits = (serving.max_num_batched_tokens, serving.max_num_seqs, serving.max_model_len)
-    domain = Domain(*limits, device.hardware.reach, is_measured=False)
     return LatencyModel(
         traced,
         _environment(device.hardware, traced, serving),
         laid_out(traced, fitted),
-        domain,
+        _domain(device.hardware, serving),
         device.hardware,
         _host(device.hardware.host, traced, serving),
         captured_tokens=serving.cudagraph_capture_sizes,
-        schedules_ahead=serving.async_scheduling,
+        schedules_ahead=serving.schedules_ahead,
         notes=tuple(note for name, note in device.hardware.notes.items() if name in used),
     )
 

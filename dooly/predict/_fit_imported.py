@@ -45,7 +45,7 @@ def load_imported_model(
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
     in_graphs = replace(environment, execution_mode=CUDA_GRAPHS)
-    host, ahead = host_times(environment.device, traced, serving), serving.async_scheduling
+    host, ahead = host_times(environment.device, traced, serving), serving.schedules_ahead
     parts, captured = laid_out(traced, fitted), serving.cudagraph_capture_sizes
     domain = device.domain(traced)
     return LatencyModel(traced, in_graphs, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)

@@ -63,7 +63,7 @@ class LatencyTables:
 
     def price_in(self, batches: BatchArrays) -> Price:
         """Return what prices operations in batches that the domain allows; each operation once, however many places run it."""
-        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_reqs
+        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_sampled
         known: dict[Key, Floats] = {}
 
         def price(fitted: FittedOperation) -> Floats:
@@ -90,7 +90,7 @@ class LatencyTables:
             runs: The operations and how often a step runs each, the same in every call.
         """
         by_tokens, by_reqs, others = self._added_up(runs)
-        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_reqs
+        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_sampled
         sums = {source: by_tokens[source][num_tokens] + by_reqs[source][num_reqs] for source in SOURCES}
         price = self.price_in(batches)
         for fitted, count in others:

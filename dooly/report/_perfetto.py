@@ -44,7 +44,8 @@ def write_perfetto(result: SimulationResult, steps: StepLog, path: Path) -> None
 def _step_events(run: LoggedSteps) -> Iterator[dict[str, Any]]:
     num_tokens, num_reqs = int(run.num_new_tokens.sum()), len(run.num_new_tokens)
     context = int(run.num_computed_tokens.sum())
-    name = "decode" if num_tokens == num_reqs else "prefill" if not (run.num_new_tokens == 1).any() else "mixed"
+    own_tokens = run.num_new_tokens if run.num_draft_tokens is None else run.num_new_tokens - run.num_draft_tokens
+    name = "decode" if (own_tokens == 1).all() else "prefill" if not (own_tokens == 1).any() else "mixed"
     for step, (start_ns, end_ns) in enumerate(zip(run.starts_ns.tolist(), run.ends_ns.tolist(), strict=True)):
         counts = {"tokens": num_tokens, "requests": num_reqs}
         place = {"pid": _ENGINE, "tid": 1, "ts": start_ns / 1e3}

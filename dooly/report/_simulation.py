@@ -54,7 +54,7 @@ def write_simulation(  # noqa: PLR0913 - what a run came to, and what it ran on
         over_time.append(chart(draw_kv_cache(steps, config.num_kv_blocks, config.block_size), "kv-cache", height=320))
     sections = [*_latencies(runs, limits_s or {}), "<h2>Over time</h2>", _side_by_side(over_time), *_engines(replicas)]
     if steps is not None and latency is not None and steps.runs:
-        figure = draw_step_shares(step_shares(steps, latency))
+        figure = draw_step_shares(step_shares(steps, latency, None if config is None else config.speculative))
         sections += [
             "<h2>Where the time goes</h2>",
             f'<p class="note">{_SHARES_NOTE}</p>',

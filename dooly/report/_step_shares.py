@@ -11,25 +11,36 @@ if TYPE_CHECKING:
 
     from plotly.graph_objects import Figure
 
+    from dooly.batch import Batch
     from dooly.predict import LatencyModel
     from dooly.simulation import StepLog
+    from dooly.speculation import SpeculativeConfig
 
 _SAMPLES = 200
 """Steps that are looked into."""
 _SHOWN = 18
 """Operations that have a bar of their own."""
 _OTHERS = "others"
+_DRAFTER = "drafter"
+"""What its passes are called among the operations; their cost is as it was given."""
 SOURCE_COLORS = {"measured": "#10b981", "family": "#3b82f6", "estimated": "#f97316"}
 """Colours of where latencies are from."""
 
 
-def step_shares(steps: StepLog, latency: LatencyModel) -> Mapping[tuple[str, str], float]:
+def step_shares(
+    steps: StepLog, latency: LatencyModel, speculative: SpeculativeConfig | None = None
+) -> Mapping[tuple[str, str], float]:
     """Return the share of all steps' device time by operation and source: of steps spread evenly over that time.
 
     Args:
         steps: The steps of a simulation, at least one.
         latency: What priced them.
+        speculative: How tokens are drafted behind each.
     """
+
+    def price_s(batch: Batch) -> float:
+        return latency.step(batch, extrapolate=True).seconds
+
     ends = np.cumsum([int((run.ends_ns - run.starts_ns).sum()) for run in steps.runs])
     sums: dict[tuple[str, str], float] = {}
     for moment in (np.arange(_SAMPLES) + 0.5) / _SAMPLES * ends[-1]:
@@ -37,9 +48,12 @@ def step_shares(steps: StepLog, latency: LatencyModel) -> Mapping[tuple[str, str
         run = steps.runs[place]
         within = moment - (ends[place - 1] if place else 0)
         took = np.cumsum(run.ends_ns - run.starts_ns)
-        found = latency.step(run.batch(min(int(np.searchsorted(took, within, side="right")), len(took) - 1)), extrapolate=True)
-        for key, seconds in found.by_source_s.items():
-            sums[key] = sums.get(key, 0.0) + seconds / found.seconds / _SAMPLES
+        batch = run.batch(min(int(np.searchsorted(took, within, side="right")), len(took) - 1))
+        found = latency.step(batch, extrapolate=True)
+        drafting_s = 0.0 if speculative is None else speculative.drafting(batch, found.seconds, price_s)
+        parts = dict(found.by_source_s) | ({(_DRAFTER, "estimated"): drafting_s} if drafting_s else {})
+        for key, seconds in parts.items():
+            sums[key] = sums.get(key, 0.0) + seconds / (found.seconds + drafting_s) / _SAMPLES
     return sums
 
 

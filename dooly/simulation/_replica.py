@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dooly.simulation._drafted_latency import DraftedLatency
 from dooly.simulation._make_scheduler import make_scheduler
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class EngineReplica:
         self.num_steps = 0
         self.host_wait_ns = 0
         """How long the device has waited for the host to launch a step that it could have run."""
-        self._latency = latency
+        self._latency = latency if config.speculative is None else DraftedLatency(latency, config.speculative)
+        self._decode_length = 1 if config.speculative is None else 1 + config.speculative.num_speculative_tokens
         self._host = host
         self._timeline = timeline
         self._log = log
@@ -207,7 +209,9 @@ class EngineReplica:
     def _launch(self, step: ScheduledStep, horizon_ns: int | None) -> None:
         """Put a step under way, or as many repetitions of it as no arrival disturbs."""
         num_tokens = int(step.num_new_tokens.sum())
-        launch_ns = self._host.launch_ns(num_tokens, only_decodes=num_tokens == len(step.requests))
+        # One graph holds a whole step where every request computes as much as a decode with all its drafts.
+        only_decodes = bool((step.num_new_tokens == self._decode_length).all())
+        launch_ns = self._host.launch_ns(num_tokens, only_decodes=only_decodes)
         if self._depth > 1:
             self._launch_ahead(step, launch_ns, horizon_ns)
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dooly.errors import InvalidInputError
 from dooly.kv_cache_groups import AttentionKind
 from dooly.simulation._scheduler_config import SchedulerConfig
+from dooly.speculation import HEAD_METHODS
 
 if TYPE_CHECKING:
     from dooly.engines import ServingConfig
@@ -47,7 +48,7 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
                 "both the same settings"
             )
     layout = latency.kv_cache_layout(serving)
-    num_kv_blocks, block_size = latency.num_kv_blocks(serving), layout.block_size
+    num_kv_blocks, block_size = _num_kv_blocks(serving, latency), layout.block_size
     if num_kv_blocks < _MIN_BLOCKS:
         given = "--kv-cache-memory-bytes" if serving.num_gpu_blocks_override is None else "--num-gpu-blocks-override"
         raise InvalidInputError(
@@ -69,7 +70,17 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         enable_prefix_caching=serving.enable_prefix_caching and _is_cached_by_default(layout.groups),
         kv_cache_groups=layout.groups,
         async_scheduling=latency.schedules_ahead,
+        speculative=serving.speculative_config,
     )
+
+
+def _num_kv_blocks(serving: ServingConfig, latency: LatencyModel) -> int:
+    """Return the blocks of the KV cache: fewer where a drafter's head caches as much as one layer more."""
+    num_blocks, speculative = latency.num_kv_blocks(serving), serving.speculative_config
+    if speculative is None or speculative.method not in HEAD_METHODS or serving.num_gpu_blocks_override is not None:
+        return num_blocks
+    num_layers = sum(op.count for op in latency.traced.operations if op.depends_on_context)
+    return num_blocks * num_layers // (num_layers + 1)
 
 
 def _most_blocks(group: KVCacheGroup, serving: ServingConfig, block_size: int) -> int:

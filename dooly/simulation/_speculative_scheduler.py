@@ -8,6 +8,7 @@ A request that decodes computes one token more than what is known and under way,
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -88,6 +89,14 @@ class SpeculativeScheduler(Scheduler):
         """Return a step: nobody knows what the next is before this one has run."""
         return ScheduledStep(requests, granted, self._num_computed_tokens[requests], [], 1)
 
+    def schedule(self) -> ScheduledStep:
+        """Decide the next step as `Scheduler` does, and say which of its tokens are drafts."""
+        step = super().schedule()
+        # Where a step computes more than is known of a request that did not decode yet, it is filled up.
+        beyond = np.maximum(step.num_computed_tokens + step.num_new_tokens - self._num_tokens[step.requests], 0)
+        drafts = np.where(self._decodes[step.requests], step.num_new_tokens - 1, beyond)
+        return replace(step, num_draft_tokens=drafts)
+
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
         """Launch a scheduled step; what it brings about is known when it has run.
 
@@ -95,12 +104,12 @@ class SpeculativeScheduler(Scheduler):
             step: What `schedule` returned last.
             num_steps: 1.
         """
-        requests, new = step.requests, step.num_new_tokens
-        computed, known = step.num_computed_tokens + new, self._num_tokens[requests]
+        requests = step.requests
+        computed, known = step.num_computed_tokens + step.num_new_tokens, self._num_tokens[requests]
         decoded = self._decodes[requests]
         generates = decoded | (computed >= known)
-        # Where a step computes more than is known of a request that did not decode yet, it was filled up.
-        num_drafts = np.where(decoded, new - 1, np.maximum(computed - known, 0))[generates]
+        assert step.num_draft_tokens is not None
+        num_drafts = step.num_draft_tokens[generates]
         generating = requests[generates]
         preempted = self._num_preempted[generating]
         self._flights.append(_Flight(generating, num_drafts, np.where(decoded[generates], num_drafts, 0), preempted))

@@ -33,12 +33,14 @@ class LoggedSteps:
     """Tokens that each had computed before the first, shape (num_reqs,)."""
     num_new_requests: int
     """How many of the requests no earlier step held."""
+    num_draft_tokens: Ints | None = None
+    """New tokens of each that are drafts to verify; None where none are drafted."""
 
     def batch(self, step: int) -> Batch:
         """Return what one of the steps computes."""
-        return Batch(
-            tuple(self.num_new_tokens.tolist()), tuple((self.num_computed_tokens + step).tolist()), self.num_new_requests
-        )
+        drafts = () if self.num_draft_tokens is None else tuple(self.num_draft_tokens.tolist())
+        computed = tuple((self.num_computed_tokens + step).tolist())
+        return Batch(tuple(self.num_new_tokens.tolist()), computed, self.num_new_requests, drafts)
 
     def num_kv_blocks(self, step: int, block_size: int) -> int:
         """Return how many KV blocks the requests of one of the steps fill at its end; each counts those it shares with others."""
@@ -62,5 +64,5 @@ class StepLog:
 
     def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, step: ScheduledStep) -> None:
         """Note a step, or repetitions of it, that the device runs one after another."""
-        batch = (step.num_new_tokens, step.num_computed_tokens, len(step.first_scheduled))
+        batch = (step.num_new_tokens, step.num_computed_tokens, len(step.first_scheduled), step.num_draft_tokens)
         self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), *batch))

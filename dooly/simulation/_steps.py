@@ -26,10 +26,14 @@ class ScheduledStep:
     """Positions of the requests that no earlier step held."""
     max_num_steps: int
     """How many steps in a row decode exactly these requests, this one included, unless a request arrives; 1 for other steps."""
+    num_draft_tokens: npt.NDArray[np.int64] | None = None
+    """New tokens that are drafts to verify, shape (num_reqs,); None where none are drafted."""
 
     def to_batch(self) -> Batch:
         """Return the step as the predictors' batch."""
-        return Batch(tuple(self.num_new_tokens.tolist()), tuple(self.num_computed_tokens.tolist()), len(self.first_scheduled))
+        drafts = () if self.num_draft_tokens is None else tuple(self.num_draft_tokens.tolist())
+        counts = (tuple(self.num_new_tokens.tolist()), tuple(self.num_computed_tokens.tolist()), len(self.first_scheduled))
+        return Batch(*counts, drafts)
 
 
 class Progress(NamedTuple):

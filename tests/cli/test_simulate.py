@@ -95,3 +95,42 @@ def test_limits_are_judged_where_there_is_no_page(tmp_path: Path, dooly: Callabl
     code, _, err = dooly(*arguments, "--slo", "ttft-p90=500")
     assert (code, err.count("\n")) == (2, 1)
     assert "'500' is no time with its unit; write 500ms or 0.5s" in err
+
+
+DRAFTS = ("simulate", "llama-3.1-8b", "--hardware", "h200", "--workload", "poisson:rate=20,requests=6,prompt=64,output=20")
+NGRAM = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3}')
+EAGLE = ("--speculative-config", '{"method": "eagle3", "num_speculative_tokens": 3}')
+
+
+def test_drafts_are_simulated_and_said(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """The table says what is drafted and taken for granted; the page has the drafter's share; the JSON has the settings."""
+    files = [tmp_path / name for name in ("f.json", "f.html", "f.perfetto")]
+    outputs = ("--json", files[0], "--html", files[1], "--perfetto", files[2])
+    code, out, _ = dooly(*DRAFTS, *EAGLE, "--acceptance-rate", "0.8,0.6,0.4", "--draft-cost", "0.06", *outputs)
+    assert code == 0
+    assert "2.80 tokens a step" in " ".join(out.split())
+    found = json.loads(files[0].read_text())
+    assert found["serving"]["speculative_config"]["acceptance_rates"] == [0.8, 0.6, 0.4]
+    plain = tmp_path / "plain.json"
+    assert dooly(*DRAFTS, "--json", plain)[0] == 0
+    assert found["tpot_s"]["mean"] < json.loads(plain.read_text())["tpot_s"]["mean"]
+    assert "drafter" in files[1].read_text()
+    assert '"decode"' in files[2].read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((*EAGLE, "--acceptance-rate", "0.7"), "--draft-cost: eagle3 drafts by a model of its own"),
+        (NGRAM, "--acceptance-rate: say once"),
+        (("--acceptance-rate", "0.7"), "no tokens are drafted"),
+        (("--draft-cost", "0.1"), "no tokens are drafted"),
+    ],
+)
+def test_drafts_are_never_free_in_silence(
+    options: tuple[str, ...], message: str, dooly: Callable[..., tuple[int, str, str]]
+) -> None:
+    """What would be guessed is refused, in one line."""
+    code, _, err = dooly(*DRAFTS, *options)
+    assert code == 2
+    assert message in " ".join(err.split())

@@ -8,6 +8,7 @@ import pytest
 
 from dooly.engines import ModelSource, ServingConfig, find_model, listed_models
 from dooly.errors import DoolyError, InvalidInputError, ModelNotFoundError
+from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +120,8 @@ def test_a_configuration_is_read_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 8, 50, 64, 100, 128, 200, 256, 300, 1024])
 @pytest.mark.parametrize("max_num_batched_tokens", [50, 100, 250, 300, 2048, 8192])
-def test_steps_are_captured_at_vllms_own_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> None:
+@pytest.mark.parametrize("num_drafts", [0, 1, 3, 7])
+def test_steps_are_captured_at_vllms_own_sizes(max_num_seqs: int, max_num_batched_tokens: int, num_drafts: int) -> None:
     """The engine's own configuration names the same sizes, for a GPU that captures."""
     pytest.importorskip("vllm")
     from vllm.config import CUDAGraphMode, VllmConfig
@@ -134,11 +136,13 @@ def test_steps_are_captured_at_vllms_own_sizes(max_num_seqs: int, max_num_batche
         model_config=SimpleNamespace(enforce_eager=False),
         compilation_config=compilation,
         scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
-        uniform_decode_query_len=1,
+        uniform_decode_query_len=1 + num_drafts,
+        speculative_config=None,
         performance_mode="balanced",
     )
     VllmConfig._set_cudagraph_sizes(config)  # type: ignore[arg-type] # what it reads of itself
-    serving = ServingConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
+    drafted = SpeculativeConfig("ngram", num_drafts, (0.5,) * num_drafts) if num_drafts else None
+    serving = ServingConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, speculative_config=drafted)
     assert list(serving.cudagraph_capture_sizes) == compilation.cudagraph_capture_sizes
 
 

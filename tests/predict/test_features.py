@@ -102,3 +102,14 @@ def test_batches_beside_each_other_do_not_mix(many: list[list[tuple[int, int]]])
 def test_no_window_reads_everything(window: int | None) -> None:
     """None, 0 and -1, as engines write it, mean full attention."""
     assert _work(Batch((1,), (99,)), window)["decode_kv_tokens"] == 100
+
+
+def test_drafts_are_a_chunk_or_read_keys_once() -> None:
+    """Four queries behind 9 positions: a chunk of a prompt, or one decode over 13 positions; a prompt beside them stays one."""
+    batches = BatchArrays.of([Batch((4, 3), (9, 2), 0, (3, 0)), Batch((1,), (7,))])
+    chunk, decode = batches.attention(None), batches.attention(None, verifies_as_decodes=True)
+    assert [float(n) for n in (chunk.num_prefills[0], chunk.num_decodes[0], chunk.prefill_pairs[0])] == [2, 0, 46 + 12]
+    assert [float(n) for n in (decode.num_prefills[0], decode.num_decodes[0], decode.decode_kv_tokens[0])] == [1, 1, 13]
+    assert float(decode.prefill_pairs[0]) == 12
+    assert chunk.decode_kv_tokens[1] == decode.decode_kv_tokens[1] == 8
+    assert batches.num_sampled.tolist() == [5, 1]

@@ -29,6 +29,7 @@ from dooly.predict import (
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._fit_hardware import assemble, device_folder
 from dooly.predict._memory import peak_activation_bytes, weight_bytes
+from dooly.speculation import SpeculativeConfig
 from dooly.tracing import TracedModel
 
 SERVING = ServingConfig(max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256, tensor_parallel_size=4)
@@ -357,3 +358,32 @@ def test_other_limits_share_what_is_fitted() -> None:
         assert shared.num_kv_blocks(serving) == alone.num_kv_blocks(serving)
         with pytest.raises(OutOfDomainError):
             shared.step_ns(Batch((most + 1,), (0,), 1))
+
+
+DRAFTED = SpeculativeConfig("ngram", 3, (0.8, 0.6, 0.4))
+
+
+def test_a_verified_draft_costs_its_products_and_logits() -> None:
+    """On a GPU whose attention reads keys once, drafts add rows to products and logits, and nothing to attention."""
+    model = find_model("llama-3.1-8b")
+    serving = default_serving(model, "h200", speculative_config=DRAFTED)
+    latency = load_latency_model(model=model, serving=serving, hardware="h200")
+    verified = latency.step(Batch((4,) * 16, (997,) * 16, 0, (3,) * 16))
+    decoded = latency.step(Batch((1,) * 16, (1000,) * 16, 0))
+    wide = latency.step(Batch((1,) * 64, (1000,) * 64, 0))
+    (attention,) = (name for name in decoded.breakdown_s if name.endswith(".attn"))
+    assert verified.breakdown_s[attention] == decoded.breakdown_s[attention]
+    others = {name: seconds for name, seconds in verified.breakdown_s.items() if name != attention}
+    assert others == pytest.approx({name: wide.breakdown_s[name] for name in others})
+    assert decoded.seconds < verified.seconds < wide.seconds
+
+
+def test_drafts_are_within_what_the_engine_allows() -> None:
+    """All requests may verify all their drafts at once, and not one more."""
+    model = find_model("llama-3.1-8b")
+    serving = default_serving(model, "h200", speculative_config=DRAFTED, max_num_seqs=8)
+    latency = load_latency_model(model=model, serving=serving, hardware="h200")
+    assert latency.step_ns(Batch((4,) * 8, (100,) * 8, 0, (3,) * 8)) > 0
+    assert not latency.schedules_ahead
+    with pytest.raises(OutOfDomainError, match="36 requests and drafts where 32 are allowed"):
+        latency.step_ns(Batch((4,) * 9, (100,) * 9, 0, (3,) * 9))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dooly.batch import Batch
+from dooly.engines import find_model
 from dooly.errors import InvalidInputError, WorkloadError
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
-from dooly.latency import LatencyBackend
-from dooly.simulation import Request, SchedulerConfig, StepLog, Workload, simulate
+from dooly.latency import HostTimes, LatencyBackend
+from dooly.predict import default_serving, load_latency_model
+from dooly.simulation import Request, SchedulerConfig, StepLog, Workload, scheduler_config, simulate
 from dooly.simulation._acceptance import Acceptance
+from dooly.simulation._drafted_latency import DraftedLatency
 from dooly.speculation import SpeculativeConfig
-
-if TYPE_CHECKING:
-    from dooly.batch import Batch
 
 NS = 1e9
 
@@ -141,3 +142,42 @@ def test_settings_that_the_engine_does_not_take_are_refused(settings: dict[str, 
     """Each is named with what to do."""
     with pytest.raises(InvalidInputError, match=message):
         replace(configured((0.5, 0.5, 0.5)), **settings)
+
+
+def test_a_drafter_takes_its_passes_beside_the_model() -> None:
+    """Three passes of a tenth: one over the step's tokens, two over a token of each request."""
+    seen: list[Batch] = []
+
+    class ByTokens(LatencyBackend):
+        def step_ns(self, batch: Batch) -> int:
+            seen.append(batch)
+            return 1000 * batch.num_tokens
+
+    config = SpeculativeConfig("eagle3", 3, (0.5,) * 3, draft_cost=0.1)
+    latency = DraftedLatency(ByTokens(), config)
+    assert latency.step_ns(Batch((4, 20), (9, 0), 1, (3, 0))) == 24_000 + 2400 + 2 * 200
+    assert (seen[1].num_new_tokens, seen[1].num_computed_tokens) == ((1, 1), (13, 20))
+    assert DraftedLatency(ByTokens(), SpeculativeConfig("ngram", 3, (0.5,) * 3)).step_ns(Batch((4,), (9,), 0, (3,))) == 4000
+
+
+def test_a_step_of_decodes_with_all_drafts_is_launched_as_one_graph() -> None:
+    """A host that captured such steps launches them whole; one that is cut short, or has a prompt, in pieces."""
+    host = HostTimes(whole_ns=20, pieces_ns=50, plain_ns=90)
+    workload = Workload((Request(0, 0, 20, 4),), "by hand")
+    log = StepLog()
+    simulate(workload, Constant(), configured((0.0, 0.0), max_model_len=24), host, steps=log)
+    assert np.diff([0, *(run.ends_ns[0] for run in log.runs)]).tolist() == [50, 20, 50, 50]
+
+
+def test_a_head_caches_as_much_as_a_layer() -> None:
+    """The cache has room for fewer blocks beside it, where the number is not given."""
+    model = find_model("llama-3.1-8b")
+
+    def num_blocks(**settings: Any) -> int:  # noqa: ANN401 - the engine's
+        serving = default_serving(model, "h200", **settings)
+        return scheduler_config(serving, load_latency_model(model=model, serving=serving, hardware="h200")).num_kv_blocks
+
+    head = SpeculativeConfig("mtp", 1, (0.8,), draft_cost=0.05)
+    assert num_blocks(speculative_config=head) == num_blocks() * 32 // 33
+    assert num_blocks(speculative_config=SpeculativeConfig("ngram", 1, (0.8,))) == num_blocks()
+    assert num_blocks(speculative_config=head, num_gpu_blocks_override=5000) == 5000

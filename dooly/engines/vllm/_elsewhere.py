@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: i
         DoolyError: What it raises there.
         EngineError: The other process ended without an answer.
     """
-    asked = {"name": model.name, "folder": str(model.folder), "serving": asdict(serving), "rank": pipeline_rank}
+    without_drafts = replace(serving, speculative_config=None)  # a model is traced without its drafter
+    asked = {"name": model.name, "folder": str(model.folder), "serving": asdict(without_drafts), "rank": pipeline_rank}
     asked |= {"target": target and target.name}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
