@@ -61,7 +61,8 @@ def feasible_records(
 def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
     """Return the points of records, each once, with the mean of its passes' medians, the slowest pass left out.
 
-    What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least.
+    What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least. Passes that are
+    known to have been disturbed count only where a point has no other.
     """
     passes = _passes(records)
     return list(passes), np.array([mean(found) for found in passes.values()])
@@ -79,6 +80,8 @@ def repeatability(records: Sequence[Record]) -> float:
 def _passes(records: Sequence[Record]) -> dict[Any, list[float]]:
     """Return by point the medians of its passes, growing, without the slowest where there are several."""
     passes: dict[Any, list[float]] = {}
+    calm = {record.point for record in records if not record.attributes.get("spoiled")}
     for record in records:
-        passes.setdefault(record.point, []).append(record.median_ns)
+        if record.point not in calm or not record.attributes.get("spoiled"):
+            passes.setdefault(record.point, []).append(record.median_ns)
     return {point: sorted(found)[: max(1, len(found) - 1)] for point, found in passes.items()}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
+from collections import deque
+from itertools import chain
+from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -11,7 +15,7 @@ import numpy as np
 
 from dbstore import Record
 from dooly.errors import MeasurementError
-from dooly.measure.timers import CONTENDED_CORES, is_out_of_memory
+from dooly.measure.timers import is_out_of_memory, is_spoiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 PASSES = 3
 """How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
 _UNSTEADY = 0.25
+_MOST_AGAIN = 0.25
+_LOGGER = logging.getLogger("dooly.measure")
 
 
 class InfeasibleBatchError(MeasurementError):
@@ -68,11 +74,12 @@ def record_of(key: tuple[str, str], point: JsonObject, values: list[int], facts:
         key: The operation's signature and the environment's digest.
         point: The operation's request dimensions.
         values: Samples, in nanoseconds.
-        facts: Attributes of the record; `others_cores` is among them, and on a GPU `throttling`.
+        facts: Attributes of the record; what `Watch.facts` says is among them, and on a GPU `throttling`.
     """
     spread = float(np.subtract(*np.percentile(values, [75, 25])) / max(1.0, median(values)))
-    unsteady = spread > _UNSTEADY or facts["others_cores"] > CONTENDED_CORES or bool(facts.get("throttling"))
-    return Record(*key, point, np.asarray(values, dtype=np.int64), {**facts, "spread": spread, "unsteady": unsteady})
+    spoiled = is_spoiled(facts)
+    judged = {"spread": spread, "spoiled": spoiled, "unsteady": spoiled or spread > _UNSTEADY}
+    return Record(*key, point, np.asarray(values, dtype=np.int64), {**facts, **judged})
 
 
 def infeasible_record(key: tuple[str, str], point: JsonObject, number: int, reason: str) -> Record:
@@ -83,9 +90,11 @@ def infeasible_record(key: tuple[str, str], point: JsonObject, number: int, reas
 def run_tasks(
     measurer: Measurer[AnyTask], tasks: Sequence[AnyTask], budget_s: float | None, progress: Callable[[int, int], None]
 ) -> tuple[tuple[Record, ...], float]:
-    """Run tasks, in an order in which drift does not become shape, and return the records written and the seconds spent.
+    """Run tasks, in an order in which drift does not become shape, and return the records that stand and the seconds spent.
 
-    A task that runs out of memory, or whose batch the engine cannot run, is recorded as infeasible.
+    A task that runs out of memory, or whose batch the engine cannot run, is recorded as infeasible. What something disturbed is
+    told at once, in a warning of the logger `dooly.measure`, and measured once more after the rest, when it may have ended; no
+    more than a quarter of the tasks are. The disturbed record stays in the store, marked.
 
     Args:
         measurer: What measures a task.
@@ -94,22 +103,55 @@ def run_tasks(
         progress: Called with (points done, points planned) after each task.
     """
     total = sum(len(task.missing) for task in tasks)
-    records: list[Record] = []
+    found: dict[int, Sequence[Record]] = {}
     begin = time.perf_counter()
-    for task in shuffled(tasks):
-        if budget_s is not None and time.perf_counter() - begin > budget_s:
+    left = deque(enumerate(shuffled(tasks)))
+    most = len(left) + ceil(_MOST_AGAIN * len(left))
+    disturbances = _Disturbances()
+    for number in range(most):
+        if not left or (budget_s is not None and time.perf_counter() - begin > budget_s):
             break
-        try:
-            records += measurer.measure(task)
-        except InfeasibleBatchError as error:
-            records += measurer.give_up(task, str(error))
-        except (MemoryError, RuntimeError) as error:  # torch reports it as the latter
-            if not is_out_of_memory(error):
-                raise
-            records += measurer.give_up(task, f"out of memory: {str(error).partition(chr(10))[0]}")
-        progress(len(records), total)
+        place, task = left.popleft()
+        found[place] = _measured(measurer, task)
+        if disturbances.found_in(found[place]) and number < len(tasks):
+            left.append((place, task))
+        progress(sum(map(len, found.values())), total)
     measurer.compact()
-    return tuple(records), time.perf_counter() - begin
+    return tuple(chain.from_iterable(found.values())), time.perf_counter() - begin
+
+
+def _measured(measurer: Measurer[AnyTask], task: AnyTask) -> Sequence[Record]:
+    """Measure a task, or record why it cannot be."""
+    try:
+        return measurer.measure(task)
+    except InfeasibleBatchError as error:
+        return measurer.give_up(task, str(error))
+    except (MemoryError, RuntimeError) as error:  # torch reports it as the latter
+        if not is_out_of_memory(error):
+            raise
+        return measurer.give_up(task, f"out of memory: {str(error).partition(chr(10))[0]}")
+
+
+class _Disturbances:
+    """Tells of disturbances when they begin and when they end."""
+
+    def __init__(self) -> None:
+        self._disturbed = False
+
+    def found_in(self, records: Sequence[Record]) -> bool:
+        """Tell whether records are spoiled."""
+        spoiled = next((record.attributes for record in records if record.attributes.get("spoiled")), None)
+        if spoiled is not None and not self._disturbed:
+            _LOGGER.warning(
+                "the device is disturbed: others keep %.1f cores busy, and a fixed piece of work takes %.0f %% longer than at "
+                "best; what is measured now is marked, and measured again at the end",
+                spoiled["others_cores"],
+                100 * spoiled.get("drift", 0.0),
+            )
+        elif spoiled is None and self._disturbed:
+            _LOGGER.warning("the device is undisturbed again")
+        self._disturbed = spoiled is not None
+        return self._disturbed
 
 
 def shuffled(tasks: Sequence[AnyTask]) -> list[AnyTask]:

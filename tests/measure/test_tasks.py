@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from dbstore import JsonObject, Record
+from dooly.catalog import medians
 from dooly.errors import MeasurementError
 from dooly.measure._tasks import InfeasibleBatchError, infeasible_record, record_of, run_tasks
 
@@ -73,3 +74,50 @@ def test_other_errors_end_the_sweep() -> None:
     """A measurement that fails for no want of room is not taken for an infeasible one."""
     with pytest.raises(MeasurementError, match="broken"):
         run_tasks(_Measurer(MeasurementError("broken")), [_Task(0, 8)], None, lambda *_: None)
+
+
+class _DisturbedMeasurer(_Measurer):
+    """Is disturbed at the moments given, counted from 0."""
+
+    def __init__(self, moments: set[int]) -> None:
+        super().__init__(MeasurementError("none"))
+        self.moments = moments
+        self.sizes: list[int] = []
+        self.written: list[Record] = []
+
+    def measure(self, task: _Task) -> tuple[Record, ...]:
+        """Take twice as long where something disturbs."""
+        disturbed = len(self.sizes) in self.moments
+        self.sizes.append(task.size)
+        facts = {"others_cores": 0.0, "drift": 1.0 if disturbed else 0.0, "order": len(self.sizes)}
+        self.written.append(record_of(KEY, JsonObject({"d0": task.size}), [task.size * (1 + disturbed)] * 3, facts))
+        return (self.written[-1],)
+
+
+def test_what_was_disturbed_is_told_and_measured_again(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told when it begins and ends, is measured once more after the rest, and does not count beside what was not."""
+    measurer = _DisturbedMeasurer({2, 3})
+    done: list[tuple[int, int]] = []
+    records, _ = run_tasks(measurer, [_Task(0, size) for size in range(1, 9)], None, lambda *at: done.append(at))
+    assert measurer.sizes[8:] == measurer.sizes[2:4]
+    assert sorted(measurer.sizes[:8]) == list(range(1, 9))
+    assert [record.attributes["spoiled"] for record in measurer.written] == [False, False, True, True] + [False] * 6
+    assert len(records) == 8
+    assert not any(record.attributes["spoiled"] for record in records)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "takes 100 % longer than at best" in told[0]
+    assert told[1] == "the device is undisturbed again"
+    assert done[-1] == (8, 8)
+    points, latency_ns = medians(measurer.written)
+    assert {point["d0"]: ns for point, ns in zip(points, latency_ns, strict=True)} == {size: size for size in range(1, 9)}
+
+
+def test_a_device_that_stays_disturbed_costs_a_quarter_more(caplog: pytest.LogCaptureFixture) -> None:
+    """Not everything is measured twice, and nothing three times; what has no other measurement counts."""
+    measurer = _DisturbedMeasurer(set(range(100)))
+    records, _ = run_tasks(measurer, [_Task(0, size) for size in range(1, 9)], None, lambda *_: None)
+    assert (len(records), len(measurer.written)) == (8, 10)
+    assert max(measurer.sizes.count(size) for size in range(1, 9)) == 2
+    assert len(medians(measurer.written)[0]) == 8
+    assert len(caplog.records) == 1

@@ -11,7 +11,7 @@ from dooly.device import cache_bytes
 from dooly.measure._tasks import PASSES, infeasible_record, record_of
 from dooly.measure.engine._replay import Replay
 from dooly.measure.engine._steps import BatchRunner, time_steps
-from dooly.measure.timers import Contention, timer_for
+from dooly.measure.timers import Watch, timer_for
 from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
@@ -76,12 +76,15 @@ class Profiler:
         self._kinds = engine.layer_kinds()
         self._store = store
         self._environment = environment.digest
-        self._timer = timer_for(next(engine.network.parameters()).device)
+        device = next(engine.network.parameters()).device
+        self._timer = timer_for(device)
+        self._watch = Watch(self._timer, device)
         self._cache_bytes = cache_bytes(environment.device_kind)
 
     def measure(self, task: Task) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
-        begin, contention = time.perf_counter(), Contention()
+        self._watch.begin()
+        begin = time.perf_counter()
         replayed = {key_of(op) for op in task.missing if op.stage != "engine"}
         own = [op for op in task.missing if op.stage == "engine"]
         samples: dict[Key, list[int]] = {}
@@ -97,7 +100,7 @@ class Profiler:
                 samples |= self._own_times(runner, own)
                 how |= {key_of(op): {"timing": "perf_counter" if op.name == STEP else self._timer.mark_timing} for op in own}
         wall_s = (time.perf_counter() - begin) / len(samples)
-        shared = {"pass": task.number, "wall_s": wall_s, "others_cores": contention.others_cores(), **_clock_attributes(clocks)}
+        shared = {"pass": task.number, "wall_s": wall_s, **self._watch.facts(), **_clock_attributes(clocks)}
         records = tuple(self._record(op, task, samples[key_of(op)], shared | how[key_of(op)]) for op in task.missing)
         self._store.write(*records)
         return records

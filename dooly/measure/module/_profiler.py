@@ -15,7 +15,7 @@ from dooly.catalog import parameter_bytes
 from dooly.device import last_level_cache_bytes
 from dooly.errors import DoolyError, MeasurementError
 from dooly.measure._tasks import infeasible_record, record_of
-from dooly.measure.timers import MAX_ROUNDS, MIN_ROUNDS, Contention, is_out_of_memory, is_tight
+from dooly.measure.timers import MAX_ROUNDS, MIN_ROUNDS, CpuTimer, Watch, is_out_of_memory, is_tight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,8 +64,11 @@ class ModuleProfiler:
         environment: Environment,
     ) -> None:
         """Take `keys_at` for the keys of the analysed operations at given sizes, in order, and the whole module's at the end."""
+        import torch
+
         from dooly.measure.module._subgraph import split_graph
 
+        self._watch = Watch(CpuTimer(), torch.device("cpu"))
         self._traced = traced
         self._name = type(traced.module).__name__
         self._captured = traced.captured
@@ -81,7 +84,8 @@ class ModuleProfiler:
 
     def measure(self, task: ModuleTask) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
-        begin, contention = time.perf_counter(), Contention()
+        self._watch.begin()
+        begin = time.perf_counter()
         try:
             samples = self._rounds(task)
         except Exception as error:
@@ -91,7 +95,7 @@ class ModuleProfiler:
                 f"{self._name}: forward fails at {_spell(task.sizes)}: {_reason(error)}; leave those sizes out"
             ) from error
         wall_s = (time.perf_counter() - begin) / len(task.missing)
-        facts = {"timing": "perf_counter", "pass": task.number, "wall_s": wall_s, "others_cores": contention.others_cores()}
+        facts = {"timing": "perf_counter", "pass": task.number, "wall_s": wall_s, **self._watch.facts()}
         return self._write(
             [
                 record_of((signature, self._environment), point, samples[signature, point], facts)

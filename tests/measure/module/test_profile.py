@@ -61,7 +61,7 @@ def test_every_operation_has_its_points(traced: Traced, profiled: Store) -> None
             assert len(record.samples_ns) > 1
             assert record.median_ns > 0
             passes.setdefault(record.point, []).append(record.attributes["pass"])
-        assert all(sorted(found) == list(range(PASSES)) for found in passes.values())
+        assert all(set(found) == set(range(PASSES)) for found in passes.values())  # a disturbed one is there once more
         assert len(passes) in {3, 4}  # 2 and 3 values of the two dimensions, or 3 and 4 of their products
 
 
@@ -97,7 +97,7 @@ def test_an_interrupted_run_loses_nothing(modules: ModuleType, tmp_path: Path) -
     assert store.info().num_records == 4
     rest = profile_module(traced, Store.open(tmp_path / "db", "a"), request_dims={"rows": (2, 4, 8)})
     assert rest.num_measured == rest.num_points - 4
-    assert store.info().num_records == rest.num_points
+    assert store.info().num_records >= rest.num_points  # and what was disturbed once more
 
 
 def test_a_budget_ends_the_run(modules: ModuleType, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Watch a device while it is measured: who competes for it, and whether it is still as fast as at its best.
+
+Two calibration kernels of fixed work, one that computes and one that moves memory, run before and after each measurement, some
+milliseconds in all. What disturbs a machine, such as another process, a neighbour on the same host or a clock that falls, only
+ever slows them down; so the fastest they ever ran is what later runs are held against. What was measured while they were slower
+is marked when it is written, and measured again.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import TYPE_CHECKING
+
+from dooly.measure.timers._contention import CONTENDED_CORES, Contention
+from dooly.measure.timers._timer import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from dbstore import JSON
+    from dooly.measure.timers._timer import Timer
+
+MOST_DRIFT = 0.15
+"""Relative slowdown of a calibration kernel from which on a measurement counts as spoiled."""
+_ROUNDS = 5
+_WIDTHS = {"cpu": 384, "cuda": 2048}
+"""Width of the square matrices that are multiplied."""
+_VALUES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Numbers of four bytes that are copied: past the second-level cache."""
+
+
+class Watch:
+    """Watches one measurement after the other."""
+
+    def __init__(self, timer: Timer, device: torch.device) -> None:
+        """Prepare the calibration kernels on a device, and take their first times."""
+        self._calls = timer.prepare(_kernels(device))
+        self._best_ns = [float("inf")] * len(self._calls.timings)
+        self._order = 0
+        for _ in range(_ROUNDS):  # the first runs set up the device's libraries
+            self._calibrate()
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to watch a measurement."""
+        self._before_ns = self._calibrate()
+        self._contention = Contention()
+        self._time_s = time.time()
+
+    def facts(self) -> dict[str, JSON]:
+        """Return what a record says of the measurement that ends now.
+
+        `order` counts the measurements of a run, and `measured_s` is when this one began, in seconds since 1970. `others_cores`
+        is how many cores other processes kept busy, `calibration_ns` what the kernels took after it, and `drift` how much slower
+        than at their best they were, before or after it.
+        """
+        others_cores = self._contention.others_cores()
+        after_ns = self._calibrate()
+        slower = [ns / best for found in (self._before_ns, after_ns) for ns, best in zip(found, self._best_ns, strict=True)]
+        self._order += 1
+        return {
+            "order": self._order,
+            "measured_s": self._time_s,
+            "others_cores": others_cores,
+            "calibration_ns": after_ns,
+            "drift": max(slower) - 1,
+        }
+
+    def _calibrate(self) -> list[float]:
+        rounds = [self._calls.time_ns() for _ in range(_ROUNDS)]
+        found = [float(median(ns or 0 for ns in column)) for column in zip(*rounds, strict=True)]
+        self._best_ns = [min(pair) for pair in zip(self._best_ns, found, strict=True)]
+        return found
+
+
+def is_spoiled(facts: Mapping[str, JSON]) -> bool:
+    """Tell whether something disturbed a measurement, by what `Watch.facts` and a GPU's clocks say of it."""
+    drifted = facts.get("drift", 0.0) > MOST_DRIFT
+    return bool(drifted or facts["others_cores"] > CONTENDED_CORES or facts.get("throttling"))
+
+
+def _kernels(device: torch.device) -> list[Call]:
+    import torch
+
+    width, values = _WIDTHS[device.type], _VALUES[device.type]
+    matrix = torch.ones(width, width, device=device)
+    product = torch.empty_like(matrix)
+    source = torch.ones(values, device=device)
+    copy = torch.empty_like(source)
+    return [
+        Call(("calibration", ("compute",)), lambda: torch.mm(matrix, matrix, out=product)),
+        Call(("calibration", ("memory",)), lambda: copy.copy_(source)),
+    ]

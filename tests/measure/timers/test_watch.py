@@ -1,0 +1,108 @@
+"""Watching a device: what slows it down before or after a measurement is found, whatever it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from dooly.measure.timers import MOST_DRIFT, Call, CpuTimer, Watch, is_spoiled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CPU = torch.device("cpu")
+
+
+class SlowedTimer(CpuTimer):
+    """A timer by whose clock the calibration kernels take what is asked for."""
+
+    def __init__(self) -> None:
+        self.compute_ns, self.memory_ns = 1000, 2000
+
+    def prepare(self, calls: Sequence[Call]) -> SlowedTimer:
+        """Take the kernels, and run them once to see that they do."""
+        self.timings = tuple("perf_counter" for _ in calls)
+        for call in calls:
+            call.run()
+        return self
+
+    def time_ns(self) -> list[int]:
+        """Return what is asked for."""
+        return [self.compute_ns, self.memory_ns]
+
+
+@pytest.fixture
+def timer() -> SlowedTimer:
+    """The timer of the watch."""
+    return SlowedTimer()
+
+
+@pytest.fixture
+def watch(timer: SlowedTimer) -> Watch:
+    """A watch that knows how fast the device is at best."""
+    return Watch(timer, CPU)
+
+
+def test_a_steady_device_has_no_drift(watch: Watch) -> None:
+    """The order counts on, the time is the clock's, and nothing is slower than at best."""
+    found = []
+    for _ in range(3):
+        watch.begin()
+        found.append(watch.facts())
+    assert [facts["order"] for facts in found] == [1, 2, 3]
+    assert found[0]["measured_s"] <= found[1]["measured_s"] <= found[2]["measured_s"]
+    assert [(facts["drift"], facts["calibration_ns"]) for facts in found] == [(0.0, [1000.0, 2000.0])] * 3
+
+
+@pytest.mark.parametrize("kernel", ["compute_ns", "memory_ns"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_slower_on_either_side_spoils_a_measurement(watch: Watch, timer: SlowedTimer, kernel: str, when: str) -> None:
+    """Whether it computes or moves memory more slowly, and whether it did before the measurement or did so after it."""
+    quick = getattr(timer, kernel)
+    setattr(timer, kernel, 2 * quick if when == "before" else quick)
+    watch.begin()
+    setattr(timer, kernel, quick if when == "before" else 2 * quick)
+    facts = watch.facts()
+    assert facts["drift"] == pytest.approx(1.0)
+    assert is_spoiled(facts | {"others_cores": 0.0})
+    setattr(timer, kernel, quick)
+    watch.begin()
+    assert watch.facts()["drift"] == 0.0
+
+
+def test_the_best_is_held_against_what_was_before_too(watch: Watch, timer: SlowedTimer) -> None:
+    """A device that was slow at first, as one that sleeps, sets no measure: once it is quicker, that is the measure."""
+    timer.compute_ns = 500
+    watch.begin()
+    watch.facts()
+    timer.compute_ns = 1000
+    watch.begin()
+    assert watch.facts()["drift"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "spoiled"),
+    [
+        ({"others_cores": 0.0, "drift": MOST_DRIFT / 2}, False),
+        ({"others_cores": 0.0, "drift": MOST_DRIFT * 2}, True),
+        ({"others_cores": 0.7, "drift": 0.0}, True),
+        ({"others_cores": 0.0, "drift": 0.0, "throttling": ["power"]}, True),
+        ({"others_cores": 0.0, "drift": 0.0, "throttling": []}, False),
+        ({"others_cores": 0.0}, False),
+    ],
+)
+def test_drift_competition_and_throttling_spoil(facts: dict[str, object], spoiled: bool) -> None:  # noqa: FBT001 - a case
+    """Any one of them does; what earlier versions did not note does not."""
+    assert is_spoiled(facts) == spoiled
+
+
+def test_a_real_device_is_watched() -> None:
+    """The kernels run on the processor, and take some time."""
+    watch = Watch(CpuTimer(), CPU)
+    watch.begin()
+    facts = watch.facts()
+    assert min(facts["calibration_ns"]) > 1000
+    assert facts["drift"] >= 0
+    assert facts["others_cores"] >= 0
