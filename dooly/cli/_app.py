@@ -16,6 +16,7 @@ import typer
 from dooly.cli._compare import compare
 from dooly.cli._db import db
 from dooly.cli._hardware import hardware
+from dooly.cli._kv import kv
 from dooly.cli._models import models
 from dooly.cli._profile import profile
 from dooly.cli._search import search
@@ -34,6 +35,7 @@ app = typer.Typer(name="dooly", add_completion=False, pretty_exceptions_enable=F
 for command in (models, hardware, trace, profile, simulate, search, validate, compare, serve):
     app.command()(command)
 app.add_typer(db)
+app.add_typer(kv)
 
 
 def _show_version(asked: bool) -> None:  # noqa: FBT001 - the form of an option's callback

@@ -39,7 +39,7 @@ class AttentionModule:
         """The rows that each head feeds: (num_heads, head_dim, hidden_size)."""
         weight: torch.Tensor = self.module.o_proj.weight  # type: ignore[union-attr, assignment]
         head_dim: int = self.module.head_dim  # type: ignore[assignment]
-        return weight.T.reshape(-1, head_dim, weight.shape[0])
+        return weight.detach().T.reshape(-1, head_dim, weight.shape[0])
 
 
 def attention_modules(model: Any) -> tuple[AttentionModule, ...]:  # noqa: ANN401 - a PreTrainedModel

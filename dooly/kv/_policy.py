@@ -86,8 +86,8 @@ def select(policy: Policy, layers: Sequence[LayerInputs], budget: float) -> torc
     """
     import torch
 
-    if len(shapes := {tuple(layer.keys.shape[:2]) for layer in layers}) != 1:
-        raise InvalidInputError(f"select: layers have different shapes, {sorted(shapes)}; give those of one shape")
+    if any(layer.keys.shape[:2] != layers[0].keys.shape[:2] for layer in layers):
+        raise InvalidInputError("select: layers have different numbers of key/value heads or tokens; give those of one shape")
     if any(layer.queries.shape[1] != policy.window_size for layer in layers):
         raise InvalidInputError(f"select: the layers' windows are not the policy's of {policy.window_size}")
     num_kept = policy.num_kept(layers[0].keys.shape[1], budget)

@@ -1,7 +1,8 @@
-"""Pages and figures: a traced model, a simulation, two runs and a search, each as one HTML file that needs no network."""
+"""Pages and figures: traces, simulations, comparisons, searches and policies, each as one HTML file that needs no network."""
 
 from dooly.report._costs import Cost, CostedOperation, cost_operations, total_cost
 from dooly.report._flow_chart import draw_flow
+from dooly.report._kv import write_kv_errors
 from dooly.report._perfetto import write_perfetto
 from dooly.report._quantity import human
 from dooly.report._search import write_search
@@ -20,6 +21,7 @@ __all__ = [
     "spell_dim",
     "total_cost",
     "write_comparison",
+    "write_kv_errors",
     "write_perfetto",
     "write_search",
     "write_simulation",

@@ -1,0 +1,133 @@
+"""`dooly kv`: what KV-cache and prefill policies do to the output of attention."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dooly.cli._options import HtmlFile, JsonFile, Model  # noqa: TC001 - typer reads the annotations
+from dooly.cli._output import new_table, progress_bar, show, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dooly.kv import OutputError
+
+kv = typer.Typer(name="kv", help="What KV-cache and prefill policies do to the output of attention.")
+
+_NUM_LATER = 64
+"""Tokens that follow a prompt, whose error is measured."""
+
+
+@kv.callback()
+def _kv() -> None:
+    """Keep `error` a command of its own."""
+
+
+@kv.command()
+def error(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    *,
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Policies, as snapkv or laprox; by default all.", show_default=False)
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(metavar="SHARE,...", help="Shares of a prompt's tokens that are kept.")
+    ] = "0.05,0.1,0.2,0.5",
+    num_tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of prompts.")] = "2048",
+    layers: Annotated[int, typer.Option(metavar="N", help="Layers of the model that is made; not more than it has.")] = 4,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Number of weights and texts.")] = 3,
+    json_file: JsonFile = None,
+    html_file: HtmlFile = None,
+) -> None:
+    """Show the error of attention's output under policies, against whole attention.
+
+    A Llama with MODEL's attention sizes, seeded weights and unlike heads computes prompts and the 64 tokens after them.
+    """
+    from dooly.engines import find_model
+    from dooly.kv import POLICIES, AttentionShape, find_policy
+
+    source = find_model(model)
+    shape = AttentionShape.of(source)
+    lengths, budgets = _numbers("--num-tokens", num_tokens, int), _numbers("--budget", budget, float)
+    names = list(POLICIES) if policy is None else [name.strip() for name in policy.split(",")]
+    policies = {name: find_policy(name) for name in names}
+    _check(lengths, seeds)
+    layers = min(layers, int(source.text_config.get("num_hidden_layers", layers)))
+    found: list[OutputError] = []
+    with progress_bar(f"{source.name}: attention errors") as progress:
+        for done, (length, seed) in enumerate((length, seed) for length in lengths for seed in range(seeds)):
+            progress(done, len(lengths) * seeds)
+            found += _errors(shape, layers, length, seed, policies, budgets)
+    if html_file is not None:
+        from dooly.report import write_kv_errors
+
+        write_kv_errors(source.name, found, html_file)
+    if write_json(_document(source.name, found), json_file):
+        _show(found)
+
+
+def _errors(*setting: Any) -> list[OutputError]:  # noqa: ANN401 - as given below
+    """Return the errors of policies at budgets on one text."""
+    import torch
+
+    from dooly.kv import capture_attention, output_errors, structured_llama, structured_text
+
+    shape, num_layers, length, seed, policies, budgets = setting
+    network = structured_llama(shape, num_layers, length + _NUM_LATER, seed)
+    captured = capture_attention(network, structured_text(length + _NUM_LATER, seed))
+    with torch.no_grad():
+        return list(output_errors(captured, length, policies, budgets, seed))
+
+
+def _numbers(flag: str, text: str, kind: type[Any]) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as wrong:
+        raise typer.BadParameter(f"{flag}: {text!r} must be numbers with commas between them") from wrong
+
+
+def _check(lengths: Sequence[int], seeds: int) -> None:
+    if seeds < 1 or min(lengths) < 1:
+        raise typer.BadParameter("--seeds and --num-tokens must be at least 1")
+
+
+def _document(model: str, found: Sequence[OutputError]) -> dict[str, Any]:
+    """Return what `--json` writes: each policy, budget, length and seed by layer and head."""
+    return {
+        "schema": 1,
+        "model": model,
+        "errors": [
+            {
+                "policy": each.policy,
+                "budget": each.budget,
+                "num_tokens": each.num_tokens,
+                "seed": each.seed,
+                "output": each.output,
+                "worst": each.worst,
+                "window": each.window,
+                "layers": [
+                    {"output": at.output, "worst": at.worst, "window": at.window, "heads": list(at.heads)} for at in each.layers
+                ],
+            }
+            for each in found
+        ],
+    }
+
+
+def _show(found: Sequence[OutputError]) -> None:
+    """Print the mean over seeds: by policy and length, budgets in columns, then each layer's at the first budget."""
+    budgets = list(dict.fromkeys(each.budget for each in found))
+    columns = [f"{budget:.4g}" for budget in budgets]
+    num_layers = len(found[0].layers)
+    layers = [f"layer {at}" for at in range(num_layers)]
+    table = new_table("policy", "tokens", *columns, *layers, numbers=("tokens", *columns, *layers))
+    for name, length in dict.fromkeys((each.policy, each.num_tokens) for each in found):
+        rows = [each for each in found if (each.policy, each.num_tokens) == (name, length)]
+        means = [fmean(each.output for each in rows if each.budget == budget) for budget in budgets]
+        first = [each for each in rows if each.budget == budgets[0]]
+        by_layer = [fmean(each.layers[at].output for each in first) for at in range(num_layers)]
+        table.add_row(name, f"{length:,}", *(f"{mean:.2%}" for mean in (*means, *by_layer)))
+    show(table, f"Relative error after the output projection, mean over layers and seeds; by layer at budget {columns[0]}.")

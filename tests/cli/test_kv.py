@@ -1,0 +1,70 @@
+"""`dooly kv error`."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("transformers")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.cli.conftest import Outcome
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A model with little attention."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "vocab_size": 64}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2, "intermediate_size": 64}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "small"
+
+
+def test_errors_as_table_json_and_page(dooly: Callable[..., Outcome], small: Path, tmp_path: Path) -> None:
+    """All policies by default, or those that are named; JSON holds each seed's by layer and head; the page stands alone."""
+    files = ("--json", tmp_path / "errors.json", "--html", tmp_path / "errors.html")
+    done = dooly("kv", "error", small, "--num-tokens", "100,200", "--budget", "0.5,1", "--seeds", 2, *files)
+    assert done.code == 0, done.err
+    assert all(name in done.out for name in ("snapkv", "layer-defensivekv", "laprox", "critiprefill", "layer 1"))
+    document = json.loads((tmp_path / "errors.json").read_text())
+    assert len(document["errors"]) == 8 * 2 * 2 * 2
+    first = document["errors"][0]
+    assert (first["policy"], first["budget"], first["num_tokens"], first["seed"]) == ("snapkv", 0.5, 100, 0)
+    assert [len(layer["heads"]) for layer in first["layers"]] == [2, 2]
+    assert 0 < first["output"] <= first["worst"]
+    page = (tmp_path / "errors.html").read_text()
+    assert all(name in page for name in ("snapkv", "laprox", 'id="heads-200"'))
+    assert re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", page) == []
+
+
+def test_json_on_stdout_has_no_table(dooly: Callable[..., Outcome], small: Path) -> None:
+    """`--json -` prints the document alone; the number of layers is at most the model's."""
+    done = dooly("kv", "error", small, "--policy", "adakv", "--budget", 0.5, "--num-tokens", 100, "--layers", 9, "--json", "-")
+    assert {each["policy"] for each in json.loads(done.out)["errors"]} == {"adakv"}
+    assert len(json.loads(done.out)["errors"][0]["layers"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policy", "h2o"), "--policy: 'h2o' is not one of snapkv, adakv"),
+        (("--budget", "1.5"), "--budget: 1.5 does not lie above 0 and up to 1"),
+        (("--budget", "half"), "--budget: 'half' must be numbers"),
+        (("--budget", "0.1", "--num-tokens", "100"), "0.1 of 100 tokens are 10, fewer than the window of 32"),
+        (("--seeds", "0"), "--seeds and --num-tokens must be at least 1"),
+        (("--layers", "0"), "--layers: 0 is not at least 1"),
+    ],
+)
+def test_wrong_input_is_one_line(dooly: Callable[..., Outcome], small: Path, options: tuple[str, ...], message: str) -> None:
+    """What cannot be asked ends with 2 and one line that says why."""
+    done = dooly("kv", "error", small, *options)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
