@@ -14,12 +14,14 @@ class ProfileResult:
     num_operations: int
     """Operations that one step of the model runs, each counted once."""
     num_points: int
-    """Points that the model needs in all; a point is measured in several passes, and counts once for each."""
+    """Points of the model's whole grid; a point is measured in several passes, and counts once for each."""
     num_measured: int
     """Points measured now."""
     num_unsteady: int
     """Points measured now whose samples spread widely, or while other processes competed for the cores."""
     num_left: int
-    """Points left unmeasured because the budget ended."""
+    """Points left unmeasured because the budget ended: of adaptive sweeps, as many as are known to be wanted."""
     measuring_s: float
     """Wall-clock seconds spent measuring."""
+    expected_error: float | None = None
+    """Median relative error expected of the operation that is known least; None where a whole grid is measured."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import deque
+from collections.abc import Sequence
 from itertools import chain
 from math import ceil
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from dooly.errors import MeasurementError
 from dooly.measure.timers import is_out_of_memory, is_spoiled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dbstore import JsonObject
 
@@ -87,10 +87,48 @@ def infeasible_record(key: tuple[str, str], point: JsonObject, number: int, reas
     return Record(*key, point, np.empty(0, dtype=np.int64), {"pass": number}, infeasible=reason)
 
 
+class Plan(Protocol[AnyTask]):
+    """Proposes tasks one after another, and is told what came of each."""
+
+    def next(self) -> AnyTask | None:
+        """Return the next task, or None at the end."""
+        ...
+
+    def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
+        """Take in the records of a task."""
+        ...
+
+    def num_left(self) -> int:
+        """Return how many records are still wanted, as far as that is known."""
+        ...
+
+
+class FixedPlan(Generic[AnyTask]):
+    """Tasks that are all known from the start, in an order in which drift does not become shape."""
+
+    def __init__(self, tasks: Sequence[AnyTask]) -> None:
+        """Take the tasks, of all passes."""
+        self._tasks = shuffled(tasks)[::-1]
+
+    def next(self) -> AnyTask | None:
+        """Return the next task, or None at the end."""
+        return self._tasks.pop() if self._tasks else None
+
+    def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
+        """Let records change nothing."""
+
+    def num_left(self) -> int:
+        """Return how many records the tasks left are of."""
+        return sum(len(task.missing) for task in self._tasks)
+
+
 def run_tasks(
-    measurer: Measurer[AnyTask], tasks: Sequence[AnyTask], budget_s: float | None, progress: Callable[[int, int], None]
+    measurer: Measurer[AnyTask],
+    tasks: Sequence[AnyTask] | Plan[AnyTask],
+    budget_s: float | None,
+    progress: Callable[[int, int], None],
 ) -> tuple[tuple[Record, ...], float]:
-    """Run tasks, in an order in which drift does not become shape, and return the records that stand and the seconds spent.
+    """Run tasks, and return the records that stand and the seconds spent.
 
     A task that runs out of memory, or whose batch the engine cannot run, is recorded as infeasible. What something disturbed is
     told at once, in a warning of the logger `dooly.measure`, and measured once more after the rest, when it may have ended; no
@@ -98,26 +136,33 @@ def run_tasks(
 
     Args:
         measurer: What measures a task.
-        tasks: The tasks, of all passes.
+        tasks: The tasks of all passes, or what proposes them.
         budget_s: Seconds to measure at most; None measures everything.
         progress: Called with (points done, points planned) after each task.
     """
-    total = sum(len(task.missing) for task in tasks)
-    found: dict[int, Sequence[Record]] = {}
+    plan = FixedPlan(tasks) if isinstance(tasks, Sequence) else tasks
+    found: list[Sequence[Record]] = []
+    spoiled: list[tuple[int, AnyTask]] = []
     begin = time.perf_counter()
-    left = deque(enumerate(shuffled(tasks)))
-    most = len(left) + ceil(_MOST_AGAIN * len(left))
     disturbances = _Disturbances()
-    for number in range(most):
-        if not left or (budget_s is not None and time.perf_counter() - begin > budget_s):
+
+    def has_time() -> bool:
+        return budget_s is None or time.perf_counter() - begin <= budget_s
+
+    while has_time() and (task := plan.next()) is not None:
+        found.append(_measured(measurer, task))
+        plan.told(task, found[-1])
+        if disturbances.found_in(found[-1]):
+            spoiled.append((len(found) - 1, task))
+        done = sum(map(len, found))
+        progress(done, done + plan.num_left())
+    for place, task in spoiled[: ceil(_MOST_AGAIN * len(found))]:
+        if not has_time():
             break
-        place, task = left.popleft()
         found[place] = _measured(measurer, task)
-        if disturbances.found_in(found[place]) and number < len(tasks):
-            left.append((place, task))
-        progress(sum(map(len, found.values())), total)
+        disturbances.found_in(found[place])
     measurer.compact()
-    return tuple(chain.from_iterable(found.values())), time.perf_counter() - begin
+    return tuple(chain.from_iterable(found)), time.perf_counter() - begin
 
 
 def _measured(measurer: Measurer[AnyTask], task: AnyTask) -> Sequence[Record]:

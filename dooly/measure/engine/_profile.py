@@ -21,18 +21,22 @@ from dooly.catalog import (
 from dooly.device import cache_bytes, cache_room_bytes
 from dooly.dtypes import item_bytes
 from dooly.engines import ModelSource, ServingConfig, start_engine
+from dooly.measure._adaptive import TARGET_ERROR
+from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
-from dooly.measure._tasks import run_tasks
+from dooly.measure._tasks import FixedPlan, run_tasks
+from dooly.measure.engine._adaptive import adaptive_plan
 from dooly.measure.engine._profiler import Profiler, Task, plan_tasks
 from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from dbstore import JsonObject, Store
+    from dbstore import JsonObject, Record, Store
     from dooly.engines import Engine
+    from dooly.measure._tasks import Plan
     from dooly.tracing import TracedModel
 
 
@@ -42,6 +46,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     serving: ServingConfig | None = None,
     *,
     budget_s: float | None = None,
+    target_error: float = TARGET_ERROR,
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ProfileResult:
@@ -55,6 +60,8 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         store: An open, writable store.
         serving: The engine's limits, which bound the batches.
         budget_s: Seconds to measure at most; None measures everything.
+        target_error: Median relative error at which the sweep of an operation ends, judged at points that were predicted before
+            they were measured; 0 measures every point of the grid.
         dry_run: Plan only: measure and write nothing.
         progress: Called with (points done, points planned) after each batch.
 
@@ -68,34 +75,42 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     serving.require_one_rank()
     known = read_traced(store, model, serving)
     traced = known[0][0] if known else told_apart(trace_operations(model, serving), store)
-    plans = [_missing(found, serving, store, digest) for found, digest in known] or [_missing(traced, serving, store, None)]
-    tasks = max(plans, key=lambda plan: sum(len(task.missing) for task in plan))
-    if not tasks or dry_run:
-        return _result(traced, serving, tasks, 0, 0, 0.0)
+    plans = [_plan(found, serving, store, digest, target_error) for found, digest in known]
+    plans = plans or [_plan(traced, serving, store, None, target_error)]
+    plan = max(plans, key=lambda plan: plan.num_left())
+    if dry_run or plan.num_left() == 0:
+        return _result(traced, serving, plan, (), 0.0)
     with _reduced_engine(model, traced, serving) as engine:
         environment = describe_environment(engine, serving)
         write_described(store, environment, traced)
         write_traced(store, model, serving, traced, environment)
-        tasks = _missing(traced, serving, store, environment.digest)
+        plan = _plan(traced, serving, store, environment.digest, target_error)
         profiler = Profiler(engine, traced.operations, store, environment)
-        records, seconds = run_tasks(profiler, tasks, budget_s, progress)
-        unsteady = sum(bool(record.attributes.get("unsteady")) for record in records)
-        return _result(traced, serving, tasks, len(records), unsteady, seconds)
+        records, seconds = run_tasks(profiler, plan, budget_s, progress)
+        return _result(traced, serving, plan, records, seconds)
 
 
-def _result(  # noqa: PLR0913, PLR0917 - one argument a number in the result
-    traced: TracedModel, serving: ServingConfig, tasks: tuple[Task, ...], measured: int, unsteady: int, seconds: float
+def _result(
+    traced: TracedModel, serving: ServingConfig, plan: Plan[Task], records: Sequence[Record], seconds: float
 ) -> ProfileResult:
     everything = plan_tasks(traced.operations, serving, lambda _signature, _point: 0)
     return ProfileResult(
         traced.model,
         len({op.signature for op in traced.operations}),
         sum(len(t.missing) for t in everything),
-        measured,
-        unsteady,
-        sum(len(t.missing) for t in tasks) - measured,
+        len(records),
+        sum(bool(record.attributes.get("unsteady")) for record in records),
+        plan.num_left(),
         seconds,
+        plan.error if isinstance(plan, AdaptivePlan) else None,
     )
+
+
+def _plan(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None, target_error: float) -> Plan[Task]:
+    """Return what proposes the tasks that a store lacks in an environment; None stands for a new one."""
+    if target_error > 0:
+        return adaptive_plan(traced.operations, serving, store, environment, target_error)
+    return FixedPlan(_missing(traced, serving, store, environment))
 
 
 def _missing(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None) -> tuple[Task, ...]:

@@ -1,0 +1,177 @@
+"""A plan that is made as it goes: corners first, then whatever is worth most, then the same points in the other passes.
+
+The first pass decides which points are measured; the others measure these again, in an order of their own, since a machine drifts
+by more within minutes than a sweep's target. What a store holds already counts as measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Generic
+
+import numpy as np
+
+from dooly.measure._sampler import Known, Sampler
+from dooly.measure._tasks import PASSES, AnyTask, shuffled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from dbstore import JsonObject, Record
+    from dooly.catalog import Key
+    from dooly.measure._sampler import Latencies
+    from dooly.tracing import TracedOperation
+
+    Floats = npt.NDArray[np.float64]
+    MakeTask = Callable[[int, int, Sequence[Key]], AnyTask]
+    """Makes the task of a pass and a place, over operations by key."""
+
+_FIRST_GUESS_S = (0.05, 5e-4)
+"""Seconds of a task, and of each unit of its size, before any was run."""
+
+
+class PlaceCosts:
+    """What tasks cost, learnt from those that were run: a constant and a part in proportion to each size of the place."""
+
+    def __init__(self, sizes: Floats) -> None:
+        """Take sizes of each place, such as tokens and cached positions, shape (num_places, num_sizes)."""
+        self._terms = np.column_stack([np.ones(len(sizes)), sizes])
+        self._run: list[tuple[int, float]] = []
+        self._costs_s = _FIRST_GUESS_S[0] + _FIRST_GUESS_S[1] * self._terms[:, 1]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any task was run."""
+        return bool(self._run)
+
+    def told(self, place: int, seconds: float) -> None:
+        """Take in what a task at a place took."""
+        from scipy.optimize import nnls
+
+        self._run.append((place, seconds))
+        terms, took = self._terms[[place for place, _ in self._run]], np.array([s for _, s in self._run])
+        scale = np.maximum(self._terms.max(axis=0), 1e-9)
+        weights, _ = nnls(terms / scale / took[:, None], np.ones(len(took)))
+        self._costs_s = np.maximum(self._terms @ (weights / scale), took.min() / 2)
+
+    def at(self, place: int) -> float:
+        """Return the seconds that a task at a place is expected to take."""
+        return float(self._costs_s[place])
+
+
+class AdaptivePlan(Generic[AnyTask]):
+    """Proposes the tasks of adaptive sweeps."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what is to be measured, what is known, and how far to go
+        self,
+        operations: Mapping[Key, TracedOperation],
+        places: Sequence[Mapping[Key, JsonObject]],
+        sizes: Floats,
+        corners: Sequence[int],
+        counts: Mapping[Key, Counter[JsonObject]],
+        measured: Mapping[Key, Latencies],
+        others: Sequence[Known],
+        target: float,
+        make: MakeTask[AnyTask],
+    ) -> None:
+        """Take what is to be measured and what is known.
+
+        Args:
+            operations: The operations, by key.
+            places: The point of each operation at each place.
+            sizes: Sizes of each place that its cost goes by, shape (num_places, num_sizes).
+            corners: Places that are measured whatever is known.
+            counts: How many records a store has of each operation's points.
+            measured: Their latencies.
+            others: Operations of the same families.
+            target: Median relative error at which an operation's sweep ends.
+            make: Makes a task.
+        """
+        self._operations, self._places, self._make, self._target = operations, places, make, target
+        self._counts = {key: Counter(counts.get(key, {})) for key in operations}
+        self._measured: dict[Key, dict[JsonObject, float]] = {key: dict(measured.get(key, {})) for key in operations}
+        self._others = others
+        self.costs = PlaceCosts(sizes)
+        self._corners = [(place, keys) for place in corners if (keys := self._lacking(place))]
+        self._sampler: Sampler | None = None
+        self._later: list[AnyTask] | None = None
+        self._proposed: tuple[int, tuple[Key, ...]] | None = None
+
+    def next(self) -> AnyTask | None:
+        """Return the next task, or None at the end."""
+        if self._corners:
+            place, _ = self._corners.pop()
+            if keys := self._lacking(place):
+                return self._propose(0, place, keys)
+        if self._later is None:
+            if (found := self.sampler.next(self.costs.at)) is not None:
+                return self._propose(0, *found)
+            self._later = self._other_passes()
+        return self._later.pop() if self._later else None
+
+    def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
+        """Take in the records of a task."""
+        if task.number > 0 or self._proposed is None:
+            return
+        place, keys = self._proposed
+        found = {key: record for key, record in zip(keys, records, strict=True) if record.infeasible is None}
+        latencies = {key: {self._places[place][key]: record.median_ns} for key, record in found.items()}
+        for key in keys:
+            self._counts[key][self._places[place][key]] += 1
+            self._measured[key] |= latencies.get(key, {})
+        if self._sampler is not None:
+            self._sampler.told(latencies)
+            for key in keys:
+                self._sampler.given_up(key, self._places[place][key])
+        if found:
+            self.costs.told(place, sum(float(str(record.attributes["wall_s"])) for record in found.values()))
+
+    def num_left(self) -> int:
+        """Return how many records are still wanted: of the pass that decides, no more than the other passes' share is known."""
+        if self._later is not None:
+            return sum(len(task.missing) for task in self._later)
+        wanted = sum(len(self._lacking(place)) for place, _ in self._corners)
+        open_ = 0 if self._corners else len(self.sampler.unfinished())
+        again = sum(max(0, PASSES - self._counts[key][point]) for key, found in self._measured.items() for point in found)
+        return wanted + open_ + again
+
+    @property
+    def sampler(self) -> Sampler:
+        """What decides, once the corners are measured."""
+        if self._sampler is None:
+            self._sampler = Sampler(self._operations, self._places, self._measured, self._others, self._target)
+            for key, counts in self._counts.items():
+                for point in counts.keys() - self._measured[key].keys():
+                    self._sampler.given_up(key, point)
+        return self._sampler
+
+    @property
+    def error(self) -> float | None:
+        """Median relative error expected of the operation that is known least; None before the corners are measured."""
+        return None if self._sampler is None else self._sampler.error()
+
+    def _propose(self, number: int, place: int, keys: tuple[Key, ...]) -> AnyTask:
+        self._proposed = (place, keys)
+        return self._make(number, place, keys)
+
+    def _lacking(self, place: int) -> tuple[Key, ...]:
+        """Return the operations without a record of their point at a place."""
+        return tuple(key for key in self._operations if not self._counts[key][self._places[place][key]])
+
+    def _other_passes(self) -> list[AnyTask]:
+        """Return the tasks of the passes after the first, over the points that have a record, the last one first."""
+        tasks = []
+        for number in range(1, PASSES):
+            planned: set[tuple[Hashable, JsonObject]] = set()
+            for place, points in enumerate(self._places):
+                keys = []
+                for key in self._operations:
+                    done, again = self._counts[key][points[key]], (key, points[key])
+                    if 0 < done <= number and again not in planned and points[key] in self._measured[key]:
+                        planned.add(again)
+                        keys.append(key)
+                if keys:
+                    tasks.append(self._make(number, place, keys))
+        return shuffled(tasks)[::-1]

@@ -1,0 +1,108 @@
+"""Adaptive sweeps on an engine: its batches as places, their corners, and what a store knows of the operations' families."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dbstore import RecordNotFoundError
+from dooly.catalog import key_of, measurement_batches, medians, point_of, record_counts
+from dooly.measure._adaptive_plan import AdaptivePlan
+from dooly.measure._sampler import Known
+from dooly.measure.engine._profiler import Task
+from dooly.predict import BatchArrays
+from dooly.tracing import TracedModel
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dbstore import JsonObject, Store
+    from dooly.batch import Batch
+    from dooly.catalog import Key
+    from dooly.engines import ServingConfig
+    from dooly.tracing import TracedOperation
+
+_MOST_OTHERS = 16
+"""Operations of a family beside a model's own: as many tell about as much as all, and each costs time to learn from."""
+
+
+def adaptive_plan(
+    operations: tuple[TracedOperation, ...], serving: ServingConfig, store: Store, environment: str | None, target: float
+) -> AdaptivePlan[Task]:
+    """Return the plan of adaptive sweeps over an engine's batches.
+
+    Args:
+        operations: The operations that one step runs.
+        serving: The engine's limits, which bound the batches.
+        store: What is known.
+        environment: Where it was measured; None where nothing was.
+        target: Median relative error at which an operation's sweep ends.
+    """
+    own = {key_of(operation): operation for operation in operations}
+    batches = measurement_batches(serving)
+    places = [{key: point_of(operation, batch) for key, operation in own.items()} for batch in batches]
+    arrays = BatchArrays.of(batches)
+    work = arrays.attention(None)
+    sizes = np.column_stack([arrays.num_tokens, work.decode_kv_tokens, work.prefill_pairs]).astype(np.float64)
+    counts: dict[Key, Counter[JsonObject]] = {}
+    latencies: dict[Key, dict[JsonObject, float]] = {}
+    others: list[Known] = []
+    if environment is not None:
+        counts = {key: record_counts(store, key[0], environment) for key in own}
+        latencies = {key: latencies_of(store, key[0], environment) for key in own}
+        others = relatives(operations, store, environment)
+
+    def make(number: int, place: int, keys: Sequence[Key]) -> Task:
+        return Task(number, batches[place], tuple(own[key] for key in keys))
+
+    return AdaptivePlan(own, places, sizes, corners(arrays, batches), counts, latencies, others, target, make)
+
+
+def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:
+    """Return the batches that bound all others: fewest tokens, and most tokens, requests, positions and query-key pairs."""
+    work = arrays.attention(None)
+    longest = (arrays.new + arrays.computed).max(axis=1)
+    has_decodes = np.array([batch.num_new_requests < batch.num_reqs for batch in batches])
+    most: list[npt.NDArray[Any]] = [
+        -arrays.num_tokens,
+        arrays.num_tokens,
+        arrays.num_reqs,
+        longest,
+        np.where(has_decodes, longest, 0),
+        work.decode_kv_tokens,
+        work.prefill_pairs,
+    ]
+    return tuple(dict.fromkeys(int(np.argmax(values)) for values in most))
+
+
+def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObject, float]:
+    """Return what an operation took at each point that was feasible, in nanoseconds."""
+    try:
+        records = [record for record in store.read(signature, environment) if record.infeasible is None]
+    except RecordNotFoundError:
+        return {}
+    points, latency_ns = medians(records)
+    return dict(zip(points, latency_ns.tolist(), strict=True))
+
+
+def relatives(operations: Sequence[TracedOperation], store: Store, environment: str) -> list[Known]:
+    """Return measured operations of other models that are of the families of these, of each family those measured most."""
+    families = {operation.family for operation in operations if operation.family}
+    own = {operation.signature for operation in operations}
+    found: dict[str, TracedOperation] = {}
+    for name in store.documents("traces"):
+        if name.endswith(environment):
+            document: Any = store.read_document("traces", name)
+            for operation in TracedModel.from_json(document["traced"]).operations:
+                if operation.family in families and operation.signature not in own:
+                    found.setdefault(operation.signature, operation)
+    known = [Known(operation, latencies_of(store, signature, environment)) for signature, operation in found.items()]
+    chosen: list[Known] = []
+    for family in sorted(families):
+        members = [k for k in known if k.operation.family == family and k.latency_ns]
+        chosen += sorted(members, key=lambda k: -len(k.latency_ns))[:_MOST_OTHERS]
+    return chosen

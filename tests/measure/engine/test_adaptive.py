@@ -1,0 +1,202 @@
+"""Adaptive sweeps over an engine's batches, on operations whose latencies are laws: what is measured, and how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dbstore import Environment, JsonObject, Record, Store
+from dooly.catalog import measurement_batches, point_of, write_described, write_traced
+from dooly.engines import ModelSource, ServingConfig
+from dooly.measure import PASSES
+from dooly.measure._tasks import InfeasibleBatchError, infeasible_record, record_of, run_tasks
+from dooly.measure.engine._adaptive import adaptive_plan, corners
+from dooly.predict import BatchArrays
+from dooly.tracing import TracedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from dooly.batch import Batch
+    from dooly.measure.engine._profiler import Task
+    from dooly.tracing import TracedOperation
+
+    Make = Callable[..., TracedOperation]
+
+SERVING = ServingConfig(max_model_len=1024, max_num_batched_tokens=1024, max_num_seqs=32)
+
+
+@dataclass
+class _Laws:
+    """Measures tasks by a law: a constant and a nanosecond a byte, with a bend that all operations share."""
+
+    store: Store
+    environment: str
+    fails: int = 1 << 30
+    tasks: list[Task] = field(default_factory=list)
+
+    def measure(self, task: Task) -> Sequence[Record]:
+        """Take what the law says."""
+        self.tasks.append(task)
+        if task.batch.num_tokens >= self.fails:
+            raise InfeasibleBatchError("batch: too large")
+        records = []
+        for operation in task.missing:
+            width = operation.family_numbers[0] if operation.family_numbers else 1.0
+            tokens = task.batch.num_tokens
+            took = 5000 + width * tokens * (1 + 0.2 * np.tanh(np.log(tokens) - 4))
+            facts = {"others_cores": 0.0, "wall_s": 1e-3 * tokens, "pass": task.number}
+            key = (operation.signature, self.environment)
+            records.append(record_of(key, point_of(operation, task.batch), [round(took)] * 3, facts))
+        self.store.write(*records)
+        return records
+
+    def give_up(self, task: Task, reason: str) -> Sequence[Record]:
+        """Keep the reason."""
+        keys = [((op.signature, self.environment), point_of(op, task.batch)) for op in task.missing]
+        records = [infeasible_record(key, point, task.number, reason) for key, point in keys]
+        self.store.write(*records)
+        return records
+
+    def compact(self) -> None:
+        """Leave the store as it is."""
+
+
+@pytest.fixture
+def member(operation: Make) -> Callable[[float], TracedOperation]:
+    """Return what makes an operation of one family, by its width."""
+
+    def make(width: float) -> TracedOperation:
+        signature = f"{int(width):032x}"
+        return operation(
+            signature, f"layers.0.w{int(width)}", request_bytes=f"{width}*num_tokens", family="f" * 32, family_numbers=(width,)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def environment() -> Environment:
+    """Where everything was measured."""
+    facts = {
+        "device": "a CPU",
+        "device_kind": "cpu",
+        "driver": "6",
+        "torch_version": "2",
+        "engine": "vllm",
+        "engine_version": "0",
+    }
+    more = {"attention_backend": "CPU_ATTN", "dtype": "bfloat16", "kv_cache_dtype": "auto", "block_size": 16}
+    return Environment(**facts, **more, execution_mode="eager", quantization=None, num_threads=2)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path, environment: Environment) -> Store:
+    """A store of nothing but the environment."""
+    found = Store.open(tmp_path / "db", "a")
+    found.write_document("environments", environment.digest, environment.to_json())
+    return found
+
+
+def _profile(laws: _Laws, operations: Sequence[TracedOperation], target: float = 0.03) -> tuple[Record, ...]:
+    plan = adaptive_plan(tuple(operations), SERVING, laws.store, laws.environment, target)
+    return run_tasks(laws, plan, None, lambda *_: None)[0]
+
+
+def _num_points(operation: TracedOperation) -> int:
+    return len({point_of(operation, batch) for batch in measurement_batches(SERVING)})
+
+
+def test_a_sweep_ends_early_and_its_points_are_measured_in_every_pass(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """A smooth operation takes a fraction of its grid, the corners among it, and each point of it three times."""
+    operation = member(64.0)
+    records = _profile(_Laws(store, environment.digest), [operation])
+    counts = Counter(JsonObject(record.point) for record in records)
+    assert set(counts.values()) == {PASSES}
+    assert 3 <= len(counts) < _num_points(operation) / 2
+    assert {JsonObject({"d0": 1}), JsonObject({"d0": 1024})} <= set(counts)
+
+
+def test_what_is_done_is_not_done_again_unless_more_is_asked_for(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """A second run measures nothing; one with a tighter target goes on from there."""
+    laws = _Laws(store, environment.digest)
+    first = _profile(laws, [member(64.0)])
+    plan = adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03)
+    assert plan.num_left() == 0
+    assert _profile(laws, [member(64.0)]) == ()
+    more = _profile(laws, [member(64.0)], target=0.001)
+    assert first
+    assert more
+    assert not {JsonObject(r.point) for r in first} & {JsonObject(r.point) for r in more}
+
+
+def test_a_run_that_was_cut_off_is_finished_by_the_next(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """After a budget that ends within the first pass, the rest is measured, and nothing four times."""
+    laws = _Laws(store, environment.digest)
+    plan = adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03)
+    for _ in range(3):
+        task = plan.next()
+        assert task is not None
+        plan.told(task, laws.measure(task))
+    assert plan.num_left() > 0
+    _profile(laws, [member(64.0)])
+    counts = Counter(JsonObject(r.point) for r in store.read(member(64.0).signature, environment.digest))
+    assert set(counts.values()) == {PASSES}
+
+
+def test_another_model_of_known_families_needs_less(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment, tmp_path: Path
+) -> None:
+    """Of a family that the store knows by four members, a fifth takes fewer points than it does in an empty store."""
+    laws = _Laws(store, environment.digest)
+    known = [member(width) for width in (16.0, 64.0, 256.0, 1024.0)]
+    traced = TracedModel("known", {"platform": "cpu"}, tuple(known))
+    write_described(store, environment, traced)
+    folder = tmp_path / "known"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    write_traced(store, ModelSource("known", folder), SERVING, traced, environment)
+    _profile(laws, known)
+    beside = len(_profile(laws, [member(128.0)]))
+    store_alone = Store.open("memory://adaptive-alone", "a")
+    store_alone.write_document("environments", environment.digest, environment.to_json())
+    alone = len(_profile(_Laws(store_alone, environment.digest), [member(128.0)]))
+    assert beside < alone
+
+
+def test_a_batch_that_cannot_be_realised_is_left_out_and_the_sweep_goes_on(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Points of infeasible batches are recorded as such once, tried no more, and the others are measured."""
+    records = _profile(_Laws(store, environment.digest, fails=256), [member(64.0)])
+    refused = Counter(JsonObject(r.point) for r in records if r.infeasible is not None)
+    assert refused
+    assert set(refused.values()) == {1}
+    assert len({r.point["d0"] for r in records if r.infeasible is None}) >= 3
+    assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == 0
+
+
+def test_corners_bound_all_batches() -> None:
+    """No batch has more tokens, requests, positions of one request, cached positions or query-key pairs than the corners."""
+    batches = measurement_batches(SERVING)
+    chosen = [batches[place] for place in corners(BatchArrays.of(batches), batches)]
+
+    def largest(of: Sequence[Batch]) -> list[float]:
+        arrays = BatchArrays.of(of)
+        work = arrays.attention(None)
+        sizes = (arrays.num_tokens, arrays.num_reqs, arrays.new + arrays.computed, work.decode_kv_tokens, work.prefill_pairs)
+        return [float(values.max()) for values in sizes]
+
+    assert largest(chosen) == largest(batches)
+    assert min(b.num_tokens for b in chosen) == 1
