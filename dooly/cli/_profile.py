@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,14 +21,22 @@ _MANY_UNSTEADY = 0.2
 
 
 @engine_flags(without=("enforce_eager", "async_scheduling", "max_cudagraph_capture_size", *SIMULATE_ONLY))
-def profile(
+def profile(  # noqa: PLR0913 - one argument an option
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
     *,
     db: Database,
     budget_seconds: Annotated[
         float | None, typer.Option(min=0, metavar="S", help="Stop measuring after so long, all models together.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what is missing.")] = False,
+    target_error: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SHARE",
+            help="End an operation's sweep where its latency is known to this median relative error; 0 measures a whole grid.",
+        ),
+    ] = 0.03,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what is known and what is missing.")] = False,
     serving: ServingConfig,
 ) -> None:
     """Measure models' operations into a store; what it holds already is not measured again."""
@@ -43,8 +50,20 @@ def profile(
         spent_s = sum(result.measuring_s for result in results)
         budget_s = None if budget_seconds is None else max(0.0, budget_seconds - spent_s)
         with progress_bar(f"{source.name}: tracing, starting the engine") as update:
+            errors: list[float] = []
+
+            def told(done: int, total: int, name: str = source.name, errors: list[float] = errors) -> None:
+                update(done, total, what=f"{name}, error {errors[-1]:.1%}" if errors else name)
+
             result = profile_model(
-                source, store, serving, budget_s=budget_s, dry_run=dry_run, progress=partial(update, what=source.name)
+                source,
+                store,
+                serving,
+                budget_s=budget_s,
+                target_error=target_error,
+                dry_run=dry_run,
+                progress=told,
+                on_error=errors.append,
             )
             if not dry_run:
                 update(1, 1, what=f"{source.name}: fitting")
@@ -52,7 +71,7 @@ def profile(
                     load_latency_model(store, source, serving)  # which keeps in the store what it fits
         results.append(result)
         _warn_if_unsteady(result)
-    _show(results)
+    (_show_forecasts if dry_run else _show)(results)
 
 
 def _open(db: str, *, dry_run: bool) -> Store:
@@ -75,9 +94,21 @@ def _warn_if_unsteady(result: ProfileResult) -> None:
 
 
 def _show(results: list[ProfileResult]) -> None:
-    numbers = ("operations", "points", "measured now", "left", "unsteady", "seconds")
+    numbers = ("operations", "grid points", "measured now", "left", "unsteady", "seconds", "error")
     table = new_table("model", *numbers, numbers=numbers)
     for r in results:
         counts = (r.num_operations, r.num_points, r.num_measured, r.num_left, r.num_unsteady)
-        table.add_row(r.model, *map(str, counts), f"{r.measuring_s:.1f}")
+        error = "-" if r.expected_error is None else f"{r.expected_error:.1%}"
+        table.add_row(r.model, *map(str, counts), f"{r.measuring_s:.1f}", error)
+    show(table)
+
+
+def _show_forecasts(results: list[ProfileResult]) -> None:
+    numbers = ("operations", "known", "by family", "missing", "grid points", "points wanted", "seconds")
+    table = new_table("model", *numbers, numbers=numbers)
+    for r in results:
+        f = r.forecast
+        known = ("-", "-", "-") if f is None else (f.num_known, f.num_by_family, f.num_missing)
+        seconds = "unknown" if r.forecast_s is None else f"{r.forecast_s:.0f}"
+        table.add_row(r.model, *map(str, (r.num_operations, *known, r.num_points, r.num_left)), seconds)
     show(table)

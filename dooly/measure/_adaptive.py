@@ -92,6 +92,12 @@ class Knowledge:
         process = replace(process, known=process.known.with_more(point), logs=np.append(process.logs, log_ratio))
         return replace(self, process=process, surprises=surprises).refitted_if_grown()
 
+    def imagined(self, point: Points) -> Knowledge:
+        """Return what would be known after one point that is just as predicted: nothing but where it lies."""
+        mean, _ = self.process.predict(point)
+        process = replace(self.process, known=self.process.known.with_more(point), logs=np.append(self.process.logs, mean))
+        return replace(self, process=process)
+
     def refitted_if_grown(self) -> Knowledge:
         """Return the same with new parameters where it knows a quarter more points than those were found with."""
         count = len(self.process.known)

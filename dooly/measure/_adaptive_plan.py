@@ -7,6 +7,7 @@ by more within minutes than a sweep's target. What a store holds already counts 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
@@ -30,6 +31,20 @@ if TYPE_CHECKING:
 
 _FIRST_GUESS_S = (0.05, 5e-4)
 """Seconds of a task, and of each unit of its size, before any was run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is left to measure, before any of it is."""
+
+    num_known: int
+    """Operations whose own points tell them within the target."""
+    num_by_family: int
+    """Operations that their families tell within the target; a few points of each are measured all the same."""
+    num_missing: int
+    """Other operations."""
+    num_wanted: int
+    """Records that are wanted, if all points lie where they are predicted."""
 
 
 class PlaceCosts:
@@ -136,6 +151,19 @@ class AdaptivePlan(Generic[AnyTask]):
         open_ = 0 if self._corners else len(self.sampler.unfinished())
         again = sum(max(0, PASSES - self._counts[key][point]) for key, found in self._measured.items() for point in found)
         return wanted + open_ + again
+
+    def forecast(self) -> Forecast:
+        """Return what is left as far as it can be told before: how many operations are known, and how many records are wanted.
+
+        Where nothing was measured, nothing tells how soon sweeps end, and the whole grid is what they take at most.
+        """
+        if not self._others and not any(self._measured.values()):
+            points = {(key, place[key]) for place in self._places for key in self._operations}
+            return Forecast(0, 0, len(self._operations), PASSES * len(points))
+        sampler = self.sampler
+        missing, by_family = len(sampler.unfinished()), len(sampler.told_by_family())
+        again = sum(max(0, PASSES - self._counts[key][point]) for key, found in self._measured.items() for point in found)
+        return Forecast(len(self._operations) - missing, by_family, missing - by_family, again + PASSES * sampler.imagined())
 
     @property
     def sampler(self) -> Sampler:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dooly.measure._adaptive_plan import Forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +29,7 @@ class ProfileResult:
     """Wall-clock seconds spent measuring."""
     expected_error: float | None = None
     """Median relative error expected of the operation that is known least; None where a whole grid is measured."""
+    forecast: Forecast | None = None
+    """What is left to measure; of a dry run of adaptive sweeps only."""
+    forecast_s: float | None = None
+    """Seconds that this takes, by what the records of the environment took; None where there are none."""

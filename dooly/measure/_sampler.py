@@ -112,6 +112,34 @@ class Sampler:
                 best, best_worth = (number, wanted), worth
         return best
 
+    def imagined(self) -> int:
+        """Return how many points all sweeps would still take if each lay just where it is predicted; nothing stays of it."""
+        kept = self._done, self._knowledge, self._outlooks
+        self._done = {key: done.copy() for key, done in self._done.items()}
+        self._knowledge, self._outlooks = dict(self._knowledge), dict(self._outlooks)
+        count = 0
+        try:
+            while (found := self.next(lambda _place: 1.0)) is not None:
+                place, keys = found
+                count += len(keys)
+                for key in keys:
+                    self._imagine(key, self._rows[key][self.places[place][key]])
+        finally:
+            self._done, self._knowledge, self._outlooks = kept
+        return count
+
+    def told_by_family(self) -> tuple[Key, ...]:
+        """Return the operations that have too few points of their own, but whose families tell them within the target."""
+        few = (key for key in self.unfinished() if self._done[key].sum() < MIN_POINTS)
+        return tuple(key for key in few if self._outlook(key).error.is_within(self.target))
+
+    def _imagine(self, key: Key, row: int) -> None:
+        sweep = self._sweeps[key]
+        knowledge = self._knowledge.get(sweep.family, Knowledge.nothing(sweep.points.coordinates.shape[1]))
+        self._knowledge[sweep.family] = knowledge.imagined(sweep.points.at(np.array([row])))
+        self._done[key][row] = True
+        self._forget(sweep)
+
     def unfinished(self) -> tuple[Key, ...]:
         """Return the operations whose sweeps go on, by key."""
         return tuple(k for k in self.operations if not self._done[k].all() and not self._is_known(k))
@@ -155,6 +183,10 @@ class Sampler:
         for row, log in zip(rows, logs - centre, strict=True):
             knowledge = knowledge.told(Points(sweep.points.coordinates[[row]], sweep.points.operations[[row]]), float(log))
         self._knowledge[sweep.family] = knowledge
+        self._forget(sweep)
+
+    def _forget(self, sweep: Sweep) -> None:
+        """Drop what was expected of a family before it learnt more."""
         for key, other in self._sweeps.items():
             if other.family == sweep.family:
                 self._outlooks.pop(key, None)

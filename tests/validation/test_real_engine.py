@@ -63,7 +63,7 @@ import sys
 from dbstore import Store
 from dooly.engines import ServingConfig, find_model
 from dooly.measure import profile
-result = profile(find_model(sys.argv[1]), Store.open(sys.argv[2], "a"), {SERVING!r})
+result = profile(find_model(sys.argv[1]), Store.open(sys.argv[2], "a"), {SERVING!r}, target_error=0)
 print(result.num_measured, result.num_left, "vllm" in sys.modules)
 """
 
@@ -115,7 +115,7 @@ def killed(model: ModelSource, db: Path) -> int:
 @pytest.fixture(scope="module")
 def profiled(model: ModelSource, db: Path, killed: int) -> ProfileResult:  # noqa: ARG001 - goes first
     """Profile what the killed run left."""
-    return profile(model, Store.open(db, "a"), SERVING)
+    return profile(model, Store.open(db, "a"), SERVING, target_error=0)
 
 
 def test_a_changed_environment_has_a_profile_of_its_own(
@@ -157,6 +157,17 @@ def test_the_rerun_measures_the_rest(db: Path, killed: int, profiled: ProfileRes
     assert Store.open(db).verify() == ()
 
 
+def test_an_adaptive_profile_measures_less_and_predicts(model: ModelSource, tmp_path: Path) -> None:
+    """A target of 20 % ends sweeps before the grid does, leaves nothing half done, and the rest is told by families."""
+    store = Store.open(tmp_path / "db", "a")
+    result = profile(model, store, SERVING, target_error=0.2)
+    assert 0 < result.num_measured < 0.8 * result.num_points
+    assert result.num_left == 0
+    assert result.expected_error is not None
+    step = load_latency_model(store, model, SERVING).step(Batch((1,) * 3, (20, 90, 130)))
+    assert step.seconds > 0
+
+
 @pytest.mark.usefixtures("profiled")
 def test_a_second_profile_measures_nothing(model: ModelSource, db: Path) -> None:
     """A store that holds everything needs no engine: vLLM is not even imported."""
@@ -169,7 +180,7 @@ def test_a_second_profile_measures_nothing(model: ModelSource, db: Path) -> None
 def test_a_model_that_shares_layers_measures_the_rest(db: Path, tmp_path: Path) -> None:
     """Another width of the MLP is measured; attention, norms, logits and the step are there already."""
     before = _num_records(db)
-    result = profile(_model(tmp_path / "wider", intermediate_size=192), Store.open(db, "a"), SERVING)
+    result = profile(_model(tmp_path / "wider", intermediate_size=192), Store.open(db, "a"), SERVING, target_error=0)
     assert 0 < result.num_measured < 0.7 * result.num_points
     assert _num_records(db) == before + result.num_measured
 
@@ -196,7 +207,8 @@ def test_a_model_that_calls_its_layers_otherwise_is_measured(tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(profile_module, "describe_environment", layers_seen)
         patch.setattr(profile_module, "cache_bytes", lambda _platform: 1)  # so that few layers keep weights cold
-        result = profile(model, store, replace(SERVING, max_model_len=32, max_num_batched_tokens=16, max_num_seqs=1))
+        small = replace(SERVING, max_model_len=32, max_num_batched_tokens=16, max_num_seqs=1)
+        result = profile(model, store, small, target_error=0)
     assert 0 < seen[0] < 12
     assert (result.num_measured, result.num_left) == (result.num_points, 0)
 
@@ -214,7 +226,7 @@ def test_points_that_run_out_of_memory_are_infeasible(
 
     monkeypatch.setattr(BatchRunner, "step", starved)
     store = Store.open(tmp_path / "db", "a")
-    assert profile(model, store, SERVING).num_left == 0
+    assert profile(model, store, SERVING, target_error=0).num_left == 0
     (environment,) = store.documents("environments")
     signatures = [s for s in store.documents("operations") if store.points(s, environment)]
     records = [record for signature in signatures for record in store.read(signature, environment)]

@@ -106,3 +106,11 @@ def relatives(operations: Sequence[TracedOperation], store: Store, environment: 
         members = [k for k in known if k.operation.family == family and k.latency_ns]
         chosen += sorted(members, key=lambda k: -len(k.latency_ns))[:_MOST_OTHERS]
     return chosen
+
+
+def seconds_a_record(store: Store, environments: set[str]) -> float | None:
+    """Return what a record of some environments took to measure on average; None where there is none."""
+    keys = [key for key in store.keys() if key[1] in environments]  # noqa: SIM118 - a store is no mapping
+    took = [record.attributes.get("wall_s") for key in keys for record in store.read(*key)]
+    seconds = [float(str(value)) for value in took if value is not None]
+    return sum(seconds) / len(seconds) if seconds else None

@@ -26,7 +26,7 @@ from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import FixedPlan, run_tasks
-from dooly.measure.engine._adaptive import adaptive_plan
+from dooly.measure.engine._adaptive import adaptive_plan, seconds_a_record
 from dooly.measure.engine._profiler import Profiler, Task, plan_tasks
 from dooly.tracing import layer_of
 
@@ -49,6 +49,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     target_error: float = TARGET_ERROR,
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_error: Callable[[float], None] = lambda _error: None,
 ) -> ProfileResult:
     """Measure the operations of a model that a store lacks.
 
@@ -64,6 +65,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
             they were measured; 0 measures every point of the grid.
         dry_run: Plan only: measure and write nothing.
         progress: Called with (points done, points planned) after each batch.
+        on_error: Called before with the median relative error that is expected of the operation that is known least.
 
     Raises:
         UnsupportedModelError: The engine does not know the model.
@@ -79,14 +81,25 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     plans = plans or [_plan(traced, serving, store, None, target_error)]
     plan = max(plans, key=lambda plan: plan.num_left())
     if dry_run or plan.num_left() == 0:
-        return _result(traced, serving, plan, (), 0.0)
+        result = _result(traced, serving, plan, (), 0.0)
+        if not dry_run or not isinstance(plan, AdaptivePlan):
+            return result
+        forecast, each_s = plan.forecast(), seconds_a_record(store, {digest for _, digest in known})
+        forecast_s = None if each_s is None else each_s * forecast.num_wanted
+        return replace(result, num_left=forecast.num_wanted, forecast=forecast, forecast_s=forecast_s)
     with _reduced_engine(model, traced, serving) as engine:
         environment = describe_environment(engine, serving)
         write_described(store, environment, traced)
         write_traced(store, model, serving, traced, environment)
         plan = _plan(traced, serving, store, environment.digest, target_error)
         profiler = Profiler(engine, traced.operations, store, environment)
-        records, seconds = run_tasks(profiler, plan, budget_s, progress)
+
+        def told(done: int, total: int) -> None:
+            if isinstance(plan, AdaptivePlan) and plan.error is not None:
+                on_error(plan.error)
+            progress(done, total)
+
+        records, seconds = run_tasks(profiler, plan, budget_s, told)
         return _result(traced, serving, plan, records, seconds)
 
 
