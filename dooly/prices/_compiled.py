@@ -26,12 +26,21 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function at its first call, and keep the code on disk where numba finds a folder that it may write to."""
     try:
-        made: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        made: Callable[..., Any] = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # "cannot cache function": a read-only installation without a home
-        made = numba.njit(nogil=True, error_model="numpy")(function)
+        made = numba.njit(**_OPTIONS)(function)
+    return made
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that compiled ones alone call, and are kept with."""
+    made: Callable[..., Any] = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
     return made
 
 
@@ -40,7 +49,7 @@ _MIX = 0x9E3779B97F4A7C1
 """An odd number that spreads neighbours (Knuth, The Art of Computer Programming, 6.4)."""
 
 
-@compiled
+@part
 def clear(amounts):
     """Set the amounts to those of a step without requests."""
     amounts.decode_kv_tokens = amounts.prefill_pairs = amounts.prefill_kv_tokens = amounts.prefill_tokens = 0.0
@@ -48,7 +57,7 @@ def clear(amounts):
     amounts.cached_tokens = amounts.num_new_requests = 0.0
 
 
-@compiled
+@part
 def add_request(amounts, new, computed):
     """Add what a request with so many tokens to compute, behind so many that are, brings to a step."""
     read = new + computed
@@ -66,7 +75,7 @@ def add_request(amounts, new, computed):
         amounts.num_prefills += 1
 
 
-@compiled
+@part
 def add_position(amounts):
     """Make the amounts of a step of decodes those of the next one over the same requests."""
     amounts.decode_kv_squares += 2 * amounts.decode_kv_tokens + amounts.num_decodes
@@ -76,7 +85,7 @@ def add_position(amounts):
     amounts.decode_longest += 1
 
 
-@compiled
+@part
 def is_within(sheet, amounts):
     """Tell whether a step keeps the limits of what can be priced."""
     limits, num_reqs = sheet.numbers, amounts.num_prefills + amounts.num_decodes
@@ -85,7 +94,7 @@ def is_within(sheet, amounts):
     return amounts.prefill_tokens + amounts.num_decodes <= limits.max_num_tokens
 
 
-@compiled
+@part
 def _value(sheet, number, features):
     """Return an ensemble's value."""
     forest, questions = sheet.forests[number], sheet.questions
@@ -103,12 +112,12 @@ def _value(sheet, number, features):
     return total
 
 
-@compiled
+@part
 def _roofline(price, flops, traffic):
     return price.least_ns + 1e9 * max(flops / price.flops_per_s, traffic / price.bytes_per_s)
 
 
-@compiled
+@part
 def _place(cuts, first, last, value):
     """Return how many of the growing cuts from `first` to before `last` a value exceeds."""
     low, high = first, last
@@ -121,7 +130,7 @@ def _place(cuts, first, last, value):
     return low - first
 
 
-@compiled
+@part
 def _known_value(sheet, number, scratch):
     """Return the value of an ensemble over decodes, looked up where it has answered alike before.
 
@@ -140,7 +149,7 @@ def _known_value(sheet, number, scratch):
     return scratch.values[slot]
 
 
-@compiled
+@part
 def _decodes(sheet, price, amounts, scratch):
     """Return what decodes take, by their family."""
     count, read, features = max(amounts.num_decodes, 1.0), max(amounts.decode_kv_tokens, 1.0), scratch.features
@@ -151,7 +160,7 @@ def _decodes(sheet, price, amounts, scratch):
     return _roofline(price, flops, traffic) * exp(_known_value(sheet, price.forest, scratch))
 
 
-@compiled
+@part
 def _prefills(sheet, price, amounts, features):
     """Return what prefills take, by their family."""
     queries, pairs, read = max(amounts.prefill_tokens, 1.0), max(amounts.prefill_pairs, 1.0), max(amounts.prefill_kv_tokens, 1.0)
@@ -164,7 +173,7 @@ def _prefills(sheet, price, amounts, features):
     return _roofline(price, flops, traffic) * exp(_value(sheet, price.forest + 1, features))
 
 
-@compiled
+@part
 def _mixed(sheet, price, amounts, features):
     """Return what a batch of any kind takes, by an ensemble over all of them."""
     queries, pairs = amounts.num_decodes + amounts.prefill_tokens, amounts.decode_kv_tokens + amounts.prefill_pairs
@@ -181,7 +190,7 @@ def _mixed(sheet, price, amounts, features):
     return _roofline(price, flops, traffic) * exp(_value(sheet, price.forest, features))
 
 
-@compiled
+@part
 def _attention(sheet, price, amounts, scratch):
     """Return what one run of attention takes."""
     if price.num_forests == 1:
@@ -196,7 +205,7 @@ def _attention(sheet, price, amounts, scratch):
     return total + price.gap_ns
 
 
-@compiled
+@part
 def _formula(sheet, amounts, num_tokens, num_reqs):
     """Return what the closed formula says of a step."""
     per = sheet.numbers
@@ -205,7 +214,7 @@ def _formula(sheet, amounts, num_tokens, num_reqs):
     return total + per.cached_token_ns * amounts.cached_tokens + per.pair_ns * pairs
 
 
-@compiled
+@part
 def price_step(sheet, amounts, scratch, priced_ns):
     """Return a step's latency in nanoseconds.
 

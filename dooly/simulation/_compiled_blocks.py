@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-from dooly.prices._compiled import compiled
+from dooly.prices._compiled import part
 
 
-@compiled
+@part
 def blocks_for(num_tokens, settings):
     """Return how many blocks so many tokens fill."""
     return -(-num_tokens // settings.block_size)
 
 
-@compiled
+@part
 def forget(state, request):
     """Take a request out of those whose free blocks can be found again."""
     engine, older, newer = state.engine, state.requests[request].older, state.requests[request].newer
@@ -31,7 +31,7 @@ def forget(state, request):
         state.requests[newer].older = older
 
 
-@compiled
+@part
 def take(state, number):
     """Take so many free blocks, those that hold nothing first."""
     engine = state.engine
@@ -46,7 +46,7 @@ def take(state, number):
             engine.num_kept -= over
 
 
-@compiled
+@part
 def release(state, settings, request, num_final):
     """Free all blocks of a request; those that so many final tokens fill can be found again."""
     engine, held = state.engine, state.requests[request].held
@@ -65,7 +65,7 @@ def release(state, settings, request, num_final):
         engine.newest = request
 
 
-@compiled
+@part
 def steps_within(state, settings, num_reqs, limit):
     """Return how many more decode steps of the step's requests the free blocks last, up to a limit."""
     free = state.engine.num_free

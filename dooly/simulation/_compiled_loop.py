@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dooly.prices._compiled import add_position, compiled, is_within, price_step
+from dooly.prices._compiled import add_position, compiled, is_within, part, price_step
 from dooly.simulation._compiled_blocks import blocks_for, release, take
 from dooly.simulation._compiled_scheduler import num_waiting, schedule
 from dooly.simulation._compiled_state import GAPS
@@ -15,7 +15,7 @@ _TOKEN, _FIRST, _LAST = 1, 2, 4
 """What a step brings a request: a token, the first, the last."""
 
 
-@compiled
+@part
 def _note_gap(state, gap_ns, count):
     """Note that so many requests got a token so long after the one before."""
     last = state.engine.num_gaps - 1
@@ -26,7 +26,7 @@ def _note_gap(state, gap_ns, count):
     state.engine.num_gaps += 1
 
 
-@compiled
+@part
 def _note_token(state, request, now_ns):
     """Note that a request got a token."""
     if state.requests[request].token_ns >= 0:
@@ -34,7 +34,7 @@ def _note_token(state, request, now_ns):
     state.requests[request].token_ns = now_ns
 
 
-@compiled
+@part
 def _finish(state, settings, request, now_ns):
     """Let go of a request that has ended; in a closed loop, its user sends the next one."""
     engine = state.engine
@@ -52,7 +52,7 @@ def _finish(state, settings, request, now_ns):
         engine.num_preempted = left
 
 
-@compiled
+@part
 def _retire(state, settings, now_ns):
     """Note what the step under way has brought about."""
     engine, has_ended = state.engine, False
@@ -76,7 +76,7 @@ def _retire(state, settings, now_ns):
         engine.num_running = left
 
 
-@compiled
+@part
 def _advance(state, settings, num_steps, has_behind):
     """Take the step's tokens for granted, done so often; what the last brings about is under way."""
     engine = state.engine
@@ -104,7 +104,7 @@ def _advance(state, settings, num_steps, has_behind):
     engine.num_steps += num_steps
 
 
-@compiled
+@part
 def _launch_ns(state, settings):
     """Return what launching the step takes, as `HostTimes.launch_ns` says."""
     amounts = state.amounts
@@ -113,7 +113,7 @@ def _launch_ns(state, settings):
     return settings.whole_ns if amounts.num_prefills == 0 else settings.pieces_ns
 
 
-@compiled
+@part
 def _next_arrival_ns(state):
     """Return when the next arrival disturbs a run of decodes; -1 where none does.
 
@@ -125,7 +125,7 @@ def _next_arrival_ns(state):
     return state.requests[engine.num_arrived].arrival_ns
 
 
-@compiled
+@part
 def _run(state, settings, sheet, max_num_steps):
     """Launch a step, or repetitions of it as long as no arrival disturbs them, behind what the device is at.
 
@@ -158,7 +158,7 @@ def _run(state, settings, sheet, max_num_steps):
     return step, launched_ns, first_ns, last_ns
 
 
-@compiled
+@part
 def _launch(state, settings, sheet, max_num_steps):
     """Put a step under way, or as many repetitions of it as no arrival disturbs."""
     engine = state.engine

@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
-from dooly.prices._compiled import add_request, clear, compiled
+from dooly.prices._compiled import add_request, clear, part
 from dooly.simulation._compiled_blocks import blocks_for, forget, release, steps_within, take
 
 
-@compiled
+@part
 def num_waiting(state):
     """Return how many requests wait."""
     return state.engine.num_preempted + state.engine.num_arrived - state.engine.num_admitted
 
 
-@compiled
+@part
 def _holds_unknown_input(state, request):
     """Tell what `UnderWay.holds_input_of` does."""
     engine = state.engine
@@ -24,7 +24,7 @@ def _holds_unknown_input(state, request):
     return engine.num_latest > 1 or is_behind
 
 
-@compiled
+@part
 def _preempt_last(state, settings):
     """Let the running request that was admitted last start over, but for blocks that it finds again."""
     engine = state.engine
@@ -37,7 +37,7 @@ def _preempt_last(state, settings):
     engine.num_preemptions += 1
 
 
-@compiled
+@part
 def _serve_running(state, settings, chunk_limit):
     """Grant tokens and blocks to the running requests, the last of which give way while blocks lack.
 
@@ -65,7 +65,7 @@ def _serve_running(state, settings, chunk_limit):
     return budget, most
 
 
-@compiled
+@part
 def _reserve(state, settings, request, end):
     """Give a request blocks for its tokens up to `end`, if there is room, and say whether."""
     engine = state.engine
@@ -79,7 +79,7 @@ def _reserve(state, settings, request, end):
     return True
 
 
-@compiled
+@part
 def _admit(state, settings, budget, chunk_limit):
     """Take requests off the waiting queue while the budget, the slots and the blocks last."""
     engine, size = state.engine, settings.block_size
@@ -107,7 +107,7 @@ def _admit(state, settings, budget, chunk_limit):
             engine.num_preempted -= 1
 
 
-@compiled
+@part
 def _fill_step(state):
     """Gather the requests that are granted tokens; return whether all running ones decode."""
     engine, is_run, number = state.engine, True, 0
@@ -126,7 +126,7 @@ def _fill_step(state):
     return is_run
 
 
-@compiled
+@part
 def schedule(state, settings):
     """Decide the next step and reserve its blocks; return how often it can be repeated, unless a request arrives."""
     engine = state.engine
