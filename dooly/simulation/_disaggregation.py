@@ -151,7 +151,7 @@ class _HandOver:
     def _pass_on(self, request: int, place: int, now_ns: int) -> None:
         """Send a request whose prompt is computed to decode replicas, unless there is nothing left to generate."""
         if self._passes_first_token and self._workload.requests[request].num_output_tokens == 1:
-            self._first.pool.replicas[place].let_go(request, now_ns)
+            self._first.engines[place].let_go(request, now_ns)
             self._end((request,), now_ns)
         else:
             self._second.send(request, now_ns)
@@ -162,8 +162,8 @@ class _HandOver:
         size = self._second.block_size
         if num_blocks := -(-num_tokens // size) - num_cached // size:
             end_ns = self._links.move(sender, receiver, num_blocks, now_ns)
-            self._second.pool.replicas[receiver].finish_load(request, end_ns)
-        self._first.pool.replicas[sender].let_go(request, end_ns)
+            self._second.engines[receiver].finish_load(request, end_ns)
+        self._first.engines[sender].let_go(request, end_ns)
         if self._passes_first_token:
             first_token_ns = self._first.timelines[sender].first_token_ns[[request]]
             self._second.timelines[receiver].tokens.tick(np.array([request]), first_token_ns)

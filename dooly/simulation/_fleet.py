@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from dooly.errors import InvalidInputError, spell
 from dooly.simulation._columns import taken
 from dooly.simulation._fleet_result import FleetResult, ReplicaResult, joined
+from dooly.simulation._lockstep import JointLog, JointScheduler
+from dooly.simulation._make_scheduler import make_scheduler
 from dooly.simulation._pool import Pool, run
+from dooly.simulation._rank import Rank
 from dooly.simulation._replica import EngineReplica
 from dooly.simulation._results import SimulationResult
 from dooly.simulation._router import RoundRobin
@@ -50,7 +53,8 @@ class Replica:
         self, requests: Sequence[Request], timeline: Timeline, log: StepLog | None = None, remote: RemoteKV | None = None
     ) -> EngineReplica:
         """Return the engine, idle, for a workload of which any request may be sent there."""
-        return EngineReplica(requests, self.latency, self.config, host_beside(self.latency, self.host), timeline, log, remote)
+        scheduler = make_scheduler(requests, self.config, remote)
+        return EngineReplica(scheduler, self.latency, self.config, host_beside(self.latency, self.host), timeline, log)
 
 
 def simulate_fleet(
@@ -58,6 +62,7 @@ def simulate_fleet(
     replicas: Sequence[Replica],
     router: MakeRouter = RoundRobin,
     *,
+    in_step: bool = False,
     steps: Sequence[StepLog] | None = None,
 ) -> FleetResult:
     """Serve a workload in virtual time with several replicas.
@@ -67,16 +72,21 @@ def simulate_fleet(
         replicas: The engines, at least one; they may differ in hardware and settings.
         router: Makes what chooses the replica of each request: a `Router` class, or a function of the requests and the number of
             replicas.
+        in_step: Whether all step together, and a step takes what the slowest does, as vLLM's data-parallel ranks that share the
+            experts of a mixture. `latency` prices a rank with all that it computes of them.
         steps: A log for each replica, filled with its steps, where they are given.
 
     Raises:
-        InvalidInputError: `workload` is none, there is no replica, or `steps` are not as many.
+        InvalidInputError: `workload` is none, there is no replica, or `steps` are not as many; or replicas in step differ in
+            `async_scheduling`, or have drafts.
         WorkloadError: A request is too long for a replica that it may be sent to; nothing is simulated then.
         DoolyError: Whatever a replica's `latency` raises for a step that it cannot price.
     """
     check_fleet("simulate_fleet", workload, replicas)
     started_s = time.perf_counter()
     logs = one_each("simulate_fleet", steps, len(replicas))
+    if in_step:
+        return _in_step(workload, replicas, router, logs)
     if router is RoundRobin and not workload.waits_for_answers:
         chosen = [place % len(replicas) for place in range(len(workload.requests))]
         found = [_alone(workload, chosen, place, replica, logs[place]) for place, replica in enumerate(replicas)]
@@ -125,10 +135,51 @@ def _routed(
     workload: Workload, replicas: Sequence[Replica], router: MakeRouter, logs: Sequence[StepLog | None]
 ) -> tuple[list[int], list[SimulationResult | None]]:
     """Return the replica of each request, and what each replica comes to, where a router looks at what they do."""
-    requests, senders = workload.requests, Senders(workload)
-    timelines = [Timeline(requests) for _ in replicas]
-    engines = [replica.engine(requests, timeline, log) for replica, timeline, log in zip(replicas, timelines, logs, strict=True)]
-    pool = Pool(engines, router(requests, len(replicas)))
+    timelines = [Timeline(workload.requests) for _ in replicas]
+    beside = zip(replicas, timelines, logs, strict=True)
+    engines = [replica.engine(workload.requests, timeline, log) for replica, timeline, log in beside]
+    chosen = _route(workload, engines, router, timelines)
+    return chosen, [
+        replica_result(workload.requests, chosen, place, engine, timeline)
+        for place, (engine, timeline) in enumerate(zip(engines, timelines, strict=True))
+    ]
+
+
+def _in_step(workload: Workload, replicas: Sequence[Replica], router: MakeRouter, logs: Sequence[StepLog | None]) -> FleetResult:
+    """Return what replicas come to that step together."""
+    first = replicas[0]
+    if any(one.config.async_scheduling != first.config.async_scheduling or one.config.speculative for one in replicas):
+        raise InvalidInputError(
+            "simulate_fleet: in_step: replicas differ in async_scheduling, or have drafts; give all the same, and none"
+        )
+    started_s = time.perf_counter()
+    requests, timeline = workload.requests, Timeline(workload.requests)
+    joint = JointScheduler([(make_scheduler(requests, one.config), one.latency) for one in replicas], len(requests))
+    host = host_beside(first.latency, first.host)
+    engine = EngineReplica(joint, first.latency, first.config, host, timeline, JointLog(logs))
+    chosen = _route(workload, [Rank(engine, joint, place) for place in range(len(replicas))], router, [timeline])
+    found = [
+        SimulationResult(rows, engine.num_steps, rank.num_preemptions, 0.0)
+        if (rows := timeline.rows(requests, [position for position, at in enumerate(chosen) if at == place]))
+        else None
+        for place, rank in enumerate(joint.ranks)
+    ]
+    host_wait_s, gaps = engine.host_wait_ns / NS_PER_S, timeline.tokens.gaps()
+    counts = (engine.num_steps, joint.num_preemptions)
+    whole = SimulationResult(
+        timeline.rows(requests, range(len(requests))), *counts, time.perf_counter() - started_s, gaps, host_wait_s
+    )
+    return FleetResult(whole, tuple(ReplicaResult("serve", result) for result in found), {"replica": tuple(chosen)})
+
+
+def _route(
+    workload: Workload,
+    engines: Sequence[EngineReplica | Rank],
+    router: MakeRouter,
+    timelines: Sequence[Timeline],
+) -> list[int]:
+    """Serve all requests by engines behind a router; return which served each."""
+    senders, pool = Senders(workload), Pool(engines, router(workload.requests, len(engines)))
 
     def send(request: int, arrival_ns: int) -> None:
         for timeline in timelines:
@@ -143,10 +194,7 @@ def _routed(
         send(request, arrival_ns)
     run([pool], after, coupled=workload.waits_for_answers)
     chosen: list[int] = pool.chosen.tolist()
-    return chosen, [
-        replica_result(requests, chosen, place, engine, timeline)
-        for place, (engine, timeline) in enumerate(zip(engines, timelines, strict=True))
-    ]
+    return chosen
 
 
 def replica_result(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from dooly.simulation._rank import Rank
     from dooly.simulation._replica import EngineReplica
     from dooly.simulation._router import Router
 
@@ -31,7 +32,7 @@ _ROUTER = -1
 class Pool:
     """Replicas of one role with their router."""
 
-    def __init__(self, replicas: Sequence[EngineReplica], router: Router) -> None:
+    def __init__(self, replicas: Sequence[EngineReplica | Rank], router: Router) -> None:
         """Start without requests."""
         self.replicas = replicas
         self.router = router

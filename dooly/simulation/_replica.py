@@ -19,20 +19,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dooly.simulation._drafted_latency import DraftedLatency
-from dooly.simulation._make_scheduler import make_scheduler
+from dooly.simulation._scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
     from dooly.latency import HostTimes, LatencyBackend
-    from dooly.simulation._remote_kv import RemoteKV
+    from dooly.simulation._lockstep import JointScheduler
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._step_log import StepLog
     from dooly.simulation._steps import Progress, ScheduledStep
     from dooly.simulation._timeline import Timeline
-    from dooly.simulation._workload import Request
 
 
 _NONE = np.empty(0, np.int64)
@@ -80,29 +79,24 @@ class EngineReplica:
 
     def __init__(  # noqa: PLR0913, PLR0917 - what an engine is made of
         self,
-        requests: Sequence[Request],
+        scheduler: Scheduler | JointScheduler,
         latency: LatencyBackend,
         config: SchedulerConfig,
         host: HostTimes,
         timeline: Timeline,
         log: StepLog | None = None,
-        remote: RemoteKV | None = None,
     ) -> None:
         """Start idle at 0.
 
         Args:
-            requests: The whole workload, of which any may be sent here.
+            scheduler: Decides its steps.
             latency: Prices the steps.
             config: The engine's settings.
             host: What the engine's host takes to launch steps.
             timeline: Told what happens to requests.
             log: Filled with what each step computes and when, where it is given.
-            remote: What other engines have computed of the requests, or load from here; None for nothing.
-
-        Raises:
-            WorkloadError: A request is too long for the model or the KV cache.
         """
-        self.scheduler = make_scheduler(requests, config, remote)
+        self.scheduler = scheduler
         self.num_steps = 0
         self.host_wait_ns = 0
         """How long the device has waited for the host to launch a step that it could have run."""
@@ -153,10 +147,12 @@ class EngineReplica:
 
     def finish_load(self, request: int, end_ns: int) -> None:
         """Have a request's KV cache come from another engine at `end_ns`, which has not passed."""
+        assert isinstance(self.scheduler, Scheduler)
         insort(self._transfers, (end_ns, self.scheduler.finish_load, request), key=itemgetter(0))
 
     def let_go(self, request: int, end_ns: int) -> None:
         """Have another engine be done with the KV cache of a request that has ended, at `end_ns`, which has not passed."""
+        assert isinstance(self.scheduler, Scheduler)
         insort(self._transfers, (end_ns, self.scheduler.let_go, request), key=itemgetter(0))
 
     @property
@@ -208,17 +204,14 @@ class EngineReplica:
 
     def _launch(self, step: ScheduledStep, horizon_ns: int | None) -> None:
         """Put a step under way, or as many repetitions of it as no arrival disturbs."""
-        num_tokens = int(step.num_new_tokens.sum())
-        # One graph holds a whole step where every request computes as much as a decode with all its drafts.
-        only_decodes = bool((step.num_new_tokens == self._decode_length).all())
-        launch_ns = self._host.launch_ns(num_tokens, only_decodes=only_decodes)
+        launch_ns = step.launch_ns(self._host, self._decode_length)
         if self._depth > 1:
             self._launch_ahead(step, launch_ns, horizon_ns)
             return
         if step.max_num_steps > 1:
             ends_ns = self._decode_until_arrival(step, launch_ns, horizon_ns)
         else:
-            device_ns = self._latency.step_ns(step.to_batch())
+            device_ns = step.step_ns(self._latency)
             step_ns = max(self._host.prepare_ns + device_ns, launch_ns)
             ends_ns = np.array([self._now_ns + step_ns], dtype=np.int64)
             self.host_wait_ns += step_ns - device_ns
@@ -236,9 +229,9 @@ class EngineReplica:
         next_ns = None
         if step.max_num_steps > 1:
             next_ns, num_steps = self._steps_to_price(step, free_ns, horizon_ns)
-            times_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps).tolist()
+            times_ns = step.run_ns(self._latency, num_steps).tolist()
         else:
-            times_ns = [self._latency.step_ns(step.to_batch())]
+            times_ns = [step.step_ns(self._latency)]
         scheduled_ns = [self._now_ns]
         ends_ns: list[int] = []
         for time_ns in times_ns:
@@ -280,7 +273,7 @@ class EngineReplica:
     def _decode_until_arrival(self, step: ScheduledStep, launch_ns: int, horizon_ns: int | None) -> npt.NDArray[np.int64]:
         """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
         next_ns, num_steps = self._steps_to_price(step, self._now_ns, horizon_ns)
-        device_ns = self._latency.decode_run_ns(step.num_computed_tokens, num_steps)
+        device_ns = step.run_ns(self._latency, num_steps)
         ends_ns = self._now_ns + np.cumsum(np.maximum(self._host.prepare_ns + device_ns, launch_ns))
         if next_ns is not None:
             ends_ns = ends_ns[: int(np.searchsorted(ends_ns, next_ns)) + 1]

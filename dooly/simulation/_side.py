@@ -49,11 +49,11 @@ class Side:
         self.requests = requests
         self.timelines = [Timeline(requests) for _ in replicas]
         self.remotes = [RemoteKV(num_remote, keeps_finished=not num_remote) for _ in replicas]
-        engines = [
+        self.engines = [
             replica.engine(requests, timeline, log, remote)
             for replica, timeline, log, remote in zip(replicas, self.timelines, logs, self.remotes, strict=True)
         ]
-        self.pool = Pool(engines, router(requests, len(replicas)))
+        self.pool = Pool(self.engines, router(requests, len(replicas)))
 
     def send(self, request: int, arrival_ns: int) -> None:
         """Have a request arrive at this side."""
@@ -64,7 +64,7 @@ class Side:
     def results(self) -> list[SimulationResult | None]:
         """Return what each replica came to; None for one that served nothing."""
         chosen: list[int] = self.pool.chosen.tolist()
-        engines = zip(self.pool.replicas, self.timelines, strict=True)
+        engines = zip(self.engines, self.timelines, strict=True)
         return [replica_result(self.requests, chosen, place, *engine) for place, engine in enumerate(engines)]
 
     def noted(self, name: str) -> npt.NDArray[np.int64]:

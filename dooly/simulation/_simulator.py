@@ -12,6 +12,7 @@ import numpy as np
 from dooly.errors import InvalidInputError, spell
 from dooly.latency import HostTimes, SheetBackend
 from dooly.simulation._compiled_run import Served, serve_compiled
+from dooly.simulation._make_scheduler import make_scheduler
 from dooly.simulation._replica import EngineReplica
 from dooly.simulation._results import SimulationResult, times_as_columns
 from dooly.simulation._senders import Senders
@@ -88,7 +89,7 @@ def _serve(
         if served is not None:
             return served
     timeline, senders = Timeline(workload.requests), Senders(workload)
-    replica = EngineReplica(workload.requests, latency, config, host, timeline, steps)
+    replica = EngineReplica(make_scheduler(workload.requests, config), latency, config, host, timeline, steps)
     for request, arrival_ns in senders.first():
         replica.send(request, arrival_ns)
     while replica.next_event is not None:

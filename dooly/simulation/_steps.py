@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from dooly.latency import HostTimes, LatencyBackend
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScheduledStep:
@@ -28,6 +30,22 @@ class ScheduledStep:
     """How many steps in a row decode exactly these requests, this one included, unless a request arrives; 1 for other steps."""
     num_draft_tokens: npt.NDArray[np.int64] | None = None
     """New tokens that are drafts to verify, shape (num_reqs,); None where none are drafted."""
+
+    def step_ns(self, latency: LatencyBackend) -> int:
+        """Return the latency of the step, in nanoseconds."""
+        return latency.step_ns(self.to_batch())
+
+    def run_ns(self, latency: LatencyBackend, num_steps: int) -> npt.NDArray[np.int64]:
+        """Return the latencies of so many repetitions of a decode step, in nanoseconds, shape (num_steps,)."""
+        return latency.decode_run_ns(self.num_computed_tokens, num_steps)
+
+    def launch_ns(self, host: HostTimes, decode_length: int = 1) -> int:
+        """Return what launching the step takes the host, in nanoseconds.
+
+        One graph holds a whole step where every request computes `decode_length` tokens: one, or one with all its drafts.
+        """
+        only_decodes = bool((self.num_new_tokens == decode_length).all())
+        return host.launch_ns(int(self.num_new_tokens.sum()), only_decodes=only_decodes)
 
     def to_batch(self) -> Batch:
         """Return the step as the predictors' batch."""
