@@ -11,7 +11,6 @@ from dooly.predict._interconnect import Interconnect
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
-from dooly.predict._other_records import load_model_by_others
 from dooly.predict._step_latency import StepLatencies, StepLatency
 from dooly.predict._sweep import Rates, Sweep, lay_out
 
@@ -35,7 +34,6 @@ __all__ = [
     "lay_out",
     "listed_hardware",
     "load_latency_model",
-    "load_model_by_others",
     "load_module_latency",
     "with_limits",
 ]

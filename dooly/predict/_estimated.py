@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Roofline:
-    """An operation by the device's roofline (Williams et al., CACM 2009): how what was measured of it grows beyond."""
+class _Estimate:
+    """What estimates of a device's operations have in common."""
 
     hardware: Hardware
     """The device."""
@@ -30,6 +30,11 @@ class Roofline:
     """Where the latencies are from."""
     relative_error: float = ESTIMATE_ERROR
     """What an estimate is taken to be off by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline(_Estimate):
+    """An operation by the device's roofline (Williams et al., CACM 2009): how what was measured of it grows beyond."""
 
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
@@ -37,15 +42,8 @@ class Roofline:
 
 
 @dataclass(frozen=True, slots=True)
-class MovedBytes:
+class MovedBytes(_Estimate):
     """An operation that computes little, by the bytes that it moves."""
-
-    hardware: Hardware
-    """The device."""
-    source: Source = "estimated"
-    """Where the latencies are from."""
-    relative_error: float = ESTIMATE_ERROR
-    """What an estimate is taken to be off by."""
 
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""

@@ -17,7 +17,7 @@ from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
 from dooly.predict._hardware import HOST_LAYERS, Hardware
 from dooly.predict._kinds import families_of, kind_of
-from dooly.predict._latency_model import LatencyModel
+from dooly.predict._latency_model import BLOCK_SIZE, LatencyModel
 from dooly.predict._operation import OperationWork
 from dooly.predict._step_parts import laid_out
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _LIMITS = ((160 << 30, (1024, 16_384)), (70 << 30, (1024, 8_192)), (0, (256, 2_048)))
 """Memory from which on `vllm serve` lets a step work on so many requests and tokens; an A100 counts as small."""
-_BLOCK_SIZE = 16
-"""Tokens in a KV block, as vLLM has it on CUDA."""
 
 
 def listed_hardware() -> tuple[Hardware, ...]:
@@ -192,7 +190,7 @@ def _environment(hardware: Hardware, traced: TracedModel, serving: ServingConfig
         attention_backend=hardware.attention_backend,
         dtype=serving.dtype,
         kv_cache_dtype=traced.environment.get("kv_cache_dtype", "auto"),
-        block_size=_BLOCK_SIZE,
+        block_size=BLOCK_SIZE,
         execution_mode=CUDA_GRAPHS,
         quantization=traced.environment.get("quantization"),
         num_threads=None,

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 
-_BLOCK_SIZE = 16
+BLOCK_SIZE = 16
+"""Tokens in a KV block, as vLLM has it on CUDA."""
 
 
 class LatencyModel:
@@ -100,7 +101,7 @@ class LatencyModel:
     @property
     def block_size(self) -> int:
         """Tokens in one block of the engine's KV cache: vLLM's own on CUDA, where nobody recorded it."""
-        return self.environment.block_size or _BLOCK_SIZE
+        return self.environment.block_size or BLOCK_SIZE
 
     def kv_cache_layout(self, serving: ServingConfig) -> KVCacheLayout:
         """Return how the engine lays out the model's KV cache: groups of layers that keep the same tokens, and their blocks.
