@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dooly.cli._db_export import export
-from dooly.cli._options import Database, engine_flags
+from dooly.cli._options import Database, engine_flags, writable
 from dooly.cli._output import new_table, progress_bar, show
+from dooly.cli._stores import open_to_answer
 from dooly.engines import ServingConfig  # noqa: TC001 - read from the signature
 
 if TYPE_CHECKING:
@@ -64,6 +66,22 @@ def verify(paths: Paths) -> None:
         typer.echo(f"{path}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     if num_problems:
         raise typer.Exit(1)
+
+
+@db.command()
+def report(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A latency store: a folder or an fsspec URL.")],
+    *,
+    html: Annotated[
+        Path, typer.Option("--html", metavar="FILE", callback=writable, help="Write an HTML page that needs no network.")
+    ],
+) -> None:
+    """Write how well a store knows each operation and family, what it measured, how steady the machine was, and what it cost."""
+    from dooly.report import write_store
+
+    store = open_to_answer(path)
+    with progress_bar(f"{path}: reading and fitting"):
+        write_store(store, html)
 
 
 @db.command()

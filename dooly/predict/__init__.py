@@ -6,6 +6,7 @@ from dooly.predict._features import BatchArrays
 from dooly.predict._fit import fit_latency_model, load_latency_model
 from dooly.predict._fit_hardware import default_serving, listed_hardware, with_limits
 from dooly.predict._fit_module import load_module_latency
+from dooly.predict._fitted import FittedOperation
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import Interconnect
 from dooly.predict._latency_model import LatencyModel
@@ -17,6 +18,7 @@ from dooly.predict._sweep import Rates, Sweep, lay_out
 __all__ = [
     "BatchArrays",
     "FamilyProcess",
+    "FittedOperation",
     "Hardware",
     "Interconnect",
     "LatencyModel",

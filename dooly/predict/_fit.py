@@ -101,7 +101,7 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
 def fit_latency_model(
     store: Store, traced: TracedModel, environment: Environment, serving: ServingConfig | None = None, *, in_graphs: bool = False
 ) -> LatencyModel:
-    """Fit the latency model of a traced model in one environment.
+    """Fit the latency model of a traced model in one environment, this tool's own or one of imported records.
 
     Args:
         store: The store with the records.
@@ -114,6 +114,8 @@ def fit_latency_model(
     Raises:
         MissingOperationError: The store lacks an operation of the model.
     """
+    if environment.source is not None:
+        return load_imported_model(store, traced, environment, serving or ServingConfig(), None)
     records = _reader(store, environment, traced.model)
     (step,) = (op for op in traced.operations if op.stage == "engine" and op.name == STEP)
     attention = [op for op in traced.operations if _sees_contexts(op)]

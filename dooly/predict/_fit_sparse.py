@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dooly.predict._filled import Filled
     from dooly.predict._regressor import Regressor
 
+_P90_OVER_MEDIAN = 1.645 / 0.6745
+"""Of the absolute value of what is normally distributed."""
 Records = Callable[[TracedOperation], tuple[Record, ...]]
 """Reads the records of an operation."""
 
@@ -70,7 +72,9 @@ def _fit_filled(work: OperationWork, filled: Filled) -> dict[str, Any]:
         regressor = fit_regressor(work.terms(batches), work.features(batches), filled.latency_ns)
     else:
         regressor = fit_points(work, filled.points, filled.latency_ns)
-    regressor = replace(regressor, relative_error=filled.relative_error, num_points=filled.num_measured)
+    # Points that were filled in judge nothing. The process' errors are normal; no held-out points tell what they cover.
+    known = {"relative_error": filled.relative_error, "relative_error_p90": _P90_OVER_MEDIAN * filled.relative_error}
+    regressor = replace(regressor, **known, coverage=None, num_points=filled.num_measured)
     if len(work.operation.request_dims) > 1 or work.is_attention:
         return as_fit(regressor)
     sizes = sizes_at(filled.points, work.operation.request_dims)[:, 0]

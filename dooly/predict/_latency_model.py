@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dooly.engines import ServingConfig
     from dooly.latency import HostTimes
     from dooly.predict._domain import Domain
+    from dooly.predict._fitted import FittedOperation
     from dooly.predict._hardware import Hardware
     from dooly.predict._sources import Source
     from dooly.predict._step_latency import StepLatency
@@ -132,6 +133,12 @@ class LatencyModel:
         if self.hardware is not None and serving.kv_cache_memory_bytes is None:
             return cache_room_bytes(self.traced, serving, self.hardware) // block_bytes
         return serving.kv_cache_bytes // block_bytes
+
+    @property
+    def operations(self) -> tuple[FittedOperation, ...]:
+        """The operations of one step with what predicts them, each once."""
+        inside = (member for layer in self._parts.layers for member in layer.members)
+        return tuple({fitted.operation.signature: fitted for fitted in (*self._parts.outside, *inside)}.values())
 
     def step(self, batch: Batch, *, extrapolate: bool = False) -> StepLatency:
         """Predict one step, operation by operation.

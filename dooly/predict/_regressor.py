@@ -9,6 +9,7 @@ trees do no harm.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _FOLDS = 5
 _MIN_POINTS = 8
+_MIN_JUDGED = 20
+"""Points below which the share that intervals cover is no estimate of anything."""
 _EXACT = 1e-6
 _RESOLUTION_NS = 500.0
 """Latencies below this count by their absolute error: CUDA events resolve half a microsecond, so 0 and 1 may be the same."""
@@ -58,6 +61,10 @@ class Regressor:
     """CatBoost's model of the logarithm of the ratio to the base; None where the points are too few."""
     relative_error: float
     """Median relative error on held-out points; 1 where none can be held out."""
+    relative_error_p90: float
+    """Relative error that nine of ten points keep within: the half width of a 90 % interval."""
+    coverage: float | None
+    """Share of held-out points within such intervals made of the other points' errors; None where there are too few."""
     num_points: int
     """Measured points behind the fit."""
 
@@ -66,6 +73,8 @@ class Regressor:
         trees = None if self.trees is None else self.trees.to_json()
         return {"weights": self.weights.tolist(), "trees": trees} | {
             "relative_error": self.relative_error,
+            "relative_error_p90": self.relative_error_p90,
+            "coverage": self.coverage,
             "num_points": self.num_points,
         }
 
@@ -74,7 +83,8 @@ class Regressor:
         """Return the regressor that `to_json` told of."""
         trees = None if document["trees"] is None else ObliviousTrees.from_json(document["trees"])
         weights = np.array(document["weights"], dtype=np.float64)
-        return cls(weights, trees, document["relative_error"], document["num_points"])
+        judged = (document[name] for name in ("relative_error", "relative_error_p90", "coverage", "num_points"))
+        return cls(weights, trees, *judged)
 
     def predict_ns(self, terms: Floats, features: Floats) -> Floats:
         """Return latencies in nanoseconds, shape (num_batches,).
@@ -99,7 +109,7 @@ def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regres
         latency_ns: Median latency at each point, shape (num_points,).
     """
     weights, trees = _fit(terms, features, latency_ns)
-    return Regressor(weights, trees, _held_out_error(terms, features, latency_ns), len(latency_ns))
+    return Regressor(weights, trees, *_judged(terms, features, latency_ns), len(latency_ns))
 
 
 def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, ObliviousTrees | None]:
@@ -122,21 +132,45 @@ def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, O
     return weights, ObliviousTrees.of(model)
 
 
-def _held_out_error(terms: Floats, features: Floats, latency_ns: Floats) -> float:
-    """Return the median relative error over points that a fit without them predicts; of few points, each is left out alone.
+def _judged(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[float, float, float | None]:
+    """Return the median of held-out points' relative errors, the half width of a 90 % interval, and the share that such cover.
 
     A single point judges nothing but itself, which is enough where there is no other: an operation of no request dimension.
     """
+    if len(latency_ns) == 1:
+        only = _UNJUDGED if features.shape[1] else 0.0
+        return only, only, None
+    errors, fold_of = _held_out_errors(terms, features, latency_ns)
+    within = [
+        errors[fold_of == fold] <= conformal_quantile(errors[fold_of != fold])
+        for fold in np.unique(fold_of)
+        if len(errors) >= _MIN_JUDGED
+    ]
+    coverage = float(np.concatenate(within).mean()) if within else None
+    return float(np.median(errors)), conformal_quantile(errors), coverage
+
+
+def conformal_quantile(errors: Floats, share: float = 0.9) -> float:
+    """Return what a new point's error keeps below with a probability of `share`, given exchangeable ones, shape (num_points,).
+
+    It is the smallest error that share * (num_points + 1) of them keep below, and of few points the largest (split conformal
+    prediction: Papadopoulos et al., ECML 2002; over folds: Vovk, Annals of Mathematics and Artificial Intelligence 2015).
+    """
+    rank = min(len(errors), ceil(share * (len(errors) + 1) - _EXACT))
+    return float(np.sort(errors)[rank - 1])
+
+
+def _held_out_errors(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return the relative error of each point by a fit without it and its fold, and its fold; of few points each is one."""
     count = len(latency_ns)
-    if count == 1:
-        return _UNJUDGED if features.shape[1] else 0.0
     folds = _FOLDS if count >= 2 * _FOLDS else count
     order = np.random.default_rng(0).permutation(count)
-    errors = np.empty(count)
+    errors, fold_of = np.empty(count), np.empty(count, dtype=np.int64)
     for fold in range(folds):
         held = order[fold::folds]
         rest = np.setdiff1d(order, held)
         weights, trees = _fit(terms[rest], features[rest], latency_ns[rest])
-        predicted = Regressor(weights, trees, 0.0, len(rest)).predict_ns(terms[held], features[held])
+        predicted = Regressor(weights, trees, 0.0, 0.0, None, len(rest)).predict_ns(terms[held], features[held])
         errors[held] = np.abs(predicted - latency_ns[held]) / np.maximum(latency_ns[held], _RESOLUTION_NS)
-    return float(np.median(errors))
+        fold_of[held] = fold
+    return errors, fold_of

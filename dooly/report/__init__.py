@@ -1,4 +1,4 @@
-"""Pages and figures: traces, simulations, comparisons, searches and policies, each as one HTML file that needs no network."""
+"""Pages and figures: traces, simulations, comparisons, searches, policies, stores, each one HTML file that needs no network."""
 
 from dooly.report._costs import Cost, CostedOperation, cost_operations, total_cost
 from dooly.report._flow_chart import draw_flow
@@ -7,6 +7,7 @@ from dooly.report._perfetto import write_perfetto
 from dooly.report._quantity import human
 from dooly.report._search import write_search
 from dooly.report._simulation import write_comparison, write_simulation
+from dooly.report._store import write_store
 from dooly.report._trace import write_trace
 from dooly.report._trace_facts import config_values, place_of, spell_dim
 
@@ -25,5 +26,6 @@ __all__ = [
     "write_perfetto",
     "write_search",
     "write_simulation",
+    "write_store",
     "write_trace",
 ]

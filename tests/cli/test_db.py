@@ -83,6 +83,15 @@ def test_reading_a_damaged_chunk_is_one_line(db: Path, dooly: Callable[..., tupl
     assert str(chunk.parents[1].relative_to(db)) in err
 
 
+def test_report_writes_a_page(db: Path, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """The page is where it was asked for, and nothing is printed; without a place it is a line with a next step."""
+    assert dooly("db", "report", db, "--html", tmp_path / "store.html")[:2] == (0, "")
+    assert "3 records of 2 operations" in (tmp_path / "store.html").read_text()
+    code, out, err = dooly("db", "report", db)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--html" in err
+
+
 def test_merge_copies_what_is_missing(db: Path, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
     """The first path gets the others' records; a second merge copies none."""
     target = tmp_path / "merged"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dooly.predict._regressor import fit_regressor
+from dooly.predict._regressor import conformal_quantile, fit_regressor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -123,3 +123,25 @@ def test_an_operation_that_is_never_resolved_takes_no_time() -> None:
     regressor = fit_regressor(_terms(MEASURED), MEASURED[:, None], np.zeros(len(MEASURED)))
     assert regressor.predict_ns(_terms(HELD_OUT), HELD_OUT[:, None]).tolist() == [0.0] * len(HELD_OUT)
     assert regressor.relative_error == 0.0
+
+
+def test_nine_of_ten_new_points_lie_in_the_interval() -> None:
+    """Of points drawn as the measured ones are, about nine of ten are off by no more than the interval says, and it knows so."""
+    rng = np.random.default_rng(3)
+    sizes = rng.uniform(1, 2048, 600).round()
+    latency_ns = _roofline_ns(sizes) * np.exp(0.05 * rng.standard_normal(600))
+    known, new = slice(0, 100), slice(100, 600)
+    regressor = fit_regressor(_terms(sizes[known]), sizes[known, None], latency_ns[known])
+    predicted = regressor.predict_ns(_terms(sizes[new]), sizes[new, None])
+    errors = np.abs(predicted / latency_ns[new] - 1)
+    assert 0.85 <= np.mean(errors <= regressor.relative_error_p90) <= 0.95
+    assert regressor.coverage is not None
+    assert 0.85 <= regressor.coverage <= 0.95
+    assert regressor.relative_error < regressor.relative_error_p90
+
+
+@pytest.mark.parametrize(("count", "rank"), [(1, 1), (9, 9), (19, 18), (99, 90), (999, 900)])
+def test_a_conformal_quantile_is_one_of_the_errors(count: int, rank: int) -> None:
+    """The smallest that enough of them keep within, a new one counted among them; of few the largest."""
+    errors = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
+    assert conformal_quantile(errors) == rank

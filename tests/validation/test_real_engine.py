@@ -152,7 +152,8 @@ def test_a_killed_profile_leaves_a_clean_store(db: Path, killed: int) -> None:
 def test_the_rerun_measures_the_rest(db: Path, killed: int, profiled: ProfileResult) -> None:
     """Only points that the killed run did not keep are measured."""
     assert profiled.num_measured > 0
-    assert profiled.num_measured + killed == profiled.num_points == _num_records(db)
+    assert profiled.num_measured + killed == profiled.num_points
+    assert _num_records(db) >= profiled.num_points  # and what was disturbed once more
     assert profiled.num_left == 0
     assert Store.open(db).verify() == ()
 
@@ -182,7 +183,7 @@ def test_a_model_that_shares_layers_measures_the_rest(db: Path, tmp_path: Path) 
     before = _num_records(db)
     result = profile(_model(tmp_path / "wider", intermediate_size=192), Store.open(db, "a"), SERVING, target_error=0)
     assert 0 < result.num_measured < 0.7 * result.num_points
-    assert _num_records(db) == before + result.num_measured
+    assert _num_records(db) >= before + result.num_measured  # and what was disturbed once more
 
 
 def test_a_model_that_calls_its_layers_otherwise_is_measured(tmp_path: Path) -> None:
