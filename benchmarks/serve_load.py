@@ -3,7 +3,8 @@
     python benchmarks/serve_load.py [--rate R] [--seconds S] [--connections N] [--model M] [--hardware H] [--json FILE]
 
 Starts the service itself, asks `/predict` with states drawn at random, and after each hundred one `/predict/bulk` of 32 and one
-`/step`. Prints one JSON object: latencies in milliseconds, errors, and the service's memory at the start and at the end.
+`/step`. Prints one JSON object: latencies in milliseconds, errors, what the service's processor
+time was, which other processes do not change, and its memory at the start and at the end.
 """
 
 from __future__ import annotations
@@ -109,9 +110,10 @@ def main() -> None:
         assert place is not None
         process = psutil.Process(service.pid)
         asyncio.run(_load(place[1], int(place[2]), asked.rate, 2, asked.connections))
-        memory_mb = [process.memory_info().rss / 1e6]
+        memory_mb, cpu_s = [process.memory_info().rss / 1e6], sum(process.cpu_times()[:2])
         milliseconds, statuses = asyncio.run(_load(place[1], int(place[2]), asked.rate, asked.seconds, asked.connections))
         memory_mb.append(process.memory_info().rss / 1e6)
+        cpu_s = sum(process.cpu_times()[:2]) - cpu_s
     finally:
         service.terminate()
         code = service.wait(20)
@@ -124,6 +126,7 @@ def main() -> None:
         "requests": len(statuses),
         "errors": sum(status != 200 for status in statuses),  # noqa: PLR2004 - done
         "latency_ms": {"p50": round(p50, 3), "p90": round(p90, 3), "p99": round(p99, 3), "max": round(longest, 3)},
+        "cpu_ms_per_request": round(1e3 * cpu_s / len(statuses), 3),
         "memory_mb": [round(found, 1) for found in memory_mb],
         "exit_code": code,
         "cores": os.cpu_count(),

@@ -26,8 +26,7 @@ from dooly.adapters.service._schemas import (
     StepRequest,
     StepResponse,
 )
-from dooly.adapters.service._server_state import check_fits
-from dooly.adapters.service._together import Together, each_latency
+from dooly.adapters.service._server_state import check_fits, server_latencies
 from dooly.batch import Batch
 from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from dooly.adapters.service._served_model import ModelSlot, ServedModel
-    from dooly.adapters.service._server_state import ServerLatency
+    from dooly.adapters.service._server_state import ServerLatency, ServerState
 
 _WRONG_INPUT, _NOT_OURS = 422, 500
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -80,14 +79,11 @@ def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
 
 
 def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
-    together = Together(slot)
-
     @app.post("/predict", responses=_PROBLEMS)
     async def predict(request: PredictionRequest) -> PredictionResponse:
         """Predict the TTFT and TPOT of a request at a server, as llm-d's predictor."""
-        state = request.state()
-        check_fits(slot.served.config, state)
-        found, served = await together.predict(state)
+        served = slot.served
+        (found,) = server_latencies(served.latency, served.config, [request.state()])
         metrics.predictions.labels("/predict").inc()
         return _prediction(found, served, datetime.now(UTC))
 
@@ -171,7 +167,7 @@ def _bulk(served: ServedModel, requests: Sequence[PredictionRequest]) -> BulkPre
             fitting.append(index)
         except InvalidInputError as error:
             errors.append(BulkPredictionError(index=index, error=str(error), request=request))
-    for index, found in zip(fitting, each_latency(served, [requests[index].state() for index in fitting]), strict=True):
+    for index, found in zip(fitting, _each(served, [requests[index].state() for index in fitting]), strict=True):
         if isinstance(found, OutOfDomainError):
             errors.append(BulkPredictionError(index=index, error=str(found), request=requests[index]))
         else:
@@ -184,6 +180,17 @@ def _bulk(served: ServedModel, requests: Sequence[PredictionRequest]) -> BulkPre
         failed_predictions=len(errors),
         processing_time_ms=1e3 * (time.perf_counter() - started_s),
     )
+
+
+def _each(served: ServedModel, states: Sequence[ServerState]) -> Sequence[ServerLatency | OutOfDomainError]:
+    """Predict at once what fits the servers; where a step is beyond what was measured, its own state alone has the error."""
+    try:
+        return server_latencies(served.latency, served.config, states)
+    except OutOfDomainError as error:
+        if len(states) == 1:
+            return [error]
+        middle = len(states) // 2
+        return [*_each(served, states[:middle]), *_each(served, states[middle:])]
 
 
 def _steps(served: ServedModel, request: StepRequest) -> list[StepPrice]:

@@ -21,6 +21,8 @@ _MAX_REQS = 8192
 class PredictionRequest(BaseModel):
     """What a gateway knows of a server and of a request; llm-d's further fields are taken and not read."""
 
+    model_config = ConfigDict(strict=True)
+
     kv_cache_percentage: float = Field(ge=0, le=1, description="Share of the KV cache in use, from 0 to 1.")
     input_token_length: int = Field(ge=0, le=_MOST, description="Tokens of the prompt.")
     num_request_waiting: int = Field(ge=0, le=_MOST, description="Requests whose prompts wait at the server.")

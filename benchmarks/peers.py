@@ -1,0 +1,245 @@
+"""Other simulators, as their makers publish them, on Dooly's latencies.
+
+    python benchmarks/peers.py vidur CHECKOUT --python PYTHON [--json FILE]
+    python benchmarks/peers.py mocker --python PYTHON [--json FILE]
+    python benchmarks/peers.py llmservingsim CHECKOUT --python PYTHON [--json FILE]
+
+PYTHON is an interpreter that has the peer's own requirements, and for Vidur Dooly's as well. Each command prints one JSON object.
+
+- `vidur`: 500 requests through Vidur's simulator (microsoft/vidur), once by the predictor that `dooly.adapters.vidur` installs,
+  and once by Vidur's own random forest, trained on exported profiles.
+- `mocker`: 500 requests through Dynamo's mocker (`pip install ai-dynamo-runtime`) on exported planner arrays, and the same
+  through Dooly's own simulator.
+- `llmservingsim`: the steps of a simulated run, priced by LLMServingSim's own loader and look-ups on its own bundle and on an
+  exported one; its network simulator is not needed for one rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import dooly
+from dooly.adapters import export_llmservingsim, export_planner, export_vidur
+from dooly.simulation import StepLog
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+_REQUESTS = 500
+_MOCKER = """
+import json, sys
+from dynamo._core import _normalize_mocker_config as normalised, run_mocker_synthetic_trace_replay as replay
+path, prompt, output, requests, concurrency, blocks, tokens, seqs = sys.argv[1], *map(int, sys.argv[2:])
+timing = {"type": "external", "provider": "dynamo_profile", "config": {"path": path}}
+limits = {"num_gpu_blocks": blocks, "block_size": 16, "max_num_batched_tokens": tokens, "max_num_seqs": seqs}
+engine = {"timing_model": timing} | limits
+found = replay(prompt, output, requests, extra_engine_args=normalised({"engine": engine}), replay_concurrency=concurrency).summary
+print(json.dumps({name: value for name, value in found.items() if isinstance(value, (int, float))}))
+"""
+_LOOK_UP = """
+import json, sys
+import serving.core.trace_generator as own
+hardware, model, variant, kind, layers = *sys.argv[1:5], int(sys.argv[5])
+db = own._load_perf_db(hardware, model, variant, {1}, kind)
+sequence = db["architecture"]["sequence"]
+def latency_ns(name, step):
+    if name == "attention":
+        return own._lookup_attention_with_skew(db, 1, *step["attention"])
+    if name in db["architecture"]["catalog"]["per_sequence"]:
+        return own._lookup_per_sequence(db, name, 1, step["sequences"])
+    return own._lookup_dense(db, name, 1, step["tokens"])
+inside = [*sequence["pre_attn"], *sequence["post_attn"], *sequence["mlp_dense"]]
+outside = [*sequence["prologue"], *sequence["head"]]
+steps = json.load(sys.stdin)
+print(json.dumps([layers * sum(latency_ns(n, s) for n in inside) + sum(latency_ns(n, s) for n in outside) for s in steps]))
+"""
+
+
+def _loaded(name: str, hardware: str, **settings: Any) -> tuple[Any, Any, dooly.LatencyModel]:  # noqa: ANN401 - as ServingConfig has them
+    """Return a model, its settings on a device, and its latencies there."""
+    model = dooly.find_model(name)
+    serving = dooly.default_serving(model, hardware, **settings)
+    return model, serving, dooly.load_latency_model(model=model, serving=serving, hardware=hardware)
+
+
+def _vidur_run(asked: argparse.Namespace, program: Sequence[str], out: Path) -> dict[str, float]:
+    """Run Vidur, and return means of its own metrics."""
+    command = [
+        *(asked.python, "-m", *program),
+        *("--replica_config_device", "h100", "--replica_config_model_name", "meta-llama/Meta-Llama-3-8B"),
+        *("--request_generator_config_type", "synthetic"),
+        *("--synthetic_request_generator_config_num_requests", str(_REQUESTS)),
+        *("--interval_generator_config_type", "poisson", "--poisson_request_interval_generator_config_qps", "8"),
+        *("--length_generator_config_type", "uniform", "--uniform_request_length_generator_config_max_tokens", "2048"),
+        *("--replica_scheduler_config_type", "sarathi", "--no-metrics_config_store_plots"),
+        *("--metrics_config_output_dir", str(out), "--metrics_config_cache_dir", str(out / "cache")),
+    ]
+    places = os.pathsep.join([str(ROOT), str(asked.checkout.resolve())])
+    environment = os.environ | {"PYTHONPATH": places, "WANDB_MODE": "disabled"}
+    subprocess.run(command, cwd=asked.checkout, env=environment, check=True, capture_output=True)
+    (metrics,) = out.glob("*/request_metrics.csv")
+    with metrics.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    names = {"e2e_s": "request_e2e_time", "ttft_s": "prefill_e2e_time", "execution_s": "request_execution_time"}
+    means = {name: float(np.mean([float(row[column]) for row in rows])) for name, column in names.items()}
+    return {"requests": len(rows)} | {name: round(value, 5) for name, value in means.items()}
+
+
+def vidur(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run Vidur by the installed predictor, and by its own on exported profiles."""
+    model, serving, latency = _loaded("llama-3.1-8b", "h100", max_num_batched_tokens=4096, max_num_seqs=128, max_model_len=4096)
+    forest, own = "random_forrest_execution_time_predictor_config", "dooly_execution_time_predictor_config"
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        export_vidur(latency, model, serving, place / "profiles")
+        files = [
+            f"--{forest}_{kind}_input_file={place / 'profiles' / name}.csv"
+            for kind, name in (("compute", "mlp"), ("attention", "attention"))
+        ]
+        few = [
+            f"--{forest}_{name}" for name in ("num_estimators=100", "max_depth=32", "min_samples_split=2", "k_fold_cv_splits=2")
+        ]
+        plain = [f"--{forest}_attention_{name}_batching_overhead_fraction=0" for name in ("decode", "prefill")]
+        chosen = "--execution_time_predictor_config_type"
+        installed = ["dooly.adapters.vidur", chosen, "dummy", f"--{own}_model", "llama-3.1-8b"]
+        return {
+            "peer": "microsoft/vidur",
+            "predictor": _vidur_run(asked, installed, place / "predictor"),
+            "profiles": _vidur_run(asked, ["vidur.main", chosen, "random_forrest", *files, *few, *plain], place / "forest"),
+        }
+
+
+def mocker(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run Dynamo's mocker on planner arrays, and Dooly's simulator on the same requests."""
+    prompt, output, concurrency = 1024, 128, 32
+    model, serving, latency = _loaded("llama-3.1-8b", "h100", max_num_seqs=256, max_model_len=8192)
+    config = dooly.scheduler_config(serving, latency)
+    workload = f"closed:concurrency={concurrency},requests={_REQUESTS},prompt={prompt},output={output}"
+    own = dooly.simulate(dooly.parse_workload(workload), latency, config).summary()
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder) / "perf_data.npz"
+        export_planner(latency, model, serving, arrays)
+        numbers = (
+            prompt,
+            output,
+            _REQUESTS,
+            concurrency,
+            config.num_kv_blocks,
+            config.max_num_batched_tokens,
+            config.max_num_seqs,
+        )
+        done = subprocess.run(
+            [asked.python, "-c", _MOCKER, str(arrays), *map(str, numbers)], check=True, capture_output=True, text=True
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "peer": "ai-dynamo-runtime",
+        "workload": workload,
+        "mocker": {
+            "requests": found["completed_requests"],
+            "ttft_s": round(found["mean_ttft_ms"] / 1e3, 5),
+            "tpot_s": round(found["mean_tpot_ms"] / 1e3, 6),
+            "duration_s": round(found["duration_ms"] / 1e3, 3),
+        },
+        "dooly": {
+            "requests": own["requests"],
+            "ttft_s": round(own["ttft_s"]["mean"], 5),
+            "tpot_s": round(own["tpot_s"]["mean"], 6),
+            "duration_s": round(own["duration_s"], 3),
+        },
+    }
+
+
+def _asked(batch: dooly.Batch) -> dict[str, Any]:
+    """Return what LLMServingSim looks a batch up by: counts, and of attention sums of prompts and the decodes' contexts."""
+    pairs = list(zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
+    decodes = [computed + 1 for new, computed in pairs if new == 1]
+    prompts = [(new, computed) for new, computed in pairs if new > 1]
+    mean = sum(decodes) // len(decodes) if decodes else 0
+    spread = (max(decodes), min(decodes)) if decodes else (0, 0)
+    sums = (sum(new for new, _ in prompts), sum(computed for _, computed in prompts))
+    return {"tokens": batch.num_tokens, "sequences": batch.num_reqs, "attention": [*sums, len(decodes), mean, *spread]}
+
+
+def llmservingsim(asked: argparse.Namespace) -> dict[str, Any]:
+    """Price the steps of a run by LLMServingSim's look-ups, on its own bundle and on an exported one."""
+    model, serving, latency = _loaded(
+        "llama-3.1-8b", "rtxpro6000", max_num_batched_tokens=2048, max_num_seqs=128, max_model_len=16384
+    )
+    log = StepLog()
+    workload = "poisson:rate=4,requests=100,prompt=64-1024,output=64-256,seed=0"
+    dooly.simulate(dooly.parse_workload(workload), latency, dooly.scheduler_config(serving, latency), steps=log)
+    batches = [run.batch(step) for run in log.runs for step in range(len(run.starts_ns))]
+    steps = json.dumps([_asked(batch) for batch in batches])
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        perf = place / "profiler" / "perf"
+        perf.mkdir(parents=True)
+        (perf / "OWN").symlink_to(asked.checkout.resolve() / "profiler" / "perf" / "RTXPRO6000")
+        export_llmservingsim(latency, model, serving, perf / "DOOLY" / "meta-llama" / "Llama-3.1-8B" / "bf16")
+        (place / "run").mkdir()
+        took = {}
+        for hardware in ("OWN", "DOOLY"):
+            command = [asked.python, "-c", _LOOK_UP, hardware, "meta-llama/Llama-3.1-8B", "bf16", "llama", "32"]
+            environment = os.environ | {"PYTHONPATH": str(asked.checkout.resolve())}
+            done = subprocess.run(
+                command, input=steps, cwd=place / "run", env=environment, check=True, capture_output=True, text=True
+            )
+            took[hardware] = np.array(json.loads(done.stdout.splitlines()[-1])) / 1e9
+    dooly_s = latency.steps(batches).seconds
+    gaps_s = took["DOOLY"].sum() - took["OWN"].sum()
+    return {
+        "peer": "casys-kaist/LLMServingSim",
+        "workload": workload,
+        "steps": len(batches),
+        "seconds": {
+            "own_bundle": round(float(took["OWN"].sum()), 4),
+            "exported": round(float(took["DOOLY"].sum()), 4),
+            "dooly": round(float(dooly_s.sum()), 4),
+        },
+        "gaps_s": round(
+            float(
+                latency.gap_ns * 1e-9 * len(batches) * sum(op.count for op in latency.traced.operations if op.stage != "engine")
+            ),
+            4,
+        ),
+        "exported_less_own_s": round(float(gaps_s), 4),
+        "exported_over_dooly": _spread(took["DOOLY"] / dooly_s),
+        "own_over_exported": _spread(took["OWN"] / took["DOOLY"]),
+    }
+
+
+def _spread(ratio: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+    return {name: round(float(np.percentile(ratio, at)), 4) for name, at in (("p10", 10), ("p50", 50), ("p90", 90))}
+
+
+def main() -> None:
+    """Run one peer and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for run, has_checkout in ((vidur, True), (mocker, False), (llmservingsim, True)):
+        command = commands.add_parser(run.__name__)
+        if has_checkout:
+            command.add_argument("checkout", type=Path)
+        command.add_argument("--python", required=True)
+        command.add_argument("--json", type=Path)
+        command.set_defaults(run=run)
+    asked = parser.parse_args()
+    text = json.dumps(asked.run(asked), indent=2)
+    print(text)
+    if asked.json is not None:
+        asked.json.write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
