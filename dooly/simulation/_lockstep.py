@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class JointStep(ScheduledStep):
     """A step of all ranks."""
 
-    by_rank: tuple[tuple[int, LatencyBackend, ScheduledStep], ...]
+    by_rank: tuple[tuple[int, LatencyBackend, ScheduledStep], ...] = ()
     """Ranks that have work, with what prices them, and what they do."""
 
     def step_ns(self, latency: LatencyBackend) -> int:
@@ -111,7 +111,7 @@ class JointScheduler:
             np.concatenate([step.num_computed_tokens for _, step in steps]),
             first,
             most,
-            busy,
+            by_rank=busy,
         )
 
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
