@@ -36,6 +36,7 @@ _CACHE_BYTES = 2
 _WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _LONGEST, _MOST_READ = 16384, 1 << 21
 """Positions that a decode reads, and that all of a step do: servers hold no more."""
+_COEFFICIENTS = 10
 _PLACES = (0, 1, 2, 3, 5, 6, 8, 9)
 """Places of the fitted among BLIS's ten, in the order of `terms`: those of layers, like a constant, and of experts stay 0."""
 
@@ -95,44 +96,43 @@ def export_blis(latency: LatencyModel, model: ModelSource, serving: ServingConfi
         UnsupportedModelError: The model has experts, or another element type than 16 or 32 bits.
         InvalidInputError: The device's rates are not known, as those of a store's are not; or the file's folder cannot be made.
     """
-    from scipy.optimize import nnls
-
     shape, points = _shape(latency, model, serving), _points(Limits.of(latency, serving))
-    steps_us = 1e6 * wall_s(latency, batches_of(points))
-    terms = shape.terms(points)
-    found, _residual = nnls(terms / steps_us[:, None], np.ones(len(points)))
-    betas = np.zeros(10)
-    betas[list(_PLACES)] = found
-    errors = np.abs(terms @ found / steps_us - 1)
+    betas, errors = _fit(shape.terms(points), 1e6 * wall_s(latency, batches_of(points)))
+    median, p90 = np.percentile(errors, [50, 90])
     hardware = latency.hardware
     assert hardware is not None  # _shape has asked
-    name = hardware.name.upper()
+    name, beside = hardware.name.upper(), path.with_suffix(".hardware.json")
     rates = {
         "TFlopsPeak": hardware.flops_per_s / 1e12,
         "TFlopsFP8": 0,
         "BwPeakTBs": hardware.memory_bytes_per_s / 1e12,
         "MemoryGiB": hardware.memory_bytes / 2**30,
     }
-    median, p90 = np.percentile(errors, [50, 90])
-    beside = path.with_suffix(".hardware.json")
-    facts = {
-        "model": model.name,
-        "options": {
-            "latency-model": "trained-physics",
-            "alpha-coeffs": "0,0,0",
-            "beta-coeffs": ",".join(f"{beta:.6g}" for beta in betas),
-            "hardware": name,
-            "hardware-config": beside.name,
-            "tp": serving.tensor_parallel_size,
-        },
-        "error": {"median": float(median), "p90": float(p90), "steps": len(points)},
-        "source": hardware.source,
+    options = {
+        "latency-model": "trained-physics",
+        "alpha-coeffs": "0,0,0",
+        "beta-coeffs": ",".join(f"{beta:.6g}" for beta in betas),
+        "hardware": name,
+        "hardware-config": beside.name,
+        "tp": serving.tensor_parallel_size,
     }
+    error = {"median": float(median), "p90": float(p90), "steps": len(points)}
+    facts = {"model": model.name, "options": options, "error": error, "source": hardware.source}
     made_folder(path.parent)
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     beside.write_text(json.dumps({name: rates}, indent=2) + "\n", encoding="utf-8")
     note = f"BLIS's terms follow these steps within {median:.1%} in the median and {p90:.1%} for 90 %"
     return ExportResult((path, beside), len(betas), (note, "what a server takes beside its steps (alpha-coeffs) is left at 0"))
+
+
+def _fit(terms: Floats, steps_us: Floats) -> tuple[Floats, Floats]:
+    """Return BLIS's ten coefficients, and how far each step is off by them, relative."""
+    from scipy.optimize import nnls
+
+    found, _residual = nnls(terms / steps_us[:, None], np.ones(len(steps_us)))
+    betas = np.zeros(_COEFFICIENTS)
+    betas[list(_PLACES)] = found
+    return betas, np.abs(terms @ found / steps_us - 1)
 
 
 def _points(limits: Limits) -> list[AttentionPoint]:

@@ -69,10 +69,24 @@ def export_vidur(latency: LatencyModel, model: ModelSource, serving: ServingConf
     limits, attention = Limits.of(latency, serving), the_attention(latency, TOOL)
     sizes = sizes_up_to(limits.num_tokens, serving.cudagraph_capture_sizes)
     points = [point for point in attention_points(limits) if not (point.chunk and point.num_decodes)]
+    mlp, attends = _facts(latency, model, serving, limits)
+    made_folder(folder)
+    rows = [
+        _write(folder / "mlp.csv", mlp, _layers(latency, sizes)),
+        _write(folder / "attention.csv", attends, _attention(points, attention_ns(latency, attention, points))),
+    ]
+    own = () if latency.is_sum_of_operations else ("what layers and the engine take beyond their operations has no place",)
+    return ExportResult((folder / "mlp.csv", folder / "attention.csv"), sum(rows), (*_NOTES, *own))
+
+
+def _facts(
+    latency: LatencyModel, model: ModelSource, serving: ServingConfig, limits: Limits
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return what Vidur selects rows of either file by."""
     config = model.text_config
     heads, width = config["num_attention_heads"], config["hidden_size"]
     kv_heads = config.get("num_key_value_heads", heads)
-    mlp = {
+    mlp: dict[str, Any] = {
         "n_head": heads,
         "n_kv_head": kv_heads,
         "n_embd": width,
@@ -81,7 +95,7 @@ def export_vidur(latency: LatencyModel, model: ModelSource, serving: ServingConf
         "use_gated_mlp": True,
         _RANKS: serving.tensor_parallel_size,
     }
-    attends = {
+    attends: dict[str, Any] = {
         "n_embd": width,
         "n_q_head": heads,
         "n_kv_head": kv_heads,
@@ -90,13 +104,7 @@ def export_vidur(latency: LatencyModel, model: ModelSource, serving: ServingConf
         "max_model_len": limits.context,
         "attention_backend": latency.environment.attention_backend or "unknown",
     }
-    made_folder(folder)
-    rows = [
-        _write(folder / "mlp.csv", mlp, _layers(latency, sizes)),
-        _write(folder / "attention.csv", attends, _attention(points, attention_ns(latency, attention, points))),
-    ]
-    own = () if latency.is_sum_of_operations else ("what layers and the engine take beyond their operations has no place",)
-    return ExportResult((folder / "mlp.csv", folder / "attention.csv"), sum(rows), (*_NOTES, *own))
+    return mlp, attends
 
 
 def _layers(latency: LatencyModel, sizes: Ints) -> Iterable[Mapping[str, Any]]:
