@@ -26,6 +26,16 @@ class LatencyBackend(Protocol):
 
     A predictor that derives from it needs `step_ns` only. One that has an attribute `host`, the `HostTimes` beside its device, is
     simulated with it.
+
+    Examples:
+        >>> class Linear(dooly.LatencyBackend):
+        ...     def step_ns(self, batch):
+        ...         return 2_000_000 + 10_000 * batch.num_tokens
+        >>> Linear().step_ns(dooly.Batch((1, 100), (50, 0)))
+        3010000
+        >>> import numpy as np
+        >>> Linear().decode_run_ns(np.array([50, 60]), 2)
+        array([2020000, 2020000])
     """
 
     @abstractmethod

@@ -27,7 +27,13 @@ ROOFLINE_LEAST_NS = 2_000.0
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Facts of a device, and where its measurements are from."""
+    """Facts of a device, and where its measurements are from.
+
+    Examples:
+        >>> h200 = next(hardware for hardware in dooly.listed_hardware() if hardware.name == "h200")
+        >>> h200.device, h200.memory_bytes_per_s
+        ('NVIDIA H200', 4800000000000.0)
+    """
 
     name: str
     """Name on the command line, as `h200`."""

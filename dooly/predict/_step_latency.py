@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepLatency:
-    """The predicted latency of one engine step."""
+    """The predicted latency of one engine step.
+
+    Examples:
+        >>> latency = dooly.load_latency_model(model=dooly.find_model("llama-3.1-8b"), hardware="h200")
+        >>> step = latency.step(dooly.Batch((1,) * 8, (1000,) * 8))
+        >>> step.uncertainty_s < 0.1 * step.seconds
+        True
+        >>> max(step.breakdown_s, key=step.breakdown_s.get)
+        'model.layers.*.mlp.gate_up_proj'
+    """
 
     seconds: float
     """Latency of the step, in seconds."""

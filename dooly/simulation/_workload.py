@@ -82,7 +82,13 @@ SHARING = ("prefix_ids", "prefix_block_size")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests sorted by arrival; those of one instant are served in this order."""
+    """Requests sorted by arrival; those of one instant are served in this order.
+
+    Examples:
+        >>> workload = dooly.parse_workload("closed:concurrency=4,requests=8,prompt=64,output=16")
+        >>> workload.concurrency, workload.requests[0].num_prompt_tokens
+        (4, 64)
+    """
 
     requests: Sequence[Request]
     """At least one, sorted by `arrival_ns`, with distinct `request_id`; a tuple, or made one by one when they are asked for."""
