@@ -73,8 +73,9 @@ def _fit_filled(work: OperationWork, filled: Filled) -> dict[str, Any]:
     else:
         regressor = fit_points(work, filled.points, filled.latency_ns)
     # Points that were filled in judge nothing. The process' errors are normal; no held-out points tell what they cover.
-    known = {"relative_error": filled.relative_error, "relative_error_p90": _P90_OVER_MEDIAN * filled.relative_error}
-    regressor = replace(regressor, **known, coverage=None, num_points=filled.num_measured)
+    median, count = filled.relative_error, filled.num_measured
+    p90 = _P90_OVER_MEDIAN * median
+    regressor = replace(regressor, relative_error=median, relative_error_p90=p90, coverage=None, num_points=count)
     if len(work.operation.request_dims) > 1 or work.is_attention:
         return as_fit(regressor)
     sizes = sizes_at(filled.points, work.operation.request_dims)[:, 0]
