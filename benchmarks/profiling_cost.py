@@ -6,8 +6,8 @@ Computed, not measured: samplers draw from tables of an H200, and a draw costs w
 once for each warm-up and repetition. A fifth of each operation's points is drawn by nobody and judges everyone. Each model alone
 takes all the other points of the tables' own grid for each of its operations, once; what lies between is interpolated, as
 LLMServingSim does it, or predicted by a process of that operation alone. Dooly takes the models one after another into one store:
-an operation that it has is free, a new one starts from what its family knows, and its sweep ends by itself. The same code decides
-what `dooly profile` measures. Then come models beyond the twelve.
+an operation that it has is free, a new one starts from what its family knows, and its sweep ends by itself, by the rule by which
+`dooly profile` chooses and ends. Then come models beyond the twelve.
 """
 
 from __future__ import annotations

@@ -41,13 +41,13 @@ class Columns:
     sizes: tuple[int, ...]
     """Sizes of the batch: what a grid without a family interpolates over."""
     process: tuple[int, ...]
-    """Coordinates of the family's process: sizes, how full tiles and waves are, configuration."""
+    """Coordinates of the family's process: sizes, how full tiles are, configuration."""
     configuration: tuple[int, ...]
     """What tells operations apart."""
 
 
 COLUMNS = {
-    "linear": Columns((0,), (0, 1, 2, 8, 9, 12, 13, 16), (1, 2)),
+    "linear": Columns((0,), (0, 1, 2, 9, 13, 17), (1, 2)),
     "decodes": Columns((2, 3), (2, 3, 7, 8, 9), (7, 8, 9)),
     "prefills": Columns((2, 3), (2, 3, 6, 7, 8, 9), (7, 8, 9)),
     "experts": Columns((0,), (0, -5, -4, -3, -2, -1), (-5, -4, -3, -2, -1)),

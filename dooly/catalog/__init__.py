@@ -30,7 +30,7 @@ from dooly.catalog._points import (
     with_whole_module,
 )
 from dooly.catalog._profiles import module_environment, profiled_model
-from dooly.catalog._records import feasible_records, medians, record_counts, repeatability
+from dooly.catalog._records import feasible_records, latencies_of, medians, record_counts, repeatability
 from dooly.catalog._table import told_apart, trace_operations
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "installed_version",
     "key_of",
     "kv_cache_layout",
+    "latencies_of",
     "measurement_batches",
     "medians",
     "module_environment",

@@ -68,6 +68,16 @@ def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
     return list(passes), np.array([mean(found) for found in passes.values()])
 
 
+def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObject, float]:
+    """Return what an operation took at each point that was feasible, in nanoseconds."""
+    try:
+        records = [record for record in store.read(signature, environment) if record.infeasible is None]
+    except RecordNotFoundError:
+        return {}
+    points, latency_ns = medians(records)
+    return dict(zip(points, latency_ns.tolist(), strict=True))
+
+
 def repeatability(records: Sequence[Record]) -> float:
     """Return how far passes differ from their mean at a point, the slowest left out: median over points, relative.
 

@@ -33,7 +33,7 @@ TAIL = 10 / 3
 """The 90th percentile may be so many times the median's target."""
 MIN_POINTS = 3
 """Of each operation, however well its family knows it: a level and a slope that are its own show in no fewer."""
-_SLACK = 0.15
+_SLACK = 0.3
 """A sweep ends too where all that more points could tell lowers the error by less than this."""
 _NUM_SURPRISES = 40
 _DOUBT, _DOUBTS = 1.5, 4

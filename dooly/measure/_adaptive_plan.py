@@ -131,7 +131,9 @@ class AdaptivePlan(Generic[AnyTask]):
         if task.number > 0 or self._proposed is None:
             return
         place, keys = self._proposed
-        found = {key: record for key, record in zip(keys, records, strict=True) if record.infeasible is None}
+        by_point = {(record.signature, record.point): record for record in records if record.infeasible is None}
+        at = {key: by_point.get((key[0], self._places[place][key])) for key in keys}
+        found = {key: record for key, record in at.items() if record is not None}
         latencies = {key: {self._places[place][key]: record.median_ns} for key, record in found.items()}
         for key in keys:
             self._counts[key][self._places[place][key]] += 1
@@ -141,7 +143,7 @@ class AdaptivePlan(Generic[AnyTask]):
             for key in keys:
                 self._sampler.given_up(key, self._places[place][key])
         if found:
-            self.costs.told(place, sum(float(str(record.attributes["wall_s"])) for record in found.values()))
+            self.costs.told(place, sum(float(str(record.attributes["wall_s"])) for record in by_point.values()))
 
     def num_left(self) -> int:
         """Return how many records are still wanted: of the pass that decides, no more than the other passes' share is known."""
@@ -182,7 +184,12 @@ class AdaptivePlan(Generic[AnyTask]):
 
     def _propose(self, number: int, place: int, keys: tuple[Key, ...]) -> AnyTask:
         self._proposed = (place, keys)
-        return self._make(number, place, keys)
+        return self._task(number, place, keys)
+
+    def _task(self, number: int, place: int, keys: Sequence[Key]) -> AnyTask:
+        """Return a task of operations at a place; those of one signature and one point are measured once."""
+        distinct = {(key[0], self._places[place][key]): key for key in reversed(keys)}
+        return self._make(number, place, list(distinct.values())[::-1])
 
     def _lacking(self, place: int) -> tuple[Key, ...]:
         """Return the operations without a record of their point at a place."""
@@ -196,10 +203,10 @@ class AdaptivePlan(Generic[AnyTask]):
             for place, points in enumerate(self._places):
                 keys = []
                 for key in self._operations:
-                    done, again = self._counts[key][points[key]], (key, points[key])
+                    done, again = self._counts[key][points[key]], (key[0], points[key])
                     if 0 < done <= number and again not in planned and points[key] in self._measured[key]:
                         planned.add(again)
                         keys.append(key)
                 if keys:
-                    tasks.append(self._make(number, place, keys))
+                    tasks.append(self._task(number, place, keys))
         return shuffled(tasks)[::-1]

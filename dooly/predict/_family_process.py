@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 _ROOT = np.sqrt(3.0)
 _MOST_STEPS = 40
 _JITTER = 1e-6
+_FARTHEST = 4.0
+"""From there, in logarithms, that the search goes: no covariance is singular within it."""
 _WIDTH = 1.0
-"""Of the belief about each parameter around where its search starts, in logarithms: a factor of e is one standard deviation."""
+"""Of the belief about each parameter, in logarithms: a factor of e is one standard deviation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +151,9 @@ def fit_parameters(start: Parameters, known: Points, logs: Floats) -> Parameters
     from scipy.optimize import minimize
 
     believed = Parameters.unknown(len(start.lengths)).logs()
-    found = minimize(
-        _loss, start.logs(), args=(believed, known, logs), jac=True, method="L-BFGS-B", options={"maxiter": _MOST_STEPS}
-    )
+    bounds = [(value - _FARTHEST, value + _FARTHEST) for value in believed]
+    options, args = {"maxiter": _MOST_STEPS}, (believed, known, logs)
+    found = minimize(_loss, start.logs(), args=args, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return Parameters.of_logs(found.x)
 
 

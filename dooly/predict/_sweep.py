@@ -103,7 +103,7 @@ def lay_out(sweeps: Sequence[tuple[TracedOperation, StorePoints]], rates: Rates)
 
 def coordinates_at(operation: TracedOperation, points: StorePoints) -> Floats:
     """Return the coordinates that an operation's points have of themselves, shape (num_points, num_coordinates)."""
-    if operation.stage != "engine" and not operation.depends_on_context:
+    if not (points and "batch" in points[0]):
         sizes = sizes_at(points, operation.request_dims)
         if isinstance(kind_of(operation), LinearLayer):
             rows = sizes[:, 0]

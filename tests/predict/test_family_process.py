@@ -67,6 +67,16 @@ def test_fitting_finds_what_is_rough_and_what_is_not() -> None:
     assert found.lengths[1] > 2 * found.lengths[0]
 
 
+@pytest.mark.parametrize("logs", [np.zeros(14), np.linspace(0, 60, 14), np.full(14, 3.0)], ids=["zeros", "steep", "constant"])
+def test_fitting_survives_what_is_no_draw_of_any_process(logs: npt.NDArray[np.float64]) -> None:
+    """Points at one place, values that never change and values that explode end the search within its bounds."""
+    points = Points(np.repeat(KNOWN.coordinates[:7], 2, axis=0), np.zeros(14, dtype=np.int64))
+    found = FamilyProcess(Parameters.unknown(2), points, logs).refitted()
+    away = found.parameters.logs() - Parameters.unknown(2).logs()
+    assert np.abs(away).max() <= 4 + 1e-9
+    assert np.isfinite(found.predict(points)[0]).all()
+
+
 def test_nothing_known_is_believed_as_it_was() -> None:
     """Without a point the mean is 0, the variance the prior's, and fitting changes nothing."""
     empty = FamilyProcess(PARAMETERS, KNOWN.at(np.array([], dtype=np.int64)), np.empty(0))

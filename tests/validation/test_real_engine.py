@@ -283,6 +283,20 @@ def test_settings_that_the_engine_refuses(model: ModelSource, tmp_path: Path, se
     assert "\n" not in str(caught.value)
 
 
+def test_an_engine_that_fails_while_it_warms_up_leaves_nothing(model: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group of ranks that it made is given up with it, so that the next engine in this process can make its own."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room to warm up")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dooly.engines.vllm._engine.VllmEngine._warm_up", fail)
+        with pytest.raises(MemoryError, match="no room"):
+            start_engine(model, SERVING)
+    assert not torch.distributed.is_initialized()
+    start_engine(model, SERVING).close()
+
+
 def test_the_model_knows_the_engines_kv_blocks(engine: Engine, model: ModelSource, db: Path) -> None:
     """`LatencyModel.num_kv_blocks` is what the engine makes of the same settings."""
     latency = load_latency_model(Store.open(db), model, SERVING)

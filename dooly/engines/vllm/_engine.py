@@ -58,7 +58,16 @@ class VllmEngine:
             with quiet():
                 self._engine = LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError, AssertionError) as error:
+            _leave_nothing()
             raise EngineError(f"{model.name}: the vLLM engine did not start: {first_line(error)}") from error
+        try:
+            self._prepare(serving, num_layers)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, serving: ServingConfig, num_layers: int | None) -> None:
+        """Make the started engine ready to measure on, and warm it up."""
         self._core = self._engine.engine_core.engine_core
         if num_layers is not None:
             show_attention_calls(self.network)
@@ -210,14 +219,20 @@ class VllmEngine:
 
     def close(self) -> None:
         """Shut the engine down and free its memory."""
-        import gc
-
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self._engine.engine_core.shutdown()
-        del self._engine, self._core
-        cleanup_dist_env_and_memory()
-        gc.collect()
+        self.__dict__.pop("_core", None)
+        del self._engine
+        _leave_nothing()
+
+
+def _leave_nothing() -> None:
+    """Give up what an engine leaves behind in the process: its group of ranks, which the next would find, and its memory."""
+    import gc
+
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    gc.collect()
 
 
 def _shorten(config: Any, num_layers: int) -> Any:  # noqa: ANN401 - a Transformers configuration

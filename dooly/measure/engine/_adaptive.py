@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dbstore import RecordNotFoundError
-from dooly.catalog import key_of, measurement_batches, medians, point_of, record_counts
+from dooly.catalog import key_of, latencies_of, measurement_batches, point_of, record_counts
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._sampler import Known
 from dooly.measure.engine._profiler import Task
@@ -77,16 +76,6 @@ def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:
         work.prefill_pairs,
     ]
     return tuple(dict.fromkeys(int(np.argmax(values)) for values in most))
-
-
-def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObject, float]:
-    """Return what an operation took at each point that was feasible, in nanoseconds."""
-    try:
-        records = [record for record in store.read(signature, environment) if record.infeasible is None]
-    except RecordNotFoundError:
-        return {}
-    points, latency_ns = medians(records)
-    return dict(zip(points, latency_ns.tolist(), strict=True))
 
 
 def relatives(operations: Sequence[TracedOperation], store: Store, environment: str) -> list[Known]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+from math import prod
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dooly.catalog import (
     describe_module_environment,
     given_sizes,
+    key_of,
+    latencies_of,
     point_at,
     record_counts,
     told_apart,
@@ -16,9 +21,10 @@ from dooly.catalog import (
     write_described,
 )
 from dooly.errors import InvalidInputError, spell
+from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
-from dooly.measure._tasks import PASSES, run_tasks
+from dooly.measure._tasks import PASSES, FixedPlan, run_tasks
 from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, set_modes, state_kept
 
 if TYPE_CHECKING:
@@ -26,16 +32,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dbstore import JsonObject, Record, Store
+    from dooly.catalog import Key
+    from dooly.measure._tasks import Plan
     from dooly.measure.module._profiler import ModuleKey
-    from dooly.tracing import Traced
+    from dooly.tracing import Traced, TracedOperation
 
 
-def profile_module(
+def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
     traced: Traced,
     store: Store,
     *,
     request_dims: Mapping[str, Iterable[int]],
     budget_s: float | None = None,
+    target_error: float = 0.0,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ProfileResult:
     """Measure the operations of a traced module that a store lacks, at every combination of the given request dimensions.
@@ -50,6 +59,8 @@ def profile_module(
         store: An open, writable store.
         request_dims: Sizes to measure of each request dimension, by its name in `traced.traced`.
         budget_s: Seconds to measure at most; None measures everything.
+        target_error: Median relative error at which the sweep of an operation ends, judged at points that were predicted before
+            they were measured; 0 measures every combination.
         progress: Called with (points done, points planned) after each combination.
 
     Raises:
@@ -82,14 +93,17 @@ def profile_module(
     environment = describe_module_environment(traced.module)
     combinations = [dict(zip(sizes_by_name, sizes, strict=True)) for sizes in product(*sizes_by_name.values())]
     tasks = plan_module_tasks(combinations, keys_at, _counter(store, environment.digest))
+    plan: Plan[ModuleTask] = FixedPlan(tasks)
+    if target_error > 0:
+        plan = _adaptive_plan(table.operations, combinations, store, environment.digest, target_error)
     records: tuple[Record, ...] = ()
     seconds = 0.0
-    if tasks:
+    if plan.num_left():
         with state_kept(traced.module):
             set_modes(traced.module, traced.most_general.training)  # copies are made in them
             profiler = ModuleProfiler(traced, analysis, keys_at, store, environment)
             write_described(store, environment, table)
-            records, seconds = run_tasks(profiler, tasks, budget_s, progress)
+            records, seconds = run_tasks(profiler, plan, budget_s, progress)
     everything = plan_module_tasks(combinations, keys_at, lambda _signature, _point: 0)
     return ProfileResult(
         table.model,
@@ -97,9 +111,31 @@ def profile_module(
         _num_points(everything),
         len(records),
         sum(bool(record.attributes.get("unsteady")) for record in records),
-        _num_points(tasks) - len(records),
+        plan.num_left(),
         seconds,
+        plan.error if isinstance(plan, AdaptivePlan) else None,
     )
+
+
+def _adaptive_plan(
+    operations: Sequence[TracedOperation],
+    combinations: Sequence[Mapping[str, int]],
+    store: Store,
+    environment: str,
+    target_error: float,
+) -> AdaptivePlan[ModuleTask]:
+    """Return the plan of adaptive sweeps over combinations of sizes; the smallest and the largest come first."""
+    own = {key_of(operation): operation for operation in operations}
+    places = [{key: point_at(op.request_dims, sizes) for key, op in own.items()} for sizes in combinations]
+    products = np.array([[float(prod(sizes.values())), *map(float, sizes.values())] for sizes in combinations])
+    counts = {key: record_counts(store, key[0], environment) for key in own}
+    latencies = {key: latencies_of(store, key[0], environment) for key in own}
+    ends = dict.fromkeys((int(np.argmin(products[:, 0])), int(np.argmax(products[:, 0]))))
+
+    def make(number: int, place: int, keys: Sequence[Key]) -> ModuleTask:
+        return ModuleTask(number, combinations[place], tuple((key[0], places[place][key]) for key in keys))
+
+    return AdaptivePlan(own, places, products, tuple(ends), counts, latencies, (), target_error, make)
 
 
 def plan_module_tasks(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dbstore import JsonObject, Store
-from dooly.catalog import describe_module_environment, with_whole_module
+from dooly.catalog import describe_module_environment, point_at, with_whole_module
 from dooly.errors import InvalidInputError
 from dooly.measure import profile_module
 from dooly.measure._tasks import PASSES
@@ -63,6 +63,21 @@ def test_every_operation_has_its_points(traced: Traced, profiled: Store) -> None
             passes.setdefault(record.point, []).append(record.attributes["pass"])
         assert all(set(found) == set(range(PASSES)) for found in passes.values())  # a disturbed one is there once more
         assert len(passes) in {3, 4}  # 2 and 3 values of the two dimensions, or 3 and 4 of their products
+
+
+def test_an_adaptive_sweep_leaves_combinations_out(traced: Traced, tmp_path: Path) -> None:
+    """With a wide target few of fifty combinations are run, the smallest and the largest among them, in every pass."""
+    store, sizes = Store.open(tmp_path / "db", "a"), {"batch": (1, 2, 3, 4, 6), "seq": (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)}
+    result = profile_module(traced, store, request_dims=sizes, target_error=0.5)
+    assert 0 < result.num_measured < result.num_points / 2
+    assert result.num_left == 0
+    assert result.expected_error is not None
+    environment = describe_module_environment(traced.module).digest
+    whole = with_whole_module(traced.traced).operations[-1]
+    counts = Counter(JsonObject(record.point) for record in store.read(whole.signature, environment))
+    ends = ({"batch": 1, "seq": 2}, {"batch": 6, "seq": 16})
+    assert {point_at(whole.request_dims, sizes) for sizes in ends} <= set(counts)
+    assert set(counts.values()) == {PASSES}
 
 
 def test_what_is_there_is_not_measured_again(traced: Traced, profiled: Store) -> None:
