@@ -66,9 +66,9 @@ def test_every_operation_has_its_points(traced: Traced, profiled: Store) -> None
 
 
 def test_an_adaptive_sweep_leaves_combinations_out(traced: Traced, tmp_path: Path) -> None:
-    """With a wide target few of fifty combinations are run, the smallest and the largest among them, in every pass."""
+    """With a target that any machine meets few of fifty combinations are run, the smallest and largest among them."""
     store, sizes = Store.open(tmp_path / "db", "a"), {"batch": (1, 2, 3, 4, 6), "seq": (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)}
-    result = profile_module(traced, store, request_dims=sizes, target_error=0.5)
+    result = profile_module(traced, store, request_dims=sizes, target_error=100.0)
     assert 0 < result.num_measured < result.num_points / 2
     assert result.num_left == 0
     assert result.expected_error is not None
@@ -77,7 +77,7 @@ def test_an_adaptive_sweep_leaves_combinations_out(traced: Traced, tmp_path: Pat
     counts = Counter(JsonObject(record.point) for record in store.read(whole.signature, environment))
     ends = ({"batch": 1, "seq": 2}, {"batch": 6, "seq": 16})
     assert {point_at(whole.request_dims, sizes) for sizes in ends} <= set(counts)
-    assert set(counts.values()) == {PASSES}
+    assert min(counts.values()) >= PASSES  # a disturbed one is there once more
 
 
 def test_what_is_there_is_not_measured_again(traced: Traced, profiled: Store) -> None:
