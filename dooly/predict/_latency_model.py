@@ -257,7 +257,8 @@ class LatencyModel:
         """
         if not self.domain.allows(batches):
             raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
-        if (sheet := self.price_sheet()) is not None:
+        # A step that verifies drafts samples more tokens than it has requests, which sums over requests do not tell.
+        if batches.num_draft_tokens is None and (sheet := self.price_sheet()) is not None:
             from dooly.prices import price_batches
 
             steps_ns, priced_ns = price_batches(sheet, batches.new, batches.computed, batches.num_new_requests)

@@ -50,6 +50,16 @@ def test_decodes_that_are_looked_up_are_those_that_are_worked_out() -> None:
     assert latency.decode_run_ns(contexts, 300).tolist() == alone
 
 
+@pytest.mark.parametrize("hardware", ["h200", "rtxpro6000"])
+def test_steps_that_verify_drafts_are_priced_as_their_operations_do(hardware: str) -> None:
+    """They sample more tokens than they hold requests, and some attention reads a request's keys once for all of its queries."""
+    latency = model_of(hardware, "llama-3.1-8b")
+    new, computed = (4,) * 16 + (500,), (1000,) * 16 + (0,)
+    batch = Batch(new, computed, 1, (3,) * 16 + (0,))
+    assert latency.step_ns(batch) == round(1e9 * latency.step(batch).seconds)
+    assert latency.step_ns(batch) != latency.step_ns(Batch(new, computed, 1))
+
+
 def test_windows_are_priced_operation_by_operation() -> None:
     """Half of gemma-2's layers see a window, which no sum of whole contexts tells: there is no sheet, and steps are priced."""
     latency = model_of("h200", "gemma-2-9b")
