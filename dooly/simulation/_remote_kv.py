@@ -1,13 +1,12 @@
 """Which requests' KV caches another engine has computed, and how far they are on their way, as vLLM's KV connectors have it.
 
 A request that waits gets blocks for all that is known of it as soon as there is room, and loads into them beside the steps; it
-takes none of their slots or tokens. When the load has ended it is admitted before all that wait, and computes its last known
-token, which generates the next. One that is preempted later computes its prompt itself.
+takes none of their slots or tokens. When the load has ended it is admitted before all that wait, in the order that loads began,
+and computes its last known token, which generates the next. One that is preempted later computes its prompt itself.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -38,13 +37,15 @@ class RemoteKV:
         self.keeps_finished = keeps_finished
         self._num_tokens = dict(enumerate(num_tokens))
         self._loading: dict[int, int] = {}
-        self._loaded: deque[int] = deque()
+        """Tokens that each request loads which holds blocks and is in no step, in the order that loads began."""
+        self._loaded: set[int] = set()
+        """Those of them whose load has ended."""
         self._started: list[Load] = []
 
     @property
     def num_blocked(self) -> int:
         """Requests that hold blocks and are in no step: loading, or loaded."""
-        return len(self._loading) + len(self._loaded)
+        return len(self._loading)
 
     def num_tokens(self, request: int) -> int:
         """Return how many tokens of a request another engine has; 0 once they are here."""
@@ -67,9 +68,17 @@ class RemoteKV:
 
     def finish(self, request: int) -> int:
         """Note that a request is loaded; return how many of its tokens are here."""
-        self._loaded.append(request)
-        return self._loading.pop(request)
+        self._loaded.add(request)
+        return self._loading[request]
 
-    def take_loaded(self, limit: int) -> list[int]:
-        """Take requests that are loaded, at most so many, in the order that they came."""
-        return [self._loaded.popleft() for _ in range(min(limit, len(self._loaded)))]
+    @property
+    def has_loaded(self) -> bool:
+        """Whether a load has ended whose request is in no step."""
+        return bool(self._loaded)
+
+    def take_loaded(self) -> int:
+        """Take the request whose load began first of those that have ended."""
+        request = next(request for request in self._loading if request in self._loaded)
+        del self._loading[request]
+        self._loaded.remove(request)
+        return request

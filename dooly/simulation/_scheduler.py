@@ -205,15 +205,15 @@ class Scheduler:
     def _admit(self, budget: int, chunk_limit: int, served: Counts) -> tuple[list[int], list[int]]:
         """Take requests off the waiting queue, beside those served in this step; return them and the tokens granted to each."""
         config = self._config
-        admitted = self._admit_loaded(budget)
+        admitted, has_room = self._admit_loaded(budget)
         counts = [1] * len(admitted)
         budget -= len(admitted)
-        while budget > 0 and self.waiting and self._running.size + len(admitted) < config.max_num_seqs:
+        while has_room and budget > 0 and self.waiting and self._running.size + len(admitted) < config.max_num_seqs:
             request = self.waiting[0]
             num_tokens = int(self._num_tokens[request])
             num_cached = self._kv_cache.look_up(request, num_tokens)
             if self._remote is not None and self._remote.num_tokens(request) > num_cached:
-                if not self._start_load(request, num_cached, has_others=bool(self._running.size or admitted)):
+                if not self._start_load(request, num_cached, admitted):
                     break
                 continue
             count = min(self._wanted_first(num_tokens, num_cached, served), chunk_limit)
@@ -238,19 +238,30 @@ class Scheduler:
         """Return the tokens that a waiting request of so many could compute, beside those served in this step."""
         return num_tokens - num_cached
 
-    def _admit_loaded(self, budget: int) -> list[int]:
-        """Return the requests whose KV cache has come from another engine; each computes its last known token."""
-        if self._remote is None:
-            return []
-        loaded = self._remote.take_loaded(min(budget, self._config.max_num_seqs - self._running.size))
-        self._num_computed_tokens[loaded] = self._num_tokens[loaded] - 1
-        return loaded
+    def _admit_loaded(self, budget: int) -> tuple[list[int], bool]:
+        """Return the requests whose KV cache has come from another engine, each of which computes its last known token.
 
-    def _start_load(self, request: int, num_cached: int, *, has_others: bool) -> bool:
+        Returns:
+            These, and whether others may be admitted: not where too few blocks are free for one of these, though it takes none.
+        """
+        admitted: list[int] = []
+        if self._remote is None:
+            return admitted, True
+        limit = min(budget, self._config.max_num_seqs - self._running.size)
+        while len(admitted) < limit and self._remote.has_loaded:
+            if (self._running.size or admitted) and self._kv_cache.num_free < self._watermark_blocks:
+                return admitted, False
+            request = self._remote.take_loaded()
+            self._num_computed_tokens[request] = self._num_tokens[request] - 1
+            admitted.append(request)
+        return admitted, True
+
+    def _start_load(self, request: int, num_cached: int, admitted: list[int]) -> bool:
         """Let the first of the waiting requests load its KV cache, if there is room beside what prefills in parts still need."""
         assert self._remote is not None
-        num_spare = self._kv_cache.num_lacking(self._running, self._num_tokens[self._running])
-        num_spare += self._watermark_blocks if has_others else 0
+        served = np.concatenate((self._running, np.array(admitted, np.int64)))
+        num_spare = self._kv_cache.num_lacking(served, self._num_tokens[served])
+        num_spare += self._watermark_blocks if served.size else 0
         num_tokens = int(self._num_tokens[request])
         if not self._kv_cache.reserve(request, num_tokens, num_tokens, num_spare, is_loaded=True):
             return False

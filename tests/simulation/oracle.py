@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
-from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
+from dooly.kv_cache_groups import FULL_ATTENTION, AttentionKind, KVCacheGroup
 from dooly.simulation import Request, SchedulerConfig, Turn
 from dooly.simulation._acceptance import Acceptance
 from dooly.simulation._make_kv_cache import make_kv_cache
 from dooly.simulation._make_scheduler import make_scheduler
+from dooly.simulation._remote_kv import RemoteKV
 from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
@@ -573,3 +574,104 @@ def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[flo
             for position in positions:
                 times[position][column] = at_ns
     return [(scheduled, first_token, finish) for scheduled, first_token, finish in times]
+
+
+def random_load_case(seed: int) -> tuple[Case, list[int]]:
+    """Draw a case of full attention whose prompts another engine has computed, and how many steps each takes to come.
+
+    In half of the cases prompts share beginnings; caches are tight.
+    """
+    rng = random.Random(seed)  # noqa: S311 -- test data
+    requests, config = random_cache_case(seed, ahead=False) if seed % 2 else random_case(seed)
+    config = replace(config, kv_cache_groups=FULL_ATTENTION)
+    totals = np.array([r.num_prompt_tokens + r.num_output_tokens - 1 for r in requests])
+    fewest = int(make_kv_cache(requests, config).num_blocks_for(totals).max()) + 1
+    config = replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 0, 3, 20, 60, 1000])))
+    return Case(requests, config), [rng.choice([1, 1, 2, 5, 20]) for _ in requests]
+
+
+def our_steps_with_loads(case: Case, loads: list[int]) -> Iterator[Step]:
+    """Run our scheduler where another engine has computed all prompts."""
+    remote = RemoteKV([request.num_prompt_tokens for request in case.requests])
+    scheduler, to_come = make_scheduler(case.requests, case.config, remote), Arrivals(case)
+    coming: dict[int, int] = {}
+    for call, _ in enumerate(arrivals(case, scheduler.add, lambda: scheduler.has_unfinished, to_come)):
+        for position in sorted(position for position, due in coming.items() if due <= call):
+            scheduler.finish_load(position)
+            del coming[position]
+        step = scheduler.schedule()
+        coming |= {load.request: call + loads[load.request] for load in remote.take_started()}
+        columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
+        progress = scheduler.complete(step)
+        ended = set(progress.finished.tolist())
+        to_come.end(ended)
+        yield Step(list(zip(*columns, strict=True)), set(step.first_scheduled), set(progress.first_token.tolist()), ended)
+
+
+def pull_connector(case: Case) -> Any:  # noqa: ANN401 -- vLLM may be absent
+    """Return a KV connector for vLLM's scheduler that pulls each prompt once, as NIXL's does."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+    class Pull(KVConnectorBase_V1):  # type: ignore[misc]
+        """All that a scheduler asks."""
+
+        def __init__(self) -> None:
+            self.to_pull = {str(position) for position in range(len(case.requests))}
+            self.started: list[int] = []
+            self._connector_metadata = None
+
+        def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:  # noqa: ANN401
+            """Return the prompt's tokens that are not here, the first time."""
+            num_tokens = request.num_prompt_tokens - num_computed_tokens if request.request_id in self.to_pull else 0
+            return num_tokens, num_tokens > 0
+
+        def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:  # noqa: ANN401
+            """Begin to pull."""
+            del blocks
+            if num_external_tokens:
+                self.to_pull.remove(request.request_id)
+                self.started.append(int(request.request_id))
+
+        def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:  # noqa: ANN401
+            """Return the groups that are pulled: all."""
+            del request
+            return tuple(range(len(case.config.kv_cache_groups)))
+
+        def save_kv_layer(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
+            """Do what a worker would, which is nothing here."""
+
+        build_connector_meta = start_load_kv = wait_for_layer_load = wait_for_save = save_kv_layer
+
+    return Pull()
+
+
+def vllm_steps_with_loads(case: Case, scheduler: Any, loads: list[int]) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's scheduler where another engine has computed all prompts."""
+    from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+    scheduler.connector = connector = pull_connector(case)
+    seen: set[int] = set()
+    has_token: set[int] = set()
+    coming: dict[int, int] = {}
+    to_come, add = Arrivals(case), partial(add_to_vllm, case, scheduler)
+    for call, _ in enumerate(arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0, to_come)):
+        output = scheduler.schedule()
+        coming |= {position: call + loads[position] for position in connector.started}
+        connector.started.clear()
+        before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
+        before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
+        batch = [(int(name), count, before[name]) for name, count in output.num_scheduled_tokens.items()]
+        names = list(output.num_scheduled_tokens)
+        sampled = sampled_tokens(case, scheduler, output, {name for name in names if scheduler.requests[name].is_prefill_chunk})
+        come = {position for position, due in coming.items() if due <= call + 1}
+        coming = {position: due for position, due in coming.items() if position not in come}
+        arrived = KVConnectorOutput(finished_recving={str(position) for position in come})
+        ran = ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled, kv_connector_output=arrived)
+        scheduler.update_from_output(output, ran)
+        positions = {position for position, _, _ in batch}
+        with_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens}
+        ended = {p for p in positions if str(p) not in scheduler.requests}
+        to_come.end(ended)
+        yield Step(batch, positions - seen, with_token - has_token, ended)
+        seen |= positions
+        has_token |= with_token
