@@ -3,7 +3,8 @@
 A configuration is a folder with a `config.json`. Each is traced as on the first of the GPUs named that vLLM runs it on, if need
 be with a cache of full precision; what is refused is listed with its reason on the first. Parameters are counted from the
 operations: those of a quantised layer by its product, scales left out; their bytes are those of all weights and scales as they
-lie in memory. Seconds are wall time, whatever else the machine does.
+lie in memory, and those of a checkpoint are these without what an engine keeps twice. Seconds are wall time, whatever else the
+machine does.
 
 Run `python benchmarks/published.py FOLDER [NAME ...] [--hardware NAME ...] [--json FILE]`.
 """
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import combinations
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +124,7 @@ def describe(traced: TracedModel) -> dict[str, Any]:
         "parameters": total,
         "active_parameters": total - inactive - embedding,
         "parameter_bytes": sum(sizes.values()),
+        "checkpoint_bytes": sum(size for name, size in sizes.items() if name not in _copies(traced)),
         "embedding_parameters": embedding,
         "kv_bytes_per_token": _grows_by(full, "kv_tokens"),
         "windowed_kv_bytes_per_token": _grows_by(windowed, "kv_tokens"),
@@ -154,13 +157,30 @@ def _parameter_bytes(traced: TracedModel) -> dict[str, int]:
     return found
 
 
+def _copies(traced: TracedModel) -> set[str]:
+    """Return the parameters that an engine makes of another while it loads, such as the two halves of one, head by head.
+
+    Two stacks of matrices that add up to one matrix of the same operation are such.
+    """
+    found: set[str] = set()
+    for op in traced.operations:
+        held = {t.parameter: t for t in op.inputs if t.parameter is not None}
+        whole = {_numel(t) for t in held.values() if len(t.shape) == len(("rows", "columns"))}
+        stacks = [t for t in held.values() if len(t.shape) > len(("rows", "columns"))]
+        for one, other in combinations(stacks, 2):
+            if _numel(one) + _numel(other) in whole:
+                found |= {str(one.parameter), str(other.parameter)}
+    return found
+
+
 def _parameters(traced: TracedModel) -> dict[str, int]:
     """Return how many parameters each tensor or quantised layer has, those of repeated layers together."""
     import sympy
 
     found: dict[str, int] = {}
+    copies = _copies(traced)
     for op in traced.operations:
-        weights = [t for t in op.inputs if t.parameter is not None]
+        weights = [t for t in op.inputs if t.parameter is not None and t.parameter not in copies]
         if not any(item_bytes(t.dtype) == 1 or t.dtype == "int32" for t in weights):
             found |= {t.parameter: max(_numel(t) * op.count, found.get(t.parameter, 0)) for t in weights if t.parameter}
         elif "num_experts" in op.attributes:

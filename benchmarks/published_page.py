@@ -1,6 +1,7 @@
 """Write the page of published configurations from what `published.py` found: which trace, and what each takes.
 
 Counts that a maker publishes stand in brackets: those of `published_counts.json` with their source, else what the name says.
+So do bytes of a checkpoint, and in bfloat16 two for each published parameter.
 
 Run `python benchmarks/published_page.py > docs/published-models.md`.
 """
@@ -29,14 +30,15 @@ writes this page.
   the embedding, which therefore is not active; makers differ in that, so + is what it would add. In brackets stands what the
   maker publishes.
 - **Memory** is what all parameters take in the GPU's memory, scales included, in GB: a kernel may pad or repack what a checkpoint
-  holds.
+  holds. **Checkpoint** is the same without what an engine makes of other parameters while it loads; in brackets what the maker's
+  files hold for text, or the published count at two bytes where all is in bfloat16.
 - **KV** is what one cached token takes over all layers of full attention, in KB; **window** is the same over layers that attend
   to a window or a chunk, and cache no more than that; **state** is what the recurrent states of one request take, in MB, however
   long it is.
 - **Left out** are the parts of a checkpoint that text does not need, by their fields in `config.json`.
 
-| configuration | GPU | weights | parameters | active | memory | KV | window | state | left out |
-|---|---|---|---|---|---|---|---|---|---|
+| configuration | GPU | weights | parameters | active | memory | checkpoint | KV | window | state | left out |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 _REFUSED = """
 ## Refused
@@ -64,16 +66,33 @@ def page(rows: list[dict[str, Any]], counts: list[dict[str, Any]]) -> str:
     known = {name: entry for entry in counts for name in entry["configurations"]}
     traced = [row for row in rows if "refused" not in row]
     lines = [_HEAD.format(traced=len(traced), all=len(rows))]
-    lines += [_row(row, _published(row["configuration"], known.get(row["configuration"]))) for row in traced]
+    lines += [_row(row, known.get(row["configuration"])) for row in traced]
     lines.append(_REFUSED)
     lines += [f"| {_name(row)} | {row['refused'].replace('|', '/')} |\n" for row in rows if "refused" in row]
     lines.append(_SOURCES)
     lines += [f"| {', '.join(map(_spell, entry['configurations']))} | {entry['source']} |\n" for entry in counts]
+    lines += [
+        f"| {', '.join(map(_spell, entry['checkpoint']['configurations']))}, checkpoint | {entry['checkpoint']['source']} |\n"
+        for entry in counts
+        if "checkpoint" in entry
+    ]
     return "".join(lines)
 
 
-def _row(row: dict[str, Any], published: tuple[float | None, float | None]) -> str:
-    total, active = published
+def checkpoint_bytes(row: dict[str, Any]) -> int:
+    """Return what a checkpoint holds; passes before it was counted had no configuration of which anything is kept twice."""
+    return int(row.get("checkpoint_bytes", row["parameter_bytes"]))
+
+
+def _published_bytes(row: dict[str, Any], entry: dict[str, Any] | None, total: float | None) -> float | None:
+    if entry is not None and row["configuration"] in entry.get("checkpoint", {}).get("configurations", ()):
+        return float(entry["checkpoint"]["bytes"])
+    return 2e9 * total if total is not None and row["quantization"] is None else None
+
+
+def _row(row: dict[str, Any], entry: dict[str, Any] | None) -> str:
+    total, active = _published(row["configuration"], entry)
+    holds = _published_bytes(row, entry, total)
     cells = (
         _name(row),
         row["hardware"] + ("" if row["kv_cache_dtype"] == "auto" else f", `--kv-cache-dtype {row['kv_cache_dtype']}`"),
@@ -81,6 +100,7 @@ def _row(row: dict[str, Any], published: tuple[float | None, float | None]) -> s
         _count(row["parameters"], total),
         _count(row["active_parameters"], active) + f" + {row['embedding_parameters'] / 1e9:.2f}",
         f"{row['parameter_bytes'] / 1e9:.1f}",
+        f"{checkpoint_bytes(row) / 1e9:.1f}" + ("" if holds is None else f" ({holds / 1e9:.0f})"),
         f"{row['kv_bytes_per_token'] / 1e3:.1f}",
         f"{row['windowed_kv_bytes_per_token'] / 1e3:.1f}" if row["windowed_kv_bytes_per_token"] else "",
         f"{row['state_bytes_per_request'] / 1e6:.1f}" if row["state_bytes_per_request"] else "",

@@ -37,3 +37,24 @@ def test_counts_are_as_published() -> None:
         for name in entry["configurations"] if entry["exact"] else ():
             if "refused" not in rows[name]:
                 assert abs(rows[name]["parameters"] / entry["parameters"] - 1) < 0.01, name
+                # The output layer is as large as the embedding, where it is another one.
+                more = {"both": 1, "output": 0, "neither": -1}[entry["active_holds"]] * rows[name]["embedding_parameters"]
+                assert abs((rows[name]["active_parameters"] + more) / entry["active_parameters"] - 1) < 0.01, name
+
+
+def test_checkpoints_are_as_large_as_published() -> None:
+    """Within 2 %, where a maker's files tell; in bfloat16 two bytes for each parameter of those told to three digits."""
+    script = _script()
+    rows = {row["configuration"]: row for row in json.loads(script.RESULTS.read_text())}
+    told = {}
+    for entry in json.loads(script.COUNTS.read_text()):
+        told |= {name: 2 * entry["parameters"] for name in entry["configurations"] if entry["exact"] and _is_plain(rows[name])}
+        if "checkpoint" in entry:
+            told |= dict.fromkeys(entry["checkpoint"]["configurations"], entry["checkpoint"]["bytes"])
+    assert len(told) > 4
+    for name, size in told.items():
+        assert abs(script.checkpoint_bytes(rows[name]) / size - 1) < 0.02, name
+
+
+def _is_plain(row: dict[str, Any]) -> bool:
+    return "refused" not in row and row["quantization"] is None
