@@ -1,6 +1,7 @@
 """What profiling costs: twelve models, each alone on a fixed grid, against one store, families and adaptive sweeps.
 
     python benchmarks/profiling_cost.py GPUDATA/aiconfigurator/h200_sxm [--orders 3] [--json FILE]
+    python benchmarks/profiling_cost.py --device cpu --state DIR [--json FILE] MODEL...    # for real: see profiling_measured.py
 
 Computed, not measured: samplers draw from tables of an H200, and a draw costs what measuring it would, a constant and the latency
 once for each warm-up and repetition. A fifth of each operation's points is drawn by nobody and judges everyone. Each model alone
@@ -224,19 +225,43 @@ def _unseen(own: Mapping[Key, Sweep], store: Store) -> dict[str, Any]:
 def main() -> None:
     """Compare, print, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="aiconfigurator's tables of one system")
+    parser.add_argument("names", nargs="+", metavar="FOLDER|MODEL", help="tables of one system; with --device cpu, models")
+    parser.add_argument("--device", choices=["table", "cpu"], default="table", help="where latencies are from")
     parser.add_argument("--orders", type=int, default=3, help="orders of the models to try")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="stores of a measured run, which goes on from there")
+    for flag, default in (("--max-model-len", 2048), ("--max-num-batched-tokens", 2048), ("--max-num-seqs", 64)):
+        parser.add_argument(flag, type=int, default=default, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    check_models([*REFERENCE, *UNSEEN])
-    table = Table(args.folder)
-    models = {name: table.of_model(name) for name in REFERENCE}
-    unseen = {name: table.of_model(name) for name in UNSEEN}
-    orders = [list(REFERENCE), *(np.random.default_rng(n).permutation(REFERENCE).tolist() for n in range(1, args.orders))]
-    found = {"schema": 1, "table": args.folder.name, "stand_ins": table.num_stand_ins, **compare(models, orders, unseen)}
-    print(json.dumps({name: found[name] for name in ("split_s", "errors", "families", "sensitivity", "unseen")}, indent=1))
+    found = _measured(args) if args.device == "cpu" else _computed(Path(args.names[0]), args.orders)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what profiling costs on this machine."""
+    from profiling_measured import measure
+
+    from dooly.device import native_dtype
+    from dooly.engines import ServingConfig
+
+    check_models(args.names)
+    limits = (args.max_model_len, args.max_num_batched_tokens, args.max_num_seqs)
+    found = measure(args.names, args.state, ServingConfig(native_dtype(), *limits))
+    print(f"{found['dooly_s']:.0f} s of {found['alone_s']:.0f}, {found['saved']:.1%} less")
+    return found
+
+
+def _computed(folder: Path, num_orders: int) -> dict[str, Any]:
+    """Return what profiling costs by the tables of a system."""
+    check_models([*REFERENCE, *UNSEEN])
+    table = Table(folder)
+    models = {name: table.of_model(name) for name in REFERENCE}
+    unseen = {name: table.of_model(name) for name in UNSEEN}
+    orders = [list(REFERENCE), *(np.random.default_rng(n).permutation(REFERENCE).tolist() for n in range(1, num_orders))]
+    found = {"schema": 1, "table": folder.name, "stand_ins": table.num_stand_ins, **compare(models, orders, unseen)}
+    print(json.dumps({name: found[name] for name in ("split_s", "errors", "families", "sensitivity", "unseen")}, indent=1))
+    return found
 
 
 if __name__ == "__main__":

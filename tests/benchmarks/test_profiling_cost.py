@@ -1,0 +1,48 @@
+"""What the page on profiling's cost says is what the benchmark found, and its accounts add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """The results that are kept."""
+    result: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "gpu" / "profiling-cost.json").read_text())
+    return result
+
+
+def test_the_page_tells_the_results(found: dict[str, Any]) -> None:
+    """Seconds, savings and errors of the page's tables are those of the file."""
+    page = (ROOT / "docs" / "profiling-cost.md").read_text()
+    split, errors = found["split_s"], found["errors"]
+    for name, seconds in split.items():
+        assert f"{seconds:.1f}" in page, name
+        if name != "each alone":
+            assert f"{1 - seconds / split['each alone']:.1%}".replace("%", " %") in page, name
+    for way in ("interpolated", "by itself", "adaptive", "dooly"):
+        assert f"{100 * errors[way]['median']:.1f} %, {100 * errors[way]['p90']:.1f} %" in page, way
+    for name, row in found["families"].items():
+        assert f"{row['drawn']:,} of {row['points']:,}" in page, name
+    for name, row in found["unseen"].items():
+        assert f"{100 * row['share']:.1f} %" in page, name
+    for row in found["sensitivity"]:
+        assert f"{100 * row['saved']:.1f}" in page, row
+
+
+def test_the_accounts_add_up(found: dict[str, Any]) -> None:
+    """Models and families sum to the totals, each step of the split saves, and every order saves at least 85 %."""
+    split = found["split_s"]
+    assert sum(row["alone_s"] for row in found["models"].values()) == pytest.approx(split["each alone"])
+    assert sum(row["dooly_s"] for row in found["models"].values()) == pytest.approx(split["and by families"])
+    assert sum(row["dooly_s"] for row in found["families"].values()) == pytest.approx(split["and by families"])
+    assert list(split.values()) == sorted(split.values(), reverse=True)
+    assert all(run["saved"] >= 0.85 for run in found["orders"])
+    assert found["errors"]["dooly"]["median"] <= found["errors"]["interpolated"]["median"]
+    assert found["errors"]["dooly"]["p90"] <= found["errors"]["interpolated"]["p90"]

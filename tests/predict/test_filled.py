@@ -1,0 +1,80 @@
+"""Sparse sweeps: what lies between measured points is told by the family's process, and regressors learn from both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dooly.batch import Batch
+from dooly.catalog import feasible_records, measurement_batches, point_of
+from dooly.predict import load_latency_model
+from dooly.predict._filled import fill
+from dooly.tracing import TracedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dbstore import Environment, Store
+    from dooly.engines import ModelSource, ServingConfig
+    from dooly.tracing import TracedOperation
+
+    Found = tuple[list[TracedOperation], dict[str, tuple]]
+
+HELD_OUT = (Batch((1,) * 5, (100,) * 5), Batch((75,), (0,), 1), Batch((90,), (170,), 1), Batch((1, 1, 70), (150, 90, 0), 1))
+
+
+def _is_kept(batch: Batch, limits: ServingConfig) -> bool:
+    """Tell whether a thinned grid keeps a batch: the corners, and every third token count."""
+    most = max(b.num_tokens for b in measurement_batches(limits))
+    longest = max(n + c for n, c in zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
+    is_corner = batch.num_tokens in {1, most} or batch.num_reqs == limits.max_num_seqs or longest >= limits.max_model_len - 66
+    return is_corner or batch.num_tokens % 3 == 0
+
+
+def _operations(store: Store, environment: Environment) -> Found:
+    (name,) = (name for name in store.documents("traces") if name.endswith(environment.digest))
+    traced = TracedModel.from_json(store.read_document("traces", name)["traced"])  # type: ignore[arg-type]
+    operations = [operation for operation in traced.operations if operation.stage != "engine"]
+    records = {op.signature: feasible_records(store, op, environment, "there", ("", "")) for op in operations}
+    return operations, records
+
+
+@pytest.fixture
+def thinned(make_store: Callable[..., Store], environment: Environment, serving: ServingConfig, tmp_path: Path) -> Store:
+    """A store with a third of the grid's records."""
+    return make_store(tmp_path / "db", environment, where=lambda batch: _is_kept(batch, serving))
+
+
+def test_what_was_not_measured_is_told_by_the_rest(
+    thinned: Store, environment: Environment, serving: ServingConfig, laws: dict[str, Callable[[Batch], float]]
+) -> None:
+    """Points between the measured ones follow the laws, and the error that is given bounds what most of them are off."""
+    operations, records = _operations(thinned, environment)
+    found = fill(operations, records, measurement_batches(serving))
+    assert found
+    batches = {op.signature: {point_of(op, batch): batch for batch in measurement_batches(serving)} for op in operations}
+    for operation in (op for op in operations if op.signature in found):
+        filled = found[operation.signature]
+        assert len(filled.points) == len(set(filled.points)) > filled.num_measured
+        told = zip(filled.points[filled.num_measured :], filled.latency_ns[filled.num_measured :], strict=True)
+        law = laws[operation.name]
+        errors = [abs(ns / law(batches[operation.signature][point]) - 1) for point, ns in told]
+        assert np.median(errors) < 0.05
+        assert filled.relative_error < 0.2
+
+
+def test_a_whole_grid_is_left_as_it_is(store: Store, environment: Environment, serving: ServingConfig) -> None:
+    """Where all of the grid's points were measured, nothing is filled up."""
+    assert fill(*_operations(store, environment), measurement_batches(serving)) == {}
+
+
+def test_a_model_of_sparse_sweeps_follows_the_laws(
+    thinned: Store, model: ModelSource, serving: ServingConfig, law_ns: Callable[[Batch], float]
+) -> None:
+    """Steps are predicted within a few percent, from a third of the points."""
+    latency = load_latency_model(thinned, model, serving)
+    for batch in HELD_OUT:
+        assert latency.step(batch).seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.06)
