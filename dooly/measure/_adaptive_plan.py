@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 
+from dbstore import JsonObject
 from dooly.measure._sampler import Known, Sampler
 from dooly.measure._tasks import PASSES, AnyTask, shuffled
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dbstore import JsonObject, Record
+    from dbstore import Record
     from dooly.catalog import Key
     from dooly.measure._sampler import Latencies
     from dooly.tracing import TracedOperation
@@ -112,7 +113,7 @@ class AdaptivePlan(Generic[AnyTask]):
         self._corners = [(place, keys) for place in corners if (keys := self._lacking(place))]
         self._sampler: Sampler | None = None
         self._later: list[AnyTask] | None = None
-        self._proposed: tuple[int, tuple[Key, ...]] | None = None
+        self._place: int | None = None
 
     def next(self) -> AnyTask | None:
         """Return the next task, or None at the end."""
@@ -128,22 +129,19 @@ class AdaptivePlan(Generic[AnyTask]):
 
     def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
         """Take in the records of a task."""
-        if task.number > 0 or self._proposed is None:
+        if task.number > 0 or self._place is None:
             return
-        place, keys = self._proposed
-        by_point = {(record.signature, record.point): record for record in records if record.infeasible is None}
-        at = {key: by_point.get((key[0], self._places[place][key])) for key in keys}
-        found = {key: record for key, record in at.items() if record is not None}
-        latencies = {key: {self._places[place][key]: record.median_ns} for key, record in found.items()}
-        for key in keys:
-            self._counts[key][self._places[place][key]] += 1
-            self._measured[key] |= latencies.get(key, {})
-        if self._sampler is not None:
-            self._sampler.told(latencies)
-            for key in keys:
-                self._sampler.given_up(key, self._places[place][key])
-        if found:
-            self.costs.told(place, sum(float(str(record.attributes["wall_s"])) for record in by_point.values()))
+        for record in records:
+            point = JsonObject(record.point)
+            for key in (key for key in self._operations if key[0] == record.signature):
+                self._counts[key][point] += 1
+                if record.infeasible is None:
+                    self._measured[key][point] = record.median_ns
+                if self._sampler is not None:
+                    self._sampler.told(key, point, self._measured[key].get(point))
+        feasible = [record for record in records if record.infeasible is None]
+        if feasible:
+            self.costs.told(self._place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
 
     def num_left(self) -> int:
         """Return how many records are still wanted: of the pass that decides, no more than the other passes' share is known."""
@@ -151,8 +149,7 @@ class AdaptivePlan(Generic[AnyTask]):
             return sum(len(task.missing) for task in self._later)
         wanted = sum(len(self._lacking(place)) for place, _ in self._corners)
         open_ = 0 if self._corners else len(self.sampler.unfinished())
-        again = sum(max(0, PASSES - self._counts[key][point]) for key, found in self._measured.items() for point in found)
-        return wanted + open_ + again
+        return wanted + open_ + self._num_again()
 
     def forecast(self) -> Forecast:
         """Return what is left as far as it can be told before: how many operations are known, and how many records are wanted.
@@ -164,8 +161,8 @@ class AdaptivePlan(Generic[AnyTask]):
             return Forecast(0, 0, len(self._operations), PASSES * len(points))
         sampler = self.sampler
         missing, by_family = len(sampler.unfinished()), len(sampler.told_by_family())
-        again = sum(max(0, PASSES - self._counts[key][point]) for key, found in self._measured.items() for point in found)
-        return Forecast(len(self._operations) - missing, by_family, missing - by_family, again + PASSES * sampler.imagined())
+        wanted = self._num_again() + PASSES * sampler.imagined()
+        return Forecast(len(self._operations) - missing, by_family, missing - by_family, wanted)
 
     @property
     def sampler(self) -> Sampler:
@@ -174,7 +171,7 @@ class AdaptivePlan(Generic[AnyTask]):
             self._sampler = Sampler(self._operations, self._places, self._measured, self._others, self._target)
             for key, counts in self._counts.items():
                 for point in counts.keys() - self._measured[key].keys():
-                    self._sampler.given_up(key, point)
+                    self._sampler.told(key, point, None)
         return self._sampler
 
     @property
@@ -182,8 +179,13 @@ class AdaptivePlan(Generic[AnyTask]):
         """Median relative error expected of the operation that is known least; None before the corners are measured."""
         return None if self._sampler is None else self._sampler.error()
 
+    def _num_again(self) -> int:
+        """Return how many records the other passes want of the points that are measured."""
+        counts = {(key[0], point): self._counts[key][point] for key, found in self._measured.items() for point in found}
+        return sum(max(0, PASSES - count) for count in counts.values())
+
     def _propose(self, number: int, place: int, keys: tuple[Key, ...]) -> AnyTask:
-        self._proposed = (place, keys)
+        self._place = place
         return self._task(number, place, keys)
 
     def _task(self, number: int, place: int, keys: Sequence[Key]) -> AnyTask:

@@ -84,18 +84,17 @@ class Sampler:
         for key, found in self.measured.items():
             self._take(key, {point: ns for point, ns in found.items() if point in self._rows[key]})
 
-    def told(self, latencies: Mapping[Key, Latencies]) -> None:
-        """Take in what was measured at a place, by key."""
-        for key, found in latencies.items():
-            self._take(key, found)
-
-    def given_up(self, key: Key, point: JsonObject) -> None:
-        """Take in that a point of an operation cannot be measured: it is asked for no more, and nothing is judged by it."""
+    def told(self, key: Key, point: JsonObject, latency_ns: float | None) -> None:
+        """Take in what an operation took at a point; None of one that cannot be measured, by which nothing is judged."""
         row = self._rows[key].get(point)
-        if row is not None and not self._done[key][row]:
-            self._done[key][row] = True
-            self._feasible[key][row] = False
-            self._outlooks.pop(key, None)
+        if row is None or self._done[key][row]:
+            return
+        if latency_ns is not None:
+            self._take(key, {point: latency_ns})
+            return
+        self._done[key][row] = True
+        self._feasible[key][row] = False
+        self._outlooks.pop(key, None)
 
     def next(self, cost_s: Callable[[int], float]) -> tuple[int, tuple[Key, ...]] | None:
         """Return the place to measure next with the operations to measure there; None where all sweeps may end.

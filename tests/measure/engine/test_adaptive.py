@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +13,9 @@ from dbstore import Environment, JsonObject, Record, Store
 from dooly.catalog import measurement_batches, point_of, write_described, write_traced
 from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import PASSES
+from dooly.measure._adaptive_plan import Forecast
 from dooly.measure._tasks import InfeasibleBatchError, infeasible_record, record_of, run_tasks
-from dooly.measure.engine._adaptive import adaptive_plan, corners
+from dooly.measure.engine._adaptive import adaptive_plan, corners, seconds_a_record
 from dooly.predict import BatchArrays
 from dooly.tracing import TracedModel
 
@@ -173,6 +174,41 @@ def test_another_model_of_known_families_needs_less(
     store_alone.write_document("environments", environment.digest, environment.to_json())
     alone = len(_profile(_Laws(store_alone, environment.digest), [member(128.0)]))
     assert beside < alone
+
+
+def test_one_operation_in_two_places_is_measured_once_at_a_point(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Over tokens here and over requests there: where a batch has as many of either, one record serves both."""
+    by_tokens = member(64.0)
+    by_reqs = replace(by_tokens, stage="logits", request_dims=("num_reqs",), request_bytes="64.0*num_reqs")
+    laws = _Laws(store, environment.digest)
+    records = _profile(laws, [by_tokens, by_reqs], target=0.005)
+    assert records
+    passes = Counter((JsonObject(record.point), record.attributes["pass"]) for record in records)
+    assert set(passes.values()) == {1}
+
+
+def test_a_forecast_tells_what_is_known_and_what_is_wanted(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Of an empty store the whole grid is wanted; of a measured operation nothing; of a new one beside it some of its grid."""
+
+    def forecast(*operations: TracedOperation) -> Forecast:
+        return adaptive_plan(operations, SERVING, store, environment.digest, 0.03).forecast()
+
+    new = member(64.0)
+    assert forecast(new) == Forecast(0, 0, 1, PASSES * _num_points(new))
+    _profile(_Laws(store, environment.digest), [new])
+    assert forecast(new) == Forecast(1, 0, 0, 0)
+    beside = forecast(new, member(96.0))
+    assert beside.num_known == 1
+    assert beside.num_by_family + beside.num_missing == 1
+    assert 0 < beside.num_wanted < PASSES * _num_points(new)
+    assert seconds_a_record(store, {environment.digest}) == pytest.approx(
+        np.mean([float(str(r.attributes["wall_s"])) for r in store.read(new.signature, environment.digest)])
+    )
+    assert seconds_a_record(store, {"0" * 32}) is None
 
 
 def test_a_batch_that_cannot_be_realised_is_left_out_and_the_sweep_goes_on(
