@@ -37,12 +37,17 @@ def profile(  # noqa: PLR0913 - one argument an option
         ),
     ] = 0.03,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what is known and what is missing.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Measure on all devices of a Ray cluster at once; `local` is one of this machine."),
+    ] = None,
     serving: ServingConfig,
 ) -> None:
     """Measure models' operations into a store; what it holds already is not measured again."""
     sources = [find_model(model) for model in models]
     store = _open(db, dry_run=dry_run)
     from dooly.measure import profile as profile_model
+    from dooly.measure import profile_on_ray
     from dooly.predict import load_latency_model
 
     results: list[ProfileResult] = []
@@ -55,16 +60,19 @@ def profile(  # noqa: PLR0913 - one argument an option
             def told(done: int, total: int, name: str = source.name, errors: list[float] = errors) -> None:
                 update(done, total, what=f"{name}, error {errors[-1]:.1%}" if errors else name)
 
-            result = profile_model(
-                source,
-                store,
-                serving,
-                budget_s=budget_s,
-                target_error=target_error,
-                dry_run=dry_run,
-                progress=told,
-                on_error=errors.append,
-            )
+            if ray is not None and not dry_run:
+                result = profile_on_ray(source, db, serving, address=ray, budget_s=budget_s, target_error=target_error)
+            else:
+                result = profile_model(
+                    source,
+                    store,
+                    serving,
+                    budget_s=budget_s,
+                    target_error=target_error,
+                    dry_run=dry_run,
+                    progress=told,
+                    on_error=errors.append,
+                )
             if not dry_run:
                 update(1, 1, what=f"{source.name}: fitting")
                 with suppress(MissingOperationError):  # a budget may have ended before every operation had its first point

@@ -1,6 +1,7 @@
 """Measuring: from a traced model to latency records, on a reduced engine or on a plain module."""
 
 from dooly.measure._adaptive import TARGET_ERROR, ExpectedError, Knowledge, Outlook, next_point, outlook
+from dooly.measure._devices import profile_on_ray
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import PASSES
 from dooly.measure.engine import BatchRunner, plan_tasks, profile
@@ -24,5 +25,6 @@ __all__ = [
     "plan_tasks",
     "profile",
     "profile_module",
+    "profile_on_ray",
     "timer_for",
 ]

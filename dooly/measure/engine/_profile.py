@@ -47,6 +47,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     *,
     budget_s: float | None = None,
     target_error: float = TARGET_ERROR,
+    share: tuple[int, int] = (0, 1),
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     on_error: Callable[[float], None] = lambda _error: None,
@@ -63,6 +64,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         budget_s: Seconds to measure at most; None measures everything.
         target_error: Median relative error at which the sweep of an operation ends, judged at points that were predicted before
             they were measured; 0 measures every point of the grid.
+        share: Which of how many equal parts of the operations to measure, counted from 0, where several workers fill one store.
         dry_run: Plan only: measure and write nothing.
         progress: Called with (points done, points planned) after each batch.
         on_error: Called before with the median relative error that is expected of the operation that is known least.
@@ -77,8 +79,8 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     serving.require_one_rank()
     known = read_traced(store, model, serving)
     traced = known[0][0] if known else told_apart(trace_operations(model, serving), store)
-    plans = [_plan(found, serving, store, digest, target_error) for found, digest in known]
-    plans = plans or [_plan(traced, serving, store, None, target_error)]
+    plans = [_plan(_part(found, share), serving, store, digest, target_error) for found, digest in known]
+    plans = plans or [_plan(_part(traced, share), serving, store, None, target_error)]
     plan = max(plans, key=lambda plan: plan.num_left())
     if dry_run or plan.num_left() == 0:
         result = _result(traced, serving, plan, (), 0.0)
@@ -91,7 +93,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         environment = describe_environment(engine, serving)
         write_described(store, environment, traced)
         write_traced(store, model, serving, traced, environment)
-        plan = _plan(traced, serving, store, environment.digest, target_error)
+        plan = _plan(_part(traced, share), serving, store, environment.digest, target_error)
         profiler = Profiler(engine, traced.operations, store, environment)
 
         def told(done: int, total: int) -> None:
@@ -117,6 +119,13 @@ def _result(
         seconds,
         plan.error if isinstance(plan, AdaptivePlan) else None,
     )
+
+
+def _part(traced: TracedModel, share: tuple[int, int]) -> TracedModel:
+    """Return a model with a share of its operations: every so many of the signatures, so that each is in one share."""
+    number, count = share
+    mine = set(list(dict.fromkeys(op.signature for op in traced.operations))[number::count])
+    return replace(traced, operations=tuple(op for op in traced.operations if op.signature in mine))
 
 
 def _plan(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None, target_error: float) -> Plan[Task]:
