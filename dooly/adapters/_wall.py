@@ -25,5 +25,7 @@ def wall_s(latency: LatencyModel, batches: BatchArrays) -> npt.NDArray[np.float6
             host.launch_ns(tokens, only_decodes=decodes)
             for tokens, decodes in zip(batches.num_tokens.tolist(), only_decodes.tolist(), strict=True)
         ]
-        step_ns = np.maximum(step_ns, np.array(launch_ns))
+        # A device waits for what is prepared after the step before it, unless the engine schedules ahead.
+        waits_ns = 0 if latency.schedules_ahead else host.prepare_ns
+        step_ns = np.maximum(step_ns + waits_ns, np.array(launch_ns))
     return np.asarray(step_ns / 1e9)

@@ -12,7 +12,7 @@ from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 
 
-@engine_flags(unset=LIMITS)
+@engine_flags(unset=LIMITS, without=("enable_prefix_caching",))
 def serve(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,

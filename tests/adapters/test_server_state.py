@@ -94,6 +94,16 @@ def test_a_host_that_is_slower_than_its_device_sets_the_pace(model: ModelSource,
     assert found.ttft_s == pytest.approx(fast.host.launch_ns(16, only_decodes=False) / 1e9)
 
 
+def test_an_engine_that_does_not_schedule_ahead_waits_for_its_host(model: ModelSource, serving: ServingConfig) -> None:
+    """Each decode is then prepared when the one before has run."""
+    ahead = load_latency_model(model=model, serving=serving, hardware="h100")
+    after = load_latency_model(model=model, serving=replace(serving, async_scheduling=False), hardware="h100")
+    config, state = scheduler_config(serving, ahead), ServerState(100, 4)
+    (first,), (second,) = (server_latencies(latency, config, [state]) for latency in (ahead, after))
+    assert ahead.host is not None
+    assert second.tpot_s - first.tpot_s == pytest.approx(ahead.host.prepare_ns / 1e9)
+
+
 states = st.builds(
     ServerState,
     st.integers(0, 480),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from dbstore import Record, Store
 from dooly.adapters.service import ModelSlot, ServerState, ServiceLimits, create_app, server_latencies
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
+from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,6 +212,13 @@ def test_facts_and_metrics(client: TestClient) -> None:
     assert "nowhere" not in text
     assert re.search(r"dooly_model_loaded_timestamp_seconds 1\.\d+e\+09", text)
     assert client.get("/openapi.json").json()["paths"].keys() >= {"/predict", "/predict/bulk", "/step", "/metrics"}
+
+
+def test_drafts_are_refused(model: ModelSource, serving: ServingConfig) -> None:
+    """A step that puts out several tokens is no token's time."""
+    drafting = replace(serving, speculative_config=SpeculativeConfig("ngram", 3, (0.7, 0.5, 0.3)))
+    with pytest.raises(InvalidInputError, match="speculative decoding is not predicted"):
+        ModelSlot(model, drafting, hardware="rtxpro6000")
 
 
 def test_limits_make_sense() -> None:

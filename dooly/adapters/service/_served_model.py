@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dbstore import Store, StoreError
 from dooly.adapters.service._server_state import ServerState, server_latencies
 from dooly.batch import Batch
-from dooly.errors import DoolyError, OutOfDomainError
+from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
 from dooly.predict import load_latency_model
 from dooly.simulation import scheduler_config
 
@@ -56,9 +56,12 @@ class ModelSlot:
         """Load the model, by the records of a store or of a device whose measurements ship.
 
         Raises:
+            InvalidInputError: The settings draft tokens: how many a step puts out is then not what a gateway tells.
             DoolyError: As `load_latency_model` and `scheduler_config` say.
             StoreError: The store cannot be read.
         """
+        if serving.speculative_config is not None:
+            raise InvalidInputError("serve: speculative decoding is not predicted for a gateway; leave speculative_config out")
         self._model, self._serving = model, serving
         self._store, self._hardware, self._interconnect = store, hardware, interconnect
         self._seen: str | None = None
