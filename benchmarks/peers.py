@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 _REQUESTS = 500
+_NAME = "meta-llama/Llama-3.1-8B"
 _MOCKER = """
 import json, sys
 from dynamo._core import _normalize_mocker_config as normalised, run_mocker_synthetic_trace_replay as replay
@@ -194,16 +195,21 @@ def llmservingsim(asked: argparse.Namespace) -> dict[str, Any]:
         perf = place / "profiler" / "perf"
         perf.mkdir(parents=True)
         (perf / "OWN").symlink_to(asked.checkout.resolve() / "profiler" / "perf" / "RTXPRO6000")
-        export_llmservingsim(latency, model, serving, perf / "DOOLY" / "meta-llama" / "Llama-3.1-8B" / "bf16")
+        export_llmservingsim(latency, model, serving, perf / "DOOLY" / _NAME / "bf16")
         (place / "run").mkdir()
         took = {}
         for hardware in ("OWN", "DOOLY"):
-            command = [asked.python, "-c", _LOOK_UP, hardware, "meta-llama/Llama-3.1-8B", "bf16", "llama", "32"]
+            command = [asked.python, "-c", _LOOK_UP, hardware, _NAME, "bf16", "llama", "32"]
             environment = os.environ | {"PYTHONPATH": str(asked.checkout.resolve())}
             done = subprocess.run(
                 command, input=steps, cwd=place / "run", env=environment, check=True, capture_output=True, text=True
             )
             took[hardware] = np.array(json.loads(done.stdout.splitlines()[-1])) / 1e9
+        store = dooly.Store.open(place / "db", "a")
+        dooly.import_measurements(
+            store, place / "profiler" / "perf" / "DOOLY" / _NAME / "bf16", model, serving, tool="llmservingsim"
+        )
+        read_back_s = dooly.load_latency_model(store, model, serving).steps(batches).seconds
     dooly_s = latency.steps(batches).seconds
     gaps_s = took["DOOLY"].sum() - took["OWN"].sum()
     return {
@@ -223,6 +229,7 @@ def llmservingsim(asked: argparse.Namespace) -> dict[str, Any]:
         ),
         "exported_less_own_s": round(float(gaps_s), 4),
         "exported_over_dooly": _spread(took["DOOLY"] / dooly_s),
+        "read_back_over_dooly": _spread(read_back_s / dooly_s),
         "own_over_exported": _spread(took["OWN"] / took["DOOLY"]),
     }
 

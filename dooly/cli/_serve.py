@@ -30,13 +30,22 @@ def serve(  # noqa: PLR0913 - one argument an option
     reload_seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="Pause between two looks whether --db changed; 0 never looks again.")
     ] = 5.0,
+    mean_prompt_tokens: Annotated[
+        float | None, typer.Option(metavar="N", help="Mean prompt of the servers' requests, less what lies in their caches.")
+    ] = None,
+    mean_output_tokens: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Mean output of these: with both, prompts come between decodes, and slow them down."),
+    ] = None,
     settings: dict[str, Any],
 ) -> None:
     """Serve latencies over HTTP: /predict and /predict/bulk as llm-d's latency predictor, /step for batches."""
     if (db is None) == (hardware is None):
         raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
+    if (mean_prompt_tokens is None) != (mean_output_tokens is None):
+        raise typer.BadParameter("give both --mean-prompt-tokens and --mean-output-tokens, or neither")
     try:
-        from dooly.adapters.service import ModelSlot, ServiceLimits, create_app, run_service
+        from dooly.adapters.service import ModelSlot, ServiceLimits, Traffic, create_app, run_service
     except ModuleNotFoundError as error:
         raise InvalidInputError(
             f"serve: {error.name} is not installed; install it with `pip install 'dooly-llm[serve]'`"
@@ -47,8 +56,11 @@ def serve(  # noqa: PLR0913 - one argument an option
     serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
     link = None if interconnect is None else Interconnect.parse(interconnect)
     limits = ServiceLimits(max_body_bytes, timeout_seconds, reload_seconds)
+    traffic = (
+        None if mean_prompt_tokens is None or mean_output_tokens is None else Traffic(mean_prompt_tokens, mean_output_tokens)
+    )
     with progress_bar(f"{source.name}: loading"):
-        slot = ModelSlot(source, serving, store=db, hardware=hardware, interconnect=link)
+        slot = ModelSlot(source, serving, store=db, hardware=hardware, interconnect=link, traffic=traffic)
     what = f"{source.name} on {slot.served.latency.environment.device}"
 
     def listening(url: str) -> None:

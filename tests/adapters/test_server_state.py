@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dooly.adapters.service import ServerState, server_latencies
+from dooly.adapters.service import ServerState, Traffic, server_latencies
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
 from dooly.predict import load_latency_model
@@ -78,6 +78,30 @@ def test_a_full_server_takes_the_request_when_one_has_left(latency: LatencyModel
     """It then runs beside one fewer."""
     full, fewer = server_latencies(latency, config, [ServerState(10, 8), ServerState(10, 7)])
     assert full == fewer
+
+
+def test_prompts_come_as_often_as_requests_end(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """Of four requests that put out 20 tokens each, one ends every fifth step, and a prompt comes beside the others."""
+    capacity = (config.num_kv_blocks - 1) * config.block_size
+    state = ServerState(50, 3, kv_cache_percentage=600 / capacity)
+    (found,) = server_latencies(latency, config, [state], Traffic(prompt_tokens=60, output_tokens=20))
+    decode_s = _s(latency, Batch((1, 1, 1, 1), (200, 200, 200, 50), 0))
+    mixed_s = _s(latency, Batch((1, 1, 1, 60), (200, 200, 200, 0)))
+    assert found.tpot_s == pytest.approx(decode_s + 4 / 20 * (mixed_s - decode_s))
+    prompt_s = _s(latency, Batch((1, 1, 1, 50), (200, 200, 200, 0)))
+    assert found.ttft_s == pytest.approx(prompt_s + found.tpot_s / 2)
+    (longer,) = server_latencies(latency, config, [state], Traffic(prompt_tokens=250, output_tokens=20))
+    chunk_s = _s(latency, Batch((1, 1, 1, 125), (200, 200, 200, 0)))
+    assert longer.tpot_s == pytest.approx(decode_s + 4 / 20 * 2 * (chunk_s - decode_s))
+    (idle,) = server_latencies(latency, config, [ServerState(50, 0)], Traffic(60, 20))
+    assert idle == server_latencies(latency, config, [ServerState(50, 0)])[0]
+
+
+def test_lengths_below_one_are_refused() -> None:
+    """The message names the options."""
+    for lengths in ((0.5, 10), (10, 0), (float("nan"), 10)):
+        with pytest.raises(InvalidInputError, match="--mean-prompt-tokens"):
+            Traffic(*lengths)
 
 
 def test_a_request_that_is_too_long_is_refused(latency: LatencyModel, config: SchedulerConfig) -> None:

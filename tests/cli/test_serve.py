@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         (("--hardware", "h9000"), "h9000"),
         (("--hardware", "h200", "--port", "70000"), "--port"),
         (("--hardware", "h200", "--max-body-bytes", "0"), "--max-body-bytes"),
+        (("--hardware", "h200", "--mean-output-tokens", "10"), "give both --mean-prompt-tokens"),
+        (("--hardware", "h200", "--mean-output-tokens", "10", "--mean-prompt-tokens", "0"), "give at least 1"),
         (("--hardware", "h200", "--max-num-seqs", "0"), "--max-num-seqs: 0"),
     ],
 )

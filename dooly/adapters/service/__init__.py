@@ -7,7 +7,7 @@ from dooly.adapters.service._app import create_app
 from dooly.adapters.service._guard import ServiceLimits
 from dooly.adapters.service._run import run_service
 from dooly.adapters.service._served_model import ModelSlot, ServedModel
-from dooly.adapters.service._server_state import ServerLatency, ServerState, server_latencies
+from dooly.adapters.service._server_state import ServerLatency, ServerState, Traffic, server_latencies
 
 __all__ = [
     "ModelSlot",
@@ -15,6 +15,7 @@ __all__ = [
     "ServerLatency",
     "ServerState",
     "ServiceLimits",
+    "Traffic",
     "create_app",
     "run_service",
     "server_latencies",

@@ -26,7 +26,7 @@ from dooly.adapters.service._schemas import (
     StepRequest,
     StepResponse,
 )
-from dooly.adapters.service._server_state import check_fits, server_latencies
+from dooly.adapters.service._server_state import check_fits
 from dooly.batch import Batch
 from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
 
@@ -83,7 +83,7 @@ def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
     async def predict(request: PredictionRequest) -> PredictionResponse:
         """Predict the TTFT and TPOT of a request at a server, as llm-d's predictor."""
         served = slot.served
-        (found,) = server_latencies(served.latency, served.config, [request.state()])
+        (found,) = served.latencies([request.state()])
         metrics.predictions.labels("/predict").inc()
         return _prediction(found, served, datetime.now(UTC))
 
@@ -185,7 +185,7 @@ def _bulk(served: ServedModel, requests: Sequence[PredictionRequest]) -> BulkPre
 def _each(served: ServedModel, states: Sequence[ServerState]) -> Sequence[ServerLatency | OutOfDomainError]:
     """Predict at once what fits the servers; where a step is beyond what was measured, its own state alone has the error."""
     try:
-        return server_latencies(served.latency, served.config, states)
+        return served.latencies(states)
     except OutOfDomainError as error:
         if len(states) == 1:
             return [error]

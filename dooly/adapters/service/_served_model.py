@@ -16,6 +16,9 @@ from dooly.predict import load_latency_model
 from dooly.simulation import scheduler_config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dooly.adapters.service._server_state import ServerLatency, Traffic
     from dooly.engines import ModelSource, ServingConfig
     from dooly.predict import Interconnect, LatencyModel
     from dooly.simulation import SchedulerConfig
@@ -35,6 +38,12 @@ class ServedModel:
     """When it was loaded."""
     fingerprint: str | None
     """Names what its store held then; None for a device whose measurements ship."""
+    traffic: Traffic | None = None
+    """The requests that its servers have in general, where somebody said."""
+
+    def latencies(self, states: Sequence[ServerState]) -> list[ServerLatency]:
+        """Predict what a request would see at each of some servers, as `server_latencies`."""
+        return server_latencies(self.latency, self.config, states, self.traffic)
 
 
 class ModelSlot:
@@ -44,7 +53,7 @@ class ModelSlot:
     agrees as well. One that cannot be read leaves the model that there is, and says why.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a model, where its latencies are from, and what is served
         self,
         model: ModelSource,
         serving: ServingConfig,
@@ -52,8 +61,17 @@ class ModelSlot:
         store: str | None = None,
         hardware: str | None = None,
         interconnect: Interconnect | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         """Load the model, by the records of a store or of a device whose measurements ship.
+
+        Args:
+            model: The model, by its configuration.
+            serving: How it is served.
+            store: Path or URL of a store.
+            hardware: Name of a device, in place of a store.
+            interconnect: A link between ranks in place of measured collectives.
+            traffic: The requests that its servers have in general.
 
         Raises:
             InvalidInputError: The settings draft tokens: how many a step puts out is then not what a gateway tells.
@@ -64,6 +82,7 @@ class ModelSlot:
             raise InvalidInputError("serve: speculative decoding is not predicted for a gateway; leave speculative_config out")
         self._model, self._serving = model, serving
         self._store, self._hardware, self._interconnect = store, hardware, interconnect
+        self._traffic = traffic
         self._seen: str | None = None
         self._refused: str | None = None
         self.refusal: str | None = None
@@ -115,4 +134,4 @@ class ModelSlot:
         with suppress(OutOfDomainError):  # a store may have been measured over less
             server_latencies(latency, config, [ServerState(input_token_length=16, num_request_running=1)])
             latency.steps([Batch((1, 16), (1, 0))])
-        return ServedModel(latency, config, datetime.now(UTC), fingerprint)
+        return ServedModel(latency, config, datetime.now(UTC), fingerprint, self._traffic)

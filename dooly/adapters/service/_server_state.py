@@ -2,6 +2,7 @@
 
 A gateway knows counts, not requests. So the running requests share the tokens in the cache evenly, the prompts that wait are as
 long as the request's own, and nobody leaves before the first token is out. The step under way has run by half when it comes.
+Prompts that come between decodes are known where somebody says what requests there are in general.
 A prompt's chunks are priced at up to 16 of their positions: between them, attention grows evenly.
 """
 
@@ -18,10 +19,13 @@ from dooly.errors import InvalidInputError
 from dooly.predict import BatchArrays
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from dooly.predict import LatencyModel
     from dooly.simulation import SchedulerConfig
+
+    _Step = tuple[list[int], list[int], float]
+    """Tokens of the prompts in a step, what they have in the cache, and how often the step counts."""
 
 _MAX_CHUNKS = 16
 """Positions of a prompt that are priced at most."""
@@ -49,6 +53,26 @@ class ServerState:
     """Tokens of waiting prompts, where the gateway knows them; with 0, those prompts are as long as the request's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """The requests that servers have in general, where somebody knows: how often prompts come between decodes.
+
+    Raises:
+        InvalidInputError: A length is below 1.
+    """
+
+    prompt_tokens: float
+    """Mean length of prompts, without what lies in the cache."""
+    output_tokens: float
+    """Mean length of outputs."""
+
+    def __post_init__(self) -> None:
+        if not (self.prompt_tokens >= 1 and self.output_tokens >= 1):
+            raise InvalidInputError(
+                f"--mean-prompt-tokens, --mean-output-tokens: {self.prompt_tokens:g} and {self.output_tokens:g}; give at least 1"
+            )
+
+
 class ServerLatency(NamedTuple):
     """What a request would see, in seconds."""
 
@@ -61,31 +85,36 @@ class ServerLatency(NamedTuple):
 class _Plan(NamedTuple):
     """The steps that tell a request's latency, and how often each counts in its TTFT; the last one is its decode."""
 
-    new: list[list[int]]
+    new: Sequence[list[int]]
     """Tokens of the prompts in each step, beside the running decodes."""
-    computed: list[list[int]]
+    computed: Sequence[list[int]]
     """Tokens that each of these has in the cache."""
-    weights: list[float]
+    weights: Sequence[float]
     """How often each step counts in the TTFT."""
     running: int
     """Decodes in every step."""
     context: int
     """Tokens that each of them has in the cache."""
+    prompts: float
+    """Passes of other requests' prompts between two decodes, each of which takes the last step but one; 0 where none is known."""
 
 
-def server_latencies(latency: LatencyModel, config: SchedulerConfig, states: Sequence[ServerState]) -> list[ServerLatency]:
+def server_latencies(
+    latency: LatencyModel, config: SchedulerConfig, states: Sequence[ServerState], traffic: Traffic | None = None
+) -> list[ServerLatency]:
     """Predict what a request would see at each of some servers.
 
     Args:
         latency: Prices the steps.
         config: The servers' scheduler settings, as `scheduler_config` returns them.
         states: What is known of each server.
+        traffic: The requests that they have in general; without it no prompts come between decodes.
 
     Raises:
         InvalidInputError: A request is longer than the servers take; see `check_fits`.
         OutOfDomainError: A step exceeds what was measured.
     """
-    plans = [_plan(config, state) for state in states]
+    plans = [_plan(config, state, traffic) for state in states]
     found: list[ServerLatency] = []
     start = 0
     while start < len(plans):
@@ -114,7 +143,7 @@ def check_fits(config: SchedulerConfig, state: ServerState) -> None:
         )
 
 
-def _plan(config: SchedulerConfig, state: ServerState) -> _Plan:
+def _plan(config: SchedulerConfig, state: ServerState, traffic: Traffic | None) -> _Plan:
     """Return the steps from a request's arrival to its first token, and the one of its decode."""
     check_fits(config, state)
     # A full server takes the request when one has left: it then runs beside one fewer.
@@ -126,26 +155,35 @@ def _plan(config: SchedulerConfig, state: ServerState) -> _Plan:
     waiting = state.prefill_tokens_in_flight or tokens * state.num_request_waiting
     room = config.max_num_batched_tokens - running
     fits = min(room // tokens, config.max_num_seqs - running)
-    new, computed, weights = [], [], []
-    if fits > 0:
-        whole, rest = divmod(waiting + tokens, fits * tokens)
-        for prompts, count in ((fits, whole), (math.ceil(rest / tokens), 1)):
-            if prompts and count:
-                new.append([tokens] * prompts)
-                computed.append([length - tokens] * prompts)
-                weights.append(float(count))
-    else:
-        # Prompts longer than a step take turns: those that wait take as long a token as the request's own.
-        chunk = max(room, 1)
-        chunks = math.ceil(tokens / chunk)
-        for index in np.unique(np.linspace(0, chunks - 1, min(chunks, _MAX_CHUNKS)).round().astype(int)).tolist():
-            new.append([min(chunk, tokens - index * chunk)])
-            computed.append([length - tokens + index * chunk])
-        weights = [chunks / len(new) * (waiting + tokens) / tokens] * len(new)
-    new.append([1])
-    computed.append([state.input_token_length + state.num_tokens_generated])
-    weights.append(0.5 if running else 0.0)
-    return _Plan(new, computed, weights, running, context)
+    computing = (
+        _turns(tokens, length - tokens, waiting, fits) if fits > 0 else _chunks(tokens, length - tokens, waiting, max(room, 1))
+    )
+    steps, passes = list(computing), 0.0
+    if traffic is not None and running:
+        # As many prompts come in as requests end, and each decodes once a step until it does.
+        chunk = min(math.ceil(traffic.prompt_tokens), max(room, 1))
+        steps.append(([chunk], [0], 0.0))
+        passes = (running + 1) / traffic.output_tokens * traffic.prompt_tokens / chunk
+    steps.append(([1], [state.input_token_length + state.num_tokens_generated], 0.0))
+    new, computed, weights = zip(*steps, strict=True)
+    return _Plan(new, computed, weights, running, context, passes)
+
+
+def _turns(tokens: int, cached: int, waiting: int, fits: int) -> Iterator[_Step]:
+    """Yield steps of several whole prompts each, and the rest of them, the request's own with the last."""
+    whole, rest = divmod(waiting + tokens, fits * tokens)
+    for prompts, count in ((fits, whole), (math.ceil(rest / tokens), 1)):
+        if prompts and count:
+            yield [tokens] * prompts, [cached] * prompts, float(count)
+
+
+def _chunks(tokens: int, cached: int, waiting: int, chunk: int) -> Iterator[_Step]:
+    """Yield some of a prompt's chunks; those that wait take as long a token as the request's own."""
+    chunks = math.ceil(tokens / chunk)
+    places = np.unique(np.linspace(0, chunks - 1, min(chunks, _MAX_CHUNKS)).round().astype(int)).tolist()
+    for index in places:
+        done = index * chunk
+        yield [min(chunk, tokens - done)], [cached + done], chunks / len(places) * (waiting + tokens) / tokens
 
 
 def _priced(latency: LatencyModel, plans: Sequence[_Plan]) -> list[ServerLatency]:
@@ -166,6 +204,9 @@ def _priced(latency: LatencyModel, plans: Sequence[_Plan]) -> list[ServerLatency
     found, row = [], 0
     for plan in plans:
         own_s = seconds[row : row + len(plan.new)]
-        found.append(ServerLatency(float(own_s @ np.array(plan.weights)), float(own_s[-1])))
+        decode_s = float(own_s[-1])
+        tpot_s = decode_s + plan.prompts * float(own_s[-2] - decode_s)
+        under_way_s = tpot_s / 2 if plan.running else 0.0
+        found.append(ServerLatency(float(own_s @ np.array(plan.weights)) + under_way_s, tpot_s))
         row += len(plan.new)
     return found
