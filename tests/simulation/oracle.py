@@ -170,7 +170,7 @@ def random_speculative_case(seed: int, *, ahead: bool | None = None) -> Case:
     number = rng.choice([1, 2, 3, 7])
     method = rng.choice(["eagle", "eagle", "ngram_gpu"] if config.async_scheduling else ["eagle", "ngram"])
     rates = sorted((rng.choice([0.0, rng.random(), 1.0]) for _ in range(number)), reverse=True)
-    speculative = SpeculativeConfig(method, number, tuple(rates), None if "ngram" in method else 0.1, seed)
+    speculative = SpeculativeConfig(method, number, tuple(rates), None if "ngram" in method else 0.0, seed)
     threshold = config.long_prefill_token_threshold
     config = replace(
         config,
