@@ -228,7 +228,7 @@ class BlockKVCache(KVCache):
         """Return where a step stops that could compute tokens from `start` to `end`; see `KVCache`."""
         if self._mamba is None:
             return end
-        budget = self._config.max_num_batched_tokens
+        budget = self._config.token_budget
         return self._mamba.aligned_end(
             start,
             end,

@@ -52,8 +52,8 @@ def serve_compiled(
 ) -> Served | None:
     """Serve a workload as the event loop in Python does, to the nanosecond; None where that alone can.
 
-    It can where requests are served in order of arrival, none goes on from another's answer, steps hold no drafts, and the cache
-    goes by counts.
+    It can where requests are served in order of arrival, none goes on from another's answer, steps hold no drafts, no setting
+    limits them further, and the cache goes by counts.
 
     Raises:
         WorkloadError: A request is too long for the model or the KV cache.
@@ -61,6 +61,13 @@ def serve_compiled(
     """
     requests = workload.requests
     if config.policy != "fcfs" or config.speculative is not None or any(column(requests, "turn")):
+        return None
+    lower_limits = (config.max_num_active_seqs, config.max_num_scheduled_tokens)
+    if (
+        config.long_prefill_token_threshold_adaptive
+        or config.prefill_schedule_interval > 1
+        or any(limit is not None for limit in lower_limits)
+    ):
         return None
     kv_cache = make_kv_cache(requests, config)
     if not isinstance(kv_cache, CountedKVCache):

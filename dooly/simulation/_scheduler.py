@@ -21,11 +21,14 @@ import numpy as np
 from dooly.simulation._budget import within_budget
 from dooly.simulation._columns import column
 from dooly.simulation._make_kv_cache import make_kv_cache, refuse_too_long
+from dooly.simulation._prefill_throttle import PrefillThrottle
 from dooly.simulation._steps import Progress, ScheduledStep
 from dooly.simulation._under_way import UnderWay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
     from dooly.simulation._kv_cache import Counts
     from dooly.simulation._remote_kv import RemoteKV
@@ -57,9 +60,13 @@ class Scheduler:
         self._num_total_tokens = self._num_prompt_tokens + column(requests, "num_output_tokens")
         self._num_tokens = self._num_prompt_tokens.copy()  # known so far: the prompt and what was generated
         self._num_computed_tokens = np.zeros(len(requests), np.int64)
+        self._num_prefill_tokens = np.zeros(len(requests), np.int64)  # known when the request was admitted last
         self._was_scheduled = np.zeros(len(requests), np.bool_)
         self._has_finished = np.zeros(len(requests), np.bool_)
         self._under_way = UnderWay()
+        self._throttle = PrefillThrottle(config.prefill_schedule_interval)
+        self._defers = False
+        """Whether the step that is being decided holds prompts back."""
         self._remote = remote
         self._rank = np.argsort(np.argsort(column(requests, "priority"), kind="stable"), kind="stable")
         """Place of each request in the order of priority; the workload has them in order of arrival."""
@@ -87,6 +94,8 @@ class Scheduler:
 
     def add(self, request: int) -> None:
         """Let in the request at this position of the workload, behind all that wait, or in order of priority."""
+        if not self.has_unfinished:
+            self._throttle.start_wave()
         if self._config.policy == "priority":
             insort(self.waiting, request, key=self._rank.__getitem__)
         else:
@@ -97,16 +106,14 @@ class Scheduler:
 
         The step is empty where the last tokens of all requests are under way.
         """
-        # A long prompt is held back for the sake of the other requests only.
-        has_others = self._running.size + len(self.waiting) > 1
-        chunk_limit = self._config.long_prefill_token_threshold if has_others else 0
-        chunk_limit = chunk_limit or self._config.max_model_len
+        chunk_limit = self._chunk_limit()
         self._kv_cache.start_step()
+        self._defers = self._throttle.defers() and bool(self._decodes_now(self._running).any())
         num_preemptions = self.num_preemptions
         wanted, requests, granted = self._serve_running(chunk_limit)
         first_scheduled: list[int] = []
         if self.num_preemptions == num_preemptions:
-            budget = self._config.max_num_batched_tokens - int(granted.sum())
+            budget = self._config.token_budget - int(granted.sum())
             admitted, counts = self._admit(budget, chunk_limit, requests)
             if admitted:
                 first_scheduled = [request for request in admitted if not self._was_scheduled[request]]
@@ -115,9 +122,19 @@ class Scheduler:
                 requests = np.concatenate((requests, new))
                 granted = np.concatenate((granted, np.array(counts, np.int64)))
                 self._running = np.concatenate((self._running, new))
-            elif wanted.max(initial=0) == 1:
+            if self._throttle.is_active and not self._defers:
+                self._throttle.note(is_full=bool(self.waiting))
+            if not admitted and wanted.max(initial=0) == 1:
                 return self._decode_step(requests, granted)
         return ScheduledStep(requests, granted, self._num_computed_tokens[requests], first_scheduled, 1)
+
+    def _chunk_limit(self) -> int:
+        """Return the most tokens of one request: a long prompt is held back for the sake of the others only."""
+        config, num_unfinished = self._config, self.num_running + self.num_waiting
+        if not config.long_prefill_token_threshold or num_unfinished <= 1:
+            return config.max_model_len
+        fair_share = config.max_num_batched_tokens // num_unfinished if config.long_prefill_token_threshold_adaptive else 0
+        return max(config.long_prefill_token_threshold, fair_share)
 
     def _serve_running(self, chunk_limit: int) -> tuple[Counts, Counts, Counts]:
         """Grant tokens and blocks to the running requests, evicting the last of them while blocks lack.
@@ -128,14 +145,21 @@ class Scheduler:
         running = self._running
         computed = self._num_computed_tokens[running]
         wanted = self._wanted(running, computed)
+        if self._defers:
+            wanted = np.where(self._decodes_now(running), wanted, 0)
         limited = np.minimum(wanted, chunk_limit)
         if self._config.policy == "priority":
             granted = self._serve_by_priority(computed, limited)
         else:
-            granted = within_budget(self._kv_cache, running, computed, limited, self._config.max_num_batched_tokens)
+            granted = within_budget(self._kv_cache, running, computed, limited, self._config.token_budget)
             granted = granted[: self._reserve_for_running(computed + granted)]
         is_scheduled = granted > 0
         return wanted, self._running[is_scheduled], granted[is_scheduled]
+
+    def _decodes_now(self, running: Counts) -> npt.NDArray[np.bool_]:
+        """Return whether requests have computed all that was known of them when they were admitted."""
+        decodes: npt.NDArray[np.bool_] = self._num_computed_tokens[running] >= self._num_prefill_tokens[running]
+        return decodes
 
     def _wanted(self, running: Counts, computed: Counts) -> Counts:
         """Return the tokens that running requests could compute, of which so many are computed."""
@@ -150,7 +174,7 @@ class Scheduler:
         """
         running, granted, num_served, num_granted = self._running, np.zeros_like(wanted), 0, 0
         while num_served < running.size:
-            budget = self._config.max_num_batched_tokens - int(granted[:num_granted].sum())
+            budget = self._config.token_budget - int(granted[:num_granted].sum())
             rest = slice(num_granted, None)
             granted[rest] = within_budget(self._kv_cache, running[rest], computed[rest], wanted[rest], budget)
             num_served += self._kv_cache.extend(running[num_served:], (computed + granted)[num_served:])
@@ -208,7 +232,7 @@ class Scheduler:
         admitted, has_room = self._admit_loaded(budget)
         counts = [1] * len(admitted)
         budget -= len(admitted)
-        while has_room and budget > 0 and self.waiting and self._running.size + len(admitted) < config.max_num_seqs:
+        while has_room and budget > 0 and self.waiting and self._running.size + len(admitted) < config.num_seats:
             request = self.waiting[0]
             num_tokens = int(self._num_tokens[request])
             num_cached = self._kv_cache.look_up(request, num_tokens)
@@ -216,6 +240,8 @@ class Scheduler:
                 if not self._start_load(request, num_cached, admitted):
                     break
                 continue
+            if self._defers and num_tokens - num_cached > 1:
+                break
             count = min(self._wanted_first(num_tokens, num_cached, served), chunk_limit)
             may_split = config.enable_chunked_prefill and count <= num_tokens - num_cached
             if count > budget and not may_split:
@@ -228,6 +254,7 @@ class Scheduler:
             if self._remote is not None:
                 self._remote.skip(request)
             self._num_computed_tokens[request] = num_cached
+            self._num_prefill_tokens[request] = num_tokens
             count = end - num_cached
             budget -= count
             admitted.append(self.waiting.popleft())
@@ -247,7 +274,7 @@ class Scheduler:
         admitted: list[int] = []
         if self._remote is None:
             return admitted, True
-        limit = min(budget, self._config.max_num_seqs - self._running.size)
+        limit = min(budget, self._config.num_seats - self._running.size)
         while len(admitted) < limit and self._remote.has_loaded:
             if (self._running.size or admitted) and self._kv_cache.num_free < self._watermark_blocks:
                 return admitted, False
@@ -285,7 +312,9 @@ class Scheduler:
         """
         computed = self._num_computed_tokens[requests]
         max_num_steps = 1
-        may_admit = self._kv_cache.recycles and self.waiting and self._running.size < self._config.max_num_seqs
+        may_admit = (
+            (self._kv_cache.recycles or self._throttle.is_active) and self.waiting and self._running.size < self._config.num_seats
+        )
         if not may_admit and requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests]):
             num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
             max_num_steps += self._kv_cache.steps_within(computed + 1, num_left - 1)
@@ -309,6 +338,7 @@ class Scheduler:
         computed = step.num_computed_tokens + step.num_new_tokens
         known = self._num_tokens[requests] + (num_steps - 1)
         if num_steps > 1:
+            self._throttle.defers(num_steps - 1)
             self._kv_cache.extend_steps(requests, computed, num_steps - 1)
             computed += num_steps - 1
         self._num_computed_tokens[requests] = computed

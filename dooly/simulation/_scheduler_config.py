@@ -23,15 +23,23 @@ class SchedulerConfig:
     num_kv_blocks: int
     """Blocks in the KV cache as the engine reports them, its null block included."""
     max_num_seqs: int = 64
-    """Most requests running at once."""
+    """Most requests in one step."""
+    max_num_active_seqs: int | None = None
+    """Most requests running at once, where they shall be fewer than `max_num_seqs`."""
     max_num_batched_tokens: int = 2048
     """Most tokens computed in one step."""
+    max_num_scheduled_tokens: int | None = None
+    """Most tokens scheduled for one step, where they shall be fewer than `max_num_batched_tokens`."""
     block_size: int = 16
     """Tokens in a KV block."""
     enable_chunked_prefill: bool = True
     """Whether a prompt may be computed over several steps to fit the budget."""
     long_prefill_token_threshold: int = 0
     """Most prompt tokens one request may compute in a step while there are others; 0 sets no such limit."""
+    long_prefill_token_threshold_adaptive: bool = False
+    """Whether that limit is never below a request's fair share of `max_num_batched_tokens`, of all that run or wait."""
+    prefill_schedule_interval: int = 1
+    """Steps of which one takes prompts while others decode. vLLM heeds it in data-parallel ranks that share a model's experts."""
     scheduler_reserve_full_isl: bool = True
     """Whether a request is admitted only if its whole prompt fits in the free blocks, not just the first chunk."""
     watermark: float = 0.0
@@ -48,13 +56,14 @@ class SchedulerConfig:
     """How tokens are drafted, and how many of them are accepted; None where none are."""
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "prefill_schedule_interval"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"SchedulerConfig: {name} must be at least 1, got {getattr(self, name)}")
         if self.num_kv_blocks < 2:  # noqa: PLR2004 -- the null block and one to use
             raise InvalidInputError(
                 f"SchedulerConfig: num_kv_blocks must be at least 2 (one is the null block), got {self.num_kv_blocks}"
             )
+        self._check_lower_limits()
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidInputError(
                 f"SchedulerConfig: max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
@@ -88,12 +97,28 @@ class SchedulerConfig:
                 f"SchedulerConfig: vLLM schedules no step ahead with {speculative.method}; set async_scheduling to False"
             )
         shortest = 1 + speculative.num_speculative_tokens
-        limits = (self.max_num_batched_tokens, self.long_prefill_token_threshold or shortest)
+        limits = (self.token_budget, self.long_prefill_token_threshold or shortest)
         if min(limits) < shortest:
             raise InvalidInputError(
                 f"SchedulerConfig: max_num_batched_tokens and long_prefill_token_threshold must have room for a token and its "
                 f"{speculative.num_speculative_tokens} drafts, got {limits[0]} and {limits[1]}; raise them or draft fewer"
             )
+
+    def _check_lower_limits(self) -> None:
+        for name, most in (("max_num_active_seqs", "max_num_seqs"), ("max_num_scheduled_tokens", "max_num_batched_tokens")):
+            value, limit = getattr(self, name), getattr(self, most)
+            if value is not None and not 1 <= value <= limit:
+                raise InvalidInputError(f"SchedulerConfig: {name} must lie in 1..{limit} ({most}), got {value}")
+
+    @property
+    def num_seats(self) -> int:
+        """Most requests running at once."""
+        return self.max_num_active_seqs or self.max_num_seqs
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens scheduled for one step."""
+        return self.max_num_scheduled_tokens or self.max_num_batched_tokens
 
     def _check_groups(self) -> None:
         if not self.kv_cache_groups:

@@ -20,6 +20,8 @@ from dooly.simulation._steps import Progress, ScheduledStep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from dooly.simulation._kv_cache import Counts
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._workload import Request
@@ -57,6 +59,10 @@ class SpeculativeScheduler(Scheduler):
         self._num_cached_tokens = np.zeros(len(requests), np.int64)
         """Tokens of each request that runs, up to which its blocks can be found again."""
         self._flights: deque[_Flight] = deque()
+
+    def _decodes_now(self, running: Counts) -> npt.NDArray[np.bool_]:
+        decodes: npt.NDArray[np.bool_] = self._decodes[running]
+        return decodes
 
     def _wanted(self, running: Counts, computed: Counts) -> Counts:
         """Return the tokens that running requests could compute: none where one under way is sure to be the last."""

@@ -188,6 +188,35 @@ def random_speculative_case(seed: int, *, ahead: bool | None = None) -> Case:
     return Case(requests, replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 0, 3, 20, 60, 1000]))))
 
 
+def random_limits_case(seed: int, *, ahead: bool | None = None) -> Case:
+    """Draw a case as others do, in which settings lower the limits of steps, or many requests run at once."""
+    rng = random.Random(seed)  # noqa: S311 -- test data
+    draw = rng.choice([random_cache_case, random_priority_case, random_speculative_case])
+    requests, config = draw(seed + 17000, ahead=ahead)
+    number = 1 if config.speculative is None else 1 + config.speculative.num_speculative_tokens
+    if rng.random() < 0.15:
+        requests = [replace(r, request_id=i, turn=None) for i, r in enumerate(rng.choices(requests, k=rng.randint(300, 400)))]
+        requests = sorted(
+            (replace(r, num_output_tokens=min(r.num_output_tokens, 5)) for r in requests), key=lambda r: r.arrival_ns
+        )
+        requests = [replace(r, request_id=i) for i, r in enumerate(requests)]
+        config = replace(config, max_num_seqs=512, max_num_batched_tokens=2048, num_kv_blocks=max(config.num_kv_blocks, 4000))
+    fewest = max(number, rng.choice([1, 8, 40]))
+    return Case(
+        requests,
+        replace(
+            config,
+            long_prefill_token_threshold=min(config.max_model_len, rng.choice([0, max(number, 7), max(number, 40)])),
+            long_prefill_token_threshold_adaptive=rng.random() < 0.7,
+            prefill_schedule_interval=rng.choice([1, 1, 2, 5]),
+            max_num_active_seqs=rng.choice([None, rng.randint(1, config.max_num_seqs)]),
+            max_num_scheduled_tokens=rng.choice(
+                [None, rng.randint(min(fewest, config.max_num_batched_tokens), config.max_num_batched_tokens)]
+            ),
+        ),
+    )
+
+
 def random_groups(rng: random.Random) -> tuple[KVCacheGroup, ...]:
     """Draw groups of layers: full attention alone, or other kinds beside it or alone."""
     full = KVCacheGroup()
@@ -372,6 +401,9 @@ def vllm_scheduler_factory(model: Path) -> Callable[[SchedulerConfig], Any]:
             block_size=config.block_size,
             enable_chunked_prefill=config.enable_chunked_prefill,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
+            long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
+            max_num_active_seqs=config.max_num_active_seqs,
+            max_num_scheduled_tokens=config.max_num_scheduled_tokens,
             scheduler_reserve_full_isl=config.scheduler_reserve_full_isl,
             watermark=config.watermark,
             scheduling_policy=config.policy,
@@ -475,6 +507,25 @@ def sampled_tokens(case: Case, scheduler: Any, output: Any, chunks: set[str]) ->
     return sampled
 
 
+class Throttles:
+    """Counts steps as vLLM's data-parallel engine core does, from when the engine was idle, and tells which throttle prompts."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._interval = config.prefill_schedule_interval
+        self._num_steps = 0
+
+    def is_busy(self, scheduler: Any) -> bool:  # noqa: ANN401 -- vLLM may be absent
+        """Return whether requests have not ended; count anew where all have."""
+        if not scheduler.get_num_unfinished_requests():
+            self._num_steps = 0
+        return scheduler.get_num_unfinished_requests() > 0
+
+    def next(self) -> bool:
+        """Return whether the next step throttles."""
+        self._num_steps += 1
+        return (self._num_steps - 1) % self._interval != 0
+
+
 def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
     """Run vLLM's scheduler, answering each step with the tokens that a model would have sampled."""
     from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
@@ -482,8 +533,9 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
     seen: set[int] = set()
     has_token: set[int] = set()
     to_come, add = Arrivals(case), partial(add_to_vllm, case, scheduler)
-    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0, to_come):
-        output = scheduler.schedule()
+    throttles = Throttles(case.config)
+    for _ in arrivals(case, add, lambda: throttles.is_busy(scheduler), to_come):
+        output = scheduler.schedule(throttles.next())
         before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
         before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
         batch = [(int(name), count, before[name]) for name, count in output.num_scheduled_tokens.items()]
@@ -502,7 +554,7 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
         has_token |= with_token
 
 
-def vllm_call_ahead(case: Case, scheduler: Any) -> Callable[[], Step]:  # noqa: ANN401 -- vLLM may be absent
+def vllm_call_ahead(case: Case, scheduler: Any, throttles: Throttles) -> Callable[[], Step]:  # noqa: ANN401 -- vLLM may be absent
     """Return what calls vLLM's asynchronous scheduler once, as its engine core does, with two batches under way."""
     from vllm.v1.outputs import ModelRunnerOutput
 
@@ -512,7 +564,7 @@ def vllm_call_ahead(case: Case, scheduler: Any) -> Callable[[], Step]:  # noqa: 
     has_ended: set[int] = set()
 
     def call() -> Step:
-        output = scheduler.schedule()
+        output = scheduler.schedule(throttles.next())
         before = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
         before.update(zip(output.scheduled_cached_reqs.req_ids, output.scheduled_cached_reqs.num_computed_tokens, strict=True))
         names = list(output.num_scheduled_tokens)
@@ -539,9 +591,9 @@ def vllm_call_ahead(case: Case, scheduler: Any) -> Callable[[], Step]:  # noqa: 
 
 def vllm_steps_ahead(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
     """Run vLLM's asynchronous scheduler; one call is one unit of time."""
-    call, to_come = vllm_call_ahead(case, scheduler), Arrivals(case)
-    add = partial(add_to_vllm, case, scheduler)
-    for _ in arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0, to_come):
+    throttles, to_come = Throttles(case.config), Arrivals(case)
+    call, add = vllm_call_ahead(case, scheduler, throttles), partial(add_to_vllm, case, scheduler)
+    for _ in arrivals(case, add, lambda: throttles.is_busy(scheduler), to_come):
         step = call()
         to_come.end(step.finished)
         yield step
@@ -552,11 +604,12 @@ def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[flo
 
     It runs in virtual time, in steps of one length.
     """
-    call, to_come = vllm_call_ahead(case, scheduler), Arrivals(case)
+    throttles, to_come = Throttles(case.config), Arrivals(case)
+    call = vllm_call_ahead(case, scheduler, throttles)
     times = [[0.0, 0.0, 0.0] for _ in case.requests]
     ends_ns: deque[float] = deque()
     now_ns, free_ns = 0.0, 0.0
-    while scheduler.get_num_unfinished_requests() > 0 or to_come.next < inf:
+    while throttles.is_busy(scheduler) or to_come.next < inf:
         if not scheduler.get_num_unfinished_requests():
             now_ns = max(now_ns, to_come.next)
         for position in to_come.due(now_ns):

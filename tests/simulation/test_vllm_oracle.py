@@ -80,6 +80,7 @@ def test_same_schedule_as_vllm_ahead(
         *[("random_priority_case", seed) for seed in range(0, 100, CASES_A_TEST)],
         *[("random_conversation_case", seed) for seed in range(0, 100, CASES_A_TEST)],
         *[("random_speculative_case", seed) for seed in range(0, 200, CASES_A_TEST)],
+        *[("random_limits_case", seed) for seed in range(0, 120, CASES_A_TEST)],
     ],
 )
 def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
@@ -102,7 +103,7 @@ def test_same_schedule_as_vllm_with_its_own_kv_cache_groups(
 
 @pytest.mark.parametrize(
     "draw",
-    ["random_case", "random_cache_case", "random_priority_case", "random_conversation_case", "random_speculative_case"],
+    [f"random_{name}case" for name in ("", "cache_", "priority_", "conversation_", "speculative_", "limits_")],
 )
 @pytest.mark.parametrize("first_seed", range(0, 60, CASES_A_TEST))
 def test_same_times_as_vllm_ahead(
@@ -165,6 +166,21 @@ def test_cases_cover_every_cache(oracle: Any) -> None:  # noqa: ANN401 -- a modu
         found.update(f"{group.kind.value} {find}" for group in {*case.config.kv_cache_groups} for find in finds)
     assert len(found) == 2 * len(AttentionKind)
     assert min(found.values()) >= 3, found
+
+
+def test_cases_cover_many_requests_at_once(oracle: Any) -> None:  # noqa: ANN401 -- a module
+    """Among the random limits are steps of more than 256 requests, and cases in which prompts wait for their step."""
+    largest = []
+    num_held_back = 0
+    for seed in range(120):
+        case = oracle.random_limits_case(seed)
+        run = oracle.our_steps_ahead if case.config.async_scheduling else oracle.our_steps
+        steps = list(run(case))
+        largest.append(max(len(step.batch) for step in steps))
+        at_once = replace(case.config, prefill_schedule_interval=1)
+        num_held_back += steps != list(run(oracle.Case(case.requests, at_once)))
+    assert sum(size > 256 for size in largest) >= 3
+    assert num_held_back >= 10
 
 
 class Watched(SpeculativeScheduler):

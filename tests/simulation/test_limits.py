@@ -1,0 +1,64 @@
+"""Settings that limit steps further, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dooly.errors import InvalidInputError
+from dooly.simulation import Request, SchedulerConfig
+from dooly.simulation._scheduler import Scheduler
+
+CONFIG = SchedulerConfig(max_model_len=512, num_kv_blocks=1000, max_num_seqs=8, max_num_batched_tokens=100)
+
+
+def steps(config: SchedulerConfig, *lengths: tuple[int, int]) -> list[list[tuple[int, int]]]:
+    """Return request and new tokens of each step over requests of so many prompt and output tokens, all there at once."""
+    scheduler = Scheduler([Request(number, 0, *length) for number, length in enumerate(lengths)], config)
+    for number in range(len(lengths)):
+        scheduler.add(number)
+    found = []
+    while scheduler.has_unfinished:
+        step = scheduler.schedule()
+        found.append(list(zip(step.requests.tolist(), step.num_new_tokens.tolist(), strict=True)))
+        scheduler.complete(step)
+    return found
+
+
+def test_a_long_prompt_gets_its_fair_share() -> None:
+    """A limit of 10 is lifted to 100 tokens over two requests, and lies idle for one alone."""
+    config = replace(CONFIG, long_prefill_token_threshold=10, long_prefill_token_threshold_adaptive=True)
+    assert steps(config, (80, 1), (60, 1)) == [[(0, 50), (1, 50)], [(0, 30), (1, 10)]]
+    assert steps(config, (80, 1)) == [[(0, 80)]]
+    assert steps(replace(config, long_prefill_token_threshold_adaptive=False), (15, 1), (5, 1)) == [[(0, 10), (1, 5)], [(0, 5)]]
+
+
+def test_fewer_requests_run_than_a_step_could_hold() -> None:
+    """The third waits for one of two seats."""
+    assert steps(replace(CONFIG, max_num_active_seqs=2), (5, 1), (5, 2), (5, 1)) == [[(0, 5), (1, 5)], [(1, 1), (2, 5)]]
+
+
+def test_fewer_tokens_are_scheduled_than_a_step_could_hold() -> None:
+    """A prompt of 80 takes two steps of 60."""
+    assert steps(replace(CONFIG, max_num_scheduled_tokens=60), (80, 1)) == [[(0, 60)], [(0, 20)]]
+
+
+def test_prompts_wait_for_their_step_beside_decodes() -> None:
+    """Where steps 0, 3, ... take prompts, the rest of the second prompt waits while the first request decodes."""
+    config = replace(CONFIG, prefill_schedule_interval=3)
+    assert steps(config, (40, 5), (80, 1)) == [[(0, 40), (1, 60)], [(0, 1)], [(0, 1)], [(0, 1), (1, 20)], [(0, 1)]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"max_num_active_seqs": 9}, "max_num_active_seqs must lie in 1..8"),
+        ({"max_num_scheduled_tokens": 0}, "max_num_scheduled_tokens must lie in 1..100"),
+        ({"prefill_schedule_interval": 0}, "prefill_schedule_interval must be at least 1"),
+    ],
+)
+def test_limits_are_checked(settings: dict[str, int], rule: str) -> None:
+    """A limit that is none, or above what it lowers, is refused."""
+    with pytest.raises(InvalidInputError, match=rule):
+        replace(CONFIG, **settings)
