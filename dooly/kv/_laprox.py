@@ -25,10 +25,8 @@ def product_scores(layer: LayerInputs) -> torch.Tensor:
     Returns:
         (num_kv_heads, num_past).
     """
-    from torch import linalg
-
     attention = layer.window_attention()
-    columns = linalg.vector_norm(attention[..., : layer.num_past], dim=2)
+    columns = attention[..., : layer.num_past].square().sum(2).sqrt()
     scores: torch.Tensor = (columns * layer.projected_norms(2)).sum(1) / _output_norm(layer, attention)
     return scores
 
@@ -37,7 +35,7 @@ def _output_norm(layer: LayerInputs, attention: torch.Tensor) -> torch.Tensor:
     """Return the Frobenius norm of the layer's output over the window."""
     from torch import linalg
 
-    heads = (attention @ layer.values[:, None].to(attention.dtype)).flatten(0, 1)
+    heads = (attention.flatten(1, 2) @ layer.values.to(attention.dtype)).reshape(*layer.queries.shape[:2], -1)
     output = heads.transpose(0, 1).flatten(1) @ layer.output_projection.flatten(0, 1).to(heads.dtype)
     norm: torch.Tensor = linalg.vector_norm(output)
     return norm

@@ -76,8 +76,9 @@ class LayerInputs:
         projections = _float(self.output_projection).reshape(num_kv_heads, -1, *self.output_projection.shape[1:])
         if order == 2:  # noqa: PLR2004 - the Euclidean norm
             gram = projections @ projections.transpose(-1, -2)
-            squares: torch.Tensor = ((values[:, None] @ gram) * values[:, None]).sum(-1)
-            return squares.clamp(min=0).sqrt()
+            mixed = values @ gram.transpose(1, 2).flatten(2)  # one product a group: gram is symmetric, its heads side by side
+            squares: torch.Tensor = (mixed.unflatten(2, gram.shape[1:3]) * values[:, :, None]).sum(-1)
+            return squares.transpose(1, 2).clamp(min=0).sqrt()
         # One head at a time: all heads at once would hold num_heads * num_past * hidden_size numbers.
         norms = [
             torch.stack([(value @ projection).abs().sum(-1) for projection in group])

@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from dooly.kv import AttentionShape, LayerInputs, Policy, Selection, find_policy, select  # noqa: E402 - after the skip
+from dooly.errors import InvalidInputError  # noqa: E402 - after the skip
+from dooly.kv import AttentionShape, LayerInputs, Policy, Selection, find_policy, select  # noqa: E402
 from dooly.tracing import TracedOperation, evaluate_form, trace  # noqa: E402
 
 H, G, D, HIDDEN, N, W = 4, 2, 16, 48, 300, 32
@@ -56,3 +57,13 @@ def test_a_traced_policy_keeps_what_it_keeps_and_counts_what_it_multiplies(name:
 def test_policies_are_operations_of_their_own() -> None:
     """Each policy has its own signature."""
     assert len({traced(name)[1].signature for name in NAMES}) == len(NAMES)
+
+
+def test_inputs_of_other_sizes_are_refused() -> None:
+    """Queries are those of the window and heads, keys those of the key/value heads."""
+    module = Selection(find_policy("snapkv"), 0.25, AttentionShape(HIDDEN, H, G, D, 1e4))
+    queries, keys, values, _ = inputs()
+    with pytest.raises(InvalidInputError, match="the queries are not"):
+        module(queries[:, :5], keys, values)
+    with pytest.raises(InvalidInputError, match="the keys are not"):
+        module(queries, keys[:1], values[:1])

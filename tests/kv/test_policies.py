@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,19 @@ if TYPE_CHECKING:
 torch = pytest.importorskip("torch")
 
 from dooly.errors import InvalidInputError  # noqa: E402 - after the skip
-from dooly.kv import POLICIES, LaProx, LayerInputs, Policy, Scope, find_policy, kept_indices, select  # noqa: E402
+from dooly.kv import (  # noqa: E402
+    POLICIES,
+    CriticalAdaKV,
+    CriticalKV,
+    LaProx,
+    LayerInputs,
+    Policy,
+    Scope,
+    find_policy,
+    kept_indices,
+    select,
+)
+from dooly.kv._allocation import keep_counts, keep_top  # noqa: E402
 
 WINDOW = 4
 
@@ -223,8 +236,6 @@ NAMES = [name for name, policy in POLICIES.items() if isinstance(policy, Policy)
 
 def small(name: str) -> Policy:
     """Return a policy with the tests' window."""
-    from dataclasses import replace
-
     policy = find_policy(name)
     assert isinstance(policy, Policy)
     return replace(policy, window_size=WINDOW)
@@ -288,3 +299,46 @@ def test_scopes_share_budgets(scope: Scope, num_sets: int) -> None:
     sums = kept.reshape(num_sets, -1).sum(-1)
     assert (sums == 30 * 4 // num_sets).all()
     assert scope is Scope.HEAD or len(kept.unique()) > 1
+
+
+def test_ties_have_an_order() -> None:
+    """Of equal scores, the lower layer's, then the lower head's, then the earlier token is kept, in every scope."""
+    even = torch.ones(2, 2, 3)
+    assert keep_top(even, 1, Scope.HEAD).nonzero().tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]]
+    assert keep_top(even, 1, Scope.LAYER).nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
+    assert keep_top(even, 1, Scope.MODEL).nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]]
+    counts = torch.tensor([[0, 2], [3, 1]])
+    assert keep_counts(even, counts).nonzero().tolist() == [[0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 0, 2], [1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window_size": 0}, "window_size 0 is not at least 1"),
+        ({"kernel_size": 4}, "kernel_size 4 is not an odd number"),
+        ({"safeguard": 1.5}, "safeguard 1.5 does not lie between 0 and 1"),
+        ({"first_stage": -1}, "first_stage -1 does not lie between 0 and 1"),
+    ],
+)
+def test_settings_are_checked(changes: dict[str, float], message: str) -> None:
+    """A policy's settings have bounds."""
+    with pytest.raises(InvalidInputError, match=message):
+        CriticalAdaKV(**changes)
+    if "first_stage" in changes:
+        with pytest.raises(InvalidInputError, match=message):
+            CriticalKV(**changes)
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    """Shapes of one layer belong together, layers are alike, and the window is the policy's."""
+    (layer,), (other,) = make_layers(0, 1, 2, 2, 30), make_layers(0, 1, 2, 2, 31)
+    with pytest.raises(InvalidInputError, match="do not fit"):
+        replace(layer, keys=layer.keys[:, :20])
+    with pytest.raises(InvalidInputError, match=r"output projection .* is not"):
+        replace(layer, output_projection=layer.output_projection[:1])
+    with pytest.raises(InvalidInputError, match="a window of 4 queries is longer than the 3 tokens"):
+        replace(layer, keys=layer.keys[:, :3], values=layer.values[:, :3])
+    with pytest.raises(InvalidInputError, match="layers have different numbers"):
+        select(small("snapkv"), [layer, other], 0.5)
+    with pytest.raises(InvalidInputError, match="windows are not the policy's of 32"):
+        select(find_policy("snapkv"), [layer], 0.5)
