@@ -78,6 +78,10 @@ def test_a_full_server_takes_the_request_when_one_has_left(latency: LatencyModel
     """It then runs beside one fewer."""
     full, fewer = server_latencies(latency, config, [ServerState(10, 8), ServerState(10, 7)])
     assert full == fewer
+    seats = replace(config, max_num_active_seqs=4, max_num_scheduled_tokens=20)
+    (narrow,) = server_latencies(latency, seats, [ServerState(10, 8)])
+    assert narrow == server_latencies(latency, seats, [ServerState(10, 3)])[0]
+    assert narrow.tpot_s < full.tpot_s
 
 
 def test_prompts_come_as_often_as_requests_end(latency: LatencyModel, config: SchedulerConfig) -> None:

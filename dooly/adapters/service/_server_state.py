@@ -147,14 +147,14 @@ def _plan(config: SchedulerConfig, state: ServerState, traffic: Traffic | None) 
     """Return the steps from a request's arrival to its first token, and the one of its decode."""
     check_fits(config, state)
     # A full server takes the request when one has left: it then runs beside one fewer.
-    running = min(state.num_request_running, config.max_num_seqs - 1)
+    running = min(state.num_request_running, config.num_seats - 1)
     capacity = (config.num_kv_blocks - 1) * config.block_size
     context = min(int(state.kv_cache_percentage * capacity) // max(running, 1), config.max_model_len - 1)
     length = max(state.input_token_length, 1)
     tokens = max(length - int(state.prefix_cache_score * length), 1)
     waiting = state.prefill_tokens_in_flight or tokens * state.num_request_waiting
-    room = config.max_num_batched_tokens - running
-    fits = min(room // tokens, config.max_num_seqs - running)
+    room = config.token_budget - running
+    fits = min(room // tokens, config.num_seats - running)
     computing = (
         _turns(tokens, length - tokens, waiting, fits) if fits > 0 else _chunks(tokens, length - tokens, waiting, max(room, 1))
     )
