@@ -575,7 +575,7 @@ def vllm_call_ahead(case: Case, scheduler: Any, throttles: Throttles) -> Callabl
         ended: set[int] = set()
         if names:
             under_way.append((output, {name for name in names if scheduler.requests[name].is_prefill_chunk}))
-        if len(under_way) == DEPTH or not names:
+        if len(under_way) == DEPTH or (under_way and not names):
             done, chunks = under_way.popleft()
             names = list(done.num_scheduled_tokens)
             sampled = sampled_tokens(case, scheduler, done, chunks)
@@ -629,14 +629,14 @@ def vllm_times_ahead(case: Case, scheduler: Any, step_ns: int) -> list[tuple[flo
     return [(scheduled, first_token, finish) for scheduled, first_token, finish in times]
 
 
-def random_load_case(seed: int) -> tuple[Case, list[int]]:
+def random_load_case(seed: int, *, ahead: bool = False) -> tuple[Case, list[int]]:
     """Draw a case of full attention whose prompts another engine has computed, and how many steps each takes to come.
 
     In half of the cases prompts share beginnings; caches are tight.
     """
     rng = random.Random(seed)  # noqa: S311 -- test data
     requests, config = random_cache_case(seed, ahead=False) if seed % 2 else random_case(seed)
-    config = replace(config, kv_cache_groups=FULL_ATTENTION)
+    config = replace(config, kv_cache_groups=FULL_ATTENTION, async_scheduling=ahead)
     totals = np.array([r.num_prompt_tokens + r.num_output_tokens - 1 for r in requests])
     fewest = int(make_kv_cache(requests, config).num_blocks_for(totals).max()) + 1
     config = replace(config, num_kv_blocks=max(2, fewest + rng.choice([0, 0, 3, 20, 60, 1000])))
@@ -659,6 +659,31 @@ def our_steps_with_loads(case: Case, loads: list[int]) -> Iterator[Step]:
         ended = set(progress.finished.tolist())
         to_come.end(ended)
         yield Step(list(zip(*columns, strict=True)), set(step.first_scheduled), set(progress.first_token.tolist()), ended)
+
+
+def our_steps_with_loads_ahead(case: Case, loads: list[int]) -> Iterator[Step]:
+    """Run our scheduler as an engine that schedules ahead, where another engine has computed all prompts."""
+    remote = RemoteKV([request.num_prompt_tokens for request in case.requests])
+    scheduler, to_come = make_scheduler(case.requests, case.config, remote), Arrivals(case)
+    coming: dict[int, int] = {}
+    under_way: deque[Progress] = deque()
+    for call, _ in enumerate(arrivals(case, scheduler.add, lambda: scheduler.has_unfinished, to_come)):
+        for position in sorted(position for position, due in coming.items() if due <= call):
+            scheduler.finish_load(position)
+            del coming[position]
+        step = scheduler.schedule()
+        coming |= {load.request: call + loads[load.request] for load in remote.take_started()}
+        columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
+        batch = list(zip(*columns, strict=True))
+        ended: set[int] = set()
+        first_token: set[int] = set()
+        if batch:
+            under_way.append(scheduler.advance(step))
+        if len(under_way) == DEPTH or (under_way and not batch):
+            done = scheduler.retire(under_way.popleft())
+            first_token, ended = set(done.first_token.tolist()), set(done.finished.tolist())
+            to_come.end(ended)
+        yield Step(batch, set(step.first_scheduled), first_token, ended)
 
 
 def pull_connector(case: Case) -> Any:  # noqa: ANN401 -- vLLM may be absent
@@ -728,3 +753,22 @@ def vllm_steps_with_loads(case: Case, scheduler: Any, loads: list[int]) -> Itera
         yield Step(batch, positions - seen, with_token - has_token, ended)
         seen |= positions
         has_token |= with_token
+
+
+def vllm_steps_with_loads_ahead(case: Case, scheduler: Any, loads: list[int]) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's asynchronous scheduler where another engine has computed all prompts."""
+    from vllm.v1.outputs import KVConnectorOutput
+
+    scheduler.connector = connector = pull_connector(case)
+    coming: dict[int, int] = {}
+    step_once, to_come, add = vllm_call_ahead(case, scheduler), Arrivals(case), partial(add_to_vllm, case, scheduler)
+    for call, _ in enumerate(arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0, to_come)):
+        come = {position for position, due in coming.items() if due <= call}
+        coming = {position: due for position, due in coming.items() if position not in come}
+        arrived = KVConnectorOutput(finished_recving={str(position) for position in come})
+        scheduler._update_from_kv_xfer_finished(arrived)
+        step = step_once()
+        coming |= {position: call + loads[position] for position in connector.started}
+        connector.started.clear()
+        to_come.end(step.finished)
+        yield step

@@ -219,14 +219,20 @@ def test_cases_cover_every_draft(oracle: Any, monkeypatch: pytest.MonkeyPatch) -
     assert min(counts.values()) >= 20, counts
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("first_seed", range(0, 100, CASES_A_TEST))
 def test_same_schedule_as_vllm_where_prompts_come_from_elsewhere(
     first_seed: int,
     oracle: Any,  # noqa: ANN401
     make_vllm_scheduler: Callable[[SchedulerConfig], Any],
+    *,
+    ahead: bool,
 ) -> None:
     """A decode engine's every step is vLLM's, with KV caches that come after some steps: half of the cases share beginnings."""
     for seed in range(first_seed, first_seed + CASES_A_TEST):
-        case, loads = oracle.random_load_case(seed)
-        expected = oracle.vllm_steps_with_loads(case, make_vllm_scheduler(case.config), loads)
-        assert_equal(oracle.our_steps_with_loads(case, loads), expected, f"seed {seed}: {case.config}")
+        case, loads = oracle.random_load_case(seed, ahead=ahead)
+        ours, theirs = oracle.our_steps_with_loads, oracle.vllm_steps_with_loads
+        if ahead:
+            ours, theirs = oracle.our_steps_with_loads_ahead, oracle.vllm_steps_with_loads_ahead
+        expected = theirs(case, make_vllm_scheduler(case.config), loads)
+        assert_equal(ours(case, loads), expected, f"seed {seed}: {case.config}")
