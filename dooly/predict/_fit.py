@@ -177,7 +177,7 @@ def _latency(fit: JSON) -> OperationLatency:
     if fit["points"] is None:
         return fitted
     sizes, measured_ns = (np.array(column) for column in fit["points"])
-    return MeasuredSizes(sizes, measured_ns, fitted, fit["known_error"])
+    return MeasuredSizes(sizes, measured_ns, fitted, known_error=fit["known_error"])
 
 
 def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, domain: Domain) -> FittedLayer:

@@ -77,4 +77,7 @@ def test_a_model_of_sparse_sweeps_follows_the_laws(
     """Steps are predicted within a few percent, from a third of the points."""
     latency = load_latency_model(thinned, model, serving)
     for batch in HELD_OUT:
-        assert latency.step(batch).seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.06)
+        step = latency.step(batch)
+        assert step.seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.06)
+        assert step.provenance["measured"] == pytest.approx(1)
+        assert 0 < step.uncertainty_s < 0.1 * step.seconds
