@@ -98,3 +98,20 @@ def test_windows_and_soft_caps_are_other_operations(trace_config: TraceConfig) -
     assert {window: op.count for window, op in found.items()} == {128: 2, None: 2}
     assert found[128].signature != found[None].signature
     assert {op.attributes["logits_soft_cap"] for op in found.values()} == {50.0}
+
+
+def test_what_attends_to_some_tokens_alone_says_so() -> None:
+    """Others have no such attribute, so that their signatures are as they were."""
+    from torch import nn
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    from dooly.engines.vllm._stateful import stateful_attributes
+
+    class Layer(nn.Module, AttentionLayerBase):
+        get_attn_backend = get_kv_cache_spec = None
+        kv_cache_dtype = "fp8"
+
+    layer = Layer()
+    assert "is_sparse" not in (stateful_attributes(layer) or {})
+    layer.use_sparse = True
+    assert (stateful_attributes(layer) or {})["is_sparse"] is True
