@@ -547,7 +547,7 @@ def vllm_steps(case: Case, scheduler: Any) -> Iterator[Step]:  # noqa: ANN401 --
             scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
         positions = {position for position, _, _ in batch}
         with_token = {int(name) for name, tokens in zip(names, sampled, strict=True) if tokens}
-        ended = {p for p in positions if str(p) not in scheduler.requests}
+        ended = {p for p in positions if str(p) not in scheduler.requests or scheduler.requests[str(p)].is_finished()}
         to_come.end(ended)
         yield Step(batch, positions - seen, with_token - has_token, ended)
         seen |= positions
@@ -686,6 +686,45 @@ def our_steps_with_loads_ahead(case: Case, loads: list[int]) -> Iterator[Step]:
         yield Step(batch, set(step.first_scheduled), first_token, ended)
 
 
+def random_send_case(seed: int) -> tuple[Case, list[int]]:
+    """Draw a case of prompts that generate one token each, and how many steps each one's KV cache takes to leave."""
+    (requests, config), delays = random_load_case(seed + 300)
+    return Case([replace(request, num_output_tokens=1) for request in requests], config), delays
+
+
+def our_steps_with_sends(case: Case, delays: list[int]) -> Iterator[Step]:
+    """Run our scheduler where blocks are kept until another engine has loaded them."""
+    scheduler, to_come = make_scheduler(case.requests, case.config, RemoteKV(keeps_finished=True)), Arrivals(case)
+    leaving: dict[int, int] = {}
+    for call, _ in enumerate(arrivals(case, scheduler.add, lambda: scheduler.has_unfinished, to_come)):
+        for position in sorted(position for position, due in leaving.items() if due <= call):
+            scheduler.let_go(position)
+            del leaving[position]
+        step = scheduler.schedule()
+        columns = (step.requests.tolist(), step.num_new_tokens.tolist(), step.num_computed_tokens.tolist())
+        progress = scheduler.complete(step)
+        ended = set(progress.finished.tolist())
+        leaving |= {position: call + delays[position] for position in ended}
+        to_come.end(ended)
+        yield Step(list(zip(*columns, strict=True)), set(step.first_scheduled), set(progress.first_token.tolist()), ended)
+
+
+def vllm_steps_with_sends(case: Case, scheduler: Any, delays: list[int]) -> Iterator[Step]:  # noqa: ANN401 -- vLLM may be absent
+    """Run vLLM's scheduler where blocks are kept until another engine has pulled them."""
+    from vllm.v1.outputs import KVConnectorOutput
+
+    scheduler.connector = connector = pull_connector(case)
+    connector.to_pull.clear()
+    connector.keeps_finished = True
+    leaving: dict[int, int] = {}
+    for call, step in enumerate(vllm_steps(case, scheduler)):
+        leaving |= {position: call + delays[position] for position in step.finished}
+        yield step
+        for position in sorted(position for position, due in leaving.items() if due <= call + 1):
+            scheduler._update_from_kv_xfer_finished(KVConnectorOutput(finished_sending={str(position)}))
+            del leaving[position]
+
+
 def pull_connector(case: Case) -> Any:  # noqa: ANN401 -- vLLM may be absent
     """Return a KV connector for vLLM's scheduler that pulls each prompt once, as NIXL's does."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
@@ -696,6 +735,7 @@ def pull_connector(case: Case) -> Any:  # noqa: ANN401 -- vLLM may be absent
         def __init__(self) -> None:
             self.to_pull = {str(position) for position in range(len(case.requests))}
             self.started: list[int] = []
+            self.keeps_finished = False
             self._connector_metadata = None
 
         def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:  # noqa: ANN401
@@ -709,6 +749,11 @@ def pull_connector(case: Case) -> Any:  # noqa: ANN401 -- vLLM may be absent
             if num_external_tokens:
                 self.to_pull.remove(request.request_id)
                 self.started.append(int(request.request_id))
+
+        def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:  # noqa: ANN401
+            """Return whether blocks are kept until they have been sent."""
+            del request, block_ids
+            return self.keeps_finished, None
 
         def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:  # noqa: ANN401
             """Return the groups that are pulled: all."""

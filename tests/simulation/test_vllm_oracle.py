@@ -236,3 +236,16 @@ def test_same_schedule_as_vllm_where_prompts_come_from_elsewhere(
             ours, theirs = oracle.our_steps_with_loads_ahead, oracle.vllm_steps_with_loads_ahead
         expected = theirs(case, make_vllm_scheduler(case.config), loads)
         assert_equal(ours(case, loads), expected, f"seed {seed}: {case.config}")
+
+
+@pytest.mark.parametrize("first_seed", range(0, 100, CASES_A_TEST))
+def test_same_schedule_as_vllm_where_blocks_are_kept_for_others(
+    first_seed: int,
+    oracle: Any,  # noqa: ANN401
+    make_vllm_scheduler: Callable[[SchedulerConfig], Any],
+) -> None:
+    """A prefill engine's every step is vLLM's, where the blocks of requests that have ended get free some steps later."""
+    for seed in range(first_seed, first_seed + CASES_A_TEST):
+        case, delays = oracle.random_send_case(seed)
+        expected = oracle.vllm_steps_with_sends(case, make_vllm_scheduler(case.config), delays)
+        assert_equal(oracle.our_steps_with_sends(case, delays), expected, f"seed {seed}: {case.config}")
