@@ -44,7 +44,7 @@ POINT_S, RUNS = 0.0174, 22
 an H200 (`benchmarks/groundtruth/h200`): 48.1 s in all, 19 samples each in the median, and three runs to warm up."""
 SENSITIVITY = ((0.005, 22), (0.05, 22), (0.0174, 10), (0.0174, 100))
 STARTS_S = (0.0, 15.0, 30.0, 60.0)
-"""Seconds to start an engine, once a model that has anything to measure; assumed."""
+"""Seconds to start an engine, once a model on either side; assumed."""
 UNSEEN = ("qwen3-32b", "qwen2.5-0.5b", "smollm2-135m")
 """Models beyond the twelve, each after all of them."""
 
