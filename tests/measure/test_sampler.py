@@ -1,0 +1,82 @@
+"""The sampler of many operations: what families tell each other, what a forecast leaves alone, what cannot be measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dbstore import JsonObject
+from dooly.catalog import key_of, plain_linear
+from dooly.measure._sampler import Known, Sampler
+
+if TYPE_CHECKING:
+    from dooly.tracing import TracedOperation
+
+TOKENS = tuple(int(t) for t in np.unique(np.geomspace(1, 8192, 50).astype(int)))
+
+
+def _product(n: int, k: int) -> TracedOperation:
+    return replace(plain_linear(n, k, "bfloat16"), family="f" * 32, family_numbers=(float(n), float(k)))
+
+
+def _latencies(n: int, k: int) -> dict[JsonObject, float]:
+    """Return a roofline with a soft bend, tiles of 128 rows, and a level that widths shift smoothly."""
+    tiles = {t: np.ceil(t / 128) * 128 for t in TOKENS}
+    work = {t: 2 * tiles[t] * n * k / 8e5 + 2 * n * k / 4e3 for t in TOKENS}
+    return {JsonObject({"d0": t}): float(3000 + work[t] * (1 + 0.1 * np.sin(np.log(n * k)))) for t in TOKENS}
+
+
+def _num_drawn(new: tuple[int, int], others: list[Known]) -> tuple[int, Sampler]:
+    """Return how many points a sweep takes, its two ends included, and the sampler."""
+    operation, latency_ns = _product(*new), _latencies(*new)
+    key, points = key_of(operation), list(latency_ns)
+    ends = {point: latency_ns[point] for point in (points[0], points[-1])}
+    sampler = Sampler({key: operation}, [{key: point} for point in points], {key: ends}, others, 0.03)
+    count = len(ends)
+    while (found := sampler.next(lambda _place: 1.0)) is not None:
+        sampler.told(key, points[found[0]], latency_ns[points[found[0]]])
+        count += 1
+    return count, sampler
+
+
+def test_a_product_of_new_widths_needs_fewer_points_where_others_are_known() -> None:
+    """Of products of other widths nine points each; the new one then takes at most half of what it takes alone."""
+    rng = np.random.default_rng(0)
+    others = []
+    for n in (1024, 4096, 16384):
+        for k in (1024, 4096, 8192):
+            found = _latencies(n, k)
+            chosen = rng.choice(len(found), 9, replace=False)
+            others.append(Known(_product(n, k), {list(found)[i]: list(found.values())[i] for i in chosen}))
+    alone, _ = _num_drawn((6144, 2048), [])
+    by_family, sampler = _num_drawn((6144, 2048), others)
+    assert by_family <= max(3, alone / 2)
+    assert sampler.unfinished() == ()
+    assert sampler.error() < 0.06
+
+
+def test_imagining_changes_nothing() -> None:
+    """A forecast leaves what is known as it was, and asks for no more than all points."""
+    count, sampler = _num_drawn((6144, 2048), [])
+    assert sampler.imagined() == 0
+    fresh = Sampler(sampler.operations, sampler.places, {}, (), 0.03)
+    before = fresh.error()
+    assert 0 < fresh.imagined() <= len(TOKENS)
+    assert fresh.error() == pytest.approx(before)
+    assert count >= 3
+
+
+def test_a_point_that_cannot_be_measured_is_asked_for_no_more() -> None:
+    """A sampler that is told of none but failures asks for every point once, and ends."""
+    operation = _product(512, 512)
+    key, points = key_of(operation), [JsonObject({"d0": t}) for t in TOKENS[:6]]
+    sampler = Sampler({key: operation}, [{key: point} for point in points], {}, (), 0.03)
+    asked = []
+    while (found := sampler.next(lambda _place: 1.0)) is not None:
+        asked.append(found[0])
+        sampler.told(key, points[found[0]], None)
+    assert sorted(asked) == list(range(6))
+    assert sampler.error() == 0.0
