@@ -85,6 +85,8 @@ def on_this_machine(environments: Sequence[Environment]) -> list[Environment]:
 
     What tells nothing, as the driver of a GPU where there is none, leaves all.
     """
+    if len(environments) <= 1:  # nothing to choose from, so no look at the machine
+        return list(environments)
     gpus = visible_gpus()
     here: dict[str, Collection[str | None]] = {
         "device": {cpu_name(), *(gpu.name for gpu in gpus)},
