@@ -233,6 +233,8 @@ def main() -> None:
         parser.add_argument(flag, type=int, default=default, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    if args.device == "cpu" and args.state is None:
+        parser.error("--device cpu measures for long; give --state DIR, where it goes on from")
     found = _measured(args) if args.device == "cpu" else _computed(Path(args.names[0]), args.orders)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
