@@ -49,7 +49,7 @@ class AppliedPolicy:
         if self.budget == 1:
             return layer.attend(module, *args, **kwargs)
         if isinstance(self.policy, CritiPrefill):
-            if not is_prompt or at < self.policy.num_dense_layers:
+            if not is_prompt or at < self.policy.num_dense_layers or self.policy.is_whole(query.shape[2]):
                 return layer.attend(module, *args, **kwargs)
             return self._prefill(at, (query, key, value), kwargs["scaling"]), None
         if is_prompt:

@@ -88,6 +88,10 @@ class CritiPrefill:
             )
         return blocks
 
+    def is_whole(self, num_tokens: int) -> bool:
+        """Return whether a prompt is so short that its attention is computed whole."""
+        return self._num_dense(num_tokens) == num_tokens
+
     def select(
         self, queries: torch.Tensor, keys: torch.Tensor, num_blocks: int, previous: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -57,7 +57,8 @@ def attention_modules(model: Any) -> tuple[AttentionModule, ...]:  # noqa: ANN40
             f"{name}: attention implementation {base!r} takes no mask for each head; call model.set_attn_implementation('sdpa')"
         )
     found = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj") and hasattr(m, "head_dim")]
-    whole = [m for m in found if getattr(m, "sliding_window", None) is None]
+    # Where layers differ each module knows its window; where all have one, the configuration alone does.
+    whole = [m for m in found if getattr(m, "sliding_window", getattr(m.config, "sliding_window", None)) is None]
     if not whole:
         raise UnsupportedModelError(
             f"{name}: none of its modules is an attention over all tokens with head_dim and o_proj; use a Llama-like model"

@@ -140,6 +140,8 @@ def test_critiprefill_is_exact_where_all_blocks_are_chosen(model: transformers.L
         sparse = model(prompt()).logits
     torch.testing.assert_close(sparse[:, :16], plain[:, :16])
     assert not torch.allclose(sparse[:, 48:64], plain[:, 48:64])
+    with apply(model, "critiprefill", 0.1):
+        assert torch.equal(model(prompt()).logits, plain)
 
 
 def test_what_cannot_be_applied_is_refused(model: transformers.LlamaForCausalLM) -> None:

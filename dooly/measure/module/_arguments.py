@@ -60,6 +60,9 @@ def arguments_at(traced: Traced, captured: CapturedGraph, symbols: Symbols) -> i
             found.add(text)
             shape = [int(evaluate(size, symbols)) for size in tensors[text].meta["val"].shape]
             return _drawn(leaf, shape, generator)
+        if isinstance(leaf, torch.Tensor):  # whose elements are not read, only its sizes
+            shape = [int(numbers.get(f"{text}.size()[{axis}]", size)) for axis, size in enumerate(leaf.shape)]
+            return leaf if shape == list(leaf.shape) else _drawn(leaf, shape, generator)
         return int(numbers[text]) if text in numbers else leaf
 
     bound.arguments.update(tree_map_with_path(at, dict(bound.arguments)))

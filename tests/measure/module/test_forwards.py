@@ -50,6 +50,20 @@ def test_a_forward_that_fails_is_named(tmp_path: Path) -> None:
         profile_module(traced, Store.open(tmp_path / "db", "a"), request_dims={"rows": (4, 9)})
 
 
+def test_an_argument_of_which_only_sizes_are_read_grows_with_the_others(tmp_path: Path) -> None:
+    """A tensor whose elements no operation reads has the size of the request dimension that it shares."""
+
+    class Alike(torch.nn.Linear):
+        def forward(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            if x.shape[0] != like.shape[0]:
+                raise ValueError("rows differ")
+            return super().forward(x)
+
+    traced = trace(Alike(4, 4), request_dims={"x": ("rows", None), "like": ("rows", None)})
+    traced(torch.randn(3, 4), torch.randn(3, 4))
+    assert profile_module(traced, Store.open(tmp_path / "db", "a"), request_dims={"rows": (3, 9)}).num_left == 0
+
+
 def test_any_error_of_the_module_is_named(tmp_path: Path) -> None:
     """An error of whatever type that the module's own code raises at a size is one line that names the size."""
 
