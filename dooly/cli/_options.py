@@ -35,6 +35,11 @@ _HELP = {
     "moe_backend": "Kernels of mixtures of experts, as marlin, by the engine's name; counts with --hardware.",
     "max_cudagraph_capture_size": "Tokens of the largest step in a CUDA graph; by default twice --max-num-seqs, and 512 at most.",
     "enforce_eager": "With a GPU's --db: the engine without CUDA graphs.",
+    "scheduling_policy": "Who is served first: fcfs, who came first; priority, whose is lower in the workload file's column.",
+    "max_num_active_seqs": "Most requests that run at once, where fewer than --max-num-seqs.",
+    "max_num_scheduled_tokens": "Most tokens scheduled for one step, where fewer than --max-num-batched-tokens.",
+    "enable_chunked_prefill": "Compute each prompt in one step.",
+    "watermark": "Fraction of the KV blocks kept free when a request is admitted beside others.",
     "async_scheduling": "A GPU's engine schedules a step only when the one before has run.",
 }
 
@@ -42,7 +47,15 @@ _HELP = {
 LIMITS = ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
 """Settings whose default is another on a GPU."""
 
-SIMULATE_ONLY = ("enable_prefix_caching", "moe_backend")
+_SCHEDULE = ("scheduling_policy", "max_num_active_seqs", "max_num_scheduled_tokens", "enable_chunked_prefill", "watermark")
+"""Settings of the schedule."""
+_WITHOUT_FLAG = (
+    *("speculative_config", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"),
+    "scheduler_reserve_full_isl",
+)
+"""Settings without a flag of their name: several make up one, or no help of 80 columns has room for it."""
+
+SIMULATE_ONLY = ("enable_prefix_caching", "moe_backend", *_SCHEDULE)
 """Settings of an engine that serves, which measuring and comparing with one turn off."""
 
 
@@ -227,7 +240,8 @@ def _flag(setting: str, *, has_default: bool) -> inspect.Parameter:
     text = (
         _HELP[setting] if has_default else f"{_HELP[setting]} By default {_DEFAULTS[setting]}, or with --hardware as vllm serve."
     )
-    option = typer.Option(default, f"--{name.replace('_', '-')}", help=text, rich_help_panel="Engine")
+    panel = "Schedule" if setting in _SCHEDULE else "Engine"
+    option = typer.Option(default, f"--{name.replace('_', '-')}", help=text, rich_help_panel=panel)
     annotation = get_type_hints(ServingConfig)[setting]
     annotation = annotation if has_default else annotation | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
@@ -257,11 +271,11 @@ def _several(setting: str) -> inspect.Parameter:
         help=_HELP[setting],
         callback=parse,
         show_default=False if default is None else str(default),
-        rich_help_panel="Engine; values with commas between them are all tried",
+        rich_help_panel=f"{'Schedule' if setting in _SCHEDULE else 'Engine'}; values with commas between them are all tried",
     )
     return inspect.Parameter(setting, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None)
 
 
-_DEFAULTS = {field.name: field.default for field in fields(ServingConfig) if field.name != "speculative_config"}
+_DEFAULTS = {field.name: field.default for field in fields(ServingConfig) if field.name not in _WITHOUT_FLAG}
 _ON = {name for name, default in _DEFAULTS.items() if default is True}
 """Settings whose flag turns them off."""

@@ -118,6 +118,22 @@ class ServingConfig:
     """Whether a GPU's engine runs without CUDA graphs; on a CPU it has none."""
     async_scheduling: bool = True
     """Whether a GPU's engine schedules a step while another runs; on a CPU it does not."""
+    scheduling_policy: str = "fcfs"
+    """Whom a simulated engine serves first, and preempts last: `fcfs`, who came first; `priority`, whose `priority` is lower."""
+    max_num_active_seqs: int | None = None
+    """Most requests that run at once in a simulated engine, where they shall be fewer than `max_num_seqs`."""
+    max_num_scheduled_tokens: int | None = None
+    """Most tokens that one step of a simulated engine computes, where they shall be fewer than `max_num_batched_tokens`."""
+    long_prefill_token_threshold: int = 0
+    """Most tokens of one prompt in a step of a simulated engine while there are others; 0 sets no such limit."""
+    long_prefill_token_threshold_adaptive: bool = False
+    """Whether that limit is never below a request's fair share of `max_num_batched_tokens`."""
+    enable_chunked_prefill: bool = True
+    """Whether a simulated engine computes a prompt over several steps to fit them."""
+    scheduler_reserve_full_isl: bool = True
+    """Whether a simulated engine admits a request only if its whole prompt fits in the free blocks, not just the first chunk."""
+    watermark: float = 0.0
+    """Fraction of the KV blocks that a simulated engine keeps free when it admits a request beside others, below 1."""
     speculative_config: SpeculativeConfig | None = None
     """How a simulated engine drafts tokens, and how many it accepts; None where it drafts none, as where Dooly measures."""
 
@@ -131,8 +147,11 @@ class ServingConfig:
             if str(field.type).startswith("int") and value is not None:
                 if isinstance(value, bool) or not isinstance(value, Integral):
                     raise InvalidInputError(f"{flag}: {spell(value)} is no whole number")
-                if value < 1:
-                    raise InvalidInputError(f"{flag}: {value} is not at least 1")
+                least = 0 if field.default == 0 else 1
+                if value < least:
+                    raise InvalidInputError(f"{flag}: {value} is not at least {least}")
+        if self.scheduling_policy not in {"fcfs", "priority"}:
+            raise InvalidInputError(f"--scheduling-policy: {spell(self.scheduling_policy)} is not one of fcfs, priority")
         if not isinstance(self.speculative_config, SpeculativeConfig | None):
             raise InvalidInputError(
                 f"--speculative-config: {spell(self.speculative_config)} is none; give a dooly.SpeculativeConfig"

@@ -60,6 +60,8 @@ class JointScheduler:
         self.num_coming = [0] * len(ranks)
         """Requests that were sent to each rank and are not let in."""
         self._latencies = [latency for _, latency in ranks]
+        self._num_steps = 0
+        """Steps of the ranks since all were idle."""
         self._rank_of = np.full(num_requests, -1, np.int64)
 
     @property
@@ -94,12 +96,17 @@ class JointScheduler:
 
     def add(self, request: int) -> None:
         """Let in a request at its rank."""
+        if not self.has_unfinished:
+            self._num_steps = 0
         rank = int(self._rank_of[request])
         self.num_coming[rank] -= 1
         self.ranks[rank].add(request)
 
     def schedule(self) -> JointStep:
         """Decide the next step of every rank with work."""
+        for scheduler in self.ranks:
+            scheduler.follow(self._num_steps)
+        self._num_steps += 1
         steps = [(rank, scheduler.schedule()) for rank, scheduler in enumerate(self.ranks) if scheduler.has_unfinished]
         busy = tuple((rank, self._latencies[rank], step) for rank, step in steps if step.requests.size)
         first = [request for _, step in steps for request in step.first_scheduled]
@@ -117,6 +124,7 @@ class JointScheduler:
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
         """Take a step's tokens for granted at every rank, as `Scheduler.advance`."""
         assert isinstance(step, JointStep)
+        self._num_steps += num_steps - 1
         parts = [self.ranks[rank].advance(own, num_steps) for rank, _, own in step.by_rank]
         return Progress(
             np.concatenate([part.requests for part in parts]),

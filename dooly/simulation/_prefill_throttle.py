@@ -15,9 +15,9 @@ class PrefillThrottle:
         self._num_steps = 0
         self._is_full = False
 
-    def start_wave(self) -> None:
-        """Begin to count steps anew, as when the engine was idle."""
-        self._num_steps = 0
+    def start_wave(self, num_steps: int = 0) -> None:
+        """Count steps from here on, as when the engine was idle, or as others count that were not."""
+        self._num_steps = num_steps
 
     @property
     def is_active(self) -> bool:

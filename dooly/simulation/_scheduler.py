@@ -101,6 +101,10 @@ class Scheduler:
         else:
             self.waiting.append(request)
 
+    def follow(self, num_steps: int) -> None:
+        """Count steps as other ranks do that step together, which have scheduled so many since all were idle."""
+        self._throttle.start_wave(num_steps)
+
     def schedule(self) -> ScheduledStep:
         """Decide the next step and reserve its KV blocks. At least one request must be unfinished.
 

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 _SHAPES_A_TABLE = ("dtype", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel")
 """Settings that a model's table of operations, and so its latencies, are made for."""
+_ALIKE = (
+    *("max_model_len", "max_num_seqs", "max_num_active_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens"),
+    *("long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "enable_chunked_prefill"),
+    *("scheduler_reserve_full_isl", "watermark"),
+)
+"""Settings of the same name and meaning in both."""
 _MIN_BLOCKS = 2
 """The null block and one to use."""
 
@@ -62,11 +68,10 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
             "--gpu-memory-utilization or --kv-cache-memory-bytes"
         )
     return SchedulerConfig(
-        max_model_len=serving.max_model_len,
+        **{name: getattr(serving, name) for name in _ALIKE},
         num_kv_blocks=num_kv_blocks,
-        max_num_seqs=serving.max_num_seqs,
-        max_num_batched_tokens=serving.max_num_batched_tokens,
         block_size=block_size,
+        policy=serving.scheduling_policy,
         enable_prefix_caching=serving.enable_prefix_caching and _is_cached_by_default(layout.groups),
         kv_cache_groups=layout.groups,
         async_scheduling=latency.schedules_ahead,

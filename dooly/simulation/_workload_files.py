@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 DOOLY_COLUMNS = ("request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens")
+_ANY = -(1 << 31)
+"""The least that a whole number may be where any will do."""
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- the traces' times carry no zone
 VIDUR_COLUMNS = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
 SPLITWISE_COLUMNS = ("arrival_timestamp", "prompt_size", "token_size")
@@ -50,7 +52,8 @@ def read_workload(  # noqa: PLR0913 -- what one may ask of a trace
     """Read a workload file.
 
     Args:
-        path: Azure 2023 or 2024, BurstGPT, Vidur or Splitwise CSV, a CSV with Dooly's own columns (others are ignored),
+        path: Azure 2023 or 2024, BurstGPT, Vidur or Splitwise CSV, a CSV with Dooly's own columns (`priority` may be
+            among them; others are ignored),
             LLMServingSim's or Mooncake's JSONL, or a real run as `read_run` takes it, whose requests arrive when they were sent.
             Mooncake's alone says which prompts begin alike; those of others are taken to share nothing.
         limit: Keep only that many requests, the first in the file.
@@ -80,7 +83,8 @@ def read_workload(  # noqa: PLR0913 -- what one may ask of a trace
                 r for r in read(path, handle) if max_tokens is None or r.num_prompt_tokens + r.num_output_tokens <= max_tokens
             )
             most = None if is_slice else limit
-            kept = gathered(Request, islice(short, most), PLAIN + (SHARING if path.suffix == ".jsonl" else ()))
+            own = ("priority",) if read is _read_dooly else SHARING if path.suffix == ".jsonl" else ()
+            kept = gathered(Request, islice(short, most), PLAIN + own)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise WorkloadError(
             f"{path}: cannot be read as a text file ({error}); give a workload file or a specification"
@@ -202,6 +206,7 @@ def _read_dooly(path: Path, handle: TextIO) -> Iterator[Request]:
             _seconds_ns(place, "arrival_s", row["arrival_s"]),
             _whole_number(place, "num_prompt_tokens", row["num_prompt_tokens"]),
             _whole_number(place, "num_output_tokens", row["num_output_tokens"]),
+            priority=0 if row.get("priority") is None else _whole_number(place, "priority", row["priority"], minimum=_ANY),
         )
 
 

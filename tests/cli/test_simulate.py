@@ -134,3 +134,26 @@ def test_drafts_are_never_free_in_silence(
     code, _, err = dooly(*DRAFTS, *options)
     assert code == 2
     assert message in " ".join(err.split())
+
+
+def test_the_lowest_priority_number_is_served_first(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """With one seat, a workload file's column decides who waits; without the policy it is the order of arrival."""
+    file = tmp_path / "workload.csv"
+    rows = [f"{number},0.0,64,5,{priority}" for number, priority in enumerate((3, 2, -1))]
+    file.write_text("\n".join(["request_id,arrival_s,num_prompt_tokens,num_output_tokens,priority", *rows]) + "\n")
+    orders = []
+    for policy in ("fcfs", "priority"):
+        words = ("simulate", "llama-3.1-8b", "--hardware", "h200", "--workload", file, "--scheduling-policy", policy)
+        assert dooly(*words, "--max-num-active-seqs", 1, "--csv", tmp_path / "times.csv")[0] == 0
+        times = [line.split(",") for line in (tmp_path / "times.csv").read_text().splitlines()[1:]]
+        orders.append([row[0] for row in sorted(times, key=lambda row: float(row[-1]))])
+    assert orders == [["0", "1", "2"], ["2", "1", "0"]]
+
+
+def test_a_priority_that_is_no_number_is_refused(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """The row is named."""
+    file = tmp_path / "workload.csv"
+    file.write_text("request_id,arrival_s,num_prompt_tokens,num_output_tokens,priority\n0,0.0,64,5,high\n")
+    code, _, err = dooly("simulate", "llama-3.1-8b", "--hardware", "h200", "--workload", file)
+    assert code == 2
+    assert "workload.csv:2: priority must be a whole number" in " ".join(err.split())

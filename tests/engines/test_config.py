@@ -102,6 +102,9 @@ def test_an_unknown_name_points_to_the_list() -> None:
         ({"max_num_seqs": "4"}, "--max-num-seqs: '4' is no whole number"),
         ({"max_model_len": True}, "--max-model-len: True is no whole number"),
         ({"async_scheduling": 3}, "--async-scheduling: 3 is neither True nor False"),
+        ({"long_prefill_token_threshold": -1}, "--long-prefill-token-threshold: -1 is not at least 0"),
+        ({"scheduling_policy": "lifo"}, "--scheduling-policy: 'lifo' is not one of fcfs, priority"),
+        ({"speculative_config": {}}, "--speculative-config: {} is none"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], rule: str) -> None:

@@ -167,3 +167,11 @@ def test_ranks_that_schedule_otherwise_cannot_be_in_step() -> None:
     ranks = [Replica(Steps(), replace(AMPLE, async_scheduling=ahead)) for ahead in (False, True)]
     with pytest.raises(InvalidInputError, match="replicas differ in async_scheduling"):
         simulate_fleet(workload((0, 5, 2)), ranks, in_step=True)
+
+
+def test_ranks_count_steps_together() -> None:
+    """Where one step in three takes prompts beside decodes, it is the same step at all ranks, whenever they began."""
+    requests = workload((0, 5, 10), (10, 5, 10), (20, 5, 1), (20, 5, 1))
+    ranks = [Replica(Steps(), replace(AMPLE, prefill_schedule_interval=3))] * 2
+    times = times_ms(simulate_fleet(requests, ranks, in_step=True))
+    assert [(scheduled, first_token) for _, scheduled, first_token, _ in times] == [(0, 10), (10, 20), (30, 40), (30, 40)]

@@ -18,9 +18,26 @@ if TYPE_CHECKING:
 def test_both_settings_have_the_same_defaults() -> None:
     """Whoever names no limit gets the same one for the simulator as for the engine."""
     ours, theirs = ({field.name: field.default for field in fields(kind)} for kind in (SchedulerConfig, ServingConfig))
-    limits = {name for name in ours.keys() & theirs.keys() if name.startswith("max_num")}
-    assert limits == {"max_num_seqs", "max_num_batched_tokens"}
-    assert {name: ours[name] for name in limits} == {name: theirs[name] for name in limits}
+    both = ours.keys() & theirs.keys() - {"max_model_len", "async_scheduling"}  # which the latency model knows
+    assert {"max_num_seqs", "max_num_batched_tokens", "watermark", "enable_chunked_prefill"} <= both
+    assert {name: ours[name] for name in both} == {name: theirs[name] for name in both}
+
+
+def test_what_limits_steps_further_reaches_the_scheduler() -> None:
+    """Each setting of the engine's schedule is the simulator's, under the same name but for the policy."""
+    settings = {
+        "max_num_active_seqs": 5,
+        "max_num_scheduled_tokens": 600,
+        "long_prefill_token_threshold": 100,
+        "watermark": 0.01,
+        "long_prefill_token_threshold_adaptive": True,
+        "enable_chunked_prefill": False,
+        "scheduler_reserve_full_isl": False,
+    }
+    serving = ServingConfig(scheduling_policy="priority", **settings)
+    config = scheduler_config(serving, load_latency_model(model=find_model("llama-3.1-8b"), serving=serving, hardware="h200"))
+    assert {name: getattr(config, name) for name in settings} == settings
+    assert config.policy == "priority"
 
 
 def test_the_scheduler_is_set_as_the_engine_is_served() -> None:
