@@ -155,7 +155,7 @@ def test_blocks_counted_and_kept_give_one_schedule(monkeypatch: pytest.MonkeyPat
     requests = parse_workload("poisson:rate=40,requests=200,prompt=5-900,output=1-200,seed=3")
     config = replace(CONFIG, num_kv_blocks=150, async_scheduling=ahead, max_model_len=2048)
     counted = simulate(requests, Cost(), config)
-    monkeypatch.setattr("dooly.simulation._scheduler.make_kv_cache", BlockKVCache)
+    monkeypatch.setattr("dooly.simulation._running_requests.make_kv_cache", BlockKVCache)
     kept = simulate(requests, Cost(), config)
     assert counted.num_preemptions > 20
     assert (kept.rows, kept.num_steps, kept.num_preemptions) == (counted.rows, counted.num_steps, counted.num_preemptions)
