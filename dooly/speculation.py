@@ -110,6 +110,10 @@ class SpeculativeConfig:
         rates = _rates(given, number, acceptance_rate)
         return cls(str(method), number, rates, draft_cost)
 
+    def __str__(self) -> str:
+        """Return what `vllm serve --speculative-config` takes; how many drafts are accepted is the model's matter there."""
+        return json.dumps({"method": self.method, "num_speculative_tokens": self.num_speculative_tokens})
+
     @property
     def acceptance_length(self) -> float:
         """Mean tokens that a verified step brings: the accepted drafts, and the one that the model itself samples."""

@@ -35,6 +35,13 @@ def test_an_mtp_head_goes_by_one_name() -> None:
     assert SpeculativeConfig.parse(text, "0.8", 0.1).method == "mtp"
 
 
+def test_it_is_written_as_vllm_takes_it() -> None:
+    """A command for the engine says what is drafted, and reads back."""
+    config = SpeculativeConfig("ngram", 3, (0.8, 0.6, 0.4))
+    assert str(config) == NGRAM
+    assert SpeculativeConfig.parse(str(config), "0.8,0.6,0.4") == config
+
+
 @pytest.mark.parametrize(
     ("text", "rate", "cost", "message"),
     [
