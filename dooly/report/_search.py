@@ -162,8 +162,7 @@ def _without_rate(result: SearchResult, settings: Sequence[str]) -> list[str]:
     lines = []
     for reason, candidates in result.without_rate:
         names = (
-            ", ".join([f.candidate.hardware, *(f"{name} {getattr(f.candidate.serving, name)}" for name in settings)])
-            for f in candidates
+            ", ".join([f.candidate.hardware, *(f"{name} {f.candidate.shown(name)}" for name in settings)]) for f in candidates
         )
         lines.append(f"<details><summary>{len(candidates)} × {escape(reason)}</summary>{escape('; '.join(names))}</details>")  # noqa: RUF001 - as counts are written
     return ["<h2>Without a rate</h2>", *lines] if lines else []

@@ -10,6 +10,7 @@ import pytest
 from dooly import find_model, search
 from dooly.report import write_search
 from dooly.report._search import _pareto
+from dooly.simulation import FleetLayout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,21 @@ def test_the_page_stands_alone_and_is_the_same_again(result: SearchResult, tmp_p
     assert page.count('<tr class="best">') == 1
     assert "32 attention heads cannot be divided over 3 ranks" in page
     assert re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", page) == []
+
+
+def test_engines_that_do_not_serve_are_named(tmp_path: Path) -> None:
+    """Where numbers of engines vary and none serves within the limits, each stands with its number beside the reason."""
+    found = search(
+        [find_model("llama-3.1-8b")],
+        ["h200"],
+        "poisson:requests=4,prompt=64,output=4",
+        {"ttft_p90": 0.1},
+        choices={"tensor_parallel_size": (3,)},
+        fleets=(FleetLayout(), FleetLayout(2, "least-loaded")),
+        num_processes=1,
+    )
+    write_search(found, tmp_path / "found.html")
+    assert "h200, engines 1; h200, engines 2 least-loaded" in (tmp_path / "found.html").read_text()
 
 
 def test_nothing_lies_above_the_frontier(result: SearchResult) -> None:
