@@ -35,15 +35,31 @@ def read_load(text: str) -> Load:
     """Return the load that `--workload` names: what `parse_workload` takes, where `rate` may be left out and is not heeded.
 
     Raises:
-        WorkloadError: The specification or the file breaks a rule; or it has no request rate, as users in a closed loop and
-            requests that all arrive at once.
+        WorkloadError: The specification or the file breaks a rule; or one rate does not say when its requests are sent, as with
+            users in a closed loop, turns of conversations, stages of a rate, and requests that all arrive at once.
     """
     kind, _, body = text.partition(":")
     if kind == "closed":
         raise WorkloadError(f"workload {text!r}: users in a closed loop have no request rate; give poisson, gamma or a file")
+    load = _read_load(text, kind, body)
+    if load.workload.waits_for_answers:
+        raise WorkloadError(
+            f"workload {text!r}: turns are sent when the ones before have ended, which no request rate says; drop turns and think"
+        )
+    return load
+
+
+def _read_load(text: str, kind: str, body: str) -> Load:
+    """Return the load of an open workload."""
     if kind in _DRAWN + _TRACES:
         items = [item for item in body.split(",") if item.partition("=")[0].strip() != "rate"]
-        if kind in _DRAWN or len(items) < len(body.split(",")):
+        rates = [item.partition("=")[2] for item in body.split(",") if item not in items]
+        if any("x" in rate for rate in rates):
+            raise WorkloadError(
+                f"workload {text!r}: a search scales all requests to one rate, in place of stages; drop rate, or give a file "
+                "whose arrivals have the stages"
+            )
+        if kind in _DRAWN or rates:
             return Load(parse_workload(f"{kind}:{','.join(['rate=1', *items])}"), 1.0)
     workload = parse_workload(text)
     span_ns = workload.requests[-1].arrival_ns - workload.requests[0].arrival_ns

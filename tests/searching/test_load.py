@@ -45,3 +45,18 @@ def test_requests_without_a_rate_are_refused(tmp_path: Path) -> None:
     file.write_text("request_id,arrival_s,num_prompt_tokens,num_output_tokens\n0,2.0,10,2\n1,2.0,10,2\n")
     with pytest.raises(WorkloadError, match="all arrive at once and have no rate"):
         read_load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("closed:concurrency=2,requests=4,prompt=10,output=2", "closed loop"),
+        ("poisson:requests=4,prompt=10,output=2,turns=2,think=1", "turns are sent when the ones before have ended"),
+        ("poisson:rate=2x60+8x30,prompt=10,output=2", "in place of stages"),
+        ("trace:path=none.csv,rate=2x60", "in place of stages"),
+    ],
+)
+def test_what_one_rate_does_not_say_is_refused(text: str, part: str) -> None:
+    """Requests that wait for answers, and a rate that changes, are no load that one rate describes."""
+    with pytest.raises(WorkloadError, match=part):
+        read_load(text)
