@@ -87,6 +87,12 @@ class DeviceLatencies:
         """What was measured of operations that multiply no matrices, by their families: here, or else on a device like it."""
         return self._read_curves("carried", "estimated") | self._read_curves("curves", "family")
 
+    @cached_property
+    def _marlin(self) -> MarlinCosts | None:
+        """What experts cost by Marlin; None where nobody measured it."""
+        file = self._folder / f"{MARLIN}.json"
+        return MarlinCosts.read(file) if file.is_file() else None
+
     def _read_curves(self, name: str, source: Source) -> dict[str, FamilyCurve]:
         file = self._folder / f"{name}.npz"
         if not file.is_file():
@@ -153,8 +159,8 @@ class DeviceLatencies:
         if len(known) < len(beside):
             return None
         if by_marlin(experts):
-            costs = self._folder / f"{MARLIN}.json"
-            return MarlinExperts(experts, MarlinCosts.read(costs), known) if costs.is_file() else None
+            costs = self._marlin
+            return None if costs is None or experts.dtype not in costs.weight_byte_ns else MarlinExperts(experts, costs, known)
         regressors = self.families(experts)
         return None if regressors is None else ExpertsFamily(experts, self.hardware, regressors[0], known)
 

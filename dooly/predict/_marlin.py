@@ -2,8 +2,8 @@
 
 A block takes as long however few of its rows are filled, so that blocks decide, not tokens. How many rows it has goes by the
 choices that fall on an expert of the rank on average: the smallest that these fill to less than nine tenths (vLLM 0.24,
-`fused_marlin_moe`). Costs are linear in what is read and moved: over all layouts of the two models in the imported tables they
-are 4 % off (median), where trees, which know two models' sizes alone, cannot tell a third's.
+`fused_marlin_moe`). Costs are linear in what is read and moved, so that they may tell a third model from the two in the imported
+tables: each of these by the costs of the other alone is 14 % off on an H100 (median; p90 32 %) and 15 % on an H200 (31 %).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from dooly.errors import InvalidInputError
+from dooly.predict._device_latencies import DeviceLatencies
+from dooly.predict._fit_hardware import device_folder
 from dooly.predict._kinds import Experts
 from dooly.predict._marlin import MarlinCosts, block_rows, dealt_blocks, expected_blocks, fit_marlin
 
@@ -86,3 +89,13 @@ def test_written_costs_are_read_again(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(InvalidInputError, match=r"experts\.json: holds no costs of experts"):
         MarlinCosts.read(file)
+
+
+def test_weights_that_no_table_has_are_of_no_family(tmp_path: Path) -> None:
+    """A device may have been measured over weights of one element type alone: those of another are missing, as all else is."""
+    with device_folder("h200") as folder:
+        shutil.copy(folder / "hardware.json", tmp_path)
+    replace(COSTS, weight_byte_ns={"w4a16": (3e-4,) * 5}).write(tmp_path / "experts-w4a16.json")
+    device = DeviceLatencies(tmp_path)
+    assert device._experts(SHAPE, ()) is None
+    assert device._experts(replace(SHAPE, dtype="w4a16"), ()) is not None
