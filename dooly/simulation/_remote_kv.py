@@ -61,6 +61,11 @@ class RemoteKV:
         if num_tokens := self._num_tokens.pop(request, 0):
             self._started.append(Load(request, num_tokens, num_tokens))
 
+    @property
+    def has_started(self) -> bool:
+        """Whether a load has begun that nobody asked about since: when it will have ended, nobody knows yet."""
+        return bool(self._started)
+
     def take_started(self) -> list[Load]:
         """Return the loads that have begun since this was asked last."""
         started, self._started = self._started, []

@@ -198,14 +198,17 @@ class Scheduler(RunningRequests):
         """Return a step in which every running request lacks one token, and how often it can be repeated.
 
         Until one finishes or the blocks run out, the next step serves the same requests: whatever kept the first waiting request
-        out (no slot, no budget, too few blocks) still does, as the free blocks only dwindle where none are recycled.
+        out (no slot, no budget, too few blocks) still does, as the free blocks only dwindle where none are recycled. A load
+        that this very step has begun may end in any that follows: of these, nothing is known yet.
         """
         computed = self._num_computed_tokens[requests]
         max_num_steps = 1
         may_admit = (
             (self._kv_cache.recycles or self._throttle.is_active) and self.waiting and self._running.size < self._config.num_seats
         )
-        if not may_admit and requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests]):
+        is_loading = self._remote is not None and self._remote.has_started
+        all_decode = requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests])
+        if all_decode and not may_admit and not is_loading:
             num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
             max_num_steps += self._kv_cache.steps_within(computed + 1, num_left - 1)
         return ScheduledStep(requests, granted, computed, [], max_num_steps)

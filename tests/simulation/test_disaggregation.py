@@ -30,9 +30,11 @@ from dooly.simulation import (
     simulate,
     simulate_disaggregated,
 )
+from dooly.simulation._scheduler import Scheduler
 
 if TYPE_CHECKING:
     from dooly.batch import Batch
+    from dooly.simulation._steps import ScheduledStep
 
 MS = 1_000_000
 AMPLE = SchedulerConfig(max_model_len=1000, num_kv_blocks=1001, max_num_seqs=4, max_num_batched_tokens=100)
@@ -174,6 +176,16 @@ SIDES = st.lists(CONFIGS, min_size=1, max_size=3)
 HOST = HostTimes(prepare_ns=100_000, whole_ns=900_000, pieces_ns=1_500_000, plain_ns=2_000_000)
 
 
+def test_a_load_ends_beside_decodes_that_go_on() -> None:
+    """The second is prefilled by 60; the decode at 65 starts its load, there by 70, and the one at 75 takes it in, until 85.
+
+    Over a free link it is there at 60, beside the decode that starts its load, and taken in by the next.
+    """
+    requests = workload((0, 10, 100), (50, 10, 100))
+    for transfer, first_ms in ((FIVE_MS, [25, 85]), (FREE, [20, 80])):
+        assert [first for _, first, _ in times_ms(served(requests, transfer=transfer))] == first_ms
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     spec=SPECS,
@@ -216,6 +228,44 @@ def test_each_request_is_served_once(  # noqa: PLR0913 - what a fleet is made of
         for row in fleet.result.rows:
             assert sum(r.arrival_s <= row.arrival_s < r.finish_s for r in fleet.result.rows) <= requests.concurrency
     assert sum(len(run.ends_ns) for log in logs for run in log.runs) == fleet.result.num_steps
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    spec=SPECS,
+    sides=st.tuples(SIDES, SIDES),
+    router=st.sampled_from([RoundRobin, LeastLoaded, PrefixAware, VllmBalancing]),
+    transfer=st.sampled_from([FREE, FIVE_MS, KVTransfer(1, 1e9, 3 * MS)]),
+    passes_first_token=st.booleans(),
+    host=st.sampled_from([None, HOST]),
+)
+def test_decodes_taken_together_take_the_same_time(  # noqa: PLR0913 - what a fleet is made of
+    spec: str,
+    sides: tuple[list[SchedulerConfig], list[SchedulerConfig]],
+    router: type[RoundRobin],
+    transfer: KVTransfer,
+    *,
+    passes_first_token: bool,
+    host: HostTimes | None,
+) -> None:
+    """A fleet that takes every step alone finds the same times, the same gaps between tokens and the same places."""
+    requests, schedule = parse_workload(spec), Scheduler.schedule
+    first, second = ([Replica(ByTokens(), config, host) for config in configs] for configs in sides)
+
+    def one_at_a_time(scheduler: Scheduler) -> ScheduledStep:
+        return replace(schedule(scheduler), max_num_steps=1)
+
+    def serve() -> FleetResult:
+        return simulate_disaggregated(requests, first, second, transfer, router, passes_first_token=passes_first_token)
+
+    together = serve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "schedule", one_at_a_time)
+        alone = serve()
+    assert together.result.rows == alone.result.rows
+    assert together.placements == alone.placements
+    assert together.result.summary()["itl_s"] == alone.result.summary()["itl_s"]
+    assert together.result.num_steps == alone.result.num_steps
 
 
 @settings(deadline=None, max_examples=50)
