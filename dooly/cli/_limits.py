@@ -54,9 +54,11 @@ def judge_limits(summary: Mapping[str, Any], limits_s: Mapping[str, float]) -> d
         summary: What `SimulationResult.summary` returns.
         limits_s: Limits in seconds by metric and statistic, as `parse_limits` returns them.
     """
+    from dooly.searching import share_of_limit
+
     found = {}
     for name, limit_s in limits_s.items():
         metric, _, statistic = name.rpartition("_")
         value_s = summary[f"{metric}_s"][statistic]
-        found[name] = {"limit_s": limit_s, "value_s": value_s, "met": value_s is not None and value_s <= limit_s}
+        found[name] = {"limit_s": limit_s, "value_s": value_s, "met": share_of_limit(value_s, limit_s) <= 1}
     return found

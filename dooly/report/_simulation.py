@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dooly.report._page import chart, table, write_page
 from dooly.report._run_charts import METRICS, draw_kv_cache, draw_latencies, draw_requests
 from dooly.report._step_shares import draw_step_shares, step_shares
+from dooly.searching import share_of_limit
 from dooly.simulation import SimulationResult
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _judged(runs: Mapping[str, SimulationResult], limits_s: Mapping[str, float])
         metric, _, statistic = name.partition("_")
         for run in runs.values():
             value = run.summary()[f"{metric}_s"][statistic]
-            judged = "met" if (value or 0.0) <= limit_s else "missed"
+            judged = "met" if share_of_limit(value, limit_s) <= 1 else "missed"
             shown = "-" if value is None else f"{1e3 * value:.1f} ms"
             lines.append(f"<p>{metric.upper()} {statistic.upper()}: {shown}, at most {1e3 * limit_s:g} ms: <b>{judged}</b></p>")
     return lines

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dooly.searching._candidate import Candidate, combine
 from dooly.searching._evaluation import Evaluation, evaluate
-from dooly.searching._limits import LIMITED, check_limits, room
+from dooly.searching._limits import LIMITED, check_limits, room, share_of_limit
 from dooly.searching._load import Load, read_load
 from dooly.searching._rates import index_up_to, rate_at
 from dooly.searching._result import FoundCandidate, SearchResult
@@ -28,4 +28,5 @@ __all__ = [
     "read_load",
     "room",
     "search",
+    "share_of_limit",
 ]

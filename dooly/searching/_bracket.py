@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dooly.searching._limits import room
+from dooly.searching._limits import room, share_of_limit
 from dooly.searching._rates import RATES_PER_DECADE, index_up_to, rate_at
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Bracket:
         else:
             self.ceiling, self._stride = index, 2 * self._stride
         if self.met is None and self.ceiling <= self.saturated - 1 - _DEPTH:
-            name = max(self._limits, key=lambda key: (found.latencies_s[key] or 0.0) / self._limits[key])
+            name = max(self._limits, key=lambda key: share_of_limit(found.latencies_s[key], self._limits[key]))
             self.reason = (
                 f"misses {name} at every rate: {found.latencies_s[name]:.4g} s even at {found.rate:g} requests a second, "
                 f"allowed are {self._limits[name]:.4g} s"

@@ -33,9 +33,14 @@ def check_limits(limits: Mapping[str, float]) -> None:
             raise InvalidInputError(f"limits: {name} must be a positive finite number of seconds, got {limit_s}")
 
 
-def room(latencies_s: Mapping[str, float | None], limits: Mapping[str, float]) -> float:
-    """Return the largest latency as a fraction of its limit: at most 1 where all limits are met.
+def share_of_limit(value_s: float | None, limit_s: float) -> float:
+    """Return a latency as a fraction of its limit, both in seconds: at most 1 where the limit is met.
 
-    A latency that no request has, as TPOT where all ask for one token, meets every limit.
+    A latency that no request has, None, as TPOT where all ask for one token, meets every limit.
     """
-    return max((latencies_s[name] or 0.0) / limit_s for name, limit_s in limits.items())
+    return 0.0 if value_s is None else value_s / limit_s
+
+
+def room(latencies_s: Mapping[str, float | None], limits: Mapping[str, float]) -> float:
+    """Return the largest latency as a fraction of its limit: at most 1 where all limits are met."""
+    return max(share_of_limit(latencies_s[name], limit_s) for name, limit_s in limits.items())

@@ -82,7 +82,7 @@ def test_a_simulation_leaves_a_page_and_a_trace(tmp_path: Path, dooly: Callable[
 
 
 def test_limits_are_judged_where_there_is_no_page(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
-    """Each limit has a line and an entry in JSON; a time without its unit might be meant in either, and is refused."""
+    """Each limit has a line and an entry in JSON; one on what no request has is met; a time without its unit is refused."""
     file = tmp_path / "r.json"
     arguments = ("simulate", "llama-3.1-8b", "--hardware", "h200", "--workload", "poisson:rate=9,requests=3,prompt=16,output=3")
     code, out, _ = dooly(*arguments, "--slo", "ttft-p90=1us", "--slo", "e2e-mean=10s", "--json", file)
@@ -92,6 +92,8 @@ def test_limits_are_judged_where_there_is_no_page(tmp_path: Path, dooly: Callabl
     found = json.loads(file.read_text())["slo"]
     assert {name: judged["met"] for name, judged in found.items()} == {"ttft_p90": False, "e2e_mean": True}
     assert found["ttft_p90"]["limit_s"] == pytest.approx(1e-6)
+    single = (*arguments[:-1], "poisson:rate=9,requests=3,prompt=16,output=1")
+    assert "tpot-p90: no request has it, limit 1 ms: met" in dooly(*single, "--slo", "tpot-p90=1ms")[1]
     code, _, err = dooly(*arguments, "--slo", "ttft-p90=500")
     assert (code, err.count("\n")) == (2, 1)
     assert "'500' is no time with its unit; write 500ms or 0.5s" in err
