@@ -26,23 +26,30 @@ def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None
 
     Args:
         texts: As `--slo` takes them.
-        named: Times by the names that have flags of their own; those without one are left out.
+        named: Times by the names that have flags of their own, in seconds where they have no unit; those without one are left
+            out.
     """
     from dooly.searching import check_limits
 
-    pairs = [(name, time) for name, time in (named or {}).items() if time is not None]
-    pairs += [(name.strip().replace("-", "_"), time.strip()) for name, _, time in (text.partition("=") for text in texts or ())]
-    limits_s = {name: _seconds(name, time) for name, time in pairs}
+    limits_s = {name: _seconds(name, time, _UNITS | {"": 1.0}) for name, time in (named or {}).items() if time is not None}
+    for name, time in (_split(text) for text in texts or ()):
+        limits_s[name] = _seconds(name, time, _UNITS)
     if limits_s:
         check_limits(limits_s)
     return limits_s
 
 
-def _seconds(name: str, text: str) -> float:
-    """Return the seconds of a time such as `0.5s` or `500ms`; a number alone might be meant in either."""
-    unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
+def _split(text: str) -> tuple[str, str]:
+    """Return the name and the time of a limit such as `ttft-p90=500ms`."""
+    name, _, time = text.partition("=")
+    return name.strip().replace("-", "_"), time.strip()
+
+
+def _seconds(name: str, text: str, units: Mapping[str, float]) -> float:
+    """Return the seconds of a time such as `0.5s` or `500ms`; a number alone might be meant in either, unless units say so."""
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
     try:
-        return float(text.removesuffix(unit or "")) * _UNITS[unit or ""]
+        return float(text.removesuffix(unit)) * units[unit]
     except (KeyError, ValueError) as error:
         raise typer.BadParameter(f"{name}: {text!r} is no time with its unit; write 500ms or 0.5s") from error
 

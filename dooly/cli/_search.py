@@ -34,7 +34,7 @@ def search(  # noqa: PLR0913 - one argument an option
         ),
     ],
     ttft_p90: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Time to first token of 90 % at most, as 0.5 or 500ms.")
+        str | None, typer.Option(metavar="TIME", help="Time to first token of 90 % at most, as 0.5, in seconds, or 500ms.")
     ] = None,
     tpot_p90: Annotated[str | None, typer.Option(metavar="TIME", help="Time per output token of 90 % at most.")] = None,
     slo: LimitTexts = None,

@@ -125,6 +125,16 @@ def test_what_was_left_out_of_a_file_is_told(tmp_path: Path, dooly: Callable[...
     assert "1 failed request without response tokens left out" in err
 
 
+def test_a_number_alone_is_seconds_where_a_limit_has_its_flag(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """The flags of the two limits that every search has take 0.1 as well as 100ms; behind --slo a time has its unit."""
+    file = tmp_path / "found.json"
+    limits = ("--ttft-p90", "0.1", "--tpot-p90", "1.5e-2")
+    code, _, _ = dooly("search", "llama-3.1-8b", *WORKLOAD, *limits, "--processes", 1, "--json", file)
+    assert (code, json.loads(file.read_text())["limits_s"]) == (0, {"ttft_p90": 0.1, "tpot_p90": 0.015})
+    code, _, err = dooly("search", "llama-3.1-8b", *WORKLOAD, "--slo", "ttft-p90=0.1")
+    assert (code, "'0.1' is no time with its unit" in err) == (2, True)
+
+
 def test_where_nothing_meets_the_limits_that_is_told(dooly: Callable[..., tuple[int, str, str]]) -> None:
     """A limit below what a request alone takes gives no table, but what the latency is without load."""
     workload = ("--workload", "poisson:requests=3,prompt=16,output=2")
