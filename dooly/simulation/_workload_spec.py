@@ -103,7 +103,7 @@ def _drawn(text: str, options: dict[str, str]) -> Workload:
     stages = _stages(text, options.get("rate", "inf"))
     given, options = set(options), _DRAWN | _TURNS | options
     prompt, output = _lengths(text, options, "prompt"), _lengths(text, options, "output")
-    seed, cv = _number(text, options, "seed", int), _number(text, options, "cv", float)
+    seed, cv = _seed(text, options), _number(text, options, "cv", float)
     arrivals_ns = np.empty(0, np.int64)
     if stages:
         if "requests" in given:
@@ -156,6 +156,14 @@ def _number(text: str, options: dict[str, str], key: str, convert: type[NumberT]
         return convert(options[key])
     except ValueError as error:
         raise WorkloadError(f"workload {text!r}: {key} must be a number ({convert.__name__}), got {options[key]!r}") from error
+
+
+def _seed(text: str, options: Mapping[str, str]) -> int:
+    """Return the seed; 0 where none is given."""
+    seed = _number(text, {"seed": "0", **options}, "seed", int)
+    if seed < 0:
+        raise WorkloadError(f"workload {text!r}: seed must be at least 0, got {seed}")
+    return seed
 
 
 def _seconds(text: str, options: dict[str, str], key: str) -> float:
@@ -220,7 +228,7 @@ def _trace(text: str, options: dict[str, str]) -> Workload:
         return replace(trace, description=text)
     if "speed" in options:
         raise WorkloadError(f"workload {text!r}: speed has no effect on arrivals at a rate; drop one of the two")
-    rng = np.random.default_rng(_number(text, {"seed": "0", **options}, "seed", int))
+    rng = np.random.default_rng(_seed(text, options))
     arrivals_ns = draw_arrivals_ns(len(trace.requests), _number(text, options, "rate", float), 1.0, rng)
     requests = as_columns(Request, trace.requests, PLAIN)
     in_file_order = requests.take(np.argsort(requests.column("request_id"), kind="stable"))
@@ -236,7 +244,7 @@ def _sharegpt(text: str, options: dict[str, str]) -> Workload:
     kept = usual[:limit]
     if not kept or (limit is not None and len(kept) < limit):
         raise WorkloadError(f"workload {text!r}: the file holds only {len(kept)} such conversations; lower requests={limit}")
-    rng = np.random.default_rng(_number(text, {"seed": "0", **options}, "seed", int))
+    rng = np.random.default_rng(_seed(text, options))
     arrivals_ns = draw_arrivals_ns(len(kept), _number(text, options, "rate", float), 1.0, rng)
     think_ns = round(_seconds(text, {"think": "0", **options}, "think") * NS_PER_S)
     requests: list[Request] = []

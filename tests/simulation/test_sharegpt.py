@@ -64,6 +64,7 @@ def test_whole_conversations(tokenizer: Path) -> None:
         ({"a": 1}, {}, "must hold a list of conversations, got dict"),
         ([{"messages": []}], {}, "entry 0: must be"),
         ([conversation(10, 20)], {"requests": 2}, "holds only 1 such conversations; lower requests=2"),
+        ([conversation(10, 20)], {"seed": -1}, "seed must be at least 0, got -1"),
         ([conversation(10, 20)], {"turns": 2}, "unknown key 'turns'"),
     ],
 )

@@ -104,6 +104,8 @@ def test_path_is_read_as_a_file(trace: Path) -> None:
         ("poisson:rate=1,prompt=3,output=4,turns=2,think=-1", "think must be a number of seconds, at least 0, got '-1'"),
         ("closed:concurrency=2,prompt=3,output=4,turns=2", "unknown key 'turns'"),
         ("poisson:rate=1,prompt=3,output=4,prefix=-1", "prefix must be at least 0 tokens, and prefixes at least 1, got -1 and 1"),
+        ("poisson:rate=1,prompt=3,output=4,seed=-1", "seed must be at least 0, got -1"),
+        ("constant:rate=1x9,prompt=3,output=4,seed=-1", "seed must be at least 0, got -1"),
         ("poisson:rate=1,prompt=3,output=4,prefix=9,prefixes=0", "prefixes at least 1, got 9 and 0"),
     ],
 )
@@ -119,6 +121,8 @@ def test_azure_refuses_what_it_would_have_to_ignore(trace: Path) -> None:
         parse_workload(f"azure:path={trace},requests=6")
     with pytest.raises(WorkloadError, match="seed has no effect"):
         parse_workload(f"azure:path={trace},seed=1")
+    with pytest.raises(WorkloadError, match="seed must be at least 0, got -1"):
+        parse_workload(f"azure:path={trace},rate=1,seed=-1")
     with pytest.raises(WorkloadError, match="speed has no effect on arrivals at a rate"):
         parse_workload(f"trace:path={trace},rate=1,speed=2")
     with pytest.raises(WorkloadError, match="start must be at least 0 s and before end, got 3 and 2"):
