@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dooly.errors import InvalidInputError, WorkloadError
@@ -24,13 +25,15 @@ class Exchange(NamedTuple):
     num_output_tokens: int
 
 
-def read_sharegpt(path: Path, tokenizer: Path, limit: int | None) -> list[list[Exchange]]:
-    """Read conversations, each as its exchanges in order; those are left out that begin with no question and answer.
+def read_sharegpt(path: Path, tokenizer: Path, num_exchanges: int | None = None) -> Iterator[list[Exchange]]:
+    """Yield conversations, each as its exchanges in order; those are left out that begin with no question and answer.
+
+    Texts are counted as they are asked for.
 
     Args:
         path: JSON: a list of `{"conversations": [{"from": "human"|"gpt", "value": TEXT}, ...]}`.
         tokenizer: A `tokenizer.json` of Hugging Face's tokenizers, or a folder that holds one.
-        limit: Keep only that many conversations, the first in the file.
+        num_exchanges: Count only so many of each conversation, the first.
 
     Raises:
         WorkloadError: A file cannot be read, or is of no such form.
@@ -43,13 +46,9 @@ def read_sharegpt(path: Path, tokenizer: Path, limit: int | None) -> list[list[E
         raise WorkloadError(f"{path}: cannot be read as ShareGPT's JSON ({error}); give a list of conversations") from error
     if not isinstance(found, list):
         raise WorkloadError(f"{path}: must hold a list of conversations, got {type(found).__name__}")
-    kept: list[list[Exchange]] = []
     for number, entry in enumerate(found):
-        if limit is not None and len(kept) == limit:
-            break
-        if exchanges := list(_exchanges(f"{path}: entry {number}", entry, count)):
-            kept.append(exchanges)
-    return kept
+        if exchanges := list(islice(_exchanges(f"{path}: entry {number}", entry, count), num_exchanges)):
+            yield exchanges
 
 
 def is_usual(exchange: Exchange) -> bool:

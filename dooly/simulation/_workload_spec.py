@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dooly.simulation._lengths import Lengths
+    from dooly.simulation._sharegpt import Exchange
 
 NumberT = TypeVar("NumberT", int, float)
 
@@ -238,11 +239,21 @@ def _trace(text: str, options: dict[str, str]) -> Workload:
 def _sharegpt(text: str, options: dict[str, str]) -> Workload:
     """Return first exchanges, or with a pause given whole conversations, that arrive at random."""
     limit = _number(text, options, "requests", int) if "requests" in options else None
+    if limit is not None and limit < 1:
+        raise WorkloadError(f"workload {text!r}: requests must be at least 1, got {limit}")
     path, whole = Path(options["path"]), "think" in options
-    found = read_sharegpt(path, Path(options["tokenizer"]), limit=None)
-    usual = found if whole else [exchanges[:1] for exchanges in found if is_usual(exchanges[0])]
-    kept = usual[:limit]
-    if not kept or (limit is not None and len(kept) < limit):
+    kept: list[list[Exchange]] = []
+    left_out = 0
+    for exchanges in read_sharegpt(path, Path(options["tokenizer"]), None if whole else 1):
+        if whole or is_usual(exchanges[0]):
+            kept.append(exchanges)
+        else:
+            left_out += 1
+        if len(kept) == limit:
+            break
+    if not kept:
+        raise WorkloadError(f"workload {text!r}: the file holds no such conversation; give another")
+    if limit is not None and len(kept) < limit:
         raise WorkloadError(f"workload {text!r}: the file holds only {len(kept)} such conversations; lower requests={limit}")
     rng = np.random.default_rng(_seed(text, options))
     arrivals_ns = draw_arrivals_ns(len(kept), _number(text, options, "rate", float), 1.0, rng)
@@ -254,6 +265,5 @@ def _sharegpt(text: str, options: dict[str, str]) -> Workload:
             turn = Turn(conversation, before, think_ns if before is not None else 0) if whole else None
             requests.append(Request(len(requests), arrival_ns, history + prompt, output, turn=turn))
             history, before = history + prompt + output, requests[-1].request_id
-    left_out = len(found) - len(usual)
     note = f"{path}: {left_out} conversations left out whose first exchange is shorter or longer than `vllm bench serve` takes"
     return Workload(tuple(requests), text, notes=(note,) if left_out else ())

@@ -64,6 +64,8 @@ def test_whole_conversations(tokenizer: Path) -> None:
         ({"a": 1}, {}, "must hold a list of conversations, got dict"),
         ([{"messages": []}], {}, "entry 0: must be"),
         ([conversation(10, 20)], {"requests": 2}, "holds only 1 such conversations; lower requests=2"),
+        ([conversation(10, 20)], {"requests": -1}, "requests must be at least 1, got -1"),
+        ([], {}, "the file holds no such conversation; give another"),
         ([conversation(10, 20)], {"seed": -1}, "seed must be at least 0, got -1"),
         ([conversation(10, 20)], {"turns": 2}, "unknown key 'turns'"),
     ],
@@ -72,6 +74,14 @@ def test_what_is_none_is_refused(tokenizer: Path, entries: object, options: dict
     """The message names the place and the rule."""
     with pytest.raises(WorkloadError, match=message):
         parse_workload(spec(tokenizer, entries, **options))
+
+
+def test_reading_stops_where_there_are_enough(tokenizer: Path) -> None:
+    """What lies behind the conversations asked for is not looked at: an entry that is none does no harm, nor is it counted."""
+    entries = [conversation(3, 9), conversation(10, 20), {"messages": []}, conversation(3, 9)]
+    served = parse_workload(spec(tokenizer, entries, requests=1))
+    assert [(r.num_prompt_tokens, r.num_output_tokens) for r in served.requests] == [(10, 20)]
+    assert ": 1 conversations left out" in served.notes[0]
 
 
 def test_a_tokenizer_that_is_none(tokenizer: Path) -> None:
