@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from dooly.simulation import RequestTimes, SimulationResult
+from dooly.simulation._senders import Senders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dooly.engines import Engine
     from dooly.simulation import Workload
@@ -30,13 +32,19 @@ class StepRun:
 
 
 class RealRun:
-    """One pass of a workload through a running engine: send what has arrived, run a step, note the tokens."""
+    """One pass of a workload through a running engine: send what has arrived, run a step, note the tokens.
+
+    The same senders as the simulator's decide what is sent when: at times, or when other requests have ended.
+    """
 
     def __init__(self, engine: Engine, workload: Workload, progress: Callable[[int], None] = lambda _done: None) -> None:
         self._engine = engine
         self._requests = workload.requests
-        self._concurrency = workload.concurrency
-        self._arrival: list[float] = [r.arrival_ns / 1e9 for r in workload.requests]
+        self._is_closed_loop = workload.concurrency is not None
+        self._senders = Senders(workload)
+        self._arrival = [0.0] * len(workload.requests)
+        self._due: list[tuple[float, int]] = []
+        """A heap: when each request arrives that was not sent, in seconds, and its place."""
         self._prompts = [engine.prompt(r.num_prompt_tokens) for r in workload.requests]
         self._progress = progress
         self._places: dict[str, int] = {}
@@ -46,14 +54,12 @@ class RealRun:
 
     def run(self) -> SimulationResult:
         """Serve the workload, and return each request's times in seconds from the start of the run."""
-        steps = sent = 0
+        steps = 0
         preempted = self._engine.num_preemptions
+        self._expect(self._senders.first())
         self._origin = time.perf_counter()
-        while sent < len(self._requests) or self._engine.has_unfinished_requests():
-            while sent < len(self._requests) and self._may_send(sent):
-                name = self._engine.add(self._prompts[sent], self._requests[sent].num_output_tokens)
-                self._places[name] = sent
-                sent += 1
+        while self._due or self._engine.has_unfinished_requests():
+            self._send_due()
             if not self._engine.has_unfinished_requests():
                 time.sleep(_IDLE_S)
                 continue
@@ -62,25 +68,32 @@ class RealRun:
             self._progress(len(self._finish))
         return SimulationResult(self._rows(), steps, self._engine.num_preemptions - preempted, self._now())
 
-    def _may_send(self, place: int) -> bool:
-        """Tell whether a request is due: its time has come, or in a closed loop, a user has no request under way."""
-        if self._concurrency is None:
-            return self._arrival[place] <= self._now()
-        if place - len(self._finish) >= self._concurrency:
-            return False
-        self._arrival[place] = self._now()
-        return True
+    def _expect(self, requests: Iterable[tuple[int, int]]) -> None:
+        """Note requests that will arrive, by their places, and when in nanoseconds."""
+        for place, arrival_ns in requests:
+            heappush(self._due, (arrival_ns / 1e9, place))
+
+    def _send_due(self) -> None:
+        """Send what has arrived. In a closed loop that is when it is sent: a user has no request under way."""
+        while self._due and self._due[0][0] <= self._now():
+            due, place = heappop(self._due)
+            self._arrival[place] = self._now() if self._is_closed_loop else due
+            name = self._engine.add(self._prompts[place], self._requests[place].num_output_tokens)
+            self._places[name] = place
 
     def _step(self) -> None:
         begin = self._now()
         outputs = self._engine.step()
         end = self._now()
         self._steps.append((begin, end, self._engine.scheduler_outputs()))
+        finished = []
         for output in outputs:
             place = self._places[output.request_id]
             self._first.setdefault(place, end)
             if output.finished:
                 self._finish[place] = end
+                finished.append(place)
+        self._expect(self._senders.next(finished, round(end * 1e9)))
 
     def steps(self) -> tuple[StepRun, ...]:
         """Return when each step ran and what it worked on, requests by their place in the workload."""

@@ -135,8 +135,13 @@ def validate_kept(
     Raises:
         MissingOperationError: The store lacks the model in that environment, or an operation of it.
         InvalidInputError: The runs served another workload or another number of KV blocks than the settings give, or ran on
-            another device than `hardware`.
+            another device than `hardware`; or the workload has conversations, of whose turns kept runs do not say who waited.
     """
+    if any(request.turn for request in workload.requests):
+        raise InvalidInputError(
+            f"--workload: {workload.description} has conversations, whose turns kept runs do not hold; leave turns out, or "
+            "validate on the engine, without --real"
+        )
     timed = workload.concurrency is None
     asked = [(r.arrival_ns / 1e9 if timed else 0.0, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
     if asked != [(arrival_s if timed else 0.0, *lengths) for arrival_s, *lengths in kept.requests]:

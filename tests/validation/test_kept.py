@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from dbstore import Environment
 from dooly.batch import Batch
-from dooly.engines import ServingConfig
+from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes
-from dooly.simulation import RequestTimes, SimulationResult
-from dooly.validation import KeptRuns, ServedRun, StepRun, read_runs, step_report, write_runs
+from dooly.simulation import RequestTimes, SimulationResult, parse_workload
+from dooly.validation import KeptRuns, ServedRun, StepRun, read_runs, step_report, validate_kept, write_runs
 from dooly.validation._kept import _changes, _steps
 from dooly.validation._steps import _steps_ahead
 
@@ -93,6 +93,13 @@ def test_runs_that_cannot_be_judged_by_are_refused(tmp_path: Path) -> None:
     path.write_bytes(lzma.compress(json.dumps(json.loads(lzma.decompress(path.read_bytes())) | {"runs": []}).encode()))
     with pytest.raises(InvalidInputError, match=r"runs.json.xz: holds no kept runs .*no run"):
         read_runs(path)
+
+
+def test_conversations_are_not_judged_by_kept_runs() -> None:
+    """A file does not say which requests waited for others."""
+    workload = parse_workload("poisson:rate=1,requests=4,prompt=8,output=2,turns=2,think=1")
+    with pytest.raises(InvalidInputError, match="has conversations, whose turns kept runs do not hold"):
+        validate_kept(find_model("smollm2-135m"), None, workload, _kept(()), "h200")
 
 
 class Law:
