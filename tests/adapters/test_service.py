@@ -308,6 +308,63 @@ def test_a_store_that_is_written_while_it_is_read_is_read_again(
     assert slot.served is first
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError("connection reset by peer"), KeyError("relative_error")])
+def test_a_store_that_could_not_be_read_once_is_read_again(
+    place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A share that was away tells nothing of what it holds, nor does an error that nobody foresaw: both are tried again."""
+    slot = ModelSlot(model, small, store=str(place))
+    first, load = slot.served, slot._load
+    _faster(place, Store.open(place))
+
+    def once(_fingerprint: str | None) -> Any:  # noqa: ANN401 - as it loads
+        monkeypatch.setattr(slot, "_load", load)
+        raise error
+
+    monkeypatch.setattr(slot, "_load", once)
+    assert [slot.refresh(), slot.refresh()] == [False, False]
+    assert slot.served is first
+    assert str(error) in (slot.refusal or "")
+    assert slot.refresh()
+    assert slot.served is not first
+    assert slot.refusal is None
+
+
+def test_what_is_refused_for_its_content_is_not_read_again(
+    place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it changes: reading takes seconds, and would end as before."""
+    slot, reads = ModelSlot(model, small, store=str(place)), []
+    _faster(place, Store.open(place))
+
+    def refused(fingerprint: str | None) -> Any:  # noqa: ANN401 - as it loads
+        reads.append(fingerprint)
+        raise InvalidInputError("records: none is of this model; profile it")
+
+    monkeypatch.setattr(slot, "_load", refused)
+    assert not any(slot.refresh() for _ in range(5))
+    assert len(reads) == 1
+    assert slot.refusal == "records: none is of this model; profile it"
+
+
+def test_the_watch_outlives_errors_that_nobody_foresaw(
+    place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that fails is told as a store's refusal, and the next one finds the store as it was."""
+    slot, look = ModelSlot(model, small, store=str(place)), ModelSlot._look
+
+    def broken(_self: ModelSlot) -> str | None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    with TestClient(create_app(slot, ServiceLimits(reload_s=0.02))) as client:
+        for place_look, told in ((broken, "ZeroDivisionError: nobody foresaw this"), (look, None)):
+            monkeypatch.setattr(ModelSlot, "_look", place_look)
+            until = time.monotonic() + 30
+            while client.get("/status").json()["store_refused"] != told:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+
+
 def test_the_service_watches_its_store(place: Path, model: ModelSource, small: ServingConfig) -> None:
     """In the background, while it answers."""
     slot = ModelSlot(model, small, store=str(place))

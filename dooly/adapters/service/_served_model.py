@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from dbstore import Store, StoreError
+from dbstore import DamagedRecordError, InvalidRecordError, SchemaVersionError, Store, StoreError
 from dooly.adapters.service._server_state import ServerState, server_latencies
 from dooly.batch import Batch
 from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dooly.simulation import SchedulerConfig
 
 _log = logging.getLogger("dooly.serve")
+_BY_CONTENT = (DoolyError, DamagedRecordError, InvalidRecordError, SchemaVersionError)
+"""What reading the same content once more would raise again; all else, as a share that is away, is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +97,45 @@ class ModelSlot:
         return self._store is not None
 
     def refresh(self) -> bool:
-        """Look at the store, and take what it holds if it changed and rests; tell whether another model is served since."""
+        """Look at the store, and take what it holds if it changed and rests; tell whether another model is served since.
+
+        It raises nothing: whatever keeps the store from being served is in `refusal`, and the next look tries again.
+        """
         try:
-            found = self._look()
-            rests, self._seen = found == self._seen, found
-            if found == self.served.fingerprint:
-                self.refusal = None
-                return False
-            if not rests or found == self._refused:
-                return False
-            loaded = self._load(found)
-            if self._look() != found:
-                return False
+            loaded = self._changed()
         except (DoolyError, StoreError, OSError) as error:
             self._refuse(str(error))
-            self._refused = self._seen
+            return False
+        except Exception as error:  # noqa: BLE001 - the boundary: the watch goes on, whatever a store holds
+            self._refuse(f"{type(error).__name__}: {error}", of_our_own=True)
+            return False
+        if loaded is None:
             return False
         self.served, self.refusal = loaded, None
         _log.info("%s: read again, serving what it holds now", self._store)
         return True
 
-    def _refuse(self, reason: str) -> None:
-        """Keep the model that there is, and say why once."""
+    def _changed(self) -> ServedModel | None:
+        """Return another model where the store changed and rests; content that was refused is not read again."""
+        found = self._look()
+        rests, self._seen = found == self._seen, found
+        if found == self.served.fingerprint:
+            self.refusal = None
+            return None
+        if not rests or found == self._refused:
+            return None
+        try:
+            loaded = self._load(found)
+        except _BY_CONTENT:
+            self._refused = found
+            raise
+        return loaded if self._look() == found else None
+
+    def _refuse(self, reason: str, *, of_our_own: bool = False) -> None:
+        """Keep the model that there is, and say why once; with the traceback where the error is of our own."""
         if reason != self.refusal:
-            _log.warning("%s: changed and cannot be served; serving what it held before: %s", self._store, reason)
+            message = "%s: changed and cannot be served; serving what it held before: %s"
+            _log.warning(message, self._store, reason, exc_info=of_our_own)
         self.refusal = reason
 
     def _look(self) -> str | None:
