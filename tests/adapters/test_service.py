@@ -84,6 +84,19 @@ def test_bulk_keeps_the_order_and_tells_what_fails(client: TestClient) -> None:
     assert client.post("/predict/bulk/strict", json={"requests": requests[::2]}).json()["successful_predictions"] == 2
 
 
+def test_all_or_none_goes_by_what_was_measured_too(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may take prompts in larger steps than were measured: one of them refuses all."""
+    config = replace(slot.served.config, max_num_batched_tokens=512)
+    monkeypatch.setattr(slot, "served", replace(slot.served, config=config))
+    alone = STATE | {"num_request_waiting": 0}
+    body = {"requests": [alone, alone | {"input_token_length": 400}]}
+    with TestClient(create_app(slot)) as client:
+        answer = client.post("/predict/bulk/strict", json=body)
+        assert client.post("/predict/bulk", json=body).json()["failed_predictions"] == 1
+    assert answer.status_code == 422
+    assert "128" in answer.json()["detail"]
+
+
 def test_step_prices_batches(client: TestClient, slot: ModelSlot) -> None:
     """Each is `LatencyModel.step`, with its parts where they are asked for."""
     batches = [
