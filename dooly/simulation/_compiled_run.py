@@ -10,9 +10,12 @@ from dooly.simulation._columns import column
 from dooly.simulation._compiled_state import new_state, settings_of
 from dooly.simulation._counted_kv_cache import CountedKVCache
 from dooly.simulation._make_kv_cache import make_kv_cache, refuse_too_long
+from dooly.simulation._timeline import refuse_unfinished
 from dooly.simulation._token_gaps import GapCounts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from dooly.simulation._compiled_state import LoopState
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._token_gaps import TokenGaps
-    from dooly.simulation._workload import Workload
+    from dooly.simulation._workload import Request, Workload
 
     Longs = npt.NDArray[np.int64]
 
@@ -56,7 +59,7 @@ def serve_compiled(
     limits them further, and the cache goes by counts.
 
     Raises:
-        WorkloadError: A request is too long for the model or the KV cache.
+        WorkloadError: A request is too long for the model or the KV cache, or can never finish.
         OutOfDomainError: A step cannot be priced.
     """
     requests = workload.requests
@@ -84,7 +87,7 @@ def serve_compiled(
         gaps.add(found["gap_ns"].copy(), found["count"].copy())
         engine["num_gaps"] = 0
         if reason == REFUSED:
-            _refuse(state, latency)
+            _refuse(requests, state, latency)
     latency.account(state.priced_ns)
     times = (state.requests[f"{name}_ns"] for name in ("arrival", "scheduled", "first_token", "finish"))
     num_steps, num_preemptions, host_wait_ns = (int(engine[name]) for name in ("num_steps", "num_preemptions", "host_wait_ns"))
@@ -92,8 +95,10 @@ def serve_compiled(
     return Served(arrival_ns, scheduled_ns, first_token_ns, finish_ns, num_steps, num_preemptions, host_wait_ns, gaps.total())
 
 
-def _refuse(state: LoopState, latency: SheetBackend) -> None:
-    """Raise what the backend says of a step that its sheet cannot price."""
+def _refuse(requests: Sequence[Request], state: LoopState, latency: SheetBackend) -> None:
+    """Raise what the backend says of a step that its sheet cannot price, or that no step has room for what waits."""
+    if not state.engine["num_scheduled"]:
+        refuse_unfinished(requests, state.requests["finish_ns"])
     places = state.places[: int(state.engine["num_scheduled"])]
     computed = state.requests["computed"][places["scheduled"]]
     batch = Batch(tuple(places["granted"].tolist()), tuple(computed.tolist()))

@@ -69,9 +69,10 @@ class SchedulerConfig:
                 f"SchedulerConfig: max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
                 f"max_num_seqs {self.max_num_seqs}; raise the first or lower the second"
             )
-        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+        if not self.enable_chunked_prefill and self.token_budget < self.max_model_len:
+            name = "max_num_batched_tokens" if self.max_num_scheduled_tokens is None else "max_num_scheduled_tokens"
             raise InvalidInputError(
-                f"SchedulerConfig: without chunked prefill max_num_batched_tokens {self.max_num_batched_tokens} must be at least "
+                f"SchedulerConfig: without chunked prefill {name} {self.token_budget} must be at least "
                 f"max_model_len {self.max_model_len}; raise it or enable chunked prefill"
             )
         if not 0 <= self.long_prefill_token_threshold <= self.max_model_len:

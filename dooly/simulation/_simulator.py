@@ -16,7 +16,7 @@ from dooly.simulation._make_scheduler import make_scheduler
 from dooly.simulation._replica import EngineReplica
 from dooly.simulation._results import SimulationResult, times_as_columns
 from dooly.simulation._senders import Senders
-from dooly.simulation._timeline import Timeline
+from dooly.simulation._timeline import Timeline, refuse_unfinished
 from dooly.simulation._workload import NS_PER_S, Workload
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def simulate(
 
     Raises:
         InvalidInputError: `workload` is none.
-        WorkloadError: A request is too long for the model or the KV cache; nothing is simulated then.
+        WorkloadError: A request is too long for the model or the KV cache, and nothing is simulated; or it can never finish.
         DoolyError: Whatever `latency` raises for a step that it cannot price.
 
     Examples:
@@ -97,6 +97,7 @@ def _serve(
         for request, arrival_ns in senders.next(finished.tolist(), replica.acted_ns):
             timeline.arrivals_ns[request] = arrival_ns
             replica.send(request, arrival_ns)
+    refuse_unfinished(workload.requests, timeline.finish_ns)
     times = (np.array(timeline.arrivals_ns, np.int64), timeline.scheduled_ns, timeline.first_token_ns, timeline.finish_ns)
     counts = replica.num_steps, replica.scheduler.num_preemptions, replica.host_wait_ns
     return Served(*times, *counts, timeline.tokens.gaps())

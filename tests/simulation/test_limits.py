@@ -6,8 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from dooly.errors import InvalidInputError
-from dooly.simulation import Request, SchedulerConfig
+from dooly.errors import InvalidInputError, WorkloadError
+from dooly.latency import LinearLatency
+from dooly.simulation import (
+    KVTransfer,
+    Replica,
+    Request,
+    RoundRobin,
+    SchedulerConfig,
+    Workload,
+    load_compiled_loop,
+    simulate,
+    simulate_disaggregated,
+    simulate_fleet,
+)
 from dooly.simulation._scheduler import Scheduler
 
 CONFIG = SchedulerConfig(max_model_len=512, num_kv_blocks=1000, max_num_seqs=8, max_num_batched_tokens=100)
@@ -55,6 +67,10 @@ def test_prompts_wait_for_their_step_beside_decodes() -> None:
     [
         ({"max_num_active_seqs": 9}, "max_num_active_seqs must lie in 1..8"),
         ({"max_num_scheduled_tokens": 0}, "max_num_scheduled_tokens must lie in 1..100"),
+        (
+            {"max_num_scheduled_tokens": 511, "max_num_batched_tokens": 512, "enable_chunked_prefill": False},
+            "without chunked prefill max_num_scheduled_tokens 511 must be at least max_model_len 512",
+        ),
         ({"prefill_schedule_interval": 0}, "prefill_schedule_interval must be at least 1"),
     ],
 )
@@ -62,3 +78,23 @@ def test_limits_are_checked(settings: dict[str, int], rule: str) -> None:
     """A limit that is none, or above what it lowers, is refused."""
     with pytest.raises(InvalidInputError, match=rule):
         replace(CONFIG, **settings)
+
+
+@pytest.mark.parametrize("limit", ["max_num_scheduled_tokens", "max_num_batched_tokens"])
+def test_a_stuck_engine_is_an_error(limit: str) -> None:
+    """Nothing of a prompt fits in a step: the first request of which that is so is named, by either loop and any fleet."""
+    load_compiled_loop()
+    latency, requests = LinearLatency(1e6), Workload((Request(7, 0, 20, 2), Request(8, 0, 100, 2), Request(9, 0, 90, 2)), "test")
+    stuck = replace(CONFIG, max_num_batched_tokens=512, enable_chunked_prefill=False)
+    object.__setattr__(stuck, limit, 64)  # no settings that are checked come to this
+    one, ample = Replica(latency, stuck), Replica(latency, CONFIG)
+    runs = (
+        lambda: simulate(requests, latency, stuck),
+        lambda: simulate_fleet(requests, [one]),
+        lambda: simulate_fleet(requests, [one], in_step=True),
+        lambda: simulate_fleet(replace(requests, concurrency=2), [one], RoundRobin),
+        lambda: simulate_disaggregated(requests, [one], [ample], KVTransfer(1, 1e9)),
+    )
+    for run in runs:
+        with pytest.raises(WorkloadError, match=r"^request 8: never finishes, with 100 prompt tokens \(2 such"):
+            run()
