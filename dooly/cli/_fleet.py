@@ -75,18 +75,23 @@ def fleet_layouts(
 ) -> tuple[FleetLayout, ...]:
     """Return the fleets that options with several values ask for: those whose engines serve whole requests, then the others."""
     from dooly.predict import Interconnect
-    from dooly.simulation import FleetLayout
+    from dooly.simulation import ROUTERS, FleetLayout
 
     sides = (_counts("--prefill-replicas", prefill_replicas), _counts("--decode-replicas", decode_replicas))
     is_apart = any(sides)
     sizes = _counts("--data-parallel-size", data_parallel_size) or (() if is_apart else (1,))
     routers: list[str | None] = [name.strip() for name in router.split(",")] if router else [None]
+    for name in routers:
+        if name is not None and name not in ROUTERS:
+            raise typer.BadParameter(f"--router: {name!r} is none of {', '.join(ROUTERS)}")
     transfer = None if link is None else Interconnect.parse(link, "--kv-transfer")
     if transfer is not None and not is_apart:
         FleetLayout(kv_transfer=transfer)
     whole = [FleetLayout(size, name) for size in sizes for name in (routers if size > 1 else [None])]
     first, second = (side or (0,) for side in sides)
     apart = [FleetLayout(1, name, p, d, transfer) for p in first for d in second for name in routers] if is_apart else []
+    if router is not None and all(layout.router is None for layout in (*whole, *apart)):
+        raise typer.BadParameter("--router: one engine needs none; leave it out, or give --data-parallel-size as well")
     return (*whole, *apart)
 
 
