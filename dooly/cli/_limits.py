@@ -33,6 +33,8 @@ def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None
 
     limits_s = {name: _seconds(name, time, _UNITS | {"": 1.0}) for name, time in (named or {}).items() if time is not None}
     for name, time in (_split(text) for text in texts or ()):
+        if name in limits_s:
+            raise typer.BadParameter(f"--slo: {name} is limited twice; give one time for it")
         limits_s[name] = _seconds(name, time, _UNITS)
     if limits_s:
         check_limits(limits_s)
