@@ -17,6 +17,7 @@ from dooly.errors import InvalidInputError
 from dooly.searching._evaluation import Evaluation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from dooly.searching._candidate import Candidate
@@ -26,14 +27,9 @@ _SCHEMA = 1
 _START = b'{"schema": '
 _BESIDE = ("schema", "key", "model", "hardware")
 """What a line holds beside the evaluation."""
-_SHAPES_A_SIMULATION = (
-    "dooly/batch.py",
-    "dooly/latency.py",
-    "dooly/predict/**/*.py",
-    "dooly/simulation/**/*.py",
-    "dooly/searching/_evaluation.py",
-    "dooly/data/**/*",
-)
+_PACKAGES = ("dooly", "passes", "dbstore")
+_SHAPES_NO_SIMULATION = frozenset({"cli", "report", "adapters", "__pycache__"})
+"""Folders whose files no simulation goes by."""
 
 
 class SearchState:
@@ -55,6 +51,7 @@ class SearchState:
         rows = [astuple(request) for request in load.workload.requests]
         self._load = hashlib.sha256(json.dumps([load.rate, rows]).encode()).hexdigest()[:32]
         self._done = {} if path is None else _read(path)
+        self._folders: dict[str, str] = {}
         try:
             self._file = None if path is None else path.open("a", encoding="utf-8")
         except OSError as error:
@@ -81,8 +78,14 @@ class SearchState:
         self._file.flush()
 
     def _key(self, candidate: Candidate, rate: float) -> str:
-        found = [_code_digest(), self._load, candidate.digest(), str(rate)]
+        found = [_code_digest(), self._load, candidate.digest(), self._hardware_digest(candidate.hardware), str(rate)]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
+
+    def _hardware_digest(self, name: str) -> str:
+        """Return the digest of a folder of a device's data, as it was when first asked for; of no file for a listed device."""
+        if name not in self._folders:
+            self._folders[name] = _digest(Path(name), Path(name).iterdir() if (Path(name) / "hardware.json").is_file() else ())
+        return self._folders[name]
 
 
 def _read(path: Path) -> dict[str, Evaluation]:
@@ -124,8 +127,14 @@ def _parse(line: bytes) -> tuple[str, Evaluation]:
 @cache
 def _code_digest(root: Path = Path(__file__).parents[2]) -> str:
     """Return 32 hexadecimal digits of the code and data that decide what a simulation comes to."""
+    files = (file for package in _PACKAGES for file in (root / package).rglob("*"))
+    return _digest(root, (file for file in files if not _SHAPES_NO_SIMULATION & set(file.relative_to(root).parts)))
+
+
+def _digest(root: Path, files: Iterable[Path]) -> str:
+    """Return 32 hexadecimal digits of files under a folder, by their places in it and what they hold."""
     digest = hashlib.sha256()
-    for file in sorted(file for pattern in _SHAPES_A_SIMULATION for file in root.glob(pattern) if file.is_file()):
+    for file in sorted(file for file in files if file.is_file()):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from dooly import find_model
 from dooly.errors import InvalidInputError
 from dooly.searching import Evaluation, combine, read_load
 from dooly.searching._limits import LIMITED
-from dooly.searching._state import SearchState
+from dooly.searching._state import SearchState, _code_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,48 @@ def test_what_is_kept_is_found_again(rate: float, tmp_path: Path) -> None:
         assert state.find(ONE, 1.0) is None
     with SearchState(read_load("poisson:requests=3,prompt=1,output=2"), file) as state:
         assert state.find(ONE, rate) is None
+
+
+def test_data_of_a_device_that_changed_is_simulated_again(tmp_path: Path) -> None:
+    """What a folder of a device's data gave is found as long as its files are the same, though its name stays."""
+    folder, file = tmp_path / "device", tmp_path / "state.jsonl"
+    folder.mkdir()
+    (folder / "hardware.json").write_text("{}")
+    (folder / "curves.npz").write_bytes(b"one")
+    candidate = replace(ONE, hardware=str(folder))
+    with SearchState(LOAD, file) as state:
+        state.add(candidate, _evaluation(1.0))
+    with SearchState(LOAD, file) as state:
+        assert state.find(candidate, 1.0) == _evaluation(1.0)
+    (folder / "curves.npz").write_bytes(b"two")
+    with SearchState(LOAD, file) as state:
+        assert state.find(candidate, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "counts"),
+    [
+        ("dooly/speculation.py", True),
+        ("dooly/prices/_sheet.py", True),
+        ("dooly/engines/_config.py", True),
+        ("dooly/data/h200/curves.npz", True),
+        ("passes/costs.py", True),
+        ("dbstore/_store.py", True),
+        ("dooly/report/_page.py", False),
+        ("dooly/adapters/_a.py", False),
+        ("dooly/cli/_app.py", False),
+        ("dooly/predict/__pycache__/_fit.pyc", False),
+        ("tests/test_batch.py", False),
+    ],
+)
+def test_code_that_decides_what_a_simulation_comes_to(place: str, counts: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a case
+    """A line is looked up by the code that has made it: all but what asks and what shows."""
+    file = tmp_path / place
+    file.parent.mkdir(parents=True)
+    file.write_text("one")
+    before = _code_digest.__wrapped__(tmp_path)
+    file.write_text("two")
+    assert (_code_digest.__wrapped__(tmp_path) != before) == counts
 
 
 def test_every_cut_is_survived(tmp_path: Path) -> None:
