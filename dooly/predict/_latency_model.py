@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import key_of, kv_cache_layout
-from dooly.errors import InvalidInputError, OutOfDomainError, spell
+from dooly.catalog import kv_cache_layout
+from dooly.errors import InvalidInputError, spell
 from dooly.predict._features import BatchArrays
-from dooly.predict._memory import cache_room_bytes
+from dooly.predict._memory import num_kv_blocks
 from dooly.predict._sources import SOURCES
-from dooly.predict._step_latency import StepLatencies
-from dooly.predict._tables import LatencyTables
+from dooly.predict._step_prices import StepPrices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from dooly.predict._fitted import FittedOperation
     from dooly.predict._hardware import Hardware
     from dooly.predict._sources import Source
-    from dooly.predict._step_latency import StepLatency
+    from dooly.predict._step_latency import StepLatencies, StepLatency
     from dooly.predict._step_parts import StepParts
     from dooly.prices import PriceSheet
     from dooly.tracing import TracedModel, TracedOperation
@@ -84,7 +82,7 @@ class LatencyModel:
         self.extrapolated_ns = 0.0
         """Those of steps in which attention reads more than it was measured to."""
         self._parts = parts
-        self._tables = LatencyTables(domain, captured_tokens)
+        self._prices = StepPrices(traced.model, parts, domain, captured_tokens)
 
     def within(
         self, domain: Domain, host: HostTimes | None, *, captured_tokens: tuple[int, ...], schedules_ahead: bool
@@ -96,7 +94,7 @@ class LatencyModel:
             schedules_ahead=schedules_ahead,
             notes=self.notes,
         )
-        model._tables = self._tables.within(domain, captured_tokens)
+        model._prices = self._prices.within(domain, captured_tokens)
         return model
 
     @property
@@ -124,15 +122,7 @@ class LatencyModel:
         """
         if serving.num_gpu_blocks_override is not None:
             return serving.num_gpu_blocks_override
-        block_bytes = self.kv_cache_layout(serving).block_bytes
-        if self.hardware is not None and serving.kv_cache_bytes > self.hardware.memory_bytes:
-            raise InvalidInputError(
-                f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} are more than the {self.hardware.memory_bytes} that "
-                f"{self.hardware.name} has; give less, or leave it out"
-            )
-        if self.hardware is not None and serving.kv_cache_memory_bytes is None:
-            return cache_room_bytes(self.traced, serving, self.hardware) // block_bytes
-        return serving.kv_cache_bytes // block_bytes
+        return num_kv_blocks(self.traced, serving, self.kv_cache_layout(serving).block_bytes, self.hardware)
 
     @property
     def operations(self) -> tuple[FittedOperation, ...]:
@@ -169,12 +159,7 @@ class LatencyModel:
         if not len(batches):
             raise InvalidInputError("steps: no batch; give at least one")
         arrays = batches if isinstance(batches, BatchArrays) else BatchArrays.of(batches)
-        outside = self.domain.outside(arrays)
-        allowed = not outside.any()
-        if not allowed and not extrapolate:
-            raise OutOfDomainError(self.domain.refusal(arrays, self.traced.model))
-        price = self._tables.price_in(arrays) if allowed else lambda fitted: fitted.latency_ns(arrays)
-        return StepLatencies.of(self._parts.of(arrays, price), outside | self.domain.outreach(arrays))
+        return self._prices.latencies(arrays, extrapolate=extrapolate)
 
     def decode_run(
         self, num_computed_tokens: Ints | Sequence[int], num_steps: int, *, extrapolate: bool = False
@@ -211,13 +196,7 @@ class LatencyModel:
         Raises:
             OutOfDomainError: A batch exceeds what was measured.
         """
-        if not self.domain.allows(batches):
-            raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
-        known = {key_of(fitted.operation): fitted for fitted in self._parts.operations}
-        price = self._tables.price_in(batches)
-        for operation in self.traced.operations:
-            if operation.stage != "engine":
-                yield operation, price(known[key_of(operation)])
+        return self._prices.operations_ns(batches, self.traced.operations)
 
     @property
     def gap_ns(self) -> float:
@@ -255,36 +234,16 @@ class LatencyModel:
         Raises:
             OutOfDomainError: A step exceeds what was measured.
         """
-        if not self.domain.allows(batches):
-            raise OutOfDomainError(self.domain.refusal(batches, self.traced.model))
-        # A step that verifies drafts samples more tokens than it has requests, which sums over requests do not tell.
-        if batches.num_draft_tokens is None and (sheet := self.price_sheet()) is not None:
-            from dooly.prices import price_batches
-
-            steps_ns, priced_ns = price_batches(sheet, batches.new, batches.computed, batches.num_new_requests)
-            self.account(priced_ns)
-            return steps_ns
-        if (runs := self._parts.runs) is not None:
-            sources = self._tables.sums_in(batches, runs)
-        else:
-            sources = {source: np.zeros(len(batches.new)) for source in SOURCES}
-            for part in self._parts.of(batches, self._tables.price_in(batches)):
-                sources[part.source] += part.latency_ns
-        total_ns: Floats = np.sum(list(sources.values()), axis=0)
-        by_source = (sources[source].sum() for source in SOURCES)
-        self.account(np.array([*by_source, total_ns[self.domain.outreach(batches)].sum()]))
-        return np.asarray(np.maximum(np.rint(total_ns), 1), dtype=np.int64)
+        steps_ns, priced_ns = self._prices.quote(batches)
+        self.account(priced_ns.sum(axis=0))
+        return steps_ns
 
     def price_sheet(self) -> PriceSheet | None:
         """Return what steps are priced by, as arrays for compiled loops; None where layers or steps take time of their own.
 
         Sources stand in the order measured, family, estimated. Whoever prices by the sheet says so with `account`.
         """
-        return self._sheet
-
-    @cached_property
-    def _sheet(self) -> PriceSheet | None:
-        return None if self._parts.runs is None else self._tables.price_sheet(self._parts.runs)
+        return self._prices.sheet
 
     def account(self, priced_ns: Floats) -> None:
         """Note the nanoseconds of steps that were priced, by source, and in the last place those that are extrapolated."""

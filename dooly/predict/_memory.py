@@ -79,3 +79,19 @@ def cache_room_bytes(traced: TracedModel, serving: ServingConfig, hardware: Hard
             "raise --tensor-parallel-size"
         )
     return room
+
+
+def num_kv_blocks(traced: TracedModel, serving: ServingConfig, block_bytes: int, hardware: Hardware | None) -> int:
+    """Return how many KV blocks of so many bytes a rank has, unless it is told; `hardware` is a device that ships, or None.
+
+    Raises:
+        InvalidInputError: `kv_cache_memory_bytes` is more than the device has, or the weights leave no room.
+    """
+    if hardware is not None and serving.kv_cache_bytes > hardware.memory_bytes:
+        raise InvalidInputError(
+            f"--kv-cache-memory-bytes: {serving.kv_cache_bytes} are more than the {hardware.memory_bytes} that "
+            f"{hardware.name} has; give less, or leave it out"
+        )
+    if hardware is not None and serving.kv_cache_memory_bytes is None:
+        return cache_room_bytes(traced, serving, hardware) // block_bytes
+    return serving.kv_cache_bytes // block_bytes

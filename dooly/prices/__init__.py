@@ -18,9 +18,9 @@ __all__ = ["AttentionPrice", "Forest", "PriceSheet", "price_batches"]
 def price_batches(
     sheet: PriceSheet, new: npt.NDArray[np.int64], computed: npt.NDArray[np.int64], num_new_requests: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the latencies of steps in nanoseconds, shape (num_steps,), and the sums of their parts by source.
+    """Return the latencies of steps in nanoseconds, shape (num_steps,), and the parts of each by source.
 
-    These have shape (num_sources + 1,); in the last place stand the nanoseconds of steps beyond the sheet's reach.
+    These have shape (num_steps, num_sources + 1); in the last place stand the nanoseconds of a step beyond the sheet's reach.
 
     Args:
         sheet: Prices the steps, which must keep its limits.

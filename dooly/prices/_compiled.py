@@ -249,7 +249,7 @@ def price_step(sheet, amounts, scratch, priced_ns):
 
 @compiled
 def price_steps(sheet: SheetArrays, new: Ints, computed: Ints, num_new_requests: Ints, scratch: Scratch) -> tuple[Ints, Floats]:
-    """Return the latencies of steps in nanoseconds, shape (num_steps,), and their parts, as `price_step` adds them up.
+    """Return the latencies of steps in nanoseconds, shape (num_steps,), and the parts of each as `price_step` has them.
 
     Args:
         sheet: The price sheet's arrays; the steps must keep its limits.
@@ -258,7 +258,7 @@ def price_steps(sheet: SheetArrays, new: Ints, computed: Ints, num_new_requests:
         num_new_requests: Requests that the engine sees for the first time, shape (num_steps,).
         scratch: What `new_scratch` returned.
     """
-    num_steps, priced_ns = len(new), np.zeros(len(sheet.tokens_ns) + 1)
+    num_steps, priced_ns = len(new), np.zeros((len(new), len(sheet.tokens_ns) + 1))
     steps_ns, amounts = np.empty(num_steps, np.int64), np.zeros(1, AMOUNTS)[0]
     for step in range(num_steps):
         clear(amounts)
@@ -266,5 +266,5 @@ def price_steps(sheet: SheetArrays, new: Ints, computed: Ints, num_new_requests:
         for place in range(new.shape[1]):
             if new[step, place] > 0:
                 add_request(amounts, new[step, place], computed[step, place])
-        steps_ns[step] = price_step(sheet, amounts, scratch, priced_ns)
+        steps_ns[step] = price_step(sheet, amounts, scratch, priced_ns[step])
     return steps_ns, priced_ns

@@ -70,7 +70,7 @@ def test_tables_and_attention_count_to_their_sources() -> None:
     traffic = (per_token * 11 + 128, per_token * 8 + 128 * 4)
     decodes, prefills = (2000 + 1e-3 * max(128 * 10, moved) for moved in traffic)
     once = decodes + 2 * prefills - 500 + 100  # the prompt's four queries exceed two
-    assert priced_ns.tolist() == pytest.approx([9.0, 9 + 3 * once, 0.0])
+    assert priced_ns.tolist() == [pytest.approx([9.0, 9 + 3 * once, 0.0])]
     assert steps_ns.tolist() == [round(18 + 3 * once)]
 
 
@@ -78,4 +78,4 @@ def test_beyond_its_reach_a_price_is_extrapolated() -> None:
     """The last place holds the steps that decode over more than ten positions."""
     sheet = replace(FORMULA, per_ns=np.array([7.0, 0, 0, 0, 0, 0]), reach=(10.0, np.inf, np.inf))
     steps_ns, priced_ns = price_batches(sheet, np.ones((3, 1), np.int64), np.array([[8], [9], [10]]), np.zeros(3, np.int64))
-    assert (steps_ns.tolist(), priced_ns.tolist()) == ([7, 7, 7], [21.0, 7.0])
+    assert (steps_ns.tolist(), priced_ns.tolist()) == ([7, 7, 7], [[7.0, 0.0], [7.0, 0.0], [7.0, 7.0]])
