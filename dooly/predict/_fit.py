@@ -26,6 +26,8 @@ from dooly.predict._regressor import Regressor, fit_regressor
 from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from dbstore import JSON, Environment, Record, Store
     from dooly.predict._fit_sparse import Records
     from dooly.predict._fitted import FittedLayer
@@ -121,26 +123,22 @@ def fit_latency_model(
     attention = [op for op in traced.operations if _sees_contexts(op)]
     kept = KeptFits(store, environment.digest)
 
-    def own() -> JSON:
-        batches, latency_ns = recorded_batches(records(step))
-        return fit_regressor(step_terms(batches), step_features(batches), latency_ns).to_json()
-
-    def measured_domain() -> JSON:
-        return Domain.of(recorded_batches(records(step))[0], [recorded_batches(records(op))[0] for op in attention]).to_json()
-
-    domain = Domain.from_json(kept.get("domain", (step, *attention), measured_domain))
+    domain = Domain.from_json(kept.get("domain", (step, *attention), partial(_measured_domain, step, attention, records)))
     inner = [op for op in traced.operations if op.stage != "engine"]
-    sparse = kept.get("sparse", inner, partial(fit_sparse, inner, records, domain))
+    # Whether sweeps are sparse goes by the grid over the domain.
+    sparse = kept.get("sparse", inner, partial(fit_sparse, inner, records, domain), domain.to_json())
+    sparse_name = kept.name("sparse", inner, domain.to_json())
     latencies: dict[str, OperationLatency] = {}
+    names: dict[str, str] = {}
 
     def fitted(operation: TracedOperation) -> FittedOperation:
-        work = OperationWork(operation)
-        if operation.signature not in latencies:
+        work, signature = OperationWork(operation), operation.signature
+        if signature not in latencies:
             alone = work.counts <= {"num_reqs"} and domain.num_reqs == 1
             fit = partial(_fit_operation, work, records, at_one_size=alone)
-            found = sparse.get(operation.signature) or kept.get("operation", (operation,), fit, alone)
-            latencies[operation.signature] = _latency(found)
-        return FittedOperation(operation, work, latencies[operation.signature])
+            latencies[signature] = _latency(sparse.get(signature) or kept.get("operation", (operation,), fit, alone))
+            names[signature] = sparse_name if signature in sparse else kept.name("operation", (operation,), alone)
+        return FittedOperation(operation, work, latencies[signature])
 
     parts, serving = laid_out(traced, fitted), serving or ServingConfig()
     ahead = environment.device_kind == "cuda" and serving.schedules_ahead
@@ -148,13 +146,24 @@ def fit_latency_model(
         captured, host = serving.cudagraph_capture_sizes, host_times(environment.device, traced, serving)
         environment = replace(environment, execution_mode=CUDA_GRAPHS)
         return LatencyModel(traced, environment, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)
-    layers = tuple(_with_own_time(layer, records, kept, domain) for layer in parts.layers)
-    regressor = Regressor.from_json(kept.get("step", (step,), own))
+    layers = tuple(_with_own_time(layer, records, kept, names) for layer in parts.layers)
+    regressor = Regressor.from_json(kept.get("step", (step,), partial(_fit_own, step, records)))
     return LatencyModel(traced, environment, replace(parts, layers=layers, own=regressor), domain, schedules_ahead=ahead)
 
 
 def _sees_contexts(operation: TracedOperation) -> bool:
     return operation.stage != "engine" and operation.depends_on_context
+
+
+def _measured_domain(step: TracedOperation, attention: Sequence[TracedOperation], records: Records) -> JSON:
+    """Return what steps and attention were measured over."""
+    return Domain.of(recorded_batches(records(step))[0], [recorded_batches(records(op))[0] for op in attention]).to_json()
+
+
+def _fit_own(step: TracedOperation, records: Records) -> JSON:
+    """Fit what the engine does around the model to its records."""
+    batches, latency_ns = recorded_batches(records(step))
+    return fit_regressor(step_terms(batches), step_features(batches), latency_ns).to_json()
 
 
 def _fit_operation(work: OperationWork, records: Records, *, at_one_size: bool) -> JSON:
@@ -180,8 +189,8 @@ def _latency(fit: JSON) -> OperationLatency:
     return MeasuredSizes(sizes, measured_ns, fitted, known_error=fit["known_error"])
 
 
-def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, domain: Domain) -> FittedLayer:
-    """Return a layer with what it takes beyond its operations, by its records."""
+def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, names: Mapping[str, str]) -> FittedLayer:
+    """Return a layer with what it takes beyond its operations, by its records, given the name of each operation's fit."""
 
     def fit() -> JSON:
         batches, latency_ns = recorded_batches(records(layer.operation))
@@ -190,9 +199,8 @@ def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, domain:
             inner += member.latency_ns(batches)
         return fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns).to_json()
 
-    operations = (layer.operation, *(member.operation for member in layer.members))
-    # Whether a member is taken for one size goes by the domain.
-    return replace(layer, regressor=Regressor.from_json(kept.get("layer", operations, fit, domain.num_reqs == 1)))
+    members = [names[member.operation.signature] for member in layer.members]
+    return replace(layer, regressor=Regressor.from_json(kept.get("layer", (layer.operation,), fit, members)))
 
 
 def _reader(store: Store, environment: Environment, model: str) -> Records:

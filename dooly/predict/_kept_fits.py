@@ -46,8 +46,7 @@ class KeptFits:
             make: Makes the fit, as JSON.
             *more: What else it depends on.
         """
-        found = [_version(), what, self._environment, [self._facts(op) for op in operations], *more]
-        name = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
+        name = self.name(what, operations, *more)
         try:
             return self._store.read_document("regressors", name)["fit"]
         except StoreError as reason:  # none, or one that was damaged and stays so
@@ -56,6 +55,11 @@ class KeptFits:
                 with suppress(StoreError):  # a disk that is full costs the next fit, not this answer
                     self._store.write_document("regressors", name, {"fit": fit})
             return fit
+
+    def name(self, what: str, operations: Sequence[TracedOperation], *more: JSON) -> str:
+        """Return what a fit lies under, from the same arguments as `get`: what is fitted to it depends on it by its name."""
+        found = [_version(), what, self._environment, [self._facts(op) for op in operations], *more]
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
 
     def _facts(self, operation: TracedOperation) -> JSON:
         """Return what the fits of an operation depend on; of its records, which there are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 
 from dbstore import Record, Store
 from dooly.batch import Batch
+from dooly.catalog import point_of
 from dooly.predict import _kept_fits as kept_fits
 from dooly.predict import load_latency_model
 
@@ -93,6 +95,31 @@ def test_new_records_make_new_fits(
     read = count_reads(monkeypatch)
     load_latency_model(store, model)
     assert read == []
+
+
+@pytest.fixture(scope="module")
+def sparse(make_store: Callable[..., Store], environment: Environment, model: ModelSource, tmp_path_factory: Any) -> Path:  # noqa: ANN401
+    """A store of sparse sweeps with its fits."""
+    path: Path = tmp_path_factory.mktemp("sparse") / "db"
+    store = make_store(path, environment, where=lambda b: b.num_tokens in {1, 256} or b.num_reqs == 8 or b.num_tokens % 3 == 0)
+    load_latency_model(store, model)
+    return path
+
+
+@pytest.mark.parametrize("name", ["step", "layer", "attention", "up", "head"])
+def test_a_kept_model_is_a_fresh_one_after_any_record(sparse: Path, model: ModelSource, tmp_path: Path, name: str) -> None:
+    """One record more of any operation, beyond all before: whatever hangs on it is what a store without fits would say."""
+    store = Store.open(shutil.copytree(sparse, tmp_path / "db"), "a")
+    operations = load_latency_model(store, model).traced.operations
+    (operation,) = (op for op in operations if op.name == name)
+    (environment,) = store.documents("environments")
+    far = point_of(operation, Batch((100,) * 9, (0,) * 9, 9))
+    store.write(Record(operation.signature, environment, far, np.array([9_000_000] * 3)))
+    kept = load_latency_model(store, model)
+    shutil.rmtree(tmp_path / "db" / "regressors")
+    fresh = load_latency_model(Store.open(tmp_path / "db"), model)
+    assert kept.domain == fresh.domain
+    assert [kept.step(batch) for batch in ASKED] == [fresh.step(batch) for batch in ASKED]
 
 
 def test_other_code_makes_new_fits(fitted: Path, model: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
