@@ -85,7 +85,7 @@ class _OtherRecords(DeviceLatencies):
             (size, kind.n, kind.k, ns)
             for op in operations.values()
             if isinstance(kind := kind_of(op), LinearLayer)
-            for size, ns in zip(self.measured[op.signature].sizes, self.measured[op.signature].measured_ns, strict=True)
+            for size, ns in zip(self.measured[op.signature].sizes, self.measured[op.signature].known_ns, strict=True)
         ]
         if not rows:
             raise InvalidInputError(f"{known.name}: nothing of it was measured on {self.hardware.name}; name a model that was")

@@ -182,11 +182,11 @@ def _fit_operation(work: OperationWork, records: Records, *, at_one_size: bool) 
 
 def _latency(fit: JSON) -> OperationLatency:
     """Return the latency that a fit in JSON stands for."""
-    fitted = MeasuredOperation(Regressor.from_json(fit["regressor"]))
+    fitted = MeasuredOperation(Regressor.from_json(fit["regressor"]), fit["source"])
     if fit["points"] is None:
         return fitted
-    sizes, measured_ns = (np.array(column) for column in fit["points"])
-    return MeasuredSizes(sizes, measured_ns, fitted, known_error=fit["known_error"])
+    sizes, known_ns = (np.array(column) for column in fit["points"])
+    return MeasuredSizes(sizes, known_ns, fitted, fit["source"], fit["known_error"])
 
 
 def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, names: Mapping[str, str]) -> FittedLayer:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dooly.predict._domain import Domain
     from dooly.predict._filled import Filled
     from dooly.predict._regressor import Regressor
+    from dooly.predict._sources import Source
 
 _P90_OVER_MEDIAN = 1.645 / 0.6745
 """Of the absolute value of what is normally distributed."""
@@ -45,15 +46,21 @@ def fit_sparse(operations: Sequence[TracedOperation], records: Records, domain: 
     return {op.signature: _fit_filled(OperationWork(op), filled[op.signature]) for op in operations if op.signature in filled}
 
 
-def as_fit(regressor: Regressor, points: list[list[float]] | None = None, known_error: float | None = None) -> dict[str, Any]:
+def as_fit(
+    regressor: Regressor,
+    points: list[list[float]] | None = None,
+    known_error: float | None = None,
+    source: Source = "measured",
+) -> dict[str, Any]:
     """Return an operation's fit as JSON.
 
     Args:
         regressor: What was fitted.
         points: Sizes and latencies in nanoseconds, where the operation goes by these and not by the regressor.
         known_error: The relative error between them, where it is not told by leaving points out.
+        source: Where most of what it was fitted to is from.
     """
-    return {"regressor": regressor.to_json(), "points": points, "known_error": known_error}
+    return {"regressor": regressor.to_json(), "points": points, "known_error": known_error, "source": source}
 
 
 def _grid(domain: Domain) -> tuple[Batch, ...]:
@@ -76,8 +83,9 @@ def _fit_filled(work: OperationWork, filled: Filled) -> dict[str, Any]:
     median, count = filled.relative_error, filled.num_measured
     p90 = _P90_OVER_MEDIAN * median
     regressor = replace(regressor, relative_error=median, relative_error_p90=p90, coverage=None, num_points=count)
+    source: Source = "measured" if 2 * count >= len(filled.points) else "family"
     if len(work.operation.request_dims) > 1 or work.is_attention:
-        return as_fit(regressor)
+        return as_fit(regressor, source=source)
     sizes = sizes_at(filled.points, work.operation.request_dims)[:, 0]
     order = np.argsort(sizes)
-    return as_fit(regressor, [sizes[order].tolist(), filled.latency_ns[order].tolist()], filled.relative_error)
+    return as_fit(regressor, [sizes[order].tolist(), filled.latency_ns[order].tolist()], filled.relative_error, source)

@@ -1,4 +1,4 @@
-"""Operations that were measured themselves: fitted to their records, or between the points of a table."""
+"""Operations that were measured themselves: fitted to their records, or between the points of a table; some points filled up."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _FEW = 2
 
 @dataclass(frozen=True, slots=True)
 class MeasuredOperation:
-    """What the records of an operation say it takes."""
+    """What the records of an operation say it takes, and what its family says where they are few."""
 
     regressor: Regressor
-    """Fitted to the records."""
+    """Fitted to the records, and to what was filled up between them."""
     source: Source = "measured"
     """Where the latencies are from."""
 
@@ -50,11 +50,11 @@ class MeasuredOperation:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSizes:
-    """An operation of one request dimension, between the sizes that were measured by interpolation."""
+    """An operation of one request dimension, between known sizes by interpolation."""
 
     sizes: Floats
-    """Measured values of the dimension, growing, shape (num_points,)."""
-    measured_ns: Floats
+    """Values of the dimension that were measured or filled up, growing, shape (num_points,)."""
+    known_ns: Floats
     """Their latencies, shape (num_points,)."""
     beyond: OperationLatency | None = None
     """What tells how latency grows above the largest size; None for in proportion to it."""
@@ -65,8 +65,8 @@ class MeasuredSizes:
 
     @property
     def relative_error(self) -> float:
-        """Median relative error at measured sizes that are left out, each alone."""
-        return left_out_error(self.sizes, self.measured_ns) if self.known_error is None else self.known_error
+        """Median relative error at measured sizes that are left out."""
+        return left_out_error(self.sizes, self.known_ns) if self.known_error is None else self.known_error
 
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
@@ -76,7 +76,7 @@ class MeasuredSizes:
         if self.beyond is not None and above.any():
             last = batches.of_counts(*(np.array([int(self.sizes[-1])]),) * 2)
             growth = np.where(above, self.beyond.latency_ns(work, batches) / self.beyond.latency_ns(work, last), 1)
-        return np.asarray(np.interp(asked, self.sizes, self.measured_ns) * growth)
+        return np.asarray(np.interp(asked, self.sizes, self.known_ns) * growth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 Source = Literal["measured", "family", "estimated"]
-"""Where a latency is from: records of this very operation, others of its family, or bytes over a measured bandwidth."""
+"""Where a latency is from: records of this very operation, others of its family, or bytes over a measured bandwidth.
+
+Where an operation has records, but its family's process filled up more points than were measured, it is from its family.
+"""
 SOURCES: tuple[Source, ...] = ("measured", "family", "estimated")
 ESTIMATE_ERROR = 0.5
 """Relative error that an estimate is taken to have: nothing measures it."""

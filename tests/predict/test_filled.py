@@ -9,7 +9,7 @@ import pytest
 
 from dooly.batch import Batch
 from dooly.catalog import feasible_records, measurement_batches, point_of
-from dooly.predict import load_latency_model
+from dooly.predict import BatchArrays, load_latency_model
 from dooly.predict._filled import fill
 from dooly.tracing import TracedModel
 
@@ -79,5 +79,34 @@ def test_a_model_of_sparse_sweeps_follows_the_laws(
     for batch in HELD_OUT:
         step = latency.step(batch)
         assert step.seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.06)
-        assert step.provenance["measured"] == pytest.approx(1)
+        assert step.provenance["measured"] + step.provenance["family"] == pytest.approx(1)
         assert 0 < step.uncertainty_s < 0.1 * step.seconds
+
+
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_what_is_mostly_filled_up_is_from_the_family(  # noqa: PLR0913, PLR0917 - fixtures
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    serving: ServingConfig,
+    tmp_path: Path,
+    is_sparse: bool,  # noqa: FBT001 - a case
+) -> None:
+    """An operation with more points by the process than by records does not call its latency measured; any other does."""
+    where = (lambda b: b.num_tokens in {1, 96, 256}) if is_sparse else (lambda b: _is_kept(b, serving))
+    store = make_store(tmp_path / "db", environment, where=where)
+    filled = fill(*_operations(store, environment), measurement_batches(serving))
+    told = {s for s, found in filled.items() if len(found.points) > 2 * found.num_measured}
+    assert bool(told) == is_sparse
+    assert filled
+    latency = load_latency_model(store, model, serving)
+    assert {f.operation.signature for f in latency.operations if f.latency.source == "family"} == told
+    own = [f for f in latency.operations if f.operation.signature not in told]
+    assert {f.latency.source for f in own} <= {"measured"}
+    from_family_s = sum(
+        f.operation.count * f.latency_ns(BatchArrays.of([Batch((75,), (0,), 1)]))[0] / 1e9
+        for f in latency.operations
+        if f not in own
+    )
+    step = latency.step(Batch((75,), (0,), 1))
+    assert step.provenance["family"] == pytest.approx(from_family_s / step.seconds)
