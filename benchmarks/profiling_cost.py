@@ -6,9 +6,9 @@
 Computed, not measured: samplers draw from tables of an H200, and a draw costs what measuring it would, a constant and the latency
 once for each warm-up and repetition. A fifth of each operation's points is drawn by nobody and judges everyone. Each model alone
 takes all the other points of the tables' own grid for each of its operations, once; what lies between is interpolated, as
-LLMServingSim does it, or predicted by a process of that operation alone. Dooly takes the models one after another into one store:
-an operation that it has is free, a new one starts from what its family knows, and its sweep ends by itself, by the rule by which
-`dooly profile` chooses and ends. Then come models beyond the twelve.
+LLMServingSim does it, or predicted by a process of that operation alone. Dooly takes the models one after another into one store,
+and draws with the sampler of `dooly profile`: an operation that the store has is free unless what is known by now opens its sweep
+again; a new one begins at its corners, starts from what its family knows, and ends by itself. Then come models beyond the twelve.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ import numpy as np
 from profiling_sweeps import Table, check_models
 from redundancy import REFERENCE
 
-from dooly.measure import TARGET_ERROR, Knowledge, next_point
+from dooly.measure import TARGET_ERROR
+from dooly.measure._sampler import Sampler
+from dooly.measure.engine._adaptive import MOST_OTHERS
 from dooly.predict import FamilyProcess, Parameters, Points
+from dooly.predict import Sweep as Laid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -51,43 +54,84 @@ UNSEEN = ("qwen3-32b", "qwen2.5-0.5b", "smollm2-135m")
 
 @dataclass
 class Store:
-    """What a sampler has measured: the draws of each operation, and what it knows of each family."""
+    """What was measured: the draws of each operation, and by them the next ones."""
 
     by_family: bool = True
     """Whether operations of one family tell of each other."""
-    drawn: dict[Key, Ints] = field(default_factory=dict)
+    sweeps: dict[Key, Sweep] = field(default_factory=dict)
+    """All operations that were measured."""
+    drawn: dict[Key, list[int]] = field(default_factory=dict)
     """Places that were drawn, by operation."""
-    knowledge: dict[object, Knowledge] = field(default_factory=dict)
-    """What is known, by family, or by operation."""
 
-    def add(self, key: Key, sweep: Sweep) -> float:
-        """Measure an operation until its sweep may end, where it is new, and return the seconds that it took."""
-        if key in self.drawn:
-            return 0.0
-        places, owner = sweep.drawable, key[0] if self.by_family else key
-        points = Points(sweep.coordinates[places], np.full(len(places), len(self.drawn)))
-        logs, cost_s = np.log(sweep.latency_ns / sweep.roofline_ns)[places], costs_s(sweep)[places]
-        knowledge = self.knowledge.get(owner, Knowledge.nothing(sweep.coordinates.shape[1]))
-        measured = np.zeros(len(places), dtype=bool)
-        order = []
-        while (place := next_point(knowledge, points, cost_s, measured)) is not None:
-            knowledge = knowledge.told(points.at(np.array([place])), logs[place])
-            measured[place] = True
-            order.append(place)
-        self.knowledge[owner] = knowledge
-        self.drawn[key] = places[order]
-        return float(cost_s[order].sum())
+    def add(self, own: Mapping[Key, Sweep]) -> float:
+        """Measure a model's operations until their sweeps may end, and return the seconds that it took."""
+        self.sweeps |= own
+        if self.by_family:
+            return self._sample(own, self._relatives(own))
+        return sum(self._sample({key: sweep}, []) for key, sweep in own.items() if key not in self.drawn)
 
     def errors(self, sweeps: Mapping[Key, Sweep]) -> list[Floats]:
         """Return the relative errors at the points held out of each operation, all draws known."""
-        fitted = {owner: known.process.refitted() for owner, known in self.knowledge.items()}
-        numbers = {key: number for number, key in enumerate(self.drawn)}
+        owners = {
+            self._family(key): [other for other in self.drawn if self._family(other) == self._family(key)] for key in sweeps
+        }
+        fitted = {owner: self._process(keys) for owner, keys in owners.items()}
         found = []
         for key, sweep in sweeps.items():
-            held = Points(sweep.coordinates[sweep.held], np.full(int(sweep.held.sum()), numbers[key]))
-            mean, _ = fitted[key[0] if self.by_family else key].predict(held)
-            found.append(np.abs(np.exp(mean) * sweep.roofline_ns[sweep.held] / sweep.latency_ns[sweep.held] - 1))
+            held = self._laid(key, np.flatnonzero(sweep.held))
+            mean, _ = fitted[self._family(key)].predict(held.points)
+            found.append(np.abs(np.exp(mean) * held.roofline_ns / sweep.latency_ns[sweep.held] - 1))
         return found
+
+    def _sample(self, own: Mapping[Key, Sweep], others: list[tuple[Laid, Floats]]) -> float:
+        """Draw until nothing more is worth it, as `dooly profile` does: corners first; return the seconds."""
+        before = {key: list(self.drawn.setdefault(key, [])) for key in own}
+        for key, sweep in own.items():
+            self.drawn[key] += [] if before[key] else corners(sweep)
+        places = [{key: place} for key, sweep in own.items() for place in sweep.drawable.tolist()]
+        cost_s = np.concatenate([costs_s(sweep)[sweep.drawable] for sweep in own.values()])
+        laid = {key: self._laid(key, sweep.drawable) for key, sweep in own.items()}
+        measured = {key: {place: sweep.latency_ns[place] for place in self.drawn[key]} for key, sweep in own.items()}
+        sampler = Sampler(laid, places, measured, others, TARGET_ERROR)
+        while (found := sampler.next(lambda number: float(cost_s[number]))) is not None:
+            ((key, place),) = places[found[0]].items()
+            sampler.told(key, place, float(own[key].latency_ns[place]))
+            self.drawn[key].append(place)
+        return sum(float(costs_s(sweep)[self.drawn[key][len(before[key]) :]].sum()) for key, sweep in own.items())
+
+    def _relatives(self, own: Mapping[Key, Sweep]) -> list[tuple[Laid, Floats]]:
+        """Return what tells of the families of a model's operations: of each the others that were measured most."""
+        chosen = []
+        for family in sorted({key[0] for key in own}):
+            others = [key for key in self.drawn if key[0] == family and key not in own]
+            chosen += sorted(others, key=lambda key: -len(self.drawn[key]))[:MOST_OTHERS]
+        return [(self._laid(key, self.drawn[key]), self.sweeps[key].latency_ns[self.drawn[key]]) for key in chosen]
+
+    def _process(self, keys: Sequence[Key]) -> FamilyProcess:
+        """Return what all draws of some operations tell."""
+        laid = [self._laid(key, self.drawn[key]) for key in keys]
+        points = Points(
+            np.concatenate([own.points.coordinates for own in laid]), np.concatenate([own.points.operations for own in laid])
+        )
+        logs = [
+            np.log(self.sweeps[key].latency_ns[self.drawn[key]] / own.roofline_ns) for key, own in zip(keys, laid, strict=True)
+        ]
+        return FamilyProcess(Parameters.unknown(points.coordinates.shape[1]), points, np.concatenate(logs)).refitted()
+
+    def _family(self, key: Key) -> tuple[object, ...]:
+        return key[:1] if self.by_family else key
+
+    def _laid(self, key: Key, places: Sequence[int] | Ints) -> Laid:
+        sweep, number = self.sweeps[key], list(self.sweeps).index(key)
+        points = Points(sweep.coordinates[places], np.full(len(places), number))
+        return Laid(self._family(key), points, sweep.roofline_ns[places])
+
+
+def corners(sweep: Sweep) -> list[int]:
+    """Return the points that are measured first: of the smallest batch, of the largest, and of the largest of each size."""
+    sizes = sweep.sizes[sweep.drawable]
+    rows = [int(np.argmin(sizes.sum(axis=1))), int(np.argmax(sizes.sum(axis=1))), *np.argmax(sizes, axis=0).tolist()]
+    return list(dict.fromkeys(sweep.drawable[rows].tolist()))
 
 
 def costs_s(sweep: Sweep, point_s: float = POINT_S, runs: int = RUNS) -> Floats:
@@ -130,7 +174,7 @@ def spread(errors: Sequence[Floats]) -> dict[str, float]:
 def profile(models: Models, order: Sequence[str], *, by_family: bool) -> tuple[Store, dict[str, float]]:
     """Take models into one store one after another; return it with the seconds of each."""
     store = Store(by_family)
-    return store, {name: sum(store.add(key, sweep) for key, sweep in models[name].items()) for name in order}
+    return store, {name: store.add(models[name]) for name in order}
 
 
 def drawn_s(store: Store, sweeps: Mapping[Key, Sweep], point_s: float, runs: int) -> float:
@@ -214,9 +258,9 @@ def _sensitivity(models: Models, sweeps: Mapping[Key, Sweep], store: Store) -> I
 
 def _unseen(own: Mapping[Key, Sweep], store: Store) -> dict[str, Any]:
     """Return what a model after all others costs: its new operations against their fixed grid."""
-    later = Store(drawn=dict(store.drawn), knowledge=dict(store.knowledge))
+    later = Store(sweeps=dict(store.sweeps), drawn={key: list(places) for key, places in store.drawn.items()})
     new = {key: sweep for key, sweep in own.items() if key not in store.drawn}
-    seconds = sum(later.add(key, sweep) for key, sweep in new.items())
+    seconds = later.add(own)
     alone = sum(map(grid_s, new.values()))
     errors = {"interpolated": spread([interpolated(s) for s in new.values()]), "dooly": spread(later.errors(new))}
     return {"new_operations": len(new), "alone_s": alone, "dooly_s": seconds, "share": seconds / alone, "errors": errors}

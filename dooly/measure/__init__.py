@@ -1,6 +1,6 @@
 """Measuring: from a traced model to latency records, on a reduced engine or on a plain module."""
 
-from dooly.measure._adaptive import TARGET_ERROR, ExpectedError, Knowledge, Outlook, next_point, outlook
+from dooly.measure._adaptive import TARGET_ERROR
 from dooly.measure._devices import profile_on_ray
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import PASSES
@@ -15,13 +15,8 @@ __all__ = [
     "BatchRunner",
     "Call",
     "Contention",
-    "ExpectedError",
-    "Knowledge",
-    "Outlook",
     "ProfileResult",
     "module_copies",
-    "next_point",
-    "outlook",
     "plan_tasks",
     "profile",
     "profile_module",

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
-    Flags = npt.NDArray[np.bool_]
 
 TARGET_ERROR = 0.03
 """Median relative error of an operation's latency at points that were not measured, at which its sweep ends."""
@@ -130,22 +129,6 @@ def outlook(knowledge: Knowledge, sweep: Points) -> Outlook:
     spread, floor = knowledge.caution * np.sqrt(observed), knowledge.caution * np.array([rough])
     error = ExpectedError(_quantile(spread, _HALF), _quantile(spread, _NINE_TENTHS), _quantile(floor, _HALF))
     return Outlook(error, np.square(covariance).mean(axis=0) / observed)
-
-
-def next_point(knowledge: Knowledge, sweep: Points, cost_s: Floats, measured: Flags, target: float = TARGET_ERROR) -> int | None:
-    """Return the place in a sweep of the point to measure next, or None where it may end.
-
-    Args:
-        knowledge: What is known of the operation's family, its own points included.
-        sweep: The operation's sweep.
-        cost_s: Seconds that measuring each point takes, shape (num_points,).
-        measured: Which points were measured, shape (num_points,).
-        target: Median relative error at which to end.
-    """
-    expected = outlook(knowledge, sweep)
-    if measured.all() or (measured.sum() >= MIN_POINTS and expected.error.is_within(target)):
-        return None
-    return int(np.argmax(np.where(measured, -np.inf, expected.gains / cost_s)))
 
 
 def _quantile(spread: Floats, share: float) -> float:

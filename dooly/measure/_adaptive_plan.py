@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic
 import numpy as np
 
 from dbstore import JsonObject
-from dooly.measure._sampler import Known, Sampler
+from dooly.measure._sampler import sampler_of
 from dooly.measure._tasks import PASSES, AnyTask, shuffled
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dbstore import Record
     from dooly.catalog import Key
-    from dooly.measure._sampler import Latencies
+    from dooly.measure._sampler import Known, Latencies, Sampler
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
@@ -111,7 +111,7 @@ class AdaptivePlan(Generic[AnyTask]):
         self._others = others
         self.costs = PlaceCosts(sizes)
         self._corners = [(place, keys) for place in corners if (keys := self._lacking(place))]
-        self._sampler: Sampler | None = None
+        self._sampler: Sampler[Key] | None = None
         self._later: list[AnyTask] | None = None
         self._place: int | None = None
 
@@ -165,10 +165,10 @@ class AdaptivePlan(Generic[AnyTask]):
         return Forecast(len(self._operations) - missing, by_family, missing - by_family, wanted)
 
     @property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> Sampler[Key]:
         """What decides, once the corners are measured."""
         if self._sampler is None:
-            self._sampler = Sampler(self._operations, self._places, self._measured, self._others, self._target)
+            self._sampler = sampler_of(self._operations, self._places, self._measured, self._others, self._target)
             for key, counts in self._counts.items():
                 for point in counts.keys() - self._measured[key].keys():
                     self._sampler.told(key, point, None)

@@ -7,7 +7,7 @@ several places may share it. Corners come first: they bound what the records are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from dooly.measure._adaptive import MIN_POINTS, ExpectedError, Knowledge, Outloo
 from dooly.predict import Points, Rates, lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
-    Latencies = Mapping[JsonObject, float]
+    Latencies = Mapping[Any, float]
     """Nanoseconds by point."""
+
+AnyKey = TypeVar("AnyKey", bound="Hashable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,50 +42,40 @@ class Known:
 
 
 @dataclass
-class Sampler:
+class Sampler(Generic[AnyKey]):
     """Proposes what to measure next, and is told what it took.
 
     The rates of the roofline are those that were known when it was made, so that what is told later is told on the same scale.
     """
 
-    operations: Mapping[Key, TracedOperation]
-    """The operations to measure, by key."""
-    places: Sequence[Mapping[Key, JsonObject]]
-    """The point of each operation at each place, by key."""
-    measured: Mapping[Key, Latencies]
+    sweeps: Mapping[AnyKey, Sweep]
+    """The operations to measure, by key: their points in the order in which they first come in `places`."""
+    places: Sequence[Mapping[AnyKey, Hashable]]
+    """The point of each operation at each place, by key; of the operations that are measured there."""
+    measured: Mapping[AnyKey, Latencies]
     """What was measured of each operation before, by key."""
-    others: Sequence[Known]
-    """Operations of the same families."""
+    others: Sequence[tuple[Sweep, Floats]]
+    """Points of other operations of the same families, and what they took in nanoseconds, shape (num_points,)."""
     target: float
     """Median relative error at which an operation's sweep ends."""
-    _sweeps: dict[Key, Sweep] = field(default_factory=dict, init=False)
-    _rows: dict[Key, dict[JsonObject, int]] = field(default_factory=dict, init=False)
-    _done: dict[Key, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
-    _feasible: dict[Key, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
+    _rows: dict[AnyKey, dict[Hashable, int]] = field(default_factory=dict, init=False)
+    _done: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
+    _feasible: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
     _knowledge: dict[tuple[object, ...], Knowledge] = field(default_factory=dict, init=False)
     _centres: dict[tuple[object, ...], float] = field(default_factory=dict, init=False)
-    _outlooks: dict[Key, Outlook] = field(default_factory=dict, init=False)
+    _outlooks: dict[AnyKey, Outlook] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Lay the sweeps out, and take in what is known."""
-        self._rows = {
-            key: {point: row for row, point in enumerate(dict.fromkeys(place[key] for place in self.places))}
-            for key in self.operations
-        }
-        own: list[tuple[TracedOperation, Any]] = [(self.operations[k], list(rows)) for k, rows in self._rows.items()]
-        beside: list[tuple[TracedOperation, Any]] = [(known.operation, list(known.latency_ns)) for known in self.others]
-        before = [(self.operations[k], list(found), np.array(list(found.values()))) for k, found in self.measured.items()]
-        around = [(known.operation, list(known.latency_ns), np.array(list(known.latency_ns.values()))) for known in self.others]
-        laid = lay_out(own + beside, Rates.reached(before + around))
-        self._sweeps = dict(zip(self._rows, laid, strict=False))
+        """Take in what is known."""
+        self._rows = {key: _rows_of(key, self.places) for key in self.sweeps}
         self._done = {key: np.zeros(len(rows), dtype=bool) for key, rows in self._rows.items()}
         self._feasible = {key: np.ones(len(rows), dtype=bool) for key, rows in self._rows.items()}
-        for known, sweep in zip(self.others, laid[len(own) :], strict=True):
-            self._learn(sweep, np.arange(len(sweep.points)), np.array(list(known.latency_ns.values())))
+        for sweep, latency_ns in self.others:
+            self._learn(sweep, np.arange(len(sweep.points)), latency_ns)
         for key, found in self.measured.items():
             self._take(key, {point: ns for point, ns in found.items() if point in self._rows[key]})
 
-    def told(self, key: Key, point: JsonObject, latency_ns: float | None) -> None:
+    def told(self, key: AnyKey, point: Hashable, latency_ns: float | None) -> None:
         """Take in what an operation took at a point; None of one that cannot be measured, by which nothing is judged."""
         row = self._rows[key].get(point)
         if row is None or self._done[key][row]:
@@ -96,7 +87,7 @@ class Sampler:
         self._feasible[key][row] = False
         self._outlooks.pop(key, None)
 
-    def next(self, cost_s: Callable[[int], float]) -> tuple[int, tuple[Key, ...]] | None:
+    def next(self, cost_s: Callable[[int], float]) -> tuple[int, tuple[AnyKey, ...]] | None:
         """Return the place to measure next with the operations to measure there; None where all sweeps may end.
 
         Args:
@@ -105,7 +96,7 @@ class Sampler:
         open_ = self.unfinished()
         best, best_worth = None, 0.0
         for number, place in enumerate(self.places):
-            wanted = tuple(k for k in open_ if not self._done[k][self._rows[k][place[k]]])
+            wanted = tuple(k for k in open_ if k in place and not self._done[k][self._rows[k][place[k]]])
             worth = sum(float(self._outlook(k).gains[self._rows[k][place[k]]]) for k in wanted) / cost_s(number)
             if wanted and worth > best_worth:
                 best, best_worth = (number, wanted), worth
@@ -127,37 +118,37 @@ class Sampler:
             self._done, self._knowledge, self._outlooks = kept
         return count
 
-    def told_by_family(self) -> tuple[Key, ...]:
+    def told_by_family(self) -> tuple[AnyKey, ...]:
         """Return the operations that have too few points of their own, but whose families tell them within the target."""
         few = (key for key in self.unfinished() if self._done[key].sum() < MIN_POINTS)
         return tuple(key for key in few if self._outlook(key).error.is_within(self.target))
 
-    def _imagine(self, key: Key, row: int) -> None:
-        sweep = self._sweeps[key]
+    def _imagine(self, key: AnyKey, row: int) -> None:
+        sweep = self.sweeps[key]
         knowledge = self._knowledge.get(sweep.family, Knowledge.nothing(sweep.points.coordinates.shape[1]))
         self._knowledge[sweep.family] = knowledge.imagined(sweep.points.at(np.array([row])))
         self._done[key][row] = True
         self._forget(sweep)
 
-    def unfinished(self) -> tuple[Key, ...]:
+    def unfinished(self) -> tuple[AnyKey, ...]:
         """Return the operations whose sweeps go on, by key."""
-        return tuple(k for k in self.operations if not self._done[k].all() and not self._is_known(k))
+        return tuple(k for k in self.sweeps if not self._done[k].all() and not self._is_known(k))
 
     def error(self) -> float:
         """Return the median relative error expected of the operation that is known least."""
         return max(self.errors().values(), default=0.0)
 
-    def errors(self) -> dict[Key, float]:
+    def errors(self) -> dict[AnyKey, float]:
         """Return the median relative error that is expected of each operation, by key."""
-        return {k: self._outlook(k).error.median for k in self.operations}
+        return {k: self._outlook(k).error.median for k in self.sweeps}
 
-    def _is_known(self, key: Key) -> bool:
+    def _is_known(self, key: AnyKey) -> bool:
         enough = min(MIN_POINTS, len(self._done[key]))
         return bool(self._done[key].sum() >= enough) and self._outlook(key).error.is_within(self.target)
 
-    def _outlook(self, key: Key) -> Outlook:
+    def _outlook(self, key: AnyKey) -> Outlook:
         if key not in self._outlooks:
-            sweep = self._sweeps[key]
+            sweep = self.sweeps[key]
             start = Knowledge.nothing(sweep.points.coordinates.shape[1])
             feasible = self._feasible[key]
             if not feasible.any():
@@ -168,9 +159,9 @@ class Sampler:
             self._outlooks[key] = Outlook(found.error, gains)
         return self._outlooks[key]
 
-    def _take(self, key: Key, found: Latencies) -> None:
+    def _take(self, key: AnyKey, found: Latencies) -> None:
         rows = np.array([self._rows[key][point] for point in found], dtype=np.int64)
-        self._learn(self._sweeps[key], rows, np.array(list(found.values())))
+        self._learn(self.sweeps[key], rows, np.array(list(found.values())))
         self._done[key][rows] = True
 
     def _learn(self, sweep: Sweep, rows: npt.NDArray[np.int64], latency_ns: Floats) -> None:
@@ -186,6 +177,37 @@ class Sampler:
 
     def _forget(self, sweep: Sweep) -> None:
         """Drop what was expected of a family before it learnt more."""
-        for key, other in self._sweeps.items():
+        for key, other in self.sweeps.items():
             if other.family == sweep.family:
                 self._outlooks.pop(key, None)
+
+
+def sampler_of(
+    operations: Mapping[Key, TracedOperation],
+    places: Sequence[Mapping[Key, JsonObject]],
+    measured: Mapping[Key, Latencies],
+    others: Sequence[Known],
+    target: float,
+) -> Sampler[Key]:
+    """Return the sampler of traced operations, over the roofline of what is known.
+
+    Args:
+        operations: The operations to measure, by key.
+        places: The point of each operation at each place, by key.
+        measured: What was measured of each operation before, by key.
+        others: Operations of the same families.
+        target: Median relative error at which an operation's sweep ends.
+    """
+    own: list[tuple[TracedOperation, Any]] = [(operation, list(_rows_of(key, places))) for key, operation in operations.items()]
+    beside: list[tuple[TracedOperation, Any]] = [(known.operation, list(known.latency_ns)) for known in others]
+    took = [np.array(list(known.latency_ns.values())) for known in others]
+    before: list[Any] = [(operations[key], list(found), np.array(list(found.values()))) for key, found in measured.items()]
+    rates = Rates.reached(before + [(*known, ns) for known, ns in zip(beside, took, strict=True)])
+    laid = lay_out(own + beside, rates)
+    sweeps = dict(zip(operations, laid, strict=False))
+    return Sampler(sweeps, places, measured, list(zip(laid[len(own) :], took, strict=True)), target)
+
+
+def _rows_of(key: AnyKey, places: Sequence[Mapping[AnyKey, Hashable]]) -> dict[Hashable, int]:
+    """Return the points of an operation in the order in which they first come in places, each with its number."""
+    return {point: row for row, point in enumerate(dict.fromkeys(place[key] for place in places if key in place))}

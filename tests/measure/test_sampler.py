@@ -10,9 +10,10 @@ import pytest
 
 from dbstore import JsonObject
 from dooly.catalog import key_of, plain_linear
-from dooly.measure._sampler import Known, Sampler
+from dooly.measure._sampler import Known, Sampler, sampler_of
 
 if TYPE_CHECKING:
+    from dooly.catalog import Key
     from dooly.tracing import TracedOperation
 
 TOKENS = tuple(int(t) for t in np.unique(np.geomspace(1, 8192, 50).astype(int)))
@@ -29,12 +30,12 @@ def _latencies(n: int, k: int) -> dict[JsonObject, float]:
     return {JsonObject({"d0": t}): float(3000 + work[t] * (1 + 0.1 * np.sin(np.log(n * k)))) for t in TOKENS}
 
 
-def _num_drawn(new: tuple[int, int], others: list[Known]) -> tuple[int, Sampler]:
+def _num_drawn(new: tuple[int, int], others: list[Known]) -> tuple[int, Sampler[Key]]:
     """Return how many points a sweep takes, its two ends included, and the sampler."""
     operation, latency_ns = _product(*new), _latencies(*new)
     key, points = key_of(operation), list(latency_ns)
     ends = {point: latency_ns[point] for point in (points[0], points[-1])}
-    sampler = Sampler({key: operation}, [{key: point} for point in points], {key: ends}, others, 0.03)
+    sampler = sampler_of({key: operation}, [{key: point} for point in points], {key: ends}, others, 0.03)
     count = len(ends)
     while (found := sampler.next(lambda _place: 1.0)) is not None:
         sampler.told(key, points[found[0]], latency_ns[points[found[0]]])
@@ -62,7 +63,7 @@ def test_imagining_changes_nothing() -> None:
     """A forecast leaves what is known as it was, and asks for no more than all points."""
     count, sampler = _num_drawn((6144, 2048), [])
     assert sampler.imagined() == 0
-    fresh = Sampler(sampler.operations, sampler.places, {}, (), 0.03)
+    fresh = Sampler(sampler.sweeps, sampler.places, {}, (), 0.03)
     before = fresh.error()
     assert 0 < fresh.imagined() <= len(TOKENS)
     assert fresh.error() == pytest.approx(before)
@@ -73,7 +74,7 @@ def test_a_point_that_cannot_be_measured_is_asked_for_no_more() -> None:
     """A sampler that is told of none but failures asks for every point once, and ends."""
     operation = _product(512, 512)
     key, points = key_of(operation), [JsonObject({"d0": t}) for t in TOKENS[:6]]
-    sampler = Sampler({key: operation}, [{key: point} for point in points], {}, (), 0.03)
+    sampler = sampler_of({key: operation}, [{key: point} for point in points], {}, (), 0.03)
     asked = []
     while (found := sampler.next(lambda _place: 1.0)) is not None:
         asked.append(found[0])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dooly.engines import ServingConfig
     from dooly.tracing import TracedOperation
 
-_MOST_OTHERS = 16
+MOST_OTHERS = 16
 """Operations of a family beside a model's own: as many tell about as much as all, and each costs time to learn from."""
 
 
@@ -93,7 +93,7 @@ def relatives(operations: Sequence[TracedOperation], store: Store, environment: 
     chosen: list[Known] = []
     for family in sorted(families):
         members = [k for k in known if k.operation.family == family and k.latency_ns]
-        chosen += sorted(members, key=lambda k: -len(k.latency_ns))[:_MOST_OTHERS]
+        chosen += sorted(members, key=lambda k: -len(k.latency_ns))[:MOST_OTHERS]
     return chosen
 
 
