@@ -54,11 +54,9 @@ class Limits(NamedTuple):
     def of(cls, latency: LatencyModel, serving: ServingConfig) -> Limits:
         """Return the limits of a latency model in its serving settings."""
         domain = latency.domain
-        return cls(
-            min(domain.num_tokens, serving.max_num_batched_tokens),
-            min(domain.num_reqs, serving.max_num_seqs),
-            min(domain.context, serving.max_model_len),
-        )
+        num_reqs, context = min(domain.num_reqs, serving.max_num_seqs), min(domain.context, serving.max_model_len)
+        # Requests of the longest context may fill less than a step may hold.
+        return cls(min(domain.num_tokens, serving.max_num_batched_tokens, num_reqs * context), num_reqs, context)
 
 
 def sizes_up_to(limit: int, also: Sequence[int] = ()) -> Ints:
@@ -83,7 +81,7 @@ def attention_points(limits: Limits) -> list[AttentionPoint]:
 
     Contexts lie closer where there are decodes alone, or a chunk alone, which most steps are.
     """
-    chunks = grown(_LEAST_TOKENS, limits.num_tokens, _CHUNKS)
+    chunks = grown(_LEAST_TOKENS, min(limits.num_tokens, limits.context), _CHUNKS)
     found = []
     for chunk in (0, *chunks):
         for num_decodes in (0, *grown(1, limits.num_reqs, _COUNTS)):
@@ -98,6 +96,18 @@ def attention_points(limits: Limits) -> list[AttentionPoint]:
                 for context in (contexts if num_decodes else [0])
             ]
     return found
+
+
+def prompts_of(num_tokens: Ints, context: int) -> BatchArrays:
+    """Return steps of prompts alone, as few of them as a context lets hold so many tokens.
+
+    Args:
+        num_tokens: Tokens of each step, shape (num_steps,).
+        context: Tokens that a prompt may have.
+    """
+    before = context * np.arange(-(-int(num_tokens.max()) // context))
+    new = np.clip(num_tokens[:, None] - before, 0, context)
+    return BatchArrays(new, np.zeros_like(new), (new > 0).sum(axis=1))
 
 
 def batches_of(points: Sequence[AttentionPoint]) -> BatchArrays:

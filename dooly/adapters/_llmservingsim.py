@@ -83,7 +83,7 @@ def _write_layers(latency: LatencyModel, limits: Limits, dim: str, folder: Path,
     most = limits.num_tokens if dim == "num_tokens" else limits.num_reqs
     sizes = sizes_up_to(most, serving.cudagraph_capture_sizes if dim == "num_tokens" else ())
     layers: dict[str, list[tuple[TracedOperation, Floats]]] = {}
-    for operation, latency_ns in sized_ns(latency, dim, sizes):
+    for operation, latency_ns in sized_ns(latency, dim, sizes, limits.context):
         layers.setdefault(BUNDLE_WORDS.get(operation.name, operation.name), []).append((operation, latency_ns))
     rows = []
     for word, runs in sorted(layers.items()):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.adapters._grid import batches_of, in_pieces
+from dooly.adapters._grid import batches_of, in_pieces, prompts_of
 from dooly.errors import UnsupportedModelError
 from dooly.predict import BatchArrays
 from dooly.predict._kinds import AttentionShape, Collective, kind_of
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 
-def sized_ns(latency: LatencyModel, dim: str, sizes: Ints) -> list[tuple[TracedOperation, Floats]]:
+def sized_ns(latency: LatencyModel, dim: str, sizes: Ints, context: int) -> list[tuple[TracedOperation, Floats]]:
     """Return the operations that one request dimension sizes, collectives apart, with nanoseconds of one run at each size.
 
     Args:
         latency: Prices them.
         dim: `num_tokens` or `num_reqs`.
         sizes: Values of it, shape (num_sizes,).
+        context: Positions that a request may read.
     """
-    ones = np.ones_like(sizes)
-    batches = BatchArrays.of_counts(sizes, ones if dim == "num_tokens" else sizes)
+    batches = prompts_of(sizes, context) if dim == "num_tokens" else BatchArrays.of_counts(sizes, sizes)
     return [
         (operation, found)
         for operation, found in latency.operations_ns(batches)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.adapters._grid import Limits, grown, sizes_up_to
+from dooly.adapters._grid import Limits, grown, prompts_of, sizes_up_to
 from dooly.adapters._result import ExportResult, made_folder
 from dooly.adapters._wall import wall_s
 from dooly.predict import BatchArrays
@@ -34,7 +34,7 @@ _CONTEXTS, _KV = 1.25, 1.25
 """Between contexts, and between positions read in all."""
 _NOTES = (
     "the mocker adds a step's prompts and decodes up; a real step of both computes its products once",
-    "prompts are priced without a context before them",
+    "prompts are priced without a context before them; more tokens than a context are several prompts",
 )
 
 
@@ -53,7 +53,7 @@ def export_planner(latency: LatencyModel, model: ModelSource, serving: ServingCo
     limits = Limits.of(latency, serving)
     made_folder(path.parent)
     isl = sizes_up_to(limits.num_tokens)
-    prompts = wall_s(latency, BatchArrays(isl[:, None], np.zeros_like(isl)[:, None], np.ones_like(isl)))
+    prompts = wall_s(latency, prompts_of(isl, limits.context))
     contexts = np.array(grown(_LEAST_CONTEXT, limits.context, _CONTEXTS))
     by_context = np.stack([_decode_s(latency, int(context), limits.num_reqs) for context in contexts], axis=1)
     counts = np.arange(1, limits.num_reqs + 1)

@@ -72,7 +72,7 @@ def export_vidur(latency: LatencyModel, model: ModelSource, serving: ServingConf
     mlp, attends = _facts(latency, model, serving, limits)
     made_folder(folder)
     rows = [
-        _write(folder / "mlp.csv", mlp, _layers(latency, sizes)),
+        _write(folder / "mlp.csv", mlp, _layers(latency, sizes, limits.context)),
         _write(folder / "attention.csv", attends, _attention(points, attention_ns(latency, attention, points))),
     ]
     own = () if latency.is_sum_of_operations else ("what layers and the engine take beyond their operations has no place",)
@@ -107,11 +107,11 @@ def _facts(
     return mlp, attends
 
 
-def _layers(latency: LatencyModel, sizes: Ints) -> Iterable[Mapping[str, Any]]:
+def _layers(latency: LatencyModel, sizes: Ints, context: int) -> Iterable[Mapping[str, Any]]:
     """Yield a row for each number of tokens: milliseconds of each of Vidur's operations in one layer."""
     times = dict.fromkeys((*_NAMES.values(), _OTHERS), np.zeros(len(sizes)))
     counts = dict.fromkeys(times, 0)
-    for operation, latency_ns in sized_ns(latency, "num_tokens", sizes):
+    for operation, latency_ns in sized_ns(latency, "num_tokens", sizes, context):
         is_inside = layer_of(operation.module) is not None
         name = _NAMES.get(operation.name, _OTHERS)
         if is_inside or name == "emb":
