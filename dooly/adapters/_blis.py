@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dooly.adapters._grid import AttentionPoint, Limits, batches_of, grown
-from dooly.adapters._result import ExportResult, made_folder
+from dooly.adapters._model_sizes import KV_HEADS, sizes_of
+from dooly.adapters._result import ExportResult, write_file
 from dooly.adapters._wall import wall_s
 from dooly.errors import InvalidInputError, UnsupportedModelError
 from dooly.predict._kinds import Experts, kind_of
@@ -93,8 +94,8 @@ def export_blis(latency: LatencyModel, model: ModelSource, serving: ServingConfi
         path: The file.
 
     Raises:
-        UnsupportedModelError: The model has experts, or another element type than 16 or 32 bits.
-        InvalidInputError: The device's rates are not known, as those of a store's are not; or the file's folder cannot be made.
+        UnsupportedModelError: The model has experts, another element type than 16 or 32 bits, or not the sizes of a Llama.
+        InvalidInputError: The device's rates are not known, as those of a store's are not; or a file cannot be written.
     """
     shape, points = _shape(latency, model, serving), _points(Limits.of(latency, serving))
     betas, errors = _fit(shape.terms(points), 1e6 * wall_s(latency, batches_of(points)))
@@ -118,9 +119,8 @@ def export_blis(latency: LatencyModel, model: ModelSource, serving: ServingConfi
     }
     error = {"median": float(median), "p90": float(p90), "steps": len(points)}
     facts = {"model": model.name, "options": options, "error": error, "source": hardware.source}
-    made_folder(path.parent)
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    beside.write_text(json.dumps({name: rates}, indent=2) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(facts, indent=2) + "\n")
+    write_file(beside, json.dumps({name: rates}, indent=2) + "\n")
     note = f"BLIS's terms follow these steps within {median:.1%} in the median and {p90:.1%} for 90 %"
     return ExportResult((path, beside), len(betas), (note, "what a server takes beside its steps (alpha-coeffs) is left at 0"))
 
@@ -156,7 +156,7 @@ def _points(limits: Limits) -> list[AttentionPoint]:
 
 def _shape(latency: LatencyModel, model: ModelSource, serving: ServingConfig) -> _Shape:
     """Return what BLIS would know."""
-    hardware, config = latency.hardware, model.text_config
+    hardware = latency.hardware
     if hardware is None:
         raise InvalidInputError(f"--format {TOOL}: the rates of a store's device are not known; use --hardware")
     if any(isinstance(kind_of(op), Experts) for op in latency.traced.operations):
@@ -164,14 +164,15 @@ def _shape(latency: LatencyModel, model: ModelSource, serving: ServingConfig) ->
     if serving.dtype not in _WEIGHT_BYTES or latency.environment.quantization is not None:
         what = latency.environment.quantization or serving.dtype
         raise UnsupportedModelError(f"--format {TOOL}: {what} is not fitted; export a model in {', '.join(_WEIGHT_BYTES)}")
-    sizes: dict[str, Any] = {name: config[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")}
-    heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+    layers, width, heads, kv_heads, inner = sizes_of(
+        model, TOOL, "num_hidden_layers", "hidden_size", "num_attention_heads", KV_HEADS, "intermediate_size"
+    )
     return _Shape(
-        sizes["num_hidden_layers"],
+        layers,
         width,
         heads,
-        config.get("num_key_value_heads", heads) * (width // heads),
-        config["intermediate_size"],
+        kv_heads * (width // heads),
+        inner,
         serving.tensor_parallel_size,
         _WEIGHT_BYTES[serving.dtype],
         hardware.flops_per_s / 1e6,

@@ -13,7 +13,7 @@ import numpy as np
 
 from dooly.adapters._grid import Limits, attention_points, sizes_up_to
 from dooly.adapters._operation_prices import attention_ns, sized_ns, the_attention
-from dooly.adapters._result import ExportResult, made_folder
+from dooly.adapters._result import ExportResult, write_file
 from dooly.errors import UnsupportedModelError
 from dooly.imports import BUNDLE_WORDS, TIMED_TOGETHER
 from dooly.predict._kinds import Experts, kind_of
@@ -46,11 +46,11 @@ def export_llmservingsim(latency: LatencyModel, model: ModelSource, serving: Ser
 
     Raises:
         UnsupportedModelError: The model has experts, several kinds of attention, or another element type than 16 or 32 bits.
-        InvalidInputError: The folder cannot be made.
+        InvalidInputError: A file cannot be written.
     """
     _refuse(latency, serving)
     limits, attention = Limits.of(latency, serving), the_attention(latency, TOOL)
-    ranks = made_folder(folder / f"tp{serving.tensor_parallel_size}")
+    ranks = folder / f"tp{serving.tensor_parallel_size}"
     written = [_write_layers(latency, limits, dim, ranks, serving) for dim in _FILES]
     points = attention_points(limits)
     times = attention_ns(latency, attention, points)
@@ -60,7 +60,7 @@ def export_llmservingsim(latency: LatencyModel, model: ModelSource, serving: Ser
     ]
     _write(ranks / "attention.csv", "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us", rows)
     degrees = sorted({int(found.name[2:]) for found in folder.glob("tp*") if found.name[2:].isdigit()})
-    (folder / "meta.yaml").write_text(_meta(latency, model, serving, limits, degrees), encoding="utf-8")
+    write_file(folder / "meta.yaml", _meta(latency, model, serving, limits, degrees))
     files = (*(ranks / name for name, _ in _FILES.values()), ranks / "attention.csv", folder / "meta.yaml")
     return ExportResult(files, sum(written) + len(rows), _notes(latency))
 
@@ -97,7 +97,7 @@ def _write_layers(latency: LatencyModel, limits: Limits, dim: str, folder: Path,
 
 
 def _write(path: Path, header: str, rows: Sequence[str]) -> None:
-    path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    write_file(path, "\n".join([header, *rows, ""]))
 
 
 def _meta(latency: LatencyModel, model: ModelSource, serving: ServingConfig, limits: Limits, degrees: Sequence[int]) -> str:

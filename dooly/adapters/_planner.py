@@ -8,12 +8,13 @@ and 1 ms for a decode at least.
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dooly.adapters._grid import Limits, grown, prompts_of, sizes_up_to
-from dooly.adapters._result import ExportResult, made_folder
+from dooly.adapters._result import ExportResult, write_file
 from dooly.adapters._wall import wall_s
 from dooly.predict import BatchArrays
 
@@ -48,10 +49,9 @@ def export_planner(latency: LatencyModel, model: ModelSource, serving: ServingCo
         path: The file.
 
     Raises:
-        InvalidInputError: The file's folder cannot be made.
+        InvalidInputError: The file cannot be written.
     """
     limits = Limits.of(latency, serving)
-    made_folder(path.parent)
     isl = sizes_up_to(limits.num_tokens)
     prompts = wall_s(latency, prompts_of(isl, limits.context))
     contexts = np.array(grown(_LEAST_CONTEXT, limits.context, _CONTEXTS))
@@ -68,8 +68,9 @@ def export_planner(latency: LatencyModel, model: ModelSource, serving: ServingCo
         "decode_context_length": contexts.astype(np.float64),
         "decode_itl": 1e3 * itl,
     }
-    with path.open("wb") as handle:
-        np.savez(handle, **arrays)  # type: ignore[arg-type]  # names of arrays, none of them an option
+    content = BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # names of arrays, none of them an option
+    write_file(path, content.getvalue())
     return ExportResult((path,), sum(array.size for array in arrays.values()), _NOTES)
 
 

@@ -34,3 +34,16 @@ def made_folder(folder: Path) -> Path:
     except OSError as error:
         raise InvalidInputError(f"--output: {folder} cannot be made ({error.strerror}); give another folder") from error
     return folder
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, its folder as well where that was missing.
+
+    Raises:
+        InvalidInputError: It cannot be written.
+    """
+    made_folder(path.parent)
+    try:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise InvalidInputError(f"--output: {path} cannot be written ({error.strerror}); give another path") from error

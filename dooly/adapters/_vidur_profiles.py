@@ -8,13 +8,15 @@ holds its write to the cache.
 from __future__ import annotations
 
 import csv
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dooly.adapters._grid import AttentionPoint, Limits, attention_points, sizes_up_to
+from dooly.adapters._model_sizes import KV_HEADS, sizes_of
 from dooly.adapters._operation_prices import attention_ns, sized_ns, the_attention
-from dooly.adapters._result import ExportResult, made_folder
+from dooly.adapters._result import ExportResult, write_file
 from dooly.catalog import LAYER
 from dooly.errors import UnsupportedModelError
 from dooly.tracing import layer_of
@@ -64,13 +66,12 @@ def export_vidur(latency: LatencyModel, model: ModelSource, serving: ServingConf
 
     Raises:
         UnsupportedModelError: Vidur's files have no place for a model of this structure.
-        InvalidInputError: The folder cannot be made.
+        InvalidInputError: A file cannot be written.
     """
     limits, attention = Limits.of(latency, serving), the_attention(latency, TOOL)
     sizes = sizes_up_to(limits.num_tokens, serving.cudagraph_capture_sizes)
     points = [point for point in attention_points(limits) if not (point.chunk and point.num_decodes)]
     mlp, attends = _facts(latency, model, serving, limits)
-    made_folder(folder)
     rows = [
         _write(folder / "mlp.csv", mlp, _layers(latency, sizes, limits.context)),
         _write(folder / "attention.csv", attends, _attention(points, attention_ns(latency, attention, points))),
@@ -83,15 +84,15 @@ def _facts(
     latency: LatencyModel, model: ModelSource, serving: ServingConfig, limits: Limits
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return what Vidur selects rows of either file by."""
-    config = model.text_config
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    kv_heads = config.get("num_key_value_heads", heads)
+    heads, kv_heads, width, inner, vocabulary = sizes_of(
+        model, TOOL, "num_attention_heads", KV_HEADS, "hidden_size", "intermediate_size", "vocab_size"
+    )
     mlp: dict[str, Any] = {
         "n_head": heads,
         "n_kv_head": kv_heads,
         "n_embd": width,
-        "n_expanded_embd": config["intermediate_size"],
-        "vocab_size": config["vocab_size"],
+        "n_expanded_embd": inner,
+        "vocab_size": vocabulary,
         "use_gated_mlp": True,
         _RANKS: serving.tensor_parallel_size,
     }
@@ -162,8 +163,9 @@ def _write(path: Path, facts: Mapping[str, Any], rows: Iterable[Mapping[str, Any
         with path.open(newline="", encoding="utf-8") as handle:
             others = [row for row in csv.DictReader(handle) if row.get(_RANKS) != str(facts[_RANKS])]
     columns = list(dict.fromkeys([*own[0], *(others[0] if others else ())]))
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*others, *own])
+    content = StringIO()
+    writer = csv.DictWriter(content, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*others, *own])
+    write_file(path, content.getvalue())
     return len(own)

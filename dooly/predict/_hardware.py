@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dooly.latency import HostTimes
 from dooly.predict._domain import Reach
+from dooly.predict._json_file import read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,12 +72,18 @@ class Hardware:
 
     @classmethod
     def read(cls, folder: Path) -> Hardware:
-        """Return the facts in a folder's `hardware.json`."""
-        facts = json.loads((folder / "hardware.json").read_text())
-        host = facts.get("host")
-        reach = facts.get("reach")
-        made = {"host": None if host is None else HostTimes(**host), "reach": None if reach is None else Reach(**reach)}
-        return cls(**facts | made)
+        """Return the facts in a folder's `hardware.json`.
+
+        Raises:
+            InvalidInputError: The file holds none.
+        """
+
+        def make(facts: Mapping[str, Any]) -> Hardware:
+            host, reach = facts.get("host"), facts.get("reach")
+            made = {"host": None if host is None else HostTimes(**host), "reach": None if reach is None else Reach(**reach)}
+            return cls(**{**facts, **made})
+
+        return read_facts(folder / "hardware.json", make, "facts of a device")
 
     def write(self, folder: Path) -> None:
         """Write the facts to a folder's `hardware.json`."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.errors import InvalidInputError
 from dooly.predict._family_features import element_bytes
+from dooly.predict._json_file import read_facts
 from dooly.predict._sources import ESTIMATE_ERROR
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ class MarlinCosts:
         Raises:
             InvalidInputError: The file holds none.
         """
-        try:
-            return cls(**json.loads(file.read_text()))
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"{file}: holds no costs of experts ({error}); build it again") from error
+        return read_facts(file, lambda facts: cls(**facts), "costs of experts")
 
 
 def fit_marlin(rows: Sequence[Rows]) -> MarlinCosts:

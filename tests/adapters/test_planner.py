@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from dooly.adapters import export_planner
+from dooly.adapters import export_blis, export_llmservingsim, export_planner, export_vidur
 from dooly.batch import Batch
+from dooly.errors import InvalidInputError, UnsupportedModelError
 from dooly.predict import default_serving, load_latency_model
 
 if TYPE_CHECKING:
@@ -66,3 +69,41 @@ def test_a_step_takes_as_long_as_its_host(model: ModelSource, tmp_path: Path) ->
         assert found["prefill_ttft_ms"][1] == pytest.approx(
             max(launch_ms, 1e3 * latency.step(Batch((2,), (0,))).seconds), rel=1e-6
         )
+
+
+@pytest.mark.parametrize("export", [export_planner, export_blis, export_vidur, export_llmservingsim])
+def test_files_that_cannot_be_written_are_named(
+    model: ModelSource,
+    tmp_path: Path,
+    export: Any,  # noqa: ANN401 - either exporter
+) -> None:
+    """A folder lies where a file would go, or a file where its folder would."""
+    serving = default_serving(model, "h100", max_model_len=64, max_num_batched_tokens=16, max_num_seqs=2)
+    latency = load_latency_model(model=model, serving=serving, hardware="h100")
+    for name in ("taken", "taken/mlp.csv", "taken/meta.yaml"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(
+        InvalidInputError, match=r"^--output: \S+taken\S* cannot be written \(Is a directory\); give another path$"
+    ):
+        export(latency, model, serving, tmp_path / "taken")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInputError, match=r"^--output: \S+file\S* cannot be"):
+        export(latency, model, serving, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("export", [export_blis, export_vidur])
+def test_a_configuration_that_lacks_a_size_is_refused(
+    model: ModelSource,
+    tmp_path: Path,
+    export: Any,  # noqa: ANN401 - either exporter
+) -> None:
+    """By the size's name; key/value heads alone go by the others where they are left out, as a null too."""
+    serving = default_serving(model, "h100", max_model_len=64, max_num_batched_tokens=16, max_num_seqs=2)
+    latency = load_latency_model(model=model, serving=serving, hardware="h100")
+    config = {name: size for name, size in model.config.items() if name != "intermediate_size"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    other = replace(model, folder=tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"^--format \w+: llama-3\.1-8b: intermediate_size is None in its config"):
+        export(latency, other, serving, tmp_path / "out")
+    (tmp_path / "config.json").write_text(json.dumps(model.config | {"num_key_value_heads": None}))
+    assert export(latency, other, serving, tmp_path / "out").num_rows > 0

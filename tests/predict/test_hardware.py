@@ -123,6 +123,14 @@ def test_an_unknown_device_lists_those_there_are() -> None:
         load_latency_model(model=find_model("llama-3.1-8b"), hardware="h300")
 
 
+@pytest.mark.parametrize("text", ["{}", "{", "[]", "3", '{"host": 1}'])
+def test_a_folder_without_the_facts_of_a_device_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    """Anybody may write one, and name it as a device."""
+    (tmp_path / "hardware.json").write_text(text)
+    with pytest.raises(InvalidInputError, match=r"^\S+hardware\.json: holds no facts of a device \(.+\); build it again$"):
+        load_latency_model(model=find_model("llama-3.1-8b"), hardware=str(tmp_path))
+
+
 def test_what_nothing_covers_is_named() -> None:
     """No mixture of experts was measured on this device: the operation is named, and what would measure it."""
     with pytest.raises(MissingOperationError, match=r"qwen3-30b-a3b: .*experts .* has no family .*dooly profile"):
