@@ -76,5 +76,5 @@ def refuse_unfinished(requests: Sequence[Request], finish_ns: npt.NDArray[np.int
         request = requests[int(unfinished[0])]
         raise WorkloadError(
             f"request {request.request_id}: never finishes, with {request.num_prompt_tokens} prompt tokens ({unfinished.size} "
-            "such requests): no step has room for what waits; raise max_num_batched_tokens, max_num_scheduled_tokens or num_kv_blocks"
+            "such requests): no step has room for it; raise max_num_batched_tokens, max_num_scheduled_tokens or num_kv_blocks"
         )
