@@ -9,7 +9,7 @@ import numpy as np
 from dooly.predict import BatchArrays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
@@ -120,14 +120,3 @@ def batches_of(points: Sequence[AttentionPoint]) -> BatchArrays:
         computed[row, 1 : 1 + point.num_decodes] = max(point.decode_context - 1, 0)
     fresh = ((new > 1) & (computed == 0)).sum(axis=1)
     return BatchArrays(new, computed, fresh)
-
-
-def in_pieces(points: Sequence[AttentionPoint], most: int = 1 << 21) -> Iterator[Sequence[AttentionPoint]]:
-    """Yield points in pieces whose arrays have that many places at most; those of many decodes lie together."""
-    start, width = 0, 1
-    for stop, point in enumerate(points):
-        width = max(width, point.num_decodes + 1)
-        if (stop - start + 1) * width > most and stop > start:
-            yield points[start:stop]
-            start, width = stop, point.num_decodes + 1
-    yield points[start:]

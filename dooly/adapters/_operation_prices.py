@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.adapters._grid import batches_of, in_pieces, prompts_of
+from dooly.adapters._grid import batches_of, prompts_of
+from dooly.adapters._pieces import in_pieces
 from dooly.errors import UnsupportedModelError
 from dooly.predict import BatchArrays
 from dooly.predict._kinds import AttentionShape, Collective, kind_of
@@ -59,7 +60,7 @@ def the_attention(latency: LatencyModel, tool: str) -> TracedOperation:
 def attention_ns(latency: LatencyModel, attention: TracedOperation, points: Sequence[AttentionPoint]) -> Floats:
     """Return nanoseconds of one run of attention at each point, shape (num_points,)."""
     found = []
-    for piece in in_pieces(points):
+    for piece in in_pieces(points, lambda point: (1, 1 + point.num_decodes)):
         priced = latency.operations_ns(batches_of(piece))
         found.append(next(ns for operation, ns in priced if operation.signature == attention.signature))
     return np.concatenate(found)

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +168,41 @@ def test_an_answer_that_takes_too_long_is_cut_off(slot: ModelSlot) -> None:
         answer = slow.post("/predict/bulk", json={"requests": [STATE] * 500})
         assert answer.status_code == 503
         assert "took longer than 0.0001 s" in answer.json()["detail"]
+
+
+def test_work_that_is_given_up_is_bounded(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests ran out of time: no more is under way than there are threads, and what waited is never begun."""
+    ends, begun = threading.Event(), []
+
+    def endless(*_asked: object) -> list[Any]:
+        begun.append(threading.current_thread())
+        ends.wait(30)
+        return []
+
+    body = {"batches": [{"num_new_tokens": [1], "num_computed_tokens": [1]}]}
+    monkeypatch.setattr("dooly.adapters.service._app._steps", endless)
+    with TestClient(create_app(slot, ServiceLimits(seconds=0.1, num_threads=2))) as client:
+        assert [client.post("/step", json=body).status_code for _ in range(8)] == [503] * 8
+        assert len(begun) == 2
+        ends.set()
+        until = time.monotonic() + 10
+        while client.post("/step", json=body).status_code != 200:
+            assert time.monotonic() < until
+        assert len(set(begun)) == 2
+
+
+def test_a_wide_batch_among_many_takes_little_memory(slot: ModelSlot) -> None:
+    """As if each were priced alone, and not all in arrays as wide as the widest: 64 MiB for each of them."""
+    small = {"num_new_tokens": [1], "num_computed_tokens": [1]}
+    wide = {"num_new_tokens": [1] * 8192, "num_computed_tokens": [1] * 8192}
+    with TestClient(create_app(slot)) as client:
+        alone = client.post("/step", json={"batches": [wide], "extrapolate": True}).json()["steps"]
+        tracemalloc.start()
+        found = client.post("/step", json={"batches": [small] * 1023 + [wide], "extrapolate": True}).json()["steps"]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert found[-1]["seconds"] == pytest.approx(alone[0]["seconds"])
+    assert peak < 100 << 20
 
 
 def test_an_error_of_our_own_is_told_without_its_traceback(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:

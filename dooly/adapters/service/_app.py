@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from dooly.adapters._pieces import in_pieces
 from dooly.adapters.service._guard import Guard, Metrics, ServiceLimits
 from dooly.adapters.service._schemas import (
     BulkPredictionError,
@@ -31,11 +33,12 @@ from dooly.batch import Batch
 from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from dooly.adapters.service._served_model import ModelSlot, ServedModel
     from dooly.adapters.service._server_state import ServerLatency, ServerState
 
+Answer = TypeVar("Answer")
 _WRONG_INPUT, _NOT_OURS = 422, 500
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
@@ -69,7 +72,7 @@ def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
 
     # The pages of /docs would load scripts from other people's servers.
     app = FastAPI(title="Dooly", summary="Latencies of LLM serving", lifespan=lifespan, docs_url=None, redoc_url=None)
-    _add_predictions(app, slot, metrics)
+    _add_predictions(app, slot, metrics, ThreadPoolExecutor(limits.num_threads, "dooly-price"))
     _add_facts(app, slot, metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DoolyError, _refused)
@@ -78,7 +81,11 @@ def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
     return app
 
 
-def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
+def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: ThreadPoolExecutor) -> None:
+    async def run(work: Callable[..., Answer], *asked: object) -> Answer:
+        """Work beside the requests; when nobody waits any longer, work that has begun keeps its thread, and other is dropped."""
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *asked)
+
     @app.post("/predict", responses=_PROBLEMS)
     async def predict(request: PredictionRequest) -> PredictionResponse:
         """Predict the TTFT and TPOT of a request at a server, as llm-d's predictor."""
@@ -90,21 +97,21 @@ def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
     @app.post("/predict/bulk", responses=_PROBLEMS)
     async def predict_bulk(request: BulkPredictionRequest) -> BulkPredictionResponse:
         """Predict many, each on its own: one that fails leaves the others."""
-        answer = await run_in_threadpool(_bulk, slot.served, request.requests)
+        answer = await run(_bulk, slot.served, request.requests)
         metrics.predictions.labels("/predict/bulk").inc(answer.successful_predictions)
         return answer
 
     @app.post("/predict/bulk/strict", responses=_PROBLEMS)
     async def predict_bulk_strict(request: BulkPredictionRequest) -> BulkPredictionResponse:
         """Predict many, all or none."""
-        answer = await run_in_threadpool(_bulk_strict, slot.served, request.requests)
+        answer = await run(_bulk_strict, slot.served, request.requests)
         metrics.predictions.labels("/predict/bulk/strict").inc(answer.successful_predictions)
         return answer
 
     @app.post("/step", responses=_PROBLEMS)
     async def step(request: StepRequest) -> StepResponse:
         """Price scheduled batches, each as `LatencyModel.step` does."""
-        prices = await run_in_threadpool(_steps, slot.served, request)
+        prices = await run(_steps, slot.served, request)
         metrics.predictions.labels("/step").inc(len(prices))
         return StepResponse(steps=prices)
 
@@ -217,17 +224,20 @@ def _steps(served: ServedModel, request: StepRequest) -> list[StepPrice]:
         Batch(tuple(batch.num_new_tokens), tuple(batch.num_computed_tokens), batch.num_new_requests)  # type: ignore[arg-type]  # None is its default
         for batch in request.batches
     ]
+    return [price for piece in in_pieces(batches, lambda batch: (1, batch.num_reqs)) for price in _priced(served, piece, request)]
+
+
+def _priced(served: ServedModel, batches: Sequence[Batch], request: StepRequest) -> Iterator[StepPrice]:
+    """Price some of the batches at once."""
     found = served.latency.steps(batches, extrapolate=request.extrapolate)
-    return [
-        StepPrice(
+    for step in map(found.__getitem__, range(len(found))):
+        yield StepPrice(
             seconds=step.seconds,
             uncertainty_s=step.uncertainty_s,
             extrapolated=step.extrapolated,
             provenance={str(source): share for source, share in step.provenance.items()},
             breakdown_s=dict(step.breakdown_s) if request.breakdown else None,
         )
-        for step in map(found.__getitem__, range(len(found)))
-    ]
 
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:

@@ -35,15 +35,17 @@ class ServiceLimits:
     body_bytes: int = 4 << 20
     """Largest body."""
     seconds: float = 10.0
-    """Longest time from a request's first byte to its answer."""
+    """Longest time from a request's first byte to its answer; work that it then gives up goes on in its thread until it ends."""
+    num_threads: int = 4
+    """Threads that price bulks and steps: what waits for one is dropped with its request."""
     reload_s: float = 5.0
     """Seconds between two looks at a store; 0 never looks again."""
 
     def __post_init__(self) -> None:
-        if self.body_bytes < 1 or self.seconds <= 0 or self.reload_s < 0:
+        if self.body_bytes < 1 or self.seconds <= 0 or self.num_threads < 1 or self.reload_s < 0:
             raise InvalidInputError(
-                f"ServiceLimits: body_bytes {self.body_bytes}, seconds {self.seconds}, reload_s {self.reload_s}; give a byte, "
-                "some time, and no negative pause"
+                f"ServiceLimits: body_bytes {self.body_bytes}, seconds {self.seconds}, num_threads {self.num_threads}, reload_s "
+                f"{self.reload_s}; give a byte, some time, a thread, and no negative pause"
             )
 
 

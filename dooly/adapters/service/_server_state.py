@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dooly.adapters._pieces import in_pieces
 from dooly.adapters._wall import wall_s
 from dooly.errors import InvalidInputError
 from dooly.predict import BatchArrays
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 _MAX_CHUNKS = 16
 """Positions of a prompt that are priced at most."""
-_MAX_PLACES = 1 << 21
-"""Places of requests in the arrays that are priced at once: 16 MiB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +114,8 @@ def server_latencies(
         OutOfDomainError: A step exceeds what was measured.
     """
     plans = [_plan(config, state, traffic) for state in states]
-    found: list[ServerLatency] = []
-    start = 0
-    while start < len(plans):
-        stop, rows, width = start, 0, 0
-        while stop < len(plans):
-            rows += len(plans[stop].new)
-            width = max(width, plans[stop].running + max(map(len, plans[stop].new)))
-            if stop > start and rows * width > _MAX_PLACES:
-                break
-            stop += 1
-        found += _priced(latency, plans[start:stop])
-        start = stop
-    return found
+    pieces = in_pieces(plans, lambda plan: (len(plan.new), plan.running + max(map(len, plan.new))))
+    return [found for piece in pieces for found in _priced(latency, piece)]
 
 
 def check_fits(config: SchedulerConfig, state: ServerState) -> None:
