@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+    Flags = npt.NDArray[np.bool_]
 
 TARGET_ERROR = 0.03
 """Median relative error of an operation's latency at points that were not measured, at which its sweep ends."""
@@ -121,14 +122,22 @@ class Outlook:
     """How much measuring each point is expected to lower the mean variance over all, shape (num_points,)."""
 
 
-def outlook(knowledge: Knowledge, sweep: Points) -> Outlook:
-    """Return what is expected of an operation's sweep by what is known of its family, its own points included."""
+def outlook(knowledge: Knowledge, sweep: Points, left: Flags) -> Outlook:
+    """Return what is expected of an operation's sweep.
+
+    Args:
+        knowledge: What is known of its family, its own points included.
+        sweep: All its points.
+        left: Those that nobody measured, shape (num_points,): they alone are in the error; where none is left, it is 0.
+    """
     _, covariance = knowledge.process.predict(sweep)
     rough = knowledge.process.parameters.rough
     observed = np.maximum(np.diag(covariance), 0) + rough**2
-    spread, floor = knowledge.caution * np.sqrt(observed), knowledge.caution * np.array([rough])
-    error = ExpectedError(_quantile(spread, _HALF), _quantile(spread, _NINE_TENTHS), _quantile(floor, _HALF))
-    return Outlook(error, np.square(covariance).mean(axis=0) / observed)
+    gains = np.square(covariance).mean(axis=0) / observed
+    if not left.any():
+        return Outlook(ExpectedError(0.0, 0.0, 0.0), gains)
+    spread, floor = knowledge.caution * np.sqrt(observed[left]), knowledge.caution * np.array([rough])
+    return Outlook(ExpectedError(_quantile(spread, _HALF), _quantile(spread, _NINE_TENTHS), _quantile(floor, _HALF)), gains)
 
 
 def _quantile(spread: Floats, share: float) -> float:

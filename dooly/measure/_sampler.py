@@ -135,7 +135,7 @@ class Sampler(Generic[AnyKey]):
         return tuple(k for k in self.sweeps if not self._done[k].all() and not self._is_known(k))
 
     def error(self) -> float:
-        """Return the median relative error expected of the operation that is known least."""
+        """Return the median relative error expected of the operation that is known least, where nobody measured it."""
         return max(self.errors().values(), default=0.0)
 
     def errors(self) -> dict[AnyKey, float]:
@@ -153,7 +153,8 @@ class Sampler(Generic[AnyKey]):
             feasible = self._feasible[key]
             if not feasible.any():
                 return Outlook(ExpectedError(0.0, 0.0, 0.0), np.zeros(len(feasible)))
-            found = outlook(self._knowledge.get(sweep.family, start), sweep.points.at(np.flatnonzero(feasible)))
+            knowledge, left = self._knowledge.get(sweep.family, start), ~self._done[key][feasible]
+            found = outlook(knowledge, sweep.points.at(np.flatnonzero(feasible)), left)
             gains = np.zeros(len(feasible))
             gains[feasible] = found.gains
             self._outlooks[key] = Outlook(found.error, gains)
@@ -161,8 +162,8 @@ class Sampler(Generic[AnyKey]):
 
     def _take(self, key: AnyKey, found: Latencies) -> None:
         rows = np.array([self._rows[key][point] for point in found], dtype=np.int64)
-        self._learn(self.sweeps[key], rows, np.array(list(found.values())))
         self._done[key][rows] = True
+        self._learn(self.sweeps[key], rows, np.array(list(found.values())))
 
     def _learn(self, sweep: Sweep, rows: npt.NDArray[np.int64], latency_ns: Floats) -> None:
         logs = np.log(np.maximum(latency_ns, 1.0) / sweep.roofline_ns[rows])

@@ -101,10 +101,10 @@ def test_surprises_make_errors_larger() -> None:
     knowledge, points, logs = Knowledge.nothing(2), _points(0), _law(0.1)
     for place in range(0, 60, 6):
         knowledge = knowledge.told(points.at(np.array([place])), float(logs[place]))
-    believed = outlook(knowledge, points).error
+    believed = outlook(knowledge, points, np.ones(60, dtype=bool)).error
     surprised = Knowledge(knowledge.process, (10.0,) * 40, knowledge.num_fitted)
     assert surprised.caution == pytest.approx(10, rel=0.06)
-    found = outlook(surprised, points).error
+    found = outlook(surprised, points, np.ones(60, dtype=bool)).error
     assert found.median == pytest.approx(believed.median * surprised.caution / knowledge.caution, rel=1e-3)
 
 
@@ -124,3 +124,20 @@ def test_the_last_point_ends_a_sweep() -> None:
     for place in range(60):
         sampler.told(0, place, _ns(noise[place]))
     assert sampler.next(lambda _place: 1.0) is None
+
+
+def test_points_that_were_measured_do_not_hide_those_that_were_not() -> None:
+    """Of a wave known but for its end, all points together would end the sweep at the target, and those of the rest do not."""
+    points = Points(np.linspace(0, 10, 40)[:, None], np.zeros(40, dtype=np.int64))
+    logs = 0.3 * np.sin(1.3 * points.coordinates[:, 0]) + 0.01 * np.random.default_rng(0).standard_normal(40)
+    knowledge, everything = Knowledge.nothing(1), np.ones(40, dtype=bool)
+    for place in range(32):
+        knowledge = knowledge.told(points.at(np.array([place])), float(logs[place]))
+    left = np.arange(40) >= 32
+    judged, diluted = outlook(knowledge, points, left), outlook(knowledge, points, everything)
+    assert diluted.error.is_within(TARGET_ERROR)
+    assert not judged.error.is_within(TARGET_ERROR)
+    mean, _ = knowledge.process.predict(points.at(np.flatnonzero(left)))
+    assert np.median(np.abs(np.expm1(mean - logs[left]))) > TARGET_ERROR
+    np.testing.assert_array_equal(judged.gains, diluted.gains)
+    assert outlook(knowledge, points, ~everything).error.median == 0.0
