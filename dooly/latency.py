@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -76,6 +77,59 @@ class SheetBackend(LatencyBackend, Protocol):
                 shape (num_sources + 1,).
         """
         ...
+
+
+@runtime_checkable
+class AccountingBackend(LatencyBackend, Protocol):
+    """A predictor that keeps account of where the nanoseconds of the steps that it prices are from.
+
+    Simulators price steps that then do not run, as an arrival comes between, and a drafter's passes by the model's: they ask
+    these for a quote, and say what has run.
+    """
+
+    @abstractmethod
+    def quote_ns(self, batch: Batch) -> int:
+        """Return the latency of one step as `step_ns` does, of which no account is kept."""
+        ...
+
+    @abstractmethod
+    def quote_run(
+        self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return the latencies of decode steps as `decode_run_ns` does, and what to account for each, which is not done.
+
+        That has shape (num_steps, num_sources + 1), a row as `account` takes it.
+        """
+        ...
+
+    @abstractmethod
+    def account(self, priced_ns: npt.NDArray[np.float64]) -> None:
+        """Note what has run: nanoseconds by source, and in the last place the extrapolated ones, shape (num_sources + 1,)."""
+        ...
+
+    @abstractmethod
+    def account_estimate(self, latency_ns: float) -> None:
+        """Note nanoseconds that were told rather than predicted, as of a drafter: an estimate."""
+        ...
+
+
+def keeps_account(latency: LatencyBackend) -> TypeGuard[AccountingBackend]:
+    """Tell whether a predictor keeps account, and quotes what it prices: a subclass that only prices anew is asked for prices."""
+    return _quotes_what_it_prices(type(latency))
+
+
+@lru_cache(maxsize=64)
+def _quotes_what_it_prices(kind: type) -> bool:
+    """Tell whether no class that is more special than the one that quotes prices steps."""
+    if not issubclass(kind, AccountingBackend):
+        return False
+    pairs = (("quote_ns", "step_ns"), ("quote_run", "decode_run_ns"))
+    return all(_place(kind, quote) <= _place(kind, price) for quote, price in pairs)
+
+
+def _place(kind: type, method: str) -> int:
+    """Return which class in the order of resolution defines a method."""
+    return next(place for place, base in enumerate(kind.__mro__) if method in vars(base))
 
 
 class LinearLatency(SheetBackend):

@@ -187,7 +187,7 @@ def _drafts_text(config: SpeculativeConfig) -> str:
     if config.draft_cost is None:
         return f"{text}; looking them up takes the device nothing, and a host that does is taken not to keep it waiting"
     return (
-        f"{text}; a pass of the drafter takes (told) {config.draft_cost:.1%} of the model's step, in none of the shares above; "
+        f"{text}; a pass of the drafter takes (told) {config.draft_cost:.1%} of the model's step, counted as estimated above; "
         "its cache is taken to be as large as one layer's, its weights are not subtracted"
     )
 

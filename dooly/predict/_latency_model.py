@@ -238,6 +238,24 @@ class LatencyModel:
         self.account(priced_ns.sum(axis=0))
         return steps_ns
 
+    def quote_ns(self, batch: Batch) -> int:
+        """Return the latency of one step, in nanoseconds, which counts to no share of sources.
+
+        Raises:
+            OutOfDomainError: The batch exceeds what was measured.
+        """
+        return int(self._prices.quote(BatchArrays.of([batch]))[0][0])
+
+    def quote_run(self, num_computed_tokens: Ints, num_steps: int) -> tuple[Ints, Floats]:
+        """Return the latencies of consecutive decode steps, as `decode_run_ns`, and what to `account` for each that runs.
+
+        The second has shape (num_steps, num_sources + 1).
+
+        Raises:
+            OutOfDomainError: A step exceeds what was measured.
+        """
+        return self._prices.quote(BatchArrays.decode_run(np.asarray(num_computed_tokens, dtype=np.int64), num_steps))
+
     def price_sheet(self) -> PriceSheet | None:
         """Return what steps are priced by, as arrays for compiled loops; None where layers or steps take time of their own.
 
@@ -250,6 +268,10 @@ class LatencyModel:
         for source, nanoseconds in zip(SOURCES, priced_ns.tolist(), strict=False):
             self.priced_ns[source] += nanoseconds
         self.extrapolated_ns += float(priced_ns[-1])
+
+    def account_estimate(self, latency_ns: float) -> None:
+        """Note nanoseconds that were told rather than predicted, as of a drafter's passes: estimated."""
+        self.priced_ns["estimated"] += latency_ns
 
     @property
     def provenance(self) -> Mapping[Source, float]:

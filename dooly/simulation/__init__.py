@@ -6,7 +6,7 @@ Needs neither torch nor vLLM.
 from __future__ import annotations
 
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
-from dooly.latency import HostTimes, LinearLatency, SheetBackend
+from dooly.latency import AccountingBackend, HostTimes, LinearLatency, SheetBackend
 from dooly.simulation._arrivals import Stage
 from dooly.simulation._comparison import Compared, compare_runs
 from dooly.simulation._disaggregation import simulate_disaggregated
@@ -31,6 +31,7 @@ from dooly.simulation._workload_spec import parse_workload
 
 __all__ = [
     "ROUTERS",
+    "AccountingBackend",
     "AttentionKind",
     "Compared",
     "ErrorReport",

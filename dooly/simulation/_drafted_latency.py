@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dooly.latency import LatencyBackend
+from dooly.latency import LatencyBackend, keeps_account
 
 if TYPE_CHECKING:
     from dooly.batch import Batch
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class DraftedLatency(LatencyBackend):
-    """Adds the drafter's passes to a model's steps, by `SpeculativeConfig.drafting`."""
+    """Adds the drafter's passes to a model's steps, by `SpeculativeConfig.drafting`: where account is kept, as an estimate."""
 
     def __init__(self, latency: LatencyBackend, config: SpeculativeConfig) -> None:
         """Take what prices the model's steps, and how tokens are drafted."""
@@ -22,4 +22,8 @@ class DraftedLatency(LatencyBackend):
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step and of drafting behind it, in nanoseconds."""
         model_ns = self._latency.step_ns(batch)
-        return model_ns + round(self._config.drafting(batch, model_ns, self._latency.step_ns))
+        if not keeps_account(self._latency):
+            return model_ns + round(self._config.drafting(batch, model_ns, self._latency.step_ns))
+        drafting_ns = round(self._config.drafting(batch, model_ns, self._latency.quote_ns))
+        self._latency.account_estimate(drafting_ns)
+        return model_ns + drafting_ns

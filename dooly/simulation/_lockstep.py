@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.simulation._step_log import StepLog
-from dooly.simulation._steps import Progress, ScheduledStep
+from dooly.simulation._steps import PricedRun, Progress, ScheduledStep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +38,12 @@ class JointStep(ScheduledStep):
         del latency
         return max(step.step_ns(own) for _, own, step in self.by_rank)
 
-    def run_ns(self, latency: LatencyBackend, num_steps: int) -> Ints:
-        """Return the latencies of the slowest rank in each repetition."""
+    def price_run(self, latency: LatencyBackend, num_steps: int) -> PricedRun:
+        """Return what the slowest rank takes in each repetition; account is kept of all."""
         del latency
-        return np.asarray(np.max([step.run_ns(own, num_steps) for _, own, step in self.by_rank], axis=0), np.int64)
+        runs = [step.price_run(own, num_steps) for _, own, step in self.by_rank]
+        slowest_ns = np.asarray(np.max([run.steps_ns for run in runs], axis=0), np.int64)
+        return PricedRun(slowest_ns, tuple(account for run in runs for account in run.accounts))
 
     def launch_ns(self, host: HostTimes, decode_length: int = 1) -> int:
         """Return what launching the step takes at the rank where it takes longest."""

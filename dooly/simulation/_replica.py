@@ -226,10 +226,11 @@ class EngineReplica:
         Each is scheduled when the host has launched the one before, and the one before that is known to have run.
         """
         free_ns = self._under_way[-1].end_ns if self._under_way else self._now_ns
-        next_ns = None
+        next_ns = run = None
         if step.max_num_steps > 1:
             next_ns, num_steps = self._steps_to_price(step, free_ns, horizon_ns)
-            times_ns = step.run_ns(self._latency, num_steps).tolist()
+            run = step.price_run(self._latency, num_steps)
+            times_ns = run.steps_ns.tolist()
         else:
             times_ns = [step.step_ns(self._latency)]
         scheduled_ns = [self._now_ns]
@@ -243,7 +244,8 @@ class EngineReplica:
             ends_ns.append(free_ns)
             scheduled_ns.append(after_ns)
         num_steps = len(ends_ns)
-        if step.max_num_steps > 1:
+        if run is not None:
+            run.account(num_steps)
             self._last_decode_ns = max(1, (ends_ns[-1] - self._now_ns) // num_steps)
         if self._log is not None:
             self._log.add(np.subtract(ends_ns, times_ns[:num_steps]), ends_ns, step)
@@ -273,10 +275,12 @@ class EngineReplica:
     def _decode_until_arrival(self, step: ScheduledStep, launch_ns: int, horizon_ns: int | None) -> npt.NDArray[np.int64]:
         """Return the ends of as many repetitions of a decode step as no arrival disturbs, at least one; shape (num_steps,)."""
         next_ns, num_steps = self._steps_to_price(step, self._now_ns, horizon_ns)
-        device_ns = step.run_ns(self._latency, num_steps)
+        run = step.price_run(self._latency, num_steps)
+        device_ns = run.steps_ns
         ends_ns = self._now_ns + np.cumsum(np.maximum(self._host.prepare_ns + device_ns, launch_ns))
         if next_ns is not None:
             ends_ns = ends_ns[: int(np.searchsorted(ends_ns, next_ns)) + 1]
+        run.account(len(ends_ns))
         self.host_wait_ns += int(ends_ns[-1] - self._now_ns - device_ns[: len(ends_ns)].sum())
         self._last_decode_ns = max(1, (int(ends_ns[-1]) - self._now_ns) // len(ends_ns))
         return ends_ns

@@ -6,12 +6,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from dooly.batch import Batch
+from dooly.latency import keeps_account
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import numpy.typing as npt
 
     from dooly.latency import HostTimes, LatencyBackend
+
+
+class PricedRun(NamedTuple):
+    """Repetitions of a decode step as they are priced, before it is known how many will run."""
+
+    steps_ns: npt.NDArray[np.int64]
+    """Latencies in nanoseconds, shape (num_steps,)."""
+    accounts: tuple[tuple[Callable[[npt.NDArray[np.float64]], None], npt.NDArray[np.float64]], ...] = ()
+    """Who keeps account of them, and of what for each, shape (num_steps, num_sources + 1)."""
+
+    def account(self, num_steps: int) -> None:
+        """Have account kept of the first so many: these are run."""
+        for account, priced_ns in self.accounts:
+            account(priced_ns[:num_steps].sum(axis=0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,9 +52,12 @@ class ScheduledStep:
         """Return the latency of the step, in nanoseconds."""
         return latency.step_ns(self.to_batch())
 
-    def run_ns(self, latency: LatencyBackend, num_steps: int) -> npt.NDArray[np.int64]:
-        """Return the latencies of so many repetitions of a decode step, in nanoseconds, shape (num_steps,)."""
-        return latency.decode_run_ns(self.num_computed_tokens, num_steps)
+    def price_run(self, latency: LatencyBackend, num_steps: int) -> PricedRun:
+        """Return what so many repetitions of a decode step take, of which account is to be kept for those that run."""
+        if not keeps_account(latency):
+            return PricedRun(latency.decode_run_ns(self.num_computed_tokens, num_steps))
+        steps_ns, priced_ns = latency.quote_run(self.num_computed_tokens, num_steps)
+        return PricedRun(steps_ns, ((latency.account, priced_ns),))
 
     def launch_ns(self, host: HostTimes, decode_length: int = 1) -> int:
         """Return what launching the step takes the host, in nanoseconds.
