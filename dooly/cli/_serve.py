@@ -55,7 +55,7 @@ def serve(  # noqa: PLR0913 - one argument an option
     source = find_model(model)
     serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
     link = None if interconnect is None else Interconnect.parse(interconnect)
-    limits = ServiceLimits(max_body_bytes, timeout_seconds, reload_seconds)
+    limits = ServiceLimits(max_body_bytes, timeout_seconds, reload_s=reload_seconds)
     traffic = (
         None if mean_prompt_tokens is None or mean_output_tokens is None else Traffic(mean_prompt_tokens, mean_output_tokens)
     )
