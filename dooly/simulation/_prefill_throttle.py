@@ -24,11 +24,17 @@ class PrefillThrottle:
         """Whether any step holds prompts back."""
         return self._interval > 1
 
-    def defers(self, num_steps: int = 1) -> bool:
-        """Begin a step, or several alike, and return whether the first holds prompts back if others decode."""
+    def defers(self) -> bool:
+        """Begin a step, and return whether it holds prompts back if others decode."""
         holds_back = self._num_steps % self._interval != 0 and not self._is_full
-        self._num_steps += num_steps
+        self._num_steps += 1
         return holds_back
+
+    def repeat(self, num_steps: int, *, is_full: bool) -> None:
+        """Begin so many steps, in each of which others decode; those that take prompts leave requests waiting or not."""
+        for _ in range(num_steps if self.is_active else 0):
+            if not self.defers():
+                self.note(is_full=is_full)
 
     def note(self, *, is_full: bool) -> None:
         """Note whether requests are left waiting by a step that takes prompts."""

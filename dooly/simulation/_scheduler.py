@@ -231,7 +231,7 @@ class Scheduler(RunningRequests):
         computed = step.num_computed_tokens + step.num_new_tokens
         known = self._num_tokens[requests] + (num_steps - 1)
         if num_steps > 1:
-            self._throttle.defers(num_steps - 1)
+            self._throttle.repeat(num_steps - 1, is_full=bool(self.waiting))
             self._kv_cache.extend_steps(requests, computed, num_steps - 1)
             computed += num_steps - 1
         self._num_computed_tokens[requests] = computed

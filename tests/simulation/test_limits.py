@@ -62,6 +62,17 @@ def test_prompts_wait_for_their_step_beside_decodes() -> None:
     assert steps(config, (40, 5), (80, 1)) == [[(0, 40), (1, 60)], [(0, 1)], [(0, 1)], [(0, 1), (1, 20)], [(0, 1)]]
 
 
+def test_prompts_wait_for_their_step_beside_decodes_taken_together() -> None:
+    """Two seats. Step 6 takes prompts and leaves the third request waiting, so step 10, when a seat is free, takes its prompt.
+
+    The first decodes to its last token in step 9, beside the second from step 4 on.
+    """
+    config = SchedulerConfig(64, 200, 2, max_num_batched_tokens=64, block_size=4, prefill_schedule_interval=3)
+    requests = Workload((Request(0, 0, 20, 10), Request(1, 3_500_000, 1, 10), Request(2, 3_500_000, 20, 3)), "test")
+    rows = simulate(requests, LinearLatency(1e6), config).rows
+    assert [row.scheduled_s for row in rows] == [0, 0.004, 0.01]
+
+
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [

@@ -108,11 +108,14 @@ def test_launches_that_end_before_they_begin_are_refused(times: dict[str, int]) 
     st.lists(st.tuples(st.integers(0, 300), st.integers(1, 150), st.integers(1, 40)), min_size=1, max_size=25),
     st.integers(20, 80),
     st.sampled_from([HostTimes(), HostTimes(MS, 2 * MS, 9 * MS, 30 * MS, 64)]),
+    st.sampled_from([1, 3]),
 )
-def test_decodes_taken_together_take_the_same_time(rows: list[tuple[int, int, int]], blocks: int, host: HostTimes) -> None:
+def test_decodes_taken_together_take_the_same_time(
+    rows: list[tuple[int, int, int]], blocks: int, host: HostTimes, interval: int
+) -> None:
     """A simulation that takes every step alone finds the same times and the same gaps between tokens."""
     requests = workload(*sorted(rows))
-    config = replace(AHEAD, num_kv_blocks=blocks)
+    config = replace(AHEAD, num_kv_blocks=blocks, prefill_schedule_interval=interval)
     schedule = Scheduler.schedule
 
     def one_at_a_time(scheduler: Scheduler) -> ScheduledStep:

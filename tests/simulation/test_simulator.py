@@ -177,6 +177,7 @@ def cases(draw: st.DrawFn) -> tuple[Workload, SchedulerConfig]:
         long_prefill_token_threshold=draw(st.sampled_from([0, 5])),
         scheduler_reserve_full_isl=draw(st.booleans()),
         watermark=draw(st.sampled_from([0.0, 0.2])),
+        prefill_schedule_interval=draw(st.sampled_from([1, 1, 3])),
     )
     return workload(*rows), config
 
@@ -193,6 +194,8 @@ def simulate_stepwise(served: Workload, config: SchedulerConfig) -> tuple[dict[i
             scheduler.add(num_arrived)
             num_arrived += 1
         step = scheduler.schedule()
+        if not step.requests.size:
+            continue  # the only one that decodes gave way beside a prompt that is held back
         for request in step.first_scheduled:
             times[request] = [now]
         now += latency.step_ns(step.to_batch())
