@@ -60,7 +60,8 @@ class SheetBackend(LatencyBackend, Protocol):
     """A predictor whose steps a compiled loop can price: by closed formulas, tables, and attention by trees.
 
     Simulations that ask for no log of steps take it at its sheet, many times faster, where they know how. What the sheet says of
-    a step must be what `step_ns` does.
+    a step must be what `step_ns` does. A class that derives from one with a sheet and prices steps in its own way is asked for
+    these, unless it has a sheet of its own too.
     """
 
     @abstractmethod
@@ -125,6 +126,13 @@ def _quotes_what_it_prices(kind: type) -> bool:
         return False
     pairs = (("quote_ns", "step_ns"), ("quote_run", "decode_run_ns"))
     return all(_place(kind, quote) <= _place(kind, price) for quote, price in pairs)
+
+
+def prices_by_sheet(latency: LatencyBackend) -> TypeGuard[SheetBackend]:
+    """Tell whether a predictor has a sheet that is its own: a subclass that only prices anew is asked for prices."""
+    kind = type(latency)
+    prices = ("step_ns", "decode_run_ns")
+    return isinstance(latency, SheetBackend) and all(_place(kind, "price_sheet") <= _place(kind, price) for price in prices)
 
 
 def _place(kind: type, method: str) -> int:

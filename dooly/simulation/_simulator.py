@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.errors import InvalidInputError, spell
-from dooly.latency import HostTimes, SheetBackend
+from dooly.latency import HostTimes, prices_by_sheet
 from dooly.simulation._compiled_run import Served, serve_compiled
 from dooly.simulation._make_scheduler import make_scheduler
 from dooly.simulation._replica import EngineReplica
@@ -84,7 +84,7 @@ def _serve(
 ) -> Served:
     """Serve a workload by the compiled loop where it takes it, and in Python otherwise: what comes of it is the same."""
     pays = len(workload.requests) >= _MANY or _COMPILED in sys.modules
-    if pays and steps is None and isinstance(latency, SheetBackend) and (sheet := latency.price_sheet()) is not None:
+    if pays and steps is None and prices_by_sheet(latency) and (sheet := latency.price_sheet()) is not None:
         served = serve_compiled(workload, latency, sheet, config, host)
         if served is not None:
             return served

@@ -227,3 +227,31 @@ def test_what_it_does_not_know_is_served_in_python(
         result = simulate(workload, FORMULA, SchedulerConfig(100, 100, **changes), steps=log)
         assert result.num_steps == 3
     assert compiled == []
+
+
+class TwiceInRuns(LinearLatency):
+    """A decode in a run takes twice as long, which the sheet does not say."""
+
+    def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
+        """Double each."""
+        return 2 * super().decode_run_ns(num_computed_tokens, num_steps)
+
+
+class Twice(TwiceInRuns):
+    """So does every step."""
+
+    def step_ns(self, batch: Batch) -> int:
+        """Double it."""
+        return 2 * super().step_ns(batch)
+
+
+class Renamed(LinearLatency):
+    """Prices as the class that it derives from."""
+
+
+def test_a_sheet_answers_for_no_class_that_prices_steps_anew(compiled: list[int]) -> None:
+    """However many requests there are: a class that overrides prices is asked, and one that does not is priced by its sheet."""
+    workload = Workload(tuple(Request(i, 0, 20, 3) for i in range(2)), "two")
+    for latency, tpot_s in ((Twice(1e6), 0.002), (TwiceInRuns(1e6), 0.002), (Renamed(1e6), 0.001)):
+        assert simulate(workload, latency, SchedulerConfig(100, 100)).summary()["tpot_s"]["mean"] == tpot_s
+    assert compiled == [3]
