@@ -19,6 +19,8 @@ _LINE_EVERY_S = 30
 """Seconds between two lines of progress where stderr is no terminal."""
 _WIDTH = 240
 """Columns of a table that goes to a file or a pipe: enough that rows do not fold."""
+_MUCH_EXTRAPOLATED = 0.05
+"""Fraction of all seconds from which on extrapolation is worth one."""
 
 
 def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
@@ -57,6 +59,17 @@ def write_json(data: dict[str, Any], path: Path | None) -> bool:
     if path is not None:
         path.write_text(text, encoding="utf-8")
     return True
+
+
+def warn_if_extrapolated(model: str, share: float | None) -> None:
+    """Say so where a good part of the answer is from steps that go beyond what was measured."""
+    if share is not None and share > _MUCH_EXTRAPOLATED:
+        typer.echo(
+            f"dooly: warning: {model}: {share:.0%} of the seconds are of steps with more tokens, or more for attention to "
+            "read, than any that was measured; simulate with a smaller --max-num-batched-tokens or --max-num-seqs, or with --db "
+            "see by `dooly profile --dry-run` what is not measured yet",
+            err=True,
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import typer
 from dooly.cli._fleet import DecodeChoices, EngineChoices, KVTransferText, PrefillChoices, RouterChoices, fleet_layouts
 from dooly.cli._limits import LimitTexts, parse_limits
 from dooly.cli._options import HtmlFile, InterconnectText, JsonFile, engine_choices, writable
-from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
 from dooly.engines import find_model
 
 if TYPE_CHECKING:
@@ -127,6 +127,9 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
         return
     assert best.best is not None
     typer.echo(f"\n {best.candidate.command}")
+    for note in best.best.notes:
+        typer.echo(f"dooly: note: {best.candidate.hardware}: {note}", err=True)
+    warn_if_extrapolated(best.candidate.model.name, best.best.extrapolated)
     if best.ends_early:
         rate = best.evaluations[-1].requests_per_s
         typer.echo(

@@ -37,7 +37,7 @@ from dooly.cli._options import (
     engine_flags,
     writable,
 )
-from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
 from dooly.cli._stores import open_to_answer
 from dooly.engines import ServingConfig, find_model
 
@@ -54,8 +54,6 @@ _LEAST_SHARE = 0.005
 """Share of the seconds from which on a source is named."""
 _MUCH_UNCERTAINTY = 0.25
 """Fraction of a step's latency from which on its uncertainty is worth a warning."""
-_MUCH_EXTRAPOLATED = 0.05
-"""Fraction of all seconds from which on extrapolation is worth one."""
 
 
 @engine_flags(unset=LIMITS)
@@ -123,7 +121,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
         from dooly.report import write_perfetto
 
         write_perfetto(result, logs[0], perfetto)
-    _warn_if_extrapolated(source.name, latency.extrapolated_share)
+    warn_if_extrapolated(source.name, latency.extrapolated_share)
     asked = {"model": source.name, "workload": workload, "hardware": hardware, "serving": asdict(serving)}
     sources = asked | {
         "provenance": dict(latency.provenance),
@@ -226,17 +224,6 @@ def _warn_if_uncertain(model: str, step: StepLatency) -> None:
         typer.echo(
             f"dooly: warning: {model}: one decode step is known to within {share:.0%} only; see with `dooly profile --dry-run` "
             "what is not measured yet, or profile into a new --db PATH while nothing else runs",
-            err=True,
-        )
-
-
-def _warn_if_extrapolated(model: str, share: float | None) -> None:
-    """Say so where a good part of the answer is from steps that go beyond what was measured."""
-    if share is not None and share > _MUCH_EXTRAPOLATED:
-        typer.echo(
-            f"dooly: warning: {model}: {share:.0%} of the seconds are of steps with more tokens, or more for attention to "
-            "read, than any that was measured; simulate with a smaller --max-num-batched-tokens or --max-num-seqs, or with --db "
-            "see by `dooly profile --dry-run` what is not measured yet",
             err=True,
         )
 

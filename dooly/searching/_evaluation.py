@@ -47,6 +47,10 @@ class Evaluation:
     """KV blocks of the engine."""
     provenance: Mapping[str, float]
     """Share of the simulated seconds by where they are from: measured, family, estimated."""
+    extrapolated: float | None = None
+    """Share of them that is of steps beyond what was measured; None where no records say how far that is."""
+    notes: tuple[str, ...] = ()
+    """What is doubtful in the measurements that the latencies are from."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -57,12 +61,14 @@ class Evaluation:
             "latencies_s": dict(self.latencies_s),
             "num_kv_blocks": self.num_kv_blocks,
             "provenance": dict(self.provenance),
+            "extrapolated": self.extrapolated,
+            "notes": list(self.notes),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
         """Return what `to_json` was made of."""
-        return cls(**{**data, "rate": float(data["rate"])})
+        return cls(**{**data, "rate": float(data["rate"]), "notes": tuple(data.get("notes", ()))})
 
 
 def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluation | str:
@@ -77,6 +83,7 @@ def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluatio
         latency, config = _load(candidate)
         # Shares are of this simulation alone.
         latency.priced_ns.update(dict.fromkeys(latency.priced_ns, 0.0))
+        latency.extrapolated_ns = 0.0
         summary = candidate.fleet.serve(workload, latency, config, candidate.serving).result.summary()
     except DoolyError as error:
         return " ".join(str(error).split())
@@ -84,9 +91,9 @@ def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluatio
     latencies_s = {f"{metric}_{statistic}": summary[f"{metric}_s"][statistic] for metric, _, statistic in statistics}
     throughput = summary["throughput"]
     rates = (throughput["requests_per_s"], throughput["output_tokens_per_s"])
-    return Evaluation(
-        rate, latencies_s, *rates, config.num_kv_blocks, {str(source): share for source, share in latency.provenance.items()}
-    )
+    provenance = {str(source): share for source, share in latency.provenance.items()}
+    doubts = (latency.extrapolated_share, latency.notes)
+    return Evaluation(rate, latencies_s, *rates, config.num_kv_blocks, provenance, *doubts)
 
 
 @lru_cache(maxsize=_LOADED)

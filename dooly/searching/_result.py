@@ -134,6 +134,8 @@ def _row(found: FoundCandidate) -> dict[str, Any]:
     settings["kv_transfer"] = (link := settings["kv_transfer"]) and f"{link['bytes_per_s']:g} B/s, {link['latency_ns']:g} ns"
     at_best: dict[str, Any] = {} if found.best is None else found.best.to_json()
     shares = {f"{source}_share": share for source, share in at_best.pop("provenance", {}).items()}
+    if at_best:
+        shares |= {"extrapolated_share": at_best.pop("extrapolated"), "notes": "; ".join(at_best.pop("notes"))}
     latencies_s = {f"{name}_s": value for name, value in at_best.pop("latencies_s", {}).items()}
     head: dict[str, Any] = {name: row.pop(name) for name in ("model", "hardware", "gpus")}
     return head | settings | row | at_best | latencies_s | shares

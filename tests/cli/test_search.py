@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import dooly as package
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+DATA = Path(package.__file__).parent / "data"
 WORKLOAD = ("--hardware", "h200", "--workload", "poisson:requests=40,prompt=256,output=4")
 LIMITS = ("--ttft-p90", "100ms", "--tpot-p90", "15ms")
 
@@ -146,3 +150,19 @@ def test_where_nothing_meets_the_limits_that_is_told(dooly: Callable[..., tuple[
     assert code == 0
     assert "misses ttft_p90 at every rate" in out
     assert "no candidate meets the limits" in out
+
+
+def test_what_the_best_stands_on_is_told(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """As in a simulation: what is doubtful in its measurements, and how much of the time goes beyond them."""
+    folder, file = tmp_path / "device", tmp_path / "found.csv"
+    shutil.copytree(DATA / "h200", folder)
+    facts = json.loads((folder / "hardware.json").read_text())
+    (folder / "hardware.json").write_text(json.dumps(facts | {"notes": {"linear": "products were measured warm"}}))
+    workload = ("--workload", "poisson:requests=2,prompt=60000,output=1", "--ttft-p90", "60s", "--max-num-batched-tokens", 65536)
+    given = ("--hardware", folder, *workload, "--csv", file, "--processes", 1)
+    code, _, err = dooly("search", "llama-3.1-8b", *given)
+    assert code == 0
+    assert f"dooly: note: {folder}: products were measured warm" in err
+    assert "dooly: warning: llama-3.1-8b: 100% of the seconds are of steps with more tokens" in err
+    (row,) = csv.DictReader(file.read_text().splitlines())
+    assert (float(row["extrapolated_share"]), row["notes"]) == (pytest.approx(1.0), "products were measured warm")

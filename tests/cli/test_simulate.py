@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.cli._simulate import _warn_if_extrapolated, _warn_if_uncertain
+from dooly.cli._output import warn_if_extrapolated
+from dooly.cli._simulate import _warn_if_uncertain
 from dooly.predict import StepLatency
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def test_latencies_that_are_badly_known_are_told(uncertainty_s: float, warned: s
 @pytest.mark.parametrize(("share", "warned"), [(0.0, ""), (0.02, ""), (0.4, "made-up: 40% of the seconds")])
 def test_much_extrapolation_is_told(share: float, warned: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Where a good part of the seconds is beyond what attention was measured to read, one line says how much."""
-    _warn_if_extrapolated("made-up", share)
+    warn_if_extrapolated("made-up", share)
     err = capsys.readouterr().err
     assert err.count("\n") == bool(warned)
     assert warned in err
