@@ -44,7 +44,7 @@ from dooly.engines import ServingConfig, find_model
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dooly.predict import LatencyModel, StepLatency
+    from dooly.predict import Interconnect, LatencyModel, StepLatency
     from dooly.simulation import SchedulerConfig, SimulationResult
     from dooly.speculation import SpeculativeConfig
 
@@ -85,7 +85,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
     if (db is None) == (hardware is None):
         raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
-    from dooly.predict import Interconnect, default_serving, load_latency_model
+    from dooly.predict import default_serving, load_latency_model
     from dooly.simulation import StepLog, parse_workload, scheduler_config
 
     layout = fleet_layout(data_parallel_size, router, prefill_replicas, decode_replicas, kv_transfer)
@@ -95,7 +95,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     source = find_model(model)
     settings |= drafting(speculative_config, acceptance_rate, draft_cost)
     serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
-    link = None if interconnect is None else Interconnect.parse(interconnect)
+    link = _link(interconnect, serving)
     limits_s = parse_limits(slo)
     requests = parse_workload(workload)
     for note in requests.notes:
@@ -135,6 +135,16 @@ def simulate(  # noqa: PLR0913 - one argument an option
         if is_fleet:
             show_replicas(fleet)
         _show_sources(latency, serving, config, result, layout.num_replicas)
+
+
+def _link(interconnect: str | None, serving: ServingConfig) -> Interconnect | None:
+    """Return the link between ranks that the option states; refuse one between none."""
+    from dooly.predict import Interconnect
+
+    link = None if interconnect is None else Interconnect.parse(interconnect)
+    if link is not None and serving.tensor_parallel_size * serving.pipeline_parallel_size == 1:
+        raise typer.BadParameter("--interconnect: one rank has no link to others; leave it out, or give --tensor-parallel-size")
+    return link
 
 
 def _show_sources(

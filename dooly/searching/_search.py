@@ -82,6 +82,8 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     if top < 1 or (num_processes is not None and num_processes < 1):
         raise InvalidInputError(f"search: top and num_processes must be at least 1, got {top} and {num_processes}")
     candidates = combine(models, hardware, choices or {}, interconnect, fleets)
+    if interconnect is not None and all(c.num_gpus == c.fleet.num_replicas for c in candidates):
+        raise InvalidInputError("--interconnect: engines of one rank have no link to others; leave it out, or give ranks to try")
     _check_prices(prices, hardware)
     load = read_load(workload)
     gpu_prices = [None if prices is None else prices[candidate.hardware] for candidate in candidates]

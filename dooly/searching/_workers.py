@@ -30,12 +30,14 @@ def open_workers(num_processes: int | None, ray_address: str | None) -> Iterator
 
     Args:
         num_processes: Processes on this machine, 1 for this very one; None for one a core.
-        ray_address: A Ray cluster in their place: what `ray.init` takes, or `local` for one on this machine.
+        ray_address: A Ray cluster in their place: what `ray.init` takes, or `local` for one of so many processes on this machine.
 
     Raises:
-        InvalidInputError: There is no such cluster, or Ray is not installed.
+        InvalidInputError: There is no such cluster, it is told how many processes it has, or Ray is not installed.
     """
     if ray_address is not None:
+        if num_processes is not None and ray_address != "local":
+            raise InvalidInputError(f"--processes: the cluster at {ray_address!r} has its own; leave it out, or --ray")
         with _ray(ray_address, num_processes) as submit:
             yield submit
         return

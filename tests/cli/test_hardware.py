@@ -64,6 +64,7 @@ def test_a_quantised_model_is_served_without_an_engine(capsys: pytest.CaptureFix
         (["--hardware", "h300"], "--hardware: 'h300' is none of"),
         (["--hardware", "h200", "--pipeline-parallel-size", "2"], "--pipeline-parallel-size: 2 ranks can be traced but"),
         (["--hardware", "h200", "--attention-backend", "TRITON_ATTN"], "measured on h200 is FLASH_ATTN, not TRITON_ATTN"),
+        (["--hardware", "h200", "--interconnect", "bandwidth=50,latency=5"], "--interconnect: one rank has no link to others"),
         (["--hardware", "h200", "--interconnect", "fast"], "--interconnect: 'fast' is not as"),
         (["--hardware", "h200", "--gpu-memory-utilization", "2"], "--gpu-memory-utilization: 2.0 does not lie above 0"),
     ],
