@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.report._page import PALETTE
+from dooly.simulation._columns import column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ def draw_requests(runs: Mapping[str, SimulationResult]) -> Figure:
 
     figure = graph_objects.Figure()
     for place, (name, run) in enumerate(runs.items()):
-        arrivals, starts, ends = ([getattr(row, f"{key}_s") for row in run.rows] for key in ("arrival", "scheduled", "finish"))
+        arrivals, starts, ends = (column(run.rows, f"{key}_s") for key in ("arrival", "scheduled", "finish"))
         for state, begin_s, end_s, dash in (("running", starts, ends, "solid"), ("waiting", arrivals, starts, "dot")):
             times_s, counts = count_over_time(begin_s, end_s)
             kept = _thinned(len(times_s))
@@ -126,7 +127,7 @@ def _thinned(num_points: int) -> list[int]:
     return kept
 
 
-def count_over_time(begin_s: Sequence[float], end_s: Sequence[float]) -> tuple[Floats, npt.NDArray[np.int64]]:
+def count_over_time(begin_s: Sequence[float] | Floats, end_s: Sequence[float] | Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Return the times at which intervals begin or end, sorted and distinct, and how many are open from each on."""
     changes = np.concatenate((np.ones(len(begin_s), np.int64), -np.ones(len(end_s), np.int64)))
     times_s, places = np.unique(np.concatenate((np.asarray(begin_s), np.asarray(end_s))), return_inverse=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
 
 from dooly.errors import WorkloadError
-from dooly.simulation import Workload, parse_workload
+from dooly.simulation import Request, Workload, parse_workload
+from dooly.simulation._columns import as_columns
 
 _DRAWN = ("poisson", "gamma", "constant", "sharegpt")
 """Kinds of specifications whose arrivals are drawn at a rate."""
 _TRACES = ("trace", "azure")
 """Those that have arrivals of their own where no rate is given."""
 _NS_PER_S = 1e9
+_FIELDS = tuple(field.name for field in fields(Request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +29,9 @@ class Load:
 
     def at(self, rate: float) -> Workload:
         """Return the requests at so many a second; infinite sends all at once."""
-        requests = self.workload.requests
-        return replace(
-            self.workload, requests=tuple(replace(r, arrival_ns=round(r.arrival_ns * self.rate / rate)) for r in requests)
-        )
+        requests = as_columns(Request, self.workload.requests, _FIELDS)
+        arrival_ns = np.rint(requests.column("arrival_ns") * self.rate / rate).astype(np.int64)
+        return replace(self.workload, requests=requests.replaced(arrival_ns=arrival_ns))
 
 
 def read_load(text: str) -> Load:

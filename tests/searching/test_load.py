@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from dooly.errors import WorkloadError
-from dooly.searching import read_load
+from dooly.searching import Load, read_load
 from dooly.simulation import parse_workload
 
 if TYPE_CHECKING:
@@ -37,6 +39,22 @@ def test_a_file_keeps_its_pattern_of_arrivals(tmp_path: Path) -> None:
     assert load.rate == pytest.approx(0.5)
     assert [r.arrival_ns for r in load.at(1.0).requests] == [0, 500_000_000, 750_000_000, 3_000_000_000]
     assert {r.arrival_ns for r in load.at(math.inf).requests} == {0}
+
+
+@pytest.mark.parametrize("are_columns", [True, False])
+def test_requests_at_a_rate_are_kept_as_columns(are_columns: bool) -> None:  # noqa: FBT001 - a case
+    """A rate changes arrivals alone, prefixes and priorities stay; no request is made for it, so that a million take little."""
+    drawn = parse_workload("poisson:rate=1,requests=20000,prompt=10-90,output=5,prefix=8,prefixes=3")
+    if not are_columns:
+        drawn = replace(drawn, requests=tuple(replace(r, priority=r.request_id % 3) for r in drawn.requests))
+    load = Load(drawn, 1.0)
+    load.at(2.0)
+    tracemalloc.start()
+    found = load.at(3.0).requests
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == tuple(replace(r, arrival_ns=round(r.arrival_ns / 3)) for r in drawn.requests)
+    assert most_bytes < 160 * len(found)
 
 
 def test_requests_without_a_rate_are_refused(tmp_path: Path) -> None:
