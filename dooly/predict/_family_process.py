@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -86,10 +86,14 @@ class Points:
         """Return some of the points."""
         return Points(self.coordinates[places], self.operations[places])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Points]) -> Points:
+        """Return the points of all parts, one behind the other."""
+        return cls(np.concatenate([p.coordinates for p in parts]), np.concatenate([p.operations for p in parts]))
+
     def with_more(self, other: Points) -> Points:
         """Return these points, and others behind them."""
-        coordinates = np.concatenate([self.coordinates, other.coordinates])
-        return Points(coordinates, np.concatenate([self.operations, other.operations]))
+        return Points.joined([self, other])
 
 
 @dataclass(frozen=True)

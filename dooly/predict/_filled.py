@@ -1,15 +1,15 @@
 """What lies between the points of an adaptive sweep, by the process of the operation's family, for a regressor to learn from.
 
 A sweep that ends early leaves points of the grid out because their family tells them well enough. Regressors, which price batches
-in microseconds, are then fitted to both: what was measured, and what the process says of the rest. Their error is the process's
-own, over measured points that are left out.
+in microseconds, are then fitted to both: what was measured, and what the process says of the rest. To judge them, measured points
+are held out in folds: each fold's are told, like the rest, by a process that does not know them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,10 +28,27 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
 
+_FOLDS = 5
+_MISFIT = 0.05
+"""Relative error that a regressor of base and trees is taken to have where points are known: a few percent, whatever they are."""
 _SPARSE = 0.75
 """Share of the grid's points below which an operation's own are filled up."""
 _LEAST_POINTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Latency at all points of an operation, measured or told."""
+
+    latency_ns: Floats
+    """Nanoseconds, shape (num_points,)."""
+    importance: Floats
+    """How far a regressor is off a measured point over how far it is off this one: 1 of measured points, less of others, shape
+    (num_points,)."""
+    held: Ints
+    """Places of the points that were measured, but are told as if not; none outside of folds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +57,12 @@ class Filled:
 
     points: tuple[JsonObject, ...]
     """The points, those measured first."""
-    latency_ns: Floats
-    """Latency at each, shape (num_points,)."""
     num_measured: int
     """How many were measured."""
-    relative_error: float
-    """Median relative error of what was measured, each point predicted by the others."""
+    whole: Latencies
+    """All that is known of them."""
+    folds: tuple[Latencies, ...]
+    """The same without a part of the measured points each; every one is held once."""
 
 
 def fill(
@@ -85,26 +102,59 @@ def _filled(
     members: Sequence[tuple[str, Sweep]], measured: Mapping[str, tuple[list[Any], Floats]], lacking: Mapping[str, list[Any]]
 ) -> dict[str, Filled]:
     """Fill up the operations of one family."""
-    known: list[Points] = []
-    logs: list[Floats] = []
-    for signature, sweep in members:
-        latency_ns = np.maximum(measured[signature][1], 1.0)
-        known.append(sweep.points.at(np.arange(len(latency_ns))))
-        logs.append(np.log(latency_ns / sweep.roofline_ns[: len(latency_ns)]))
-    centre = float(np.mean(np.concatenate(logs)))
-    every = Points(np.concatenate([p.coordinates for p in known]), np.concatenate([p.operations for p in known]))
-    start = Parameters.unknown(every.coordinates.shape[1])
-    process = FamilyProcess(start, every, np.concatenate(logs) - centre).refitted()
-    away, _ = process.left_out()
+    known = Points.joined([sweep.points.at(np.arange(len(measured[signature][0]))) for signature, sweep in members])
+    logs = np.concatenate([_logs(sweep, measured[signature][1]) for signature, sweep in members])
+    fold_of = _folds(known.operations)
+    whole = _Process.of(Parameters.unknown(known.coordinates.shape[1]), known, logs)
+    without = []
+    for fold in np.unique(fold_of):
+        rest = np.flatnonzero(fold_of != fold)
+        without.append((fold, _Process.of(whole.process.parameters, known.at(rest), logs[rest])))
     found = {}
     for signature, sweep in members:
         points, latency_ns = measured[signature]
-        rest = np.arange(len(points), len(sweep.points))
-        if not len(rest):
+        if not lacking[signature]:
             continue
-        mean, _ = process.predict(sweep.points.at(rest))
-        told = np.exp(mean + centre) * sweep.roofline_ns[rest]
-        error = float(np.median(np.abs(np.expm1(away[np.isin(every.operations, sweep.points.operations[:1])]))))
-        everything = np.concatenate([latency_ns, told])
-        found[signature] = Filled((*points, *lacking[signature]), everything, len(points), error)
+        own = fold_of[known.operations == sweep.points.operations[0]]
+        folds = [process.told(sweep, latency_ns, np.flatnonzero(own == fold)) for fold, process in without if (own == fold).any()]
+        told = whole.told(sweep, latency_ns, np.arange(0))
+        found[signature] = Filled((*points, *lacking[signature]), len(points), told, tuple(folds))
     return found
+
+
+class _Process(NamedTuple):
+    """A family's process around the mean of what it was fitted to."""
+
+    process: FamilyProcess
+    centre: float
+
+    @classmethod
+    def of(cls, start: Parameters, known: Points, logs: Floats) -> _Process:
+        """Fit the process to points."""
+        centre = float(np.mean(logs))
+        return cls(FamilyProcess(start, known, logs - centre).refitted(), centre)
+
+    def told(self, sweep: Sweep, measured_ns: Floats, held: Ints) -> Latencies:
+        """Return the latency at all points of an operation, told where it was not measured and where that is held out."""
+        places = np.concatenate([held, np.arange(len(measured_ns), len(sweep.points))])
+        mean, covariance = self.process.predict(sweep.points.at(places))
+        latency_ns, importance = np.ones(len(sweep.points)), np.ones(len(sweep.points))
+        latency_ns[: len(measured_ns)] = measured_ns
+        latency_ns[places] = np.exp(mean + self.centre) * sweep.roofline_ns[places]
+        known = self.process.parameters.rough**2 + _MISFIT**2
+        importance[places] = np.sqrt(known / (known + np.maximum(np.diag(covariance), 0)))
+        return Latencies(latency_ns, importance, held)
+
+
+def _logs(sweep: Sweep, latency_ns: Floats) -> Floats:
+    """Return the logarithm of the ratio of what was measured, the first points of a sweep, to its roofline."""
+    return np.asarray(np.log(np.maximum(latency_ns, 1.0) / sweep.roofline_ns[: len(latency_ns)]))
+
+
+def _folds(operations: Ints) -> Ints:
+    """Return the fold of each point, at random and even within each operation, given the operations, shape (num_points,)."""
+    rng, fold_of = np.random.default_rng(0), np.zeros(len(operations), dtype=np.int64)
+    for operation in np.unique(operations):
+        own = operations == operation
+        fold_of[own] = rng.permutation(np.count_nonzero(own)) % _FOLDS
+    return fold_of

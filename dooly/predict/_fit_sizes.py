@@ -29,11 +29,12 @@ def fit_sizes(work: OperationWork, records: Sequence[Record], *, at_one_size: bo
         records: Feasible records.
         at_one_size: Whether the one size that was measured is all that is ever asked for, and so no cause for doubt.
     """
-    return fit_points(work, *medians(records), at_one_size=at_one_size)
+    points, latency_ns = medians(records)
+    terms, sizes = size_inputs(work, points)
+    return fit_regressor(terms, sizes[:, :0] if at_one_size else sizes, latency_ns)
 
 
-def fit_points(work: OperationWork, points: Sequence[Any], latency_ns: Floats, *, at_one_size: bool = False) -> Regressor:
-    """Fit an operation to its latency at points, shape (num_points,), as `fit_sizes` does."""
-    measured = sizes_at(points, work.operation.request_dims)
-    terms = work.roofline_terms(sizes_behind(work.operation.request_dims, measured), len(points))
-    return fit_regressor(terms, measured[:, :0] if at_one_size else measured, latency_ns)
+def size_inputs(work: OperationWork, points: Sequence[Any]) -> tuple[Floats, Floats]:
+    """Return base terms and tree features at an operation's points, shapes (num_points, 3) and (num_points, num_dims)."""
+    sizes = sizes_at(points, work.operation.request_dims)
+    return work.roofline_terms(sizes_behind(work.operation.request_dims, sizes), len(points)), sizes

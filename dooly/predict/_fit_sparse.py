@@ -13,13 +13,15 @@ from dooly.catalog import DECODE_GROWTH_TOKENS, batch_at, measurement_batches, s
 from dooly.engines import ServingConfig
 from dooly.predict._features import BatchArrays
 from dooly.predict._filled import fill
-from dooly.predict._fit_sizes import fit_points
+from dooly.predict._fit_sizes import size_inputs
 from dooly.predict._operation import OperationWork
-from dooly.predict._regressor import fit_regressor
+from dooly.predict._regressor import fit_unjudged, judge, relative_errors
 from dooly.tracing import TracedOperation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
     from dbstore import JSON
     from dooly.batch import Batch
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from dooly.predict._regressor import Regressor
     from dooly.predict._sources import Source
 
-_P90_OVER_MEDIAN = 1.645 / 0.6745
-"""Of the absolute value of what is normally distributed."""
+    Floats = npt.NDArray[np.float64]
+
 Records = Callable[[TracedOperation], tuple[Record, ...]]
 """Reads the records of an operation."""
 
@@ -73,19 +75,31 @@ def _grid(domain: Domain) -> tuple[Batch, ...]:
 
 
 def _fit_filled(work: OperationWork, filled: Filled) -> dict[str, Any]:
-    """Fit an operation to its points with what lies between them; the error is that of measured ones."""
-    if work.is_attention:
-        batches = BatchArrays.of([batch_at(point) for point in filled.points])
-        regressor = fit_regressor(work.terms(batches), work.features(batches), filled.latency_ns)
-    else:
-        regressor = fit_points(work, filled.points, filled.latency_ns)
-    # Points that were filled in judge nothing. The process' errors are normal; no held-out points tell what they cover.
-    median, count = filled.relative_error, filled.num_measured
-    p90 = _P90_OVER_MEDIAN * median
-    regressor = replace(regressor, relative_error=median, relative_error_p90=p90, coverage=None, num_points=count)
+    """Fit an operation to its points with what lies between them, judged at measured ones that neither is told of."""
+    terms, features = _inputs(work, filled)
+    by_points = len(work.operation.request_dims) == 1 and not work.is_attention
+    count, measured_ns = filled.num_measured, filled.whole.latency_ns
+    errors, fold_of = np.empty(count), np.empty(count, dtype=np.int64)
+    for fold, known in enumerate(filled.folds):
+        held, told_ns = known.held, known.latency_ns[known.held]
+        if not by_points:
+            regressor = fit_unjudged(terms, features, known.latency_ns, known.importance)
+            told_ns = regressor.predict_ns(terms[held], features[held])
+        errors[held], fold_of[held] = relative_errors(told_ns, measured_ns[held]), fold
+    median, p90, coverage = judge(errors, fold_of)
+    regressor = fit_unjudged(terms, features, filled.whole.latency_ns, filled.whole.importance)
+    regressor = replace(regressor, relative_error=median, relative_error_p90=p90, coverage=coverage, num_points=count)
     source: Source = "measured" if 2 * count >= len(filled.points) else "family"
-    if len(work.operation.request_dims) > 1 or work.is_attention:
+    if not by_points:
         return as_fit(regressor, source=source)
     sizes = sizes_at(filled.points, work.operation.request_dims)[:, 0]
     order = np.argsort(sizes)
-    return as_fit(regressor, [sizes[order].tolist(), filled.latency_ns[order].tolist()], filled.relative_error, source)
+    return as_fit(regressor, [sizes[order].tolist(), filled.whole.latency_ns[order].tolist()], median, source)
+
+
+def _inputs(work: OperationWork, filled: Filled) -> tuple[Floats, Floats]:
+    """Return base terms and tree features at an operation's points."""
+    if not work.is_attention:
+        return size_inputs(work, filled.points)
+    batches = BatchArrays.of([batch_at(point) for point in filled.points])
+    return work.terms(batches), work.features(batches)

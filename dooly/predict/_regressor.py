@@ -112,12 +112,21 @@ def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regres
     return Regressor(weights, trees, *_judged(terms, features, latency_ns), len(latency_ns))
 
 
-def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, ObliviousTrees | None]:
+def fit_unjudged(terms: Floats, features: Floats, latency_ns: Floats, importance: Floats) -> Regressor:
+    """Fit a regressor that says nothing of its error, to points that count by their importance, shape (num_points,)."""
+    return Regressor(*_fit(terms, features, latency_ns, importance), _UNJUDGED, _UNJUDGED, None, len(latency_ns))
+
+
+def _fit(
+    terms: Floats, features: Floats, latency_ns: Floats, importance: Floats | None = None
+) -> tuple[Floats, ObliviousTrees | None]:
+    """Fit base and trees; importance is one over a point's typical error, by which squares and absolute values are divided."""
     from scipy.optimize import nnls
 
     scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)
     resolved_ns = np.maximum(latency_ns, _RESOLUTION_NS)
-    solution, _ = nnls(terms / scale / resolved_ns[:, None], latency_ns / resolved_ns)
+    row = (1 if importance is None else importance) / resolved_ns
+    solution, _ = nnls(terms / scale * row[:, None], latency_ns * row)
     weights = solution / scale
     base = terms @ weights
     if len(latency_ns) < _MIN_POINTS or np.any(base <= 0):
@@ -128,7 +137,7 @@ def _fit(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, O
     from catboost import CatBoostRegressor
 
     model = CatBoostRegressor(**_TREES)
-    model.fit(np.log1p(features), log_ratio)
+    model.fit(np.log1p(features), log_ratio, sample_weight=importance)
     return weights, ObliviousTrees.of(model)
 
 
@@ -140,7 +149,16 @@ def _judged(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[float,
     if len(latency_ns) == 1:
         only = _UNJUDGED if features.shape[1] else 0.0
         return only, only, None
-    errors, fold_of = _held_out_errors(terms, features, latency_ns)
+    return judge(*_held_out_errors(terms, features, latency_ns))
+
+
+def judge(errors: Floats, fold_of: npt.NDArray[np.int64]) -> tuple[float, float, float | None]:
+    """Return the median of held-out errors, the half width of a 90 % interval, and the share that such cover; None of few.
+
+    Args:
+        errors: Relative error of each point by what was fitted without its fold, shape (num_points,).
+        fold_of: The fold of each, shape (num_points,).
+    """
     within = [
         errors[fold_of == fold] <= conformal_quantile(errors[fold_of != fold])
         for fold in np.unique(fold_of)
@@ -171,6 +189,11 @@ def _held_out_errors(terms: Floats, features: Floats, latency_ns: Floats) -> tup
         rest = np.setdiff1d(order, held)
         weights, trees = _fit(terms[rest], features[rest], latency_ns[rest])
         predicted = Regressor(weights, trees, 0.0, 0.0, None, len(rest)).predict_ns(terms[held], features[held])
-        errors[held] = np.abs(predicted - latency_ns[held]) / np.maximum(latency_ns[held], _RESOLUTION_NS)
+        errors[held] = relative_errors(predicted, latency_ns[held])
         fold_of[held] = fold
     return errors, fold_of
+
+
+def relative_errors(predicted_ns: Floats, latency_ns: Floats) -> Floats:
+    """Return relative errors of predictions; what is too short to time counts by its absolute error. Shape (num_points,) all."""
+    return np.asarray(np.abs(predicted_ns - latency_ns) / np.maximum(latency_ns, _RESOLUTION_NS))

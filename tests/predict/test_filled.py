@@ -9,6 +9,7 @@ import pytest
 
 from dooly.batch import Batch
 from dooly.catalog import feasible_records, measurement_batches, point_of
+from dooly.engines import ServingConfig
 from dooly.predict import BatchArrays, load_latency_model
 from dooly.predict._filled import fill
 from dooly.tracing import TracedModel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dbstore import Environment, Store
-    from dooly.engines import ModelSource, ServingConfig
+    from dooly.engines import ModelSource
     from dooly.tracing import TracedOperation
 
     Found = tuple[list[TracedOperation], dict[str, tuple]]
@@ -51,19 +52,27 @@ def thinned(make_store: Callable[..., Store], environment: Environment, serving:
 def test_what_was_not_measured_is_told_by_the_rest(
     thinned: Store, environment: Environment, serving: ServingConfig, laws: dict[str, Callable[[Batch], float]]
 ) -> None:
-    """Points between the measured ones follow the laws, and the error that is given bounds what most of them are off."""
+    """Points between the measured ones follow the laws, and so do measured ones that are held out."""
     operations, records = _operations(thinned, environment)
     found = fill(operations, records, measurement_batches(serving))
     assert found
     batches = {op.signature: {point_of(op, batch): batch for batch in measurement_batches(serving)} for op in operations}
     for operation in (op for op in operations if op.signature in found):
         filled = found[operation.signature]
-        assert len(filled.points) == len(set(filled.points)) > filled.num_measured
-        told = zip(filled.points[filled.num_measured :], filled.latency_ns[filled.num_measured :], strict=True)
+        count, latency_ns = filled.num_measured, filled.whole.latency_ns
+        assert len(filled.points) == len(set(filled.points)) > count
+        told = zip(filled.points[count:], latency_ns[count:], strict=True)
         law = laws[operation.name]
         errors = [abs(ns / law(batches[operation.signature][point]) - 1) for point, ns in told]
         assert np.median(errors) < 0.05
-        assert filled.relative_error < 0.2
+        assert np.array_equal(filled.whole.importance == 1, np.arange(len(filled.points)) < count)
+        held = np.concatenate([fold.held for fold in filled.folds])
+        assert sorted(held) == list(range(count))
+        for fold in filled.folds:  # it is told of no point that it is judged by
+            told_anew = np.union1d(fold.held, np.arange(count, len(filled.points)))
+            assert (fold.importance[told_anew] < 1).all()
+            np.testing.assert_array_equal(np.delete(fold.latency_ns - latency_ns, told_anew), 0)
+            assert np.median(np.abs(fold.latency_ns[fold.held] / latency_ns[fold.held] - 1)) < 0.2
 
 
 def test_a_whole_grid_is_left_as_it_is(store: Store, environment: Environment, serving: ServingConfig) -> None:
@@ -81,6 +90,41 @@ def test_a_model_of_sparse_sweeps_follows_the_laws(
         assert step.seconds == pytest.approx(law_ns(batch) / 1e9, rel=0.06)
         assert step.provenance["measured"] + step.provenance["family"] == pytest.approx(1)
         assert 0 < step.uncertainty_s < 0.1 * step.seconds
+
+
+def _waiting_attention_ns(batch: Batch) -> float:
+    """Return what attention takes that waits for its longest decode, and reads its first tokens slowly: no sum of its terms."""
+    pairs = list(zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
+    decodes = [n + c for n, c in pairs if n == 1]
+    prefills = sum(900 + 2 * (n * c + n * (n + 1) / 2) * (1 + 400 / n) for n, c in pairs if n > 1)
+    return 4_000 + prefills + (25 * max(decodes) * len(decodes) ** 0.6 if decodes else 0)
+
+
+def test_the_error_that_is_given_is_what_prices_it(
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    laws: dict[str, Callable[[Batch], float]],
+    tmp_path: Path,
+) -> None:
+    """Attention by base and trees is off, where nobody measured, by about what it says: not by what the process would be."""
+    limits = ServingConfig(max_model_len=4096, max_num_batched_tokens=2048, max_num_seqs=64)
+    grid = measurement_batches(limits)
+    rng = np.random.default_rng(0)
+    kept = {b for b in grid if rng.random() < 0.4 or b.num_tokens in {1, 2048} or b.num_reqs == 64}
+    where = kept.__contains__
+    store = make_store(
+        tmp_path / "db", environment, limits=limits, laws={**laws, "attention": _waiting_attention_ns}, where=where
+    )
+    (attention,) = (f for f in load_latency_model(store, model, limits).operations if f.name.endswith("attn"))
+    rest = [batch for batch in grid if batch not in kept]
+    truth = np.array([_waiting_attention_ns(batch) for batch in rest])
+    errors = np.abs(attention.latency_ns(BatchArrays.of(rest)) / truth - 1)
+    regressor = attention.latency.regressor  # type: ignore[attr-defined]
+    assert 0.5 < regressor.relative_error / np.median(errors) < 3
+    assert 0.5 < regressor.relative_error_p90 / np.quantile(errors, 0.9) < 3
+    assert 0.8 < regressor.coverage <= 1
+    assert regressor.num_points == len(store.points("attention-signature", environment.digest))
 
 
 @pytest.mark.parametrize("is_sparse", [True, False])
