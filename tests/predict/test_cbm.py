@@ -14,12 +14,12 @@ ROWS = np.random.default_rng(0).uniform(-2, 2, (300, 4))
 TARGET = np.where(ROWS[:, 0] > 0.5, ROWS[:, 1] ** 2, 3.0) + 7.0
 
 
-def fitted(**settings: Any) -> Any:  # noqa: ANN401 - CatBoost's own types
+def fitted(rows: Any = ROWS, target: Any = TARGET, **settings: Any) -> Any:  # noqa: ANN401 - CatBoost's own types
     """Return a model of the target that CatBoost has trained."""
     from catboost import CatBoostRegressor
 
     always = {"iterations": 20, "depth": 4, "random_seed": 0, "verbose": False, "allow_writing_files": False}
-    return CatBoostRegressor(**(always | settings)).fit(ROWS, TARGET)
+    return CatBoostRegressor(**(always | settings)).fit(rows, target)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 8])
@@ -68,3 +68,47 @@ def test_trees_of_another_kind_are_refused() -> None:
     """A tree whose levels ask different questions is not taken for one whose levels do not."""
     with pytest.raises(ValueError, match="has unsymmetric trees"):
         read_cbm(cbm_of(fitted(grow_policy="Depthwise")))
+
+
+MISSING = np.where(ROWS < -1, np.nan, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"loss_function": "MultiRMSE", "target": np.column_stack([TARGET, -TARGET])}, "has 2 targets"),
+        ({"loss_function": "RMSEWithUncertainty"}, "has 2 targets"),
+        ({"loss_function": "Poisson"}, "was fitted by Poisson, whose predictions are no sums"),
+        ({"rows": MISSING, "nan_mode": "Max"}, "takes missing values for the largest"),
+    ],
+)
+def test_models_that_predict_otherwise_are_refused(settings: dict[str, Any], rule: str) -> None:
+    """Their trees are read as others', and would predict something else."""
+    with pytest.raises(ValueError, match=f"^{rule}$"):
+        read_cbm(cbm_of(fitted(**settings)))
+
+
+@pytest.mark.parametrize("loss", ["MAE", "MAPE", "LogCosh", "Huber:delta=1", "Expectile:alpha=0.3"])
+def test_models_of_other_losses_are_sums_too(loss: str) -> None:
+    """Missing values exceed no border, as CatBoost has it by default."""
+    model = fitted(rows=MISSING, loss_function=loss)
+    assert ObliviousTrees.of(model).predict(MISSING) == pytest.approx(model.predict(MISSING), rel=1e-12)
+
+
+def test_a_file_of_another_length_than_it_says_is_refused() -> None:
+    """By one byte already, or by something that follows."""
+    content = cbm_of(fitted())
+    for altered in (content[:-1], content + b"\0"):
+        with pytest.raises(ValueError, match=r"^cut off or altered \(\d+ bytes where it says \d+\)$"):
+            read_cbm(altered)
+
+
+def test_leaves_that_are_not_of_the_trees_are_refused() -> None:
+    """A tree that is said to ask one question fewer would take the leaves of its neighbours."""
+    content = cbm_of(fitted(iterations=3, depth=4))
+    sizes = np.full(3, 4, dtype="<i4").tobytes()
+    assert content.count(sizes) == 1
+    for other in (3, 5, -1):
+        altered = content.replace(sizes, sizes[:-4] + np.array([other], dtype="<i4").tobytes())
+        with pytest.raises(ValueError, match=r"^cut off or altered \(12 questions and 48 leaves are not of its trees\)$"):
+            read_cbm(altered)
