@@ -96,13 +96,13 @@ class JointScheduler:
         self._rank_of[request] = rank
         self.num_coming[rank] += 1
 
-    def add(self, request: int) -> None:
-        """Let in a request at its rank."""
+    def add(self, request: int, arrival_ns: int) -> None:
+        """Let in a request at its rank, as `Scheduler.add`."""
         if not self.has_unfinished:
             self._num_steps = 0
         rank = int(self._rank_of[request])
         self.num_coming[rank] -= 1
-        self.ranks[rank].add(request)
+        self.ranks[rank].add(request, arrival_ns)
 
     def schedule(self) -> JointStep:
         """Decide the next step of every rank with work."""

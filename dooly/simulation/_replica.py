@@ -177,7 +177,8 @@ class EngineReplica:
         if event.happening is Happening.RETIRE:
             return self._retire()
         while self._sent and self._sent[0][0] <= self._now_ns:
-            self.scheduler.add(heappop(self._sent)[1])
+            arrival_ns, request = heappop(self._sent)
+            self.scheduler.add(request, arrival_ns)
         while self._transfers and self._transfers[0][0] <= self._now_ns:
             _ns, told, request = self._transfers.pop(0)
             told(request)

@@ -44,15 +44,20 @@ class RunningRequests:
         self._under_way = UnderWay()
         self._defers = False
         """Whether the step that is being decided holds prompts back."""
-        self._rank = np.argsort(np.argsort(column(requests, "priority"), kind="stable"), kind="stable")
-        """Place of each request in the order of priority; the workload has them in order of arrival."""
+        self._priorities: list[int] = column(requests, "priority").tolist()
+        self._arrivals_ns = [0] * len(requests)
+        """When each request arrived, of those that were let in."""
 
     def _wait(self, request: int) -> None:
         """Put a request behind all that wait, or in order of priority."""
         if self._config.policy == "priority":
-            insort(self.waiting, request, key=self._rank.__getitem__)
+            insort(self.waiting, request, key=self._turn)
         else:
             self.waiting.append(request)
+
+    def _turn(self, request: int) -> tuple[int, int, int]:
+        """Return what orders requests by priority: who is served first has the lowest, who is preempted first the highest."""
+        return self._priorities[request], self._arrivals_ns[request], request
 
     def _serve_running(self, chunk_limit: int) -> tuple[Counts, Counts, Counts]:
         """Grant tokens and blocks to the running requests, evicting the last of them while blocks lack.
@@ -99,7 +104,7 @@ class RunningRequests:
             if num_served == running.size:
                 break
             num_granted = num_served + 1  # the one that lacks blocks gets no more of what is freed than it was to get
-            place = int(np.argmax(self._rank[running]))
+            _, place = max((self._turn(request), place) for place, request in enumerate(running.tolist()))
             self._evict(running[place : place + 1], int(granted[place]) if place < num_served else 0)
             if place == num_served:
                 granted[place:] = 0

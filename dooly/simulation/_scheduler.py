@@ -71,10 +71,14 @@ class Scheduler(RunningRequests):
         """Share of the KV blocks that requests hold, from 0 to 1."""
         return 1 - self._kv_cache.num_free / self._kv_cache.capacity
 
-    def add(self, request: int) -> None:
-        """Let in the request at this position of the workload, behind all that wait, or in order of priority."""
+    def add(self, request: int, arrival_ns: int = 0) -> None:
+        """Let in the request at this position of the workload, behind all that wait, or in order of priority.
+
+        Those of one priority go by `arrival_ns`, which nothing else heeds; those that arrive together, by position.
+        """
         if not self.has_unfinished:
             self._throttle.start_wave()
+        self._arrivals_ns[request] = arrival_ns
         self._wait(request)
 
     def follow(self, num_steps: int) -> None:

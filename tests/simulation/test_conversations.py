@@ -113,3 +113,32 @@ def test_a_first_turn_has_no_pause() -> None:
     """Nothing is before it."""
     with pytest.raises(WorkloadError, match="think_ns must be at least 0, and 0 for a first turn, got 5"):
         Turn(3, None, 5)
+
+
+def test_of_one_priority_who_came_first_goes_first() -> None:
+    """One seat, taken until 31 ms: the request that came at 5 goes before the turn that came at 11, wherever they stand.
+
+    One of a lower number, that came at 20, goes before both.
+    """
+    requests = [
+        Request(0, 0, 1, 1, turn=Turn(0)),
+        Request(1, 0, 4, 1, turn=Turn(0, 0, 10 * MS)),
+        Request(2, MS, 1, 30),
+        Request(3, 5 * MS, 1, 1),
+        Request(4, 20 * MS, 1, 1, priority=-1),
+    ]
+    one_seat = replace(CONFIG, max_num_seqs=1, policy="priority")
+    assert [row.scheduled_s for row in _served(requests, one_seat).rows] == [0, 0.033, 0.001, 0.032, 0.031]
+
+
+def test_of_one_priority_who_came_last_gives_way() -> None:
+    """Four blocks and two seats: the turn came at 11 ms and the other at 1, so the turn starts over when blocks lack."""
+    requests = [
+        Request(0, 0, 1, 1, turn=Turn(0)),
+        Request(1, 0, 20, 30, turn=Turn(0, 0, 10 * MS)),
+        Request(2, MS, 14, 40),
+    ]
+    result = _served(requests, replace(CONFIG, num_kv_blocks=5, max_num_seqs=2, policy="priority", enable_prefix_caching=False))
+    assert result.num_preemptions == 1
+    _, turn, other = result.rows
+    assert other.finish_s < turn.finish_s
