@@ -20,6 +20,8 @@ NGRAM_METHODS = ("ngram", "ngram_gpu")
 """Methods that look drafts up in the request's own tokens: no model runs."""
 HEAD_METHODS = ("eagle", "eagle3", "mtp")
 """Methods with a head of one layer that reads the model's hidden states, and has keys and values of its own."""
+DRAFTER_METHODS = ("eagle", "eagle3")
+"""Those of them whose head is a model of its own, which the engine must be given."""
 _METHODS = (*NGRAM_METHODS, *HEAD_METHODS)
 _READ = ("method", "num_speculative_tokens", "synthetic_acceptance_rates", "synthetic_acceptance_length")
 _WITHOUT_EFFECT = ("model", "rejection_sample_method", "prompt_lookup_min", "prompt_lookup_max")

@@ -13,6 +13,7 @@ from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.predict import default_serving
 from dooly.simulation import FleetLayout
+from dooly.speculation import DRAFTER_METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,6 +62,9 @@ class Candidate:
             words += ["--data-parallel-size", str(fleet.num_replicas)]
         elif fleet.num_replicas > 1:
             remark = f"  # {fleet.num_replicas} of these, behind a router: {fleet.router_name}"
+        drafts = self.serving.speculative_config
+        if drafts is not None and drafts.method in DRAFTER_METHODS:
+            remark += f"{',' if remark else '  #'} with the drafter as model in --speculative-config"
         return f"{shlex.join(words)}{remark}"
 
     def shown(self, name: str) -> str:

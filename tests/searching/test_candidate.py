@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import shlex
+from typing import TYPE_CHECKING
+
 import pytest
 
 from dooly import Interconnect, find_model
-from dooly.searching import combine
+from dooly.searching import FoundCandidate, SearchResult, combine
 from dooly.simulation import FleetLayout
+from dooly.speculation import SpeculativeConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MODEL = find_model("llama-3.1-8b")
 
@@ -35,6 +43,38 @@ def test_the_command_names_what_differs_from_the_defaults() -> None:
         "--gpu-memory-utilization 0.8 --tensor-parallel-size 2 --pipeline-parallel-size 2 --enable-expert-parallel "
         "--no-async-scheduling"
     )
+
+
+@pytest.mark.parametrize(
+    ("drafts", "fleet", "end"),
+    [
+        (SpeculativeConfig("ngram", 2, (0.5, 0.25)), FleetLayout(), '{"method": "ngram", "num_speculative_tokens": 2}\''),
+        (
+            SpeculativeConfig("eagle3", 1, (0.5,), 0.1),
+            FleetLayout(),
+            '{"method": "eagle3", "num_speculative_tokens": 1}\'  # with the drafter as model in --speculative-config',
+        ),
+        (
+            SpeculativeConfig("eagle3", 1, (0.5,), 0.1),
+            FleetLayout(2, "least-loaded"),
+            "  # 2 of these, behind a router: least-loaded, with the drafter as model in --speculative-config",
+        ),
+    ],
+)
+def test_drafts_are_named_as_the_engine_takes_them(
+    drafts: SpeculativeConfig, fleet: FleetLayout, end: str, tmp_path: Path
+) -> None:
+    """The command holds what `vllm serve` parses, and says where that lacks the drafter; tables have the same text."""
+    (candidate,) = combine([MODEL], ["h200"], {"speculative_config": (drafts,)}, fleets=(fleet,))
+    assert candidate.command.endswith(end)
+    words = shlex.split(candidate.command, comments=True)
+    named = words[words.index("--speculative-config") + 1]
+    assert SpeculativeConfig.parse(named, "0.5", drafts.draft_cost).method == drafts.method
+    assert candidate.shown("speculative_config") == named
+    found = FoundCandidate(candidate, None, None, False, False, "none", None, ())  # noqa: FBT003 - nothing is known of it
+    SearchResult("", {}, (found,)).write_csv(tmp_path / "found.csv")
+    (row,) = csv.DictReader((tmp_path / "found.csv").read_text().splitlines())
+    assert row["speculative_config"] == named
 
 
 LINK = Interconnect(50e9, 20_000)
