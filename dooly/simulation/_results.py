@@ -1,7 +1,8 @@
 """What happened to each request, in a simulation or in the real engine, and how far two such runs lie apart.
 
 TTFT is first token less arrival, E2E finish less arrival, TPOT finish less first token per output token after the first; requests
-of one output token have no TPOT. ITL is each time between two tokens of a request.
+of one output token have no TPOT. ITL is each time between two deliveries to a request: of one token, or where drafts are
+accepted, of all that a step brings.
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ class SimulationResult:
         }
 
     def write_csv(self, path: Path) -> None:
-        """Write one row a request under the names of `RequestTimes`; `read_workload` reads it back as a workload."""
+        """Write one row a request under the names of `RequestTimes`.
+
+        `read_workload` reads it back as a workload of the same arrivals and lengths; prefixes, priorities and turns are lost.
+        """
         with path.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             names = [field.name for field in fields(RequestTimes)]

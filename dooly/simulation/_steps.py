@@ -44,7 +44,8 @@ class ScheduledStep:
     first_scheduled: list[int]
     """Positions of the requests that no earlier step held."""
     max_num_steps: int
-    """How many steps in a row decode exactly these requests, this one included, unless a request arrives; 1 for other steps."""
+    """How many steps in a row decode exactly these requests, this one included, unless another is let in while they run, as one
+    that arrives or whose KV cache has been moved; 1 for other steps."""
     num_draft_tokens: npt.NDArray[np.int64] | None = None
     """New tokens that are drafts to verify, shape (num_reqs,); None where none are drafted."""
 

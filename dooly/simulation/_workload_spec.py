@@ -68,7 +68,7 @@ def parse_workload(text: str) -> Workload:
               the last one has ended;
             - `trace:path=FILE,requests=200,max_tokens=2000,start=60,end=120,speed=2`: the requests of a workload file from second
               60 to 120, the first 200, without those longer than `max_tokens` in all, at twice their rate; with `rate=1.5` and
-              `seed=0` at Poisson arrivals in their place. `azure:` is another name of it;
+              `seed=0` at Poisson arrivals in their place, by `request_id`. `azure:` is another name of it;
             - `sharegpt:path=FILE,tokenizer=FOLDER,rate=2,requests=200,seed=0`: the first exchange of each conversation, Poisson
               arrivals, of those lengths that `vllm bench serve` takes; with `think=3` whole conversations, as above;
             - the path of a workload file (see `read_workload`).
@@ -232,8 +232,9 @@ def _trace(text: str, options: dict[str, str]) -> Workload:
     rng = np.random.default_rng(_seed(text, options))
     arrivals_ns = draw_arrivals_ns(len(trace.requests), _number(text, options, "rate", float), 1.0, rng)
     requests = as_columns(Request, trace.requests, PLAIN)
-    in_file_order = requests.take(np.argsort(requests.column("request_id"), kind="stable"))
-    return replace(trace, requests=in_file_order.replaced(arrival_ns=arrivals_ns), description=text)
+    # Not by the trace's arrivals, which this load has not. Most formats are numbered as they stand in the file.
+    by_id = requests.take(np.argsort(requests.column("request_id"), kind="stable"))
+    return replace(trace, requests=by_id.replaced(arrival_ns=arrivals_ns), description=text)
 
 
 def _sharegpt(text: str, options: dict[str, str]) -> Workload:
