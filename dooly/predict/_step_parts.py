@@ -48,7 +48,7 @@ class StepPart(NamedTuple):
     latency_ns: Floats
     """Nanoseconds, shape (num_batches,); what a layer takes beyond its operations may be negative."""
     error_ns: Floats
-    """Typical error in nanoseconds, shape (num_batches,); 0 for the operations of a layer that was measured as a whole."""
+    """Typical error in nanoseconds, shape (num_batches,)."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,16 @@ class StepParts:
 
 
 def _of_layer(layer: FittedLayer, batches: BatchArrays, price: Price) -> Iterator[StepPart]:
-    """Yield the parts of a kind of layer, over all layers of the kind."""
+    """Yield the parts of a kind of layer, over all layers of the kind.
+
+    The whole is fitted on sums of operations at points that these are fitted to as well, so its own error tells nothing of theirs
+    elsewhere: each keeps its own.
+    """
     count, inner_ns = layer.operation.count, np.zeros(len(batches.new))
     for fitted in layer.members:
         latency_ns = price(fitted)
         inner_ns += latency_ns
-        relative_error = fitted.relative_error if layer.regressor is None else 0.0
-        yield StepPart(fitted.name, fitted.latency.source, count * latency_ns, relative_error * count * latency_ns)
+        yield StepPart(fitted.name, fitted.latency.source, count * latency_ns, fitted.relative_error * count * latency_ns)
     if layer.regressor is not None:
         whole_ns = layer.whole_ns(inner_ns, batches)
         yield StepPart(LAYER, "measured", count * (whole_ns - inner_ns), layer.regressor.relative_error * count * whole_ns)

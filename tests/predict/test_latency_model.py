@@ -147,6 +147,29 @@ def test_a_point_alone_leaves_a_step_uncertain(
     assert step.uncertainty_s >= step.breakdown_s["head"]
 
 
+def test_a_step_is_as_unsure_as_the_operations_in_its_layers(  # noqa: PLR0913, PLR0917 - fixtures
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    serving: ServingConfig,
+    laws: dict[str, Callable[[Batch], float]],
+    tmp_path: Path,
+) -> None:
+    """A layer that follows its operations exactly where they were measured says nothing of them elsewhere."""
+
+    def rough(batch: Batch) -> float:
+        return (20_000 + 300 * batch.num_tokens) * (1 + 0.5 * np.random.default_rng(batch.num_tokens).random())
+
+    rough_laws = {**laws, "up": rough}
+    latency = load_latency_model(make_store(tmp_path / "db", environment, laws=rough_laws), model, serving)
+    steps = [latency.step(Batch((num_tokens,), (0,), 1)) for num_tokens in range(9, 256, 7)]
+    off_s = [
+        abs(3 * rough(Batch((n,), (0,), 1)) / 1e9 - s.breakdown_s["model.layers.*.up"])
+        for n, s in zip(range(9, 256, 7), steps, strict=True)
+    ]
+    assert 0.5 < np.median(off_s) / np.median([step.uncertainty_s for step in steps]) < 2
+
+
 @pytest.mark.parametrize("batch", HELD_OUT, ids=str)
 def test_the_breakdown_adds_up(latency: LatencyModel, batch: Batch) -> None:
     """Each operation has its seconds, over all its runs; together they are the step."""
