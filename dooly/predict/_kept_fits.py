@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from dooly.predict._family import FamilyRegressor
     from dooly.tracing import TracedOperation
 
-_SHAPES_A_FIT = ("predict/*.py", "catalog/_records.py", "catalog/_points.py")
+_SHAPES_A_FIT = (
+    "predict/*.py",
+    *(f"catalog/{name}.py" for name in ("_grid", "_points", "_records")),
+    *(f"tracing/{name}.py" for name in ("_forms", "_model")),
+    "engines/_config.py",
+    "batch.py",
+    "dtypes.py",
+)
+_FITTED_WITH = ("catboost", "scipy", "numpy")
 
 
 class KeptFits:
@@ -86,9 +94,14 @@ def unpack_families(packed: JSON) -> tuple[FamilyRegressor, ...] | None:
     return tuple(FamilyRegressor.of_cbm(lzma.decompress(base64.b64decode(text))) for text in packed)
 
 
+def fitting_code() -> tuple[Path, ...]:
+    """Return the files of this package that shape a fit, whichever module of it calls them."""
+    root = Path(__file__).parents[1]
+    return tuple(sorted(file for pattern in _SHAPES_A_FIT for file in root.glob(pattern)))
+
+
 @cache
 def _version() -> str:
-    root = Path(__file__).parents[1]
-    files = sorted(file for pattern in _SHAPES_A_FIT for file in root.glob(pattern))
-    code = "".join(f"{file.name}\n{file.read_text(encoding='utf-8')}" for file in files)
-    return hashlib.sha256(f"{installed_version('catboost')} {code}".encode()).hexdigest()
+    code = "".join(f"{file.name}\n{file.read_text(encoding='utf-8')}" for file in fitting_code())
+    libraries = [installed_version(name) for name in _FITTED_WITH]
+    return hashlib.sha256(f"{libraries} {code}".encode()).hexdigest()

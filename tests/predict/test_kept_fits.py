@@ -130,6 +130,35 @@ def test_other_code_makes_new_fits(fitted: Path, model: ModelSource, monkeypatch
     assert len(Store.open(fitted).documents("regressors")) == 2 * before
 
 
+def test_code_that_a_fit_runs_tells_it_apart(
+    make_store: Callable[..., Store],
+    environment: Environment,
+    model: ModelSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever module of Dooly runs while a fit is made is part of its version, whoever calls it."""
+    ran: set[Path] = set()
+    get = kept_fits.KeptFits.get
+
+    def watched(self: Any, what: str, operations: Any, make: Callable[[], Any], *more: Any) -> Any:  # noqa: ANN401 - any fit
+        def watched_make() -> Any:  # noqa: ANN401 - any fit
+            sys.setprofile(lambda frame, *_: ran.add(Path(frame.f_code.co_filename)))
+            try:
+                return make()
+            finally:
+                sys.setprofile(None)
+
+        return get(self, what, operations, watched_make, *more)
+
+    monkeypatch.setattr(kept_fits.KeptFits, "get", watched)
+    store = make_store(tmp_path / "db", environment, where=lambda b: b.num_tokens in {1, 256} or b.num_tokens % 3 == 0)
+    load_latency_model(store, model)
+    ours = {path for path in ran if path.is_relative_to(ROOT / "dooly")}
+    assert {ROOT / "dooly" / "predict" / "_filled.py", ROOT / "dooly" / "catalog" / "_grid.py"} <= ours
+    assert ours <= set(kept_fits.fitting_code())
+
+
 def test_a_damaged_fit_costs_a_fit(fitted: Path, model: ModelSource) -> None:
     """It is not believed: the answer is the same."""
     expected = steps_s(fitted, model)
