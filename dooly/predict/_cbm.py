@@ -98,6 +98,8 @@ def _read(trees: _Table, metadata: Mapping[str, str]) -> CbmTrees:
     features = trees.tables(_FEATURES)
     borders = [feature.array(_BORDERS, "<f4") for feature in features]
     numbers = np.repeat([int(feature.number(_PLACE, "<i4", -1)) for feature in features], [len(found) for found in borders])
+    if (numbers < 0).any():
+        raise IndexError(f"a feature's place is {numbers.min()}")
     # Unsigned, a place below 0 is beyond the last as well.
     split, biases = trees.array(_SPLITS, "<u4"), trees.array(_BIASES, "<f8")
     return CbmTrees(

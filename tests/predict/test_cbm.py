@@ -112,3 +112,17 @@ def test_leaves_that_are_not_of_the_trees_are_refused() -> None:
         altered = content.replace(sizes, sizes[:-4] + np.array([other], dtype="<i4").tobytes())
         with pytest.raises(ValueError, match=r"^cut off or altered \(12 questions and 48 leaves are not of its trees\)$"):
             read_cbm(altered)
+
+
+def test_bytes_that_were_changed_end_no_process() -> None:
+    """Wherever one is, the file is refused in one line, or read as some trees, whose questions are about features that may be."""
+    content = cbm_of(fitted(iterations=3, depth=2))
+    for place in range(8, len(content)):
+        altered = bytearray(content)
+        altered[place] ^= 0xFF
+        try:
+            found = read_cbm(bytes(altered))
+        except ValueError:
+            continue
+        assert (found.feature >= 0).all()
+        assert len(found.feature) == found.depth.sum()
