@@ -18,6 +18,7 @@ import numpy as np
 
 from dooly.imports import _aiconfigurator as tables
 from dooly.predict._device_latencies import DeviceLatencies
+from dooly.predict._families import without_launches_ns
 from dooly.predict._family_features import element_bytes, linear_inputs
 from dooly.predict._kinds import LinearLayer
 
@@ -37,7 +38,7 @@ def product_ns(device: DeviceLatencies, m: Floats, n: float, k: float, dtype: st
     """Return what products take by the family of an element type; `rule` is what Dooly predicts for blocks."""
     if dtype == "rule":
         blocks, single = (product_ns(device, m, n, k, name) for name in ("fp8_block", "fp8"))
-        return np.where(blocks < device.hardware.launches_ns["linear-fp8_block"], np.minimum(blocks, single), blocks)
+        return without_launches_ns(blocks, single, device.hardware.launches_ns["linear-fp8_block"])
     (family,) = device.families(LinearLayer(1, 1, dtype)) or ()
     return family.predict_ns(*linear_inputs(device.hardware, m, np.full_like(m, n), np.full_like(m, k), element_bytes(dtype)))
 
@@ -61,6 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     device = DeviceLatencies(DATA / args.hardware)
     sizes = ("kernel_source", "kv_cache_dtype", "num_heads", "batch_size", "isl", "step")
+    all_off: list[Floats] = []
     for what, name in TABLES.items():
         rows = tables.read_table(args.folder, name, ("gemm_type", *sizes))
         keys = list(zip(*(rows[column].tolist() for column in sizes), strict=True))
@@ -77,11 +79,14 @@ def main() -> None:
             at = (m >= low) & (m < high)
             if not at.any():
                 continue
-            texts = []
+            texts, products = [], (blocks - others)[at]
             for dtype in ("fp8_block", "fp8", "rule"):
                 predicted = others + projections_ns(device, m, heads, dtype, expands=what == "prefills")
-                texts.append(f"{dtype} {np.median((predicted / blocks - 1)[at]):+.1%}")
+                off = (predicted - blocks)[at]
+                texts.append(f"{dtype} {np.median(off / blocks[at]):+.1%} ({np.median(np.abs(off / products)):.1%} of products)")
+            all_off.append(np.abs(off / products))  # of the last, which is the rule
             print(f"{what} of {low} to {int(m[at].max())} tokens, {at.sum()} modules, median error: {', '.join(texts)}")
+    print(f"products of all modules by the rule: {np.median(np.concatenate(all_off)):.1%} (median)")
 
 
 if __name__ == "__main__":
