@@ -27,14 +27,14 @@ def test_what_limits_steps_further_reaches_the_scheduler() -> None:
     """Each setting of the engine's schedule is the simulator's, under the same name but for the policy."""
     settings = {
         "max_num_active_seqs": 5,
-        "max_num_scheduled_tokens": 600,
+        "max_num_scheduled_tokens": 1800,
         "long_prefill_token_threshold": 100,
         "watermark": 0.01,
         "long_prefill_token_threshold_adaptive": True,
         "enable_chunked_prefill": False,
         "scheduler_reserve_full_isl": False,
     }
-    serving = ServingConfig(scheduling_policy="priority", **settings)
+    serving = ServingConfig(scheduling_policy="priority", max_model_len=1024, **settings)
     config = scheduler_config(serving, load_latency_model(model=find_model("llama-3.1-8b"), serving=serving, hardware="h200"))
     assert {name: getattr(config, name) for name in settings} == settings
     assert config.policy == "priority"
