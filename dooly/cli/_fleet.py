@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dooly.cli._output import new_table, show
+from dooly.simulation import ROUTERS
 
 if TYPE_CHECKING:
     from dooly.simulation import FleetLayout, FleetResult
-
-
-class RouterName(StrEnum):
-    """What sends requests to engines."""
-
-    VLLM = "vllm"
-    ROUND_ROBIN = "round-robin"
-    LEAST_LOADED = "least-loaded"
-    PREFIX_AWARE = "prefix-aware"
 
 
 _PANEL = "Several engines"
@@ -27,10 +18,11 @@ DataParallelSize = Annotated[
     int, typer.Option(min=1, metavar="N", help="Engines, each of which serves requests whole.", rich_help_panel=_PANEL)
 ]
 RouterOption = Annotated[
-    RouterName | None,
+    str | None,
     typer.Option(
-        help="What sends requests to engines: by default vLLM's own balancing, between --prefill-replicas and "
-        "--decode-replicas the least loaded.",
+        metavar="NAME",
+        help=f"What sends requests to engines, {', '.join(ROUTERS)}: by default vLLM's own balancing, between "
+        "--prefill-replicas and --decode-replicas the least loaded.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -56,7 +48,7 @@ EngineChoices = Annotated[
     str | None, typer.Option(metavar="N,...", help="Engines, each of which serves requests whole.", rich_help_panel=_SEVERAL)
 ]
 RouterChoices = Annotated[
-    str | None, typer.Option(metavar="NAME,...", help=f"As {', '.join(RouterName)}.", rich_help_panel=_SEVERAL)
+    str | None, typer.Option(metavar="NAME,...", help=f"As {', '.join(ROUTERS)}.", rich_help_panel=_SEVERAL)
 ]
 PrefillChoices = Annotated[
     str | None, typer.Option(metavar="N,...", help="Engines that compute prompts alone.", rich_help_panel=_SEVERAL)
@@ -75,7 +67,7 @@ def fleet_layouts(
 ) -> tuple[FleetLayout, ...]:
     """Return the fleets that options with several values ask for: those whose engines serve whole requests, then the others."""
     from dooly.predict import Interconnect
-    from dooly.simulation import ROUTERS, FleetLayout
+    from dooly.simulation import FleetLayout
 
     sides = (_counts("--prefill-replicas", prefill_replicas), _counts("--decode-replicas", decode_replicas))
     is_apart = any(sides)
@@ -103,14 +95,14 @@ def _counts(option: str, text: str | None) -> tuple[int, ...]:
 
 
 def fleet_layout(
-    data_parallel_size: int, router: RouterName | None, prefill_replicas: int, decode_replicas: int, kv_transfer: str | None
+    data_parallel_size: int, router: str | None, prefill_replicas: int, decode_replicas: int, kv_transfer: str | None
 ) -> FleetLayout:
     """Return the fleet that options ask for."""
     from dooly.predict import Interconnect
     from dooly.simulation import FleetLayout
 
     link = None if kv_transfer is None else Interconnect.parse(kv_transfer, "--kv-transfer")
-    return FleetLayout(data_parallel_size, None if router is None else router.value, prefill_replicas, decode_replicas, link)
+    return FleetLayout(data_parallel_size, router, prefill_replicas, decode_replicas, link)
 
 
 def show_replicas(fleet: FleetResult) -> None:

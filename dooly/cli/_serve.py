@@ -8,6 +8,7 @@ import typer
 
 from dooly.cli._options import LIMITS, HardwareName, InterconnectText, Model, OptionalDatabase, engine_flags
 from dooly.cli._output import progress_bar
+from dooly.cli._stores import check_source
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 
@@ -40,8 +41,7 @@ def serve(  # noqa: PLR0913 - one argument an option
     settings: dict[str, Any],
 ) -> None:
     """Serve latencies over HTTP: /predict and /predict/bulk as llm-d's latency predictor, /step for batches."""
-    if (db is None) == (hardware is None):
-        raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
+    check_source(db, hardware)
     if (mean_prompt_tokens is None) != (mean_output_tokens is None):
         raise typer.BadParameter("give both --mean-prompt-tokens and --mean-output-tokens, or neither")
     try:

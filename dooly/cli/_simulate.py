@@ -38,7 +38,7 @@ from dooly.cli._options import (
     writable,
 )
 from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
-from dooly.cli._stores import open_to_answer
+from dooly.cli._stores import check_source, open_to_answer
 from dooly.engines import ServingConfig, find_model
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     settings: dict[str, Any],
 ) -> None:
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
-    if (db is None) == (hardware is None):
-        raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
+    check_source(db, hardware)
     from dooly.predict import default_serving, load_latency_model
     from dooly.simulation import StepLog, parse_workload, scheduler_config
 

@@ -19,7 +19,7 @@ from dooly.cli._options import (
     engine_flags,
 )
 from dooly.cli._output import new_table, progress_bar, show, write_json
-from dooly.cli._stores import open_to_answer
+from dooly.cli._stores import check_source, open_to_answer
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 
@@ -51,8 +51,7 @@ def validate(  # noqa: PLR0913 - one argument an option
     from dooly.validation import read_runs, validate_kept
     from dooly.validation import validate as run_both
 
-    if (db is None) == (hardware is None):
-        raise typer.BadParameter("give either --db PATH, or --hardware NAME of those that `dooly hardware` lists")
+    check_source(db, hardware)
     if hardware is not None and real is None:
         raise typer.BadParameter("--hardware: no such device is here to run the engine on; give kept runs with --real")
     if real is not None:

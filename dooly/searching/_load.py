@@ -9,12 +9,12 @@ import numpy as np
 from dooly.errors import WorkloadError
 from dooly.simulation import Request, Workload, parse_workload
 from dooly.simulation._columns import as_columns
+from dooly.simulation._workload import NS_PER_S
 
 _DRAWN = ("poisson", "gamma", "constant", "sharegpt")
 """Kinds of specifications whose arrivals are drawn at a rate."""
 _TRACES = ("trace", "azure")
 """Those that have arrivals of their own where no rate is given."""
-_NS_PER_S = 1e9
 _FIELDS = tuple(field.name for field in fields(Request))
 
 
@@ -68,4 +68,4 @@ def _read_load(text: str, kind: str, body: str) -> Load:
     span_ns = workload.requests[-1].arrival_ns - workload.requests[0].arrival_ns
     if not span_ns:
         raise WorkloadError(f"workload {text!r}: its requests all arrive at once and have no rate; give poisson or gamma")
-    return Load(workload, _NS_PER_S * (len(workload.requests) - 1) / span_ns)
+    return Load(workload, NS_PER_S * (len(workload.requests) - 1) / span_ns)

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dooly.errors import InvalidInputError
-
-_NS_PER_S = 1e9
+from dooly.simulation._workload import NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,6 @@ class Links:
         num_bytes = num_blocks * self._transfer.block_bytes
         self.num_bytes += num_bytes
         start_ns = max(now_ns, self._sender_free_ns[sender], self._receiver_free_ns[receiver])
-        free_ns = start_ns + round(_NS_PER_S * num_bytes / self._transfer.bytes_per_s)
+        free_ns = start_ns + round(float(NS_PER_S) * num_bytes / self._transfer.bytes_per_s)
         self._sender_free_ns[sender] = self._receiver_free_ns[receiver] = free_ns
         return free_ns + round(self._transfer.latency_ns)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dooly.simulation._workload import NS_PER_S
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
 
-NS_PER_S = 1e9
 MAX_GAPS = 1 << 21
 """Distinct gaps from which on they are counted in microseconds, which bounds the memory that they take."""
 _COARSE_NS = 1_000

@@ -67,6 +67,7 @@ def test_a_router_is_chosen_by_name(tmp_path: Path, dooly: Callable[..., tuple[i
         (["--kv-transfer", "bandwidth=50,latency=20"], "--kv-transfer: says over which link"),
         ([*APART[:4], "--kv-transfer", "fast"], "--kv-transfer: 'fast' is not as"),
         ([*APART, "--data-parallel-size", "2"], "--data-parallel-size: counts engines that do both"),
+        (["--data-parallel-size", "2", "--router", "fair"], "--router: 'fair' is none of vllm, round-robin, least-loaded,"),
         (["--router", "round-robin"], "--router: one engine needs none"),
         (["--data-parallel-size", "2", "--perfetto", "trace.json"], "--perfetto shows one engine"),
     ],
