@@ -6,15 +6,17 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dooly.errors import InvalidInputError, spell
-from dooly.simulation._columns import taken
+from dooly.simulation._columns import column, taken
 from dooly.simulation._fleet_result import FleetResult, ReplicaResult, joined
 from dooly.simulation._lockstep import JointLog, JointScheduler
 from dooly.simulation._make_scheduler import make_scheduler
 from dooly.simulation._pool import Pool, run
 from dooly.simulation._rank import Rank
 from dooly.simulation._replica import EngineReplica
-from dooly.simulation._results import SimulationResult
+from dooly.simulation._results import TIMES, SimulationResult, times_as_columns
 from dooly.simulation._router import RoundRobin
 from dooly.simulation._senders import Senders
 from dooly.simulation._simulator import host_beside, simulate
@@ -24,11 +26,12 @@ from dooly.simulation._workload import NS_PER_S, Workload
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from dooly.latency import HostTimes, LatencyBackend
+    from dooly.simulation._columns import Columns
     from dooly.simulation._remote_kv import RemoteKV
+    from dooly.simulation._results import RequestTimes
     from dooly.simulation._router import Router
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._step_log import StepLog
@@ -87,15 +90,26 @@ def simulate_fleet(
     logs = one_each("simulate_fleet", steps, len(replicas))
     if in_step:
         return _in_step(workload, replicas, router, logs)
-    if router is RoundRobin and not workload.waits_for_answers:
+    if router is RoundRobin and (len(replicas) == 1 or not workload.waits_for_answers):
         chosen = [place % len(replicas) for place in range(len(workload.requests))]
         found = [_alone(workload, chosen, place, replica, logs[place]) for place, replica in enumerate(replicas)]
     else:
         chosen, found = _routed(workload, replicas, router, logs)
-    by_id = {row.request_id: row for result in found if result is not None for row in result.rows}
-    rows = tuple(by_id[request.request_id] for request in workload.requests)
+    rows = _in_order(workload.requests, chosen, found)
     whole = joined(rows, [result for result in found if result is not None], time.perf_counter() - started_s)
     return FleetResult(whole, tuple(ReplicaResult("serve", result) for result in found), {"replica": tuple(chosen)})
+
+
+def _in_order(
+    requests: Sequence[Request], chosen: Sequence[int], found: Sequence[SimulationResult | None]
+) -> Columns[RequestTimes]:
+    """Return the rows of all replicas in the workload's order."""
+    served_by = np.asarray(chosen, np.int64)
+    times_s = np.empty((4, len(requests)))
+    for place, result in enumerate(found):
+        if result is not None:
+            times_s[:, served_by == place] = [column(result.rows, name) for name in TIMES]
+    return times_as_columns(requests, list(times_s))
 
 
 def check_fleet(caller: str, workload: Workload, replicas: Sequence[Replica]) -> None:

@@ -60,7 +60,7 @@ class FleetResult:
 
 
 def joined(
-    rows: tuple[RequestTimes, ...],
+    rows: Sequence[RequestTimes],
     parts: Sequence[SimulationResult],
     wall_s: float,
     generating: Sequence[SimulationResult] | None = None,

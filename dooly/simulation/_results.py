@@ -62,6 +62,10 @@ class RequestTimes:
             )
 
 
+TIMES = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
+"""The fields of `RequestTimes` that are times, in their order."""
+
+
 def times_as_columns(requests: Sequence[Request], times_s: Sequence[npt.NDArray[np.float64]]) -> Columns[RequestTimes]:
     """Return requests' times as columns.
 
@@ -73,11 +77,8 @@ def times_as_columns(requests: Sequence[Request], times_s: Sequence[npt.NDArray[
         InvalidInputError: Times run backwards.
     """
     named = {name: column(requests, name) for name in ("request_id", "num_prompt_tokens", "num_output_tokens")}
+    rows = Columns(RequestTimes, **named | dict(zip(TIMES, times_s, strict=True)))
     arrival_s, scheduled_s, first_token_s, finish_s = times_s
-    rows = Columns(
-        RequestTimes,
-        **named | {"arrival_s": arrival_s, "scheduled_s": scheduled_s, "first_token_s": first_token_s, "finish_s": finish_s},
-    )
     backwards = np.flatnonzero((arrival_s > scheduled_s) | (scheduled_s > first_token_s) | (first_token_s > finish_s))
     if backwards.size:
         rows[int(backwards[0])]  # says so

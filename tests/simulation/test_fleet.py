@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dooly.errors import InvalidInputError, WorkloadError
-from dooly.latency import LatencyBackend
+from dooly.latency import LatencyBackend, LinearLatency
 from dooly.simulation import (
     FleetResult,
     LeastLoaded,
@@ -29,6 +29,9 @@ from dooly.simulation import (
     simulate,
     simulate_fleet,
 )
+from dooly.simulation import _compiled_run as compiled_run
+from dooly.simulation import _simulator as simulator
+from dooly.simulation._columns import Columns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -302,3 +305,28 @@ def test_vllm_balancing_is_vllms(servers: int) -> None:
             ended = int(str(next(iter(server.reqs_in_flight))))
             ours.finish(ended)
             server.engine_inflight[server.reqs_in_flight.pop(str(ended))] -= 1
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_rows_of_a_large_fleet_are_columns(number: int) -> None:
+    """They are put in the workload's order as columns, so that none is made before it is asked for."""
+    requests = parse_workload("poisson:rate=100,requests=60,prompt=1-90,output=1-9,seed=3")
+    fleet = simulate_fleet(requests, [Replica(ByTokens(), AMPLE)] * number)
+    assert isinstance(fleet.result.rows, Columns)
+    by_id = {row.request_id: row for one in fleet.replicas if one.result for row in one.result.rows}
+    assert list(fleet.result.rows) == [by_id[request.request_id] for request in requests.requests]
+
+
+def test_a_closed_loop_of_one_engine_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `simulate` has it: no router is to look at what the engine does."""
+    served: list[int] = []
+
+    def counted(*args: Any) -> Any:  # noqa: ANN401 - passed through
+        found = compiled_run.serve_compiled(*args)
+        served.append(found is not None)
+        return found
+
+    monkeypatch.setattr(simulator, "serve_compiled", counted)
+    requests = parse_workload("closed:concurrency=4,requests=300,prompt=1-90,output=1-9")
+    simulate_fleet(requests, [Replica(LinearLatency(1e6), AMPLE)])
+    assert served == [True]
