@@ -23,6 +23,8 @@ HEAD_METHODS = ("eagle", "eagle3", "mtp")
 DRAFTER_METHODS = ("eagle", "eagle3")
 """Those of them whose head is a model of its own, which the engine must be given."""
 _METHODS = (*NGRAM_METHODS, *HEAD_METHODS)
+_SEEDS = 1 << 64
+"""How many seeds there are."""
 _READ = ("method", "num_speculative_tokens", "synthetic_acceptance_rates", "synthetic_acceptance_length")
 _WITHOUT_EFFECT = ("model", "rejection_sample_method", "prompt_lookup_min", "prompt_lookup_max")
 """Keys of the engine's that say which drafts come, not how many nor when."""
@@ -78,6 +80,9 @@ class SpeculativeConfig:
                 f"--draft-cost: must lie from 0 to below 1, and be left out for {' and '.join(NGRAM_METHODS)}, got "
                 f"{self.draft_cost:g} for {self.method}"
             )
+
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < _SEEDS:
+            raise InvalidInputError(f"SpeculativeConfig: seed must be a whole number of 0..2**64-1, got {spell(self.seed)}")
 
     @classmethod
     def parse(cls, text: str, acceptance_rate: str | None = None, draft_cost: float | None = None) -> SpeculativeConfig:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from dooly.errors import InvalidInputError
+from dooly.simulation import Request
+from dooly.simulation._acceptance import Acceptance
 from dooly.speculation import SpeculativeConfig
 
 NGRAM = '{"method": "ngram", "num_speculative_tokens": 3}'
@@ -66,3 +69,12 @@ def test_what_cannot_be_simulated_is_refused(text: str, rate: str | None, cost: 
     """A method, key or number that the schedule or the price would be wrong with is named."""
     with pytest.raises(InvalidInputError, match=message):
         SpeculativeConfig.parse(text, rate, cost)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64, 1.5, True])
+def test_a_seed_that_is_none_is_refused(seed: float) -> None:
+    """When the settings are made, not when drafts are drawn; the last seed there is draws."""
+    with pytest.raises(InvalidInputError, match=r"SpeculativeConfig: seed must be a whole number of 0\.\.2\*\*64-1"):
+        SpeculativeConfig("ngram", 1, (0.5,), seed=seed)  # type: ignore[arg-type]
+    last = SpeculativeConfig("ngram", 1, (1.0,), seed=(1 << 64) - 1)
+    assert Acceptance([Request(0, 0, 1, 1)], last).of(np.array([0]), np.array([1])).tolist() == [1]
