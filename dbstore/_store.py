@@ -180,14 +180,28 @@ class Store:
             raise RecordNotFoundError(f"{self._files.locate(path)}: not in the store; documents('{kind}') lists what is")
         return _sweeps.decode_document(found[f"{path}/{GROUP}"], self._files.locate(path))
 
+    def remove_regressor(self, digest: str) -> None:
+        """Remove a document of regressors, which follow from the records; does nothing if it is gone. No other goes.
+
+        Raises:
+            StoreError: the store is read only.
+        """
+        self._check_writable()
+        self._files.remove(_document_path("regressors", digest))
+
     def documents(self, kind: Kind) -> tuple[str, ...]:
         """Return the sorted digests of the documents of one kind."""
         return self._files.children(_checked_kind(kind))
 
     def merge(self, other: Store) -> int:
-        """Copy the documents and records that this store lacks from `other`; return the number of records copied."""
+        """Copy the documents and records that this store lacks from `other`; return the number of records copied.
+
+        Regressors stay where they are: they were fitted to what lies there, and follow from the records here.
+        """
         self._check_writable()
         for kind in KINDS:
+            if kind == "regressors":
+                continue
             for digest in other.documents(kind):
                 self.write_document(kind, digest, other.read_document(kind, digest))
         num_copied = 0

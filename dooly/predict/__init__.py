@@ -9,6 +9,7 @@ from dooly.predict._fit_module import load_module_latency
 from dooly.predict._fitted import FittedOperation
 from dooly.predict._hardware import Hardware
 from dooly.predict._interconnect import Interconnect
+from dooly.predict._kept_fits import drop_fits_of_other_code
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
@@ -31,6 +32,7 @@ __all__ = [
     "StepLatency",
     "Sweep",
     "default_serving",
+    "drop_fits_of_other_code",
     "fit_latency_model",
     "held_out_errors",
     "lay_out",

@@ -1,7 +1,8 @@
 """Fits kept in the store of their records, so that a model is fitted once and loads without its records and without CatBoost.
 
 Each lies under a digest of all that it was fitted on: which records its operations have, the operations' closed forms, and the
-code that fits. Whoever measures more, or fits otherwise, finds another digest.
+code that fits. Whoever measures more, or fits otherwise, finds another digest. A name begins with the code's, so that what other
+code left can be told without reading it, and goes when a profile folds its records.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class KeptFits:
     def name(self, what: str, operations: Sequence[TracedOperation], *more: JSON) -> str:
         """Return what a fit lies under, from the same arguments as `get`: what is fitted to it depends on it by its name."""
         found = [_version(), what, self._environment, [self._facts(op) for op in operations], *more]
-        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
+        return f"{_prefix()}{hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]}"
 
     def _facts(self, operation: TracedOperation) -> JSON:
         """Return what the fits of an operation depend on; of its records, which there are."""
@@ -76,6 +77,13 @@ class KeptFits:
             self._known[signature] = self._store.groups(signature, self._environment)
         forms = [operation.request_dims, operation.request_flops, operation.request_bytes, dict(operation.attributes)]
         return [signature, self._known[signature], forms]
+
+
+def drop_fits_of_other_code(store: Store) -> None:
+    """Remove the fits that this code did not make, and so never finds, from a store that is open for writing."""
+    for name in store.documents("regressors"):
+        if not name.startswith(_prefix()):
+            store.remove_regressor(name)
 
 
 def pack_families(regressors: Sequence[FamilyRegressor] | None) -> JSON:
@@ -98,6 +106,10 @@ def fitting_code() -> tuple[Path, ...]:
     """Return the files of this package that shape a fit, whichever module of it calls them."""
     root = Path(__file__).parents[1]
     return tuple(sorted(file for pattern in _SHAPES_A_FIT for file in root.glob(pattern)))
+
+
+def _prefix() -> str:
+    return f"{_version()[:8]}-"
 
 
 @cache

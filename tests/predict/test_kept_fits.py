@@ -16,7 +16,7 @@ from dbstore import Record, Store
 from dooly.batch import Batch
 from dooly.catalog import point_of
 from dooly.predict import _kept_fits as kept_fits
-from dooly.predict import load_latency_model
+from dooly.predict import drop_fits_of_other_code, load_latency_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +128,21 @@ def test_other_code_makes_new_fits(fitted: Path, model: ModelSource, monkeypatch
     monkeypatch.setattr(kept_fits, "_version", lambda: "later")
     load_latency_model(Store.open(fitted, "a"), model)
     assert len(Store.open(fitted).documents("regressors")) == 2 * before
+
+
+def test_fits_of_other_code_can_go(fitted: Path, model: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What earlier code left goes without being read, and what this code made stays and is found."""
+    store = Store.open(fitted, "a")
+    own = set(store.documents("regressors"))
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_fits, "_version", lambda: "earlier")
+        load_latency_model(store, model)
+    assert len(store.documents("regressors")) == 2 * len(own)
+    drop_fits_of_other_code(store)
+    assert set(store.documents("regressors")) == own
+    read = count_reads(monkeypatch)
+    load_latency_model(store, model)
+    assert read == []
 
 
 def test_code_that_a_fit_runs_tells_it_apart(

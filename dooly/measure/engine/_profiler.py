@@ -12,6 +12,7 @@ from dooly.measure._tasks import PASSES, infeasible_record, record_of
 from dooly.measure.engine._replay import Replay
 from dooly.measure.engine._steps import BatchRunner, time_steps
 from dooly.measure.timers import Watch, timer_for
+from dooly.predict import drop_fits_of_other_code
 from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
@@ -113,10 +114,11 @@ class Profiler:
         return records
 
     def compact(self) -> None:
-        """Fold the store's one-point records of each operation into one group, so that reading them is fast."""
+        """Fold each operation's one-point records into one group, so that reading is fast; drop fits of other code."""
         for operation in self._operations:
             if self._store.points(operation.signature, self._environment):
                 self._store.compact(operation.signature, self._environment)
+        drop_fits_of_other_code(self._store)
 
     def _replay(self, runner: BatchRunner, operations: set[Key]) -> Replay:
         rows = [op for op in self._operations if key_of(op) in operations]

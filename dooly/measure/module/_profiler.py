@@ -16,6 +16,7 @@ from dooly.device import last_level_cache_bytes
 from dooly.errors import DoolyError, MeasurementError
 from dooly.measure._tasks import infeasible_record, record_of
 from dooly.measure.timers import MAX_ROUNDS, MIN_ROUNDS, CpuTimer, Watch, is_out_of_memory, is_tight
+from dooly.predict import drop_fits_of_other_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,9 +110,10 @@ class ModuleProfiler:
         return self._write([infeasible_record(key, point, task.number, reason) for key, point in keys])
 
     def compact(self) -> None:
-        """Fold the records that were written, an operation a group, so that reading them is fast."""
+        """Fold the records that were written, an operation a group, so that reading them is fast; drop fits of other code."""
         for signature in sorted(self._written):
             self._store.compact(signature, self._environment)
+        drop_fits_of_other_code(self._store)
 
     def _write(self, records: list[Record]) -> tuple[Record, ...]:
         self._store.write(*records)

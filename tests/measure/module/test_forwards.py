@@ -64,6 +64,16 @@ def test_an_argument_of_which_only_sizes_are_read_grows_with_the_others(tmp_path
     assert profile_module(traced, Store.open(tmp_path / "db", "a"), request_dims={"rows": (3, 9)}).num_left == 0
 
 
+def test_a_profile_drops_fits_of_other_code(tmp_path: Path) -> None:
+    """What an earlier version fitted, and nobody finds any more, does not pile up in a store that is profiled into."""
+    store = Store.open(tmp_path / "db", "a")
+    store.write_document("regressors", "0123456789abcdef", {"fit": 1})
+    traced = trace(torch.nn.Linear(4, 4), request_dims={"input": ("rows", None)})
+    traced(torch.randn(3, 4))
+    profile_module(traced, store, request_dims={"rows": (3,)})
+    assert store.documents("regressors") == ()
+
+
 def test_any_error_of_the_module_is_named(tmp_path: Path) -> None:
     """An error of whatever type that the module's own code raises at a size is one line that names the size."""
 
