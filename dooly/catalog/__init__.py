@@ -30,7 +30,7 @@ from dooly.catalog._points import (
     with_whole_module,
 )
 from dooly.catalog._profiles import module_environment, profiled_model
-from dooly.catalog._records import feasible_records, latencies_of, medians, record_counts, repeatability
+from dooly.catalog._records import PASSES, feasible_records, latencies_of, medians, record_counts, repeatability
 from dooly.catalog._table import told_apart, trace_operations
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "LAYER",
     "MODULE",
     "NO_MODEL",
+    "PASSES",
     "STEP",
     "KVCacheLayout",
     "Key",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dbstore import RecordNotFoundError
+from dbstore import JsonObject, RecordNotFoundError
 from dooly.errors import MissingOperationError
 
 if TYPE_CHECKING:
@@ -17,18 +17,32 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dbstore import Environment, JsonObject, Record, Store
+    from dbstore import Environment, Record, Store
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
 
 
+PASSES = 3
+"""How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
+MOST_ATTEMPTS = 2 * PASSES
+"""How often a point is measured at most, where something keeps disturbing it."""
+
+
 def record_counts(store: Store, signature: str, environment: str) -> Counter[JsonObject]:
-    """Return how many records an operation has at each point."""
+    """Return how many records an operation has at each point that count: those that nothing disturbed.
+
+    A point that was measured `MOST_ATTEMPTS` times has all that it may have, disturbed or not.
+    """
     if not store.points(signature, environment):
         return Counter()
-    points: list[Any] = [record.point for record in store.read(signature, environment)]
-    return Counter(points)
+    tried: Counter[JsonObject] = Counter()
+    calm: Counter[JsonObject] = Counter()
+    for record in store.read(signature, environment):
+        point = JsonObject(record.point)
+        tried[point] += 1
+        calm[point] += not record.attributes.get("spoiled")
+    return +Counter({point: max(calm[point], PASSES * (count >= MOST_ATTEMPTS)) for point, count in tried.items()})
 
 
 def feasible_records(

@@ -1,9 +1,9 @@
 """Measuring: from a traced model to latency records, on a reduced engine or on a plain module."""
 
+from dooly.catalog import PASSES
 from dooly.measure._adaptive import TARGET_ERROR
 from dooly.measure._devices import profile_on_ray
 from dooly.measure._result import ProfileResult
-from dooly.measure._tasks import PASSES
 from dooly.measure.engine import BatchRunner, plan_tasks, profile
 from dooly.measure.module import module_copies, profile_module
 from dooly.measure.timers import CONTENDED_CORES, Call, Contention, timer_for

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Generic
 import numpy as np
 
 from dbstore import JsonObject
+from dooly.catalog import PASSES
 from dooly.measure._sampler import sampler_of
-from dooly.measure._tasks import PASSES, AnyTask, shuffled
+from dooly.measure._tasks import AnyTask, shuffled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     MakeTask = Callable[[int, int, Sequence[Key]], AnyTask]
     """Makes the task of a pass and a place, over operations by key."""
 
+_MOST_DELAYED = 4
+"""Tasks that wait to be measured again before they come first: what decides would else go on for long without them."""
 _FIRST_GUESS_S = (0.05, 5e-4)
 """Seconds of a task, and of each unit of its size, before any was run."""
 
@@ -107,30 +110,55 @@ class AdaptivePlan(Generic[AnyTask]):
         """
         self._operations, self._places, self._make, self._target = operations, places, make, target
         self._counts = {key: Counter(counts.get(key, {})) for key in operations}
-        self._measured: dict[Key, dict[JsonObject, float]] = {key: dict(measured.get(key, {})) for key in operations}
+        # What has disturbed records alone is measured again, and tells nothing before.
+        self._measured: dict[Key, dict[JsonObject, float]] = {
+            key: {point: ns for point, ns in measured.get(key, {}).items() if self._counts[key][point]} for key in operations
+        }
         self._others = others
         self.costs = PlaceCosts(sizes)
         self._corners = [(place, keys) for place in corners if (keys := self._lacking(place))]
         self._sampler: Sampler[Key] | None = None
         self._later: list[AnyTask] | None = None
-        self._place: int | None = None
+        self._proposed: list[tuple[AnyTask, int, tuple[Key, ...]]] = []
+        self._delayed: list[AnyTask] = []
 
     def next(self) -> AnyTask | None:
-        """Return the next task, or None at the end."""
-        if self._corners:
+        """Return the next task; None at the end, and where a delayed task is to be told first."""
+        if len(self._delayed) >= _MOST_DELAYED:
+            return None
+        while self._corners:
             place, _ = self._corners.pop()
             if keys := self._lacking(place):
-                return self._propose(0, place, keys)
+                return self._propose(place, keys)
         if self._later is None:
+            if self._sampler is None and self._delayed:
+                return None  # corners tell the device's rates
             if (found := self.sampler.next(self.costs.at)) is not None:
-                return self._propose(0, *found)
+                return self._propose(*found)
+            if self._delayed:
+                return None
             self._later = self._other_passes()
         return self._later.pop() if self._later else None
 
+    def delayed(self, task: AnyTask, /) -> None:
+        """Take in that a task of the pass that decides is told later: it is not proposed again, and nothing is learnt of it."""
+        if task.number > 0:
+            return
+        self._delayed.append(task)
+        place, keys = next((place, keys) for proposed, place, keys in self._proposed if proposed is task)
+        if self._sampler is not None:
+            signatures = {key[0]: self._places[place][key] for key in keys}
+            for key in self._operations:
+                if key[0] in signatures:
+                    self._sampler.delayed(key, signatures[key[0]])
+
     def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
         """Take in the records of a task."""
-        if task.number > 0 or self._place is None:
+        if task.number > 0:
             return
+        place = next(place for proposed, place, _ in self._proposed if proposed is task)
+        self._proposed = [other for other in self._proposed if other[0] is not task]
+        self._delayed = [other for other in self._delayed if other is not task]
         for record in records:
             point = JsonObject(record.point)
             for key in (key for key in self._operations if key[0] == record.signature):
@@ -141,14 +169,15 @@ class AdaptivePlan(Generic[AnyTask]):
                     self._sampler.told(key, point, self._measured[key].get(point))
         feasible = [record for record in records if record.infeasible is None]
         if feasible:
-            self.costs.told(self._place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
+            self.costs.told(place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
 
     def num_left(self) -> int:
         """Return how many records are still wanted: of the pass that decides, no more than the other passes' share is known."""
         if self._later is not None:
             return sum(len(task.missing) for task in self._later)
-        wanted = sum(len(self._lacking(place)) for place, _ in self._corners)
-        open_ = 0 if self._corners else len(self.sampler.unfinished())
+        wanted = sum(len(self._lacking(place)) for place, _ in self._corners) + sum(len(task.missing) for task in self._delayed)
+        at_corners = self._corners or (self._delayed and self._sampler is None)
+        open_ = 0 if at_corners else len(self.sampler.unfinished())
         return wanted + open_ + self._num_again()
 
     def forecast(self) -> Forecast:
@@ -184,9 +213,10 @@ class AdaptivePlan(Generic[AnyTask]):
         counts = {(key[0], point): self._counts[key][point] for key, found in self._measured.items() for point in found}
         return sum(max(0, PASSES - count) for count in counts.values())
 
-    def _propose(self, number: int, place: int, keys: tuple[Key, ...]) -> AnyTask:
-        self._place = place
-        return self._task(number, place, keys)
+    def _propose(self, place: int, keys: tuple[Key, ...]) -> AnyTask:
+        task = self._task(0, place, keys)
+        self._proposed.append((task, place, keys))
+        return task
 
     def _task(self, number: int, place: int, keys: Sequence[Key]) -> AnyTask:
         """Return a task of operations at a place; those of one signature and one point are measured once."""

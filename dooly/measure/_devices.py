@@ -67,6 +67,7 @@ def combined(results: Sequence[ProfileResult]) -> ProfileResult:
         results[0],
         num_measured=sum(result.num_measured for result in results),
         num_unsteady=sum(result.num_unsteady for result in results),
+        num_spoiled=sum(result.num_spoiled for result in results),
         num_left=sum(result.num_left for result in results),
         measuring_s=max(result.measuring_s for result in results),
         expected_error=max(errors, default=None),

@@ -29,6 +29,8 @@ class ProfileResult:
     """Wall-clock seconds spent measuring."""
     expected_error: float | None = None
     """Median relative error expected of the operation that is known least; None where a whole grid is measured."""
+    num_spoiled: int = 0
+    """Points measured now that something disturbed, also when they were measured again; the next call measures them anew."""
     forecast: Forecast | None = None
     """What is left to measure; of a dry run of adaptive sweeps only."""
     forecast_s: float | None = None

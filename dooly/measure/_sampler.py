@@ -61,6 +61,7 @@ class Sampler(Generic[AnyKey]):
     _rows: dict[AnyKey, dict[Hashable, int]] = field(default_factory=dict, init=False)
     _done: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
     _feasible: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
+    _delayed: set[tuple[AnyKey, int]] = field(default_factory=set, init=False)
     _knowledge: dict[tuple[object, ...], Knowledge] = field(default_factory=dict, init=False)
     _centres: dict[tuple[object, ...], float] = field(default_factory=dict, init=False)
     _outlooks: dict[AnyKey, Outlook] = field(default_factory=dict, init=False)
@@ -87,6 +88,11 @@ class Sampler(Generic[AnyKey]):
         self._feasible[key][row] = False
         self._outlooks.pop(key, None)
 
+    def delayed(self, key: AnyKey, point: Hashable) -> None:
+        """Take in that what an operation took at a point is told later: it is not proposed meanwhile."""
+        if (row := self._rows[key].get(point)) is not None:
+            self._delayed.add((key, row))
+
     def next(self, cost_s: Callable[[int], float]) -> tuple[int, tuple[AnyKey, ...]] | None:
         """Return the place to measure next with the operations to measure there; None where all sweeps may end.
 
@@ -96,7 +102,7 @@ class Sampler(Generic[AnyKey]):
         open_ = self.unfinished()
         best, best_worth = None, 0.0
         for number, place in enumerate(self.places):
-            wanted = tuple(k for k in open_ if k in place and not self._done[k][self._rows[k][place[k]]])
+            wanted = tuple(k for k in open_ if k in place and self._may_ask(k, self._rows[k][place[k]]))
             worth = sum(float(self._outlook(k).gains[self._rows[k][place[k]]]) for k in wanted) / cost_s(number)
             if wanted and worth > best_worth:
                 best, best_worth = (number, wanted), worth
@@ -141,6 +147,9 @@ class Sampler(Generic[AnyKey]):
     def errors(self) -> dict[AnyKey, float]:
         """Return the median relative error that is expected of each operation, by key."""
         return {k: self._outlook(k).error.median for k in self.sweeps}
+
+    def _may_ask(self, key: AnyKey, row: int) -> bool:
+        return not self._done[key][row] and (key, row) not in self._delayed
 
     def _is_known(self, key: AnyKey) -> bool:
         enough = min(MIN_POINTS, len(self._done[key]))

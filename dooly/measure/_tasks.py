@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
 from itertools import chain
 from math import ceil
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
 
     from dbstore import JsonObject
 
-PASSES = 3
-"""How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
 _UNSTEADY = 0.25
-_MOST_AGAIN = 0.25
+_MOST_AGAIN, _LEAST_AGAIN = 0.25, 4
 _LOGGER = logging.getLogger("dooly.measure")
 
 
@@ -98,6 +97,10 @@ class Plan(Protocol[AnyTask]):
         """Take in the records of a task."""
         ...
 
+    def delayed(self, task: AnyTask, /) -> None:
+        """Take in that a task was disturbed: what comes of it is told when it was measured again, once `next` has no other."""
+        ...
+
     def num_left(self) -> int:
         """Return how many records are still wanted, as far as that is known."""
         ...
@@ -117,6 +120,9 @@ class FixedPlan(Generic[AnyTask]):
     def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
         """Let records change nothing."""
 
+    def delayed(self, task: AnyTask, /) -> None:
+        """Let a disturbance change nothing."""
+
     def num_left(self) -> int:
         """Return how many records the tasks left are of."""
         return sum(len(task.missing) for task in self._tasks)
@@ -131,8 +137,9 @@ def run_tasks(
     """Run tasks, and return the records that stand and the seconds spent.
 
     A task that runs out of memory, or whose batch the engine cannot run, is recorded as infeasible. What something disturbed is
-    told at once, in a warning of the logger `dooly.measure`, and measured once more after the rest, when it may have ended; no
-    more than a quarter of the tasks are. The disturbed record stays in the store, marked.
+    told at once, in a warning of the logger `dooly.measure`, and measured once more when the plan has nothing else for now; no
+    more than a quarter of the tasks are, but four at least. The plan hears of that measurement alone; of the disturbed one only
+    where it stands: where there is no other, or none that was possible. The disturbed record stays in the store, marked.
 
     Args:
         measurer: What measures a task.
@@ -142,25 +149,29 @@ def run_tasks(
     """
     plan = FixedPlan(tasks) if isinstance(tasks, Sequence) else tasks
     found: list[Sequence[Record]] = []
-    spoiled: list[tuple[int, AnyTask]] = []
+    waiting: deque[tuple[int, AnyTask]] = deque()
+    num_again = 0
     begin = time.perf_counter()
     disturbances = _Disturbances()
-
-    def has_time() -> bool:
-        return budget_s is None or time.perf_counter() - begin <= budget_s
-
-    while has_time() and (task := plan.next()) is not None:
-        found.append(_measured(measurer, task))
-        plan.told(task, found[-1])
-        if disturbances.found_in(found[-1]):
-            spoiled.append((len(found) - 1, task))
+    while budget_s is None or time.perf_counter() - begin <= budget_s:
+        if (task := plan.next()) is not None:
+            found.append(_measured(measurer, task))
+            if disturbances.found_in(found[-1]):
+                waiting.append((len(found) - 1, task))
+                plan.delayed(task)
+            else:
+                plan.told(task, found[-1])
+        elif waiting:
+            place, task = waiting.popleft()
+            if num_again < max(_LEAST_AGAIN, ceil(_MOST_AGAIN * len(found))):
+                num_again += 1
+                found[place] = _measured_again(measurer, task, found[place])
+                disturbances.found_in(found[place])
+            plan.told(task, found[place])
+        else:
+            break
         done = sum(map(len, found))
         progress(done, done + plan.num_left())
-    for place, task in spoiled[: ceil(_MOST_AGAIN * len(found))]:
-        if not has_time():
-            break
-        found[place] = _measured(measurer, task)
-        disturbances.found_in(found[place])
     measurer.compact()
     return tuple(chain.from_iterable(found)), time.perf_counter() - begin
 
@@ -177,6 +188,18 @@ def _measured(measurer: Measurer[AnyTask], task: AnyTask) -> Sequence[Record]:
         return measurer.give_up(task, f"out of memory: {str(error).partition(chr(10))[0]}")
 
 
+def _measured_again(measurer: Measurer[AnyTask], task: AnyTask, first: Sequence[Record]) -> Sequence[Record]:
+    """Measure a task once more; where that is impossible now, the first records stand, since it was possible then."""
+    try:
+        return measurer.measure(task)
+    except InfeasibleBatchError:
+        return first
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return first
+
+
 class _Disturbances:
     """Tells of disturbances when they begin and when they end."""
 
@@ -189,7 +212,7 @@ class _Disturbances:
         if spoiled is not None and not self._disturbed:
             _LOGGER.warning(
                 "the device is disturbed: others keep %.1f cores busy, and a fixed piece of work takes %.0f %% longer than at "
-                "best; what is measured now is marked, and measured again at the end",
+                "best; what is measured now is marked, and measured again later",
                 spoiled["others_cores"],
                 100 * spoiled.get("drift", 0.0),
             )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
-from dbstore import JsonObject, Record
-from dooly.catalog import medians
+from dbstore import Environment, JsonObject, Record, Store
+from dooly.catalog import PASSES, medians, record_counts
 from dooly.errors import MeasurementError
 from dooly.measure._tasks import InfeasibleBatchError, infeasible_record, record_of, run_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KEY = ("a" * 32, "b" * 32)
 
@@ -116,8 +120,86 @@ def test_what_was_disturbed_is_told_and_measured_again(caplog: pytest.LogCapture
 def test_a_device_that_stays_disturbed_costs_a_quarter_more(caplog: pytest.LogCaptureFixture) -> None:
     """Not everything is measured twice, and nothing three times; what has no other measurement counts."""
     measurer = _DisturbedMeasurer(set(range(100)))
-    records, _ = run_tasks(measurer, [_Task(0, size) for size in range(1, 9)], None, lambda *_: None)
-    assert (len(records), len(measurer.written)) == (8, 10)
-    assert max(measurer.sizes.count(size) for size in range(1, 9)) == 2
-    assert len(medians(measurer.written)[0]) == 8
+    records, _ = run_tasks(measurer, [_Task(0, size) for size in range(1, 33)], None, lambda *_: None)
+    assert (len(records), len(measurer.written)) == (32, 40)
+    assert max(measurer.sizes.count(size) for size in range(1, 33)) == 2
+    assert len(medians(measurer.written)[0]) == 32
     assert len(caplog.records) == 1
+
+
+class _Heard:
+    """Proposes tasks in order, and keeps what it is told."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.tasks = [_Task(0, size) for size in sizes]
+        self.delayed_sizes: list[int] = []
+        self.told_values: list[tuple[int, float]] = []
+
+    def next(self) -> _Task | None:
+        """Return the next task."""
+        return self.tasks.pop(0) if self.tasks else None
+
+    def told(self, task: _Task, records: Sequence[Record], /) -> None:
+        """Keep what it took."""
+        self.told_values += [(task.size, record.median_ns) for record in records]
+
+    def delayed(self, task: _Task, /) -> None:
+        """Keep its size."""
+        self.delayed_sizes.append(task.size)
+
+    def num_left(self) -> int:
+        """Return how many tasks are left."""
+        return len(self.tasks)
+
+
+def test_a_plan_hears_of_the_measurement_that_stands() -> None:
+    """It is told of a disturbed task only what the undisturbed repeat found, and after the others."""
+    plan = _Heard((3, 4, 5, 6))
+    run_tasks(_DisturbedMeasurer({1}), plan, None, lambda *_: None)
+    assert plan.delayed_sizes == [4]
+    assert plan.told_values == [(3, 3), (5, 5), (6, 6), (4, 4)]
+
+
+def test_a_plan_hears_of_disturbed_measurements_where_there_is_no_other() -> None:
+    """On a device that stays disturbed each task is told once, repeated or not."""
+    plan = _Heard(tuple(range(1, 9)))
+    run_tasks(_DisturbedMeasurer(set(range(100))), plan, None, lambda *_: None)
+    assert plan.told_values == [(size, 2 * size) for size in range(1, 9)]
+
+
+def test_a_repeat_that_finds_no_room_leaves_the_first_record() -> None:
+    """What ran out of memory only when it was measured again is feasible, and nothing else is written."""
+
+    class Shrinking(_DisturbedMeasurer):
+        """Has no room for what it measures a second time."""
+
+        def measure(self, task: _Task) -> tuple[Record, ...]:
+            """Fail at the second time."""
+            if task.size in self.sizes:
+                raise MemoryError("std::bad_alloc")
+            return super().measure(task)
+
+        def give_up(self, task: _Task, reason: str) -> tuple[Record, ...]:
+            """Refuse."""
+            raise AssertionError(task, reason)
+
+    records, _ = run_tasks(Shrinking({0}), [_Task(0, 3)], None, lambda *_: None)
+    assert [(record.infeasible, record.median_ns) for record in records] == [(None, 6)]
+
+
+def test_disturbed_records_do_not_count_until_there_are_twice_as_many_as_passes() -> None:
+    """A point of three disturbed records has none that counts; six attempts are enough, whatever came of them."""
+    store = Store.open("memory://disturbed", "a")
+    calm, disturbed = {"others_cores": 0.0, "drift": 0.0}, {"others_cores": 0.0, "drift": 1.0}
+    facts = {1: [disturbed] * PASSES, 2: [disturbed, calm], 3: [disturbed] * 2 * PASSES, 4: [calm] * PASSES}
+    texts = ("device", "driver", "torch_version", "engine", "engine_version", "attention_backend", "dtype", "kv_cache_dtype")
+    others = {"device_kind": "cpu", "execution_mode": "eager", "quantization": None, "block_size": 16, "num_threads": 2}
+    environment = Environment.from_json(dict.fromkeys(texts, "any") | others)
+    store.write_document("environments", environment.digest, environment.to_json())
+    key = ("c" * 32, environment.digest)
+    for size, found in facts.items():
+        for number, each in enumerate(found):
+            store.write(record_of(key, JsonObject({"d0": size}), [size + number], {**each, "pass": number, "order": number}))
+    counts = record_counts(store, *key)
+    assert {point["d0"]: count for point, count in counts.items()} == {2: 1, 3: PASSES, 4: PASSES}
+    assert record_counts(store, "d" * 32, key[1]) == {}

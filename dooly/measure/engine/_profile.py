@@ -118,6 +118,7 @@ def _result(
         plan.num_left(),
         seconds,
         plan.error if isinstance(plan, AdaptivePlan) else None,
+        sum(bool(record.attributes.get("spoiled")) for record in records),
     )
 
 

@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from dooly.catalog import STEP, key_of, measurement_batches, parameter_bytes, point_of
+from dooly.catalog import PASSES, STEP, key_of, measurement_batches, parameter_bytes, point_of
 from dooly.device import cache_bytes
-from dooly.measure._tasks import PASSES, infeasible_record, record_of
+from dooly.measure._tasks import infeasible_record, record_of
 from dooly.measure.engine._replay import Replay
 from dooly.measure.engine._steps import BatchRunner, time_steps
 from dooly.measure.timers import Watch, timer_for

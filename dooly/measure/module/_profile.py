@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.catalog import (
+    PASSES,
     describe_module_environment,
     given_sizes,
     key_of,
@@ -24,7 +25,7 @@ from dooly.errors import InvalidInputError, spell
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
-from dooly.measure._tasks import PASSES, FixedPlan, run_tasks
+from dooly.measure._tasks import FixedPlan, run_tasks
 from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, set_modes, state_kept
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
         plan.num_left(),
         seconds,
         plan.error if isinstance(plan, AdaptivePlan) else None,
+        sum(bool(record.attributes.get("spoiled")) for record in records),
     )
 
 

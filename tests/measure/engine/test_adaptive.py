@@ -39,10 +39,12 @@ class _Laws:
     store: Store
     environment: str
     fails: int = 1 << 30
+    disturbed: Callable[[int], bool] = lambda _number: False
     tasks: list[Task] = field(default_factory=list)
 
     def measure(self, task: Task) -> Sequence[Record]:
         """Take what the law says."""
+        disturbed = self.disturbed(len(self.tasks))
         self.tasks.append(task)
         if task.batch.num_tokens >= self.fails:
             raise InfeasibleBatchError("batch: too large")
@@ -51,9 +53,10 @@ class _Laws:
             width = operation.family_numbers[0] if operation.family_numbers else 1.0
             tokens = task.batch.num_tokens
             took = 5000 + width * tokens * (1 + 0.2 * np.tanh(np.log(tokens) - 4))
-            facts = {"others_cores": 0.0, "wall_s": 1e-3 * tokens, "pass": task.number}
+            facts = {"others_cores": 0.0, "drift": float(disturbed), "wall_s": 1e-3 * tokens, "pass": task.number}
+            facts["order"] = len(self.tasks)
             key = (operation.signature, self.environment)
-            records.append(record_of(key, point_of(operation, task.batch), [round(took)] * 3, facts))
+            records.append(record_of(key, point_of(operation, task.batch), [round(took * (1 + 2 * disturbed))] * 3, facts))
         self.store.write(*records)
         return records
 
@@ -236,3 +239,44 @@ def test_corners_bound_all_batches() -> None:
 
     assert largest(chosen) == largest(batches)
     assert min(b.num_tokens for b in chosen) == 1
+
+
+@pytest.mark.parametrize("moments", [{0, 1}, {4}, {2, 5, 6}], ids=["corners", "one", "several"])
+def test_what_was_disturbed_decides_nothing(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment, moments: set[int]
+) -> None:
+    """Values three times as large, each repeated undisturbed, end a sweep no later, and leave what is expected as it is."""
+    calm_store = Store.open(f"memory://calm-{len(moments)}", "a")
+    calm_store.write_document("environments", environment.digest, environment.to_json())
+    errors, points = [], []
+    for laws in (
+        _Laws(calm_store, environment.digest),
+        _Laws(store, environment.digest, disturbed=lambda number: number in moments),
+    ):
+        plan = adaptive_plan((member(64.0),), SERVING, laws.store, environment.digest, 0.03)
+        records, _ = run_tasks(laws, plan, None, lambda *_: None)
+        assert not any(record.attributes["spoiled"] for record in records)
+        assert plan.num_left() == 0
+        assert plan.error is not None
+        errors.append(plan.error)
+        points.append({JsonObject(record.point) for record in records})
+    assert errors[1] <= 0.03
+    assert len(points[1]) <= len(points[0]) + 4
+    assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == 0
+
+
+def test_a_device_that_stays_disturbed_is_swept_all_the_same(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Its sweep ends before the grid does; later calls measure the points anew until each has had twice its passes."""
+    laws = _Laws(store, environment.digest, disturbed=lambda _number: True)
+    records = _profile(laws, [member(64.0)])
+    assert all(record.attributes["spoiled"] for record in records)
+    assert len({JsonObject(record.point) for record in records}) < _num_points(member(64.0)) / 2
+    assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() > 0
+    for _ in range(4):
+        _profile(laws, [member(64.0)])
+    assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == 0
+    counts = Counter(JsonObject(record.point) for record in store.read(member(64.0).signature, environment.digest))
+    assert min(counts.values()) >= 2 * PASSES
+    assert max(counts.values()) < 4 * PASSES
