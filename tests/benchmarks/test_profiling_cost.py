@@ -37,12 +37,12 @@ def test_the_page_tells_the_results(found: dict[str, Any]) -> None:
 
 
 def test_the_accounts_add_up(found: dict[str, Any]) -> None:
-    """Models and families sum to the totals, each step of the split saves, and every order saves at least 85 %."""
+    """Models and families sum to the totals, each step of the split saves, and every order saves at least 70 %."""
     split = found["split_s"]
     assert sum(row["alone_s"] for row in found["models"].values()) == pytest.approx(split["each alone"])
     assert sum(row["dooly_s"] for row in found["models"].values()) == pytest.approx(split["and by families"])
     assert sum(row["dooly_s"] for row in found["families"].values()) == pytest.approx(split["and by families"])
     assert list(split.values()) == sorted(split.values(), reverse=True)
-    assert all(run["saved"] >= 0.85 for run in found["orders"])
+    assert all(run["saved"] >= 0.7 for run in found["orders"])
     assert found["errors"]["dooly"]["median"] <= found["errors"]["interpolated"]["median"]
     assert found["errors"]["dooly"]["p90"] <= found["errors"]["interpolated"]["p90"]
