@@ -806,8 +806,9 @@ def vllm_steps_with_loads_ahead(case: Case, scheduler: Any, loads: list[int]) ->
 
     scheduler.connector = connector = pull_connector(case)
     coming: dict[int, int] = {}
-    step_once, to_come, add = vllm_call_ahead(case, scheduler), Arrivals(case), partial(add_to_vllm, case, scheduler)
-    for call, _ in enumerate(arrivals(case, add, lambda: scheduler.get_num_unfinished_requests() > 0, to_come)):
+    throttles, to_come = Throttles(case.config), Arrivals(case)
+    step_once, add = vllm_call_ahead(case, scheduler, throttles), partial(add_to_vllm, case, scheduler)
+    for call, _ in enumerate(arrivals(case, add, lambda: throttles.is_busy(scheduler), to_come)):
         come = {position for position, due in coming.items() if due <= call}
         coming = {position: due for position, due in coming.items() if position not in come}
         arrived = KVConnectorOutput(finished_recving={str(position) for position in come})
