@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dbstore import JSON
     from dooly.measure.timers._timer import Timer
 
-MOST_DRIFT = 0.15
+MOST_DRIFT = 1.0
 """Relative slowdown of a calibration kernel from which on a measurement counts as spoiled."""
 _ROUNDS = 5
 _WIDTHS = {"cpu": 384, "cuda": 2048}
