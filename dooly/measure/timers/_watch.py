@@ -12,6 +12,7 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING
 
+from dooly.device import cache_bytes
 from dooly.measure.timers._contention import CONTENDED_CORES, Contention
 from dooly.measure.timers._timer import Call
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from dbstore import JSON
     from dooly.measure.timers._timer import Timer
 
-MOST_DRIFT = 1.0
-"""Relative slowdown of a calibration kernel from which on a measurement counts as spoiled."""
+MOST_DRIFT = 0.5
+"""Relative slowdown of a calibration kernel from which on a measurement counts as spoiled. On two cores of a host that others use
+too, and nothing else running on them, the medians of five rounds differ by up to 0.3."""
 _ROUNDS = 5
 _WIDTHS = {"cpu": 384, "cuda": 2048}
 """Width of the square matrices that are multiplied."""
-_VALUES = {"cpu": 4 << 20, "cuda": 64 << 20}
-"""Numbers of four bytes that are copied: past the second-level cache."""
+_MOST_BYTES = 256 << 20
+"""Copied at the most, where twice the last-level cache is more. What a cache holds in part is copied up to fifteen times faster
+by turns, whatever the device does."""
 
 
 class Watch:
@@ -85,10 +88,10 @@ def is_spoiled(facts: Mapping[str, JSON]) -> bool:
 def _kernels(device: torch.device) -> list[Call]:
     import torch
 
-    width, values = _WIDTHS[device.type], _VALUES[device.type]
+    width, num_bytes = _WIDTHS[device.type], min(2 * cache_bytes(device.type), _MOST_BYTES)
     matrix = torch.ones(width, width, device=device)
     product = torch.empty_like(matrix)
-    source = torch.ones(values, device=device)
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     return [
         Call(("calibration", ("compute",)), lambda: torch.mm(matrix, matrix, out=product)),
