@@ -60,11 +60,6 @@ class PlaceCosts:
         self._run: list[tuple[int, float]] = []
         self._costs_s = _FIRST_GUESS_S[0] + _FIRST_GUESS_S[1] * self._terms[:, 1]
 
-    @property
-    def is_known(self) -> bool:
-        """Whether any task was run."""
-        return bool(self._run)
-
     def told(self, place: int, seconds: float) -> None:
         """Take in what a task at a place took."""
         from scipy.optimize import nnls

@@ -148,6 +148,8 @@ def test_a_changed_environment_has_a_profile_of_its_own(
     assert [environment.num_threads for environment in seen] == [8, 9]
     for environment in seen:
         assert any(store.points(signature, environment.digest) for signature in store.documents("operations"))
+    with pytest.raises(MissingOperationError, match="not measured on"):
+        load_latency_model(store, model, SERVING, replace(seen[0], num_threads=10))
 
 
 def test_a_killed_profile_leaves_a_clean_store(db: Path, killed: int) -> None:
