@@ -148,7 +148,7 @@ def test_a_changed_environment_has_a_profile_of_its_own(
     assert [environment.num_threads for environment in seen] == [8, 9]
     for environment in seen:
         assert any(store.points(signature, environment.digest) for signature in store.documents("operations"))
-    with pytest.raises(MissingOperationError, match="not measured on"):
+    with pytest.raises(MissingOperationError, match="not profiled in the environment asked for"):
         load_latency_model(store, model, SERVING, replace(seen[0], num_threads=10))
 
 
