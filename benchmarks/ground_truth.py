@@ -90,9 +90,9 @@ def keep(  # noqa: PLR0913, PLR0917 - what a file holds
     engine: Engine, serving: ServingConfig, model: ModelSource, spec: str, repeat: int, path: Path
 ) -> None:
     """Serve one load, write what happened, and print it in short."""
-    runs, others_cores = serve(engine, parse_workload(spec), repeat)
+    runs, machine = serve(engine, parse_workload(spec), repeat)
     environment = describe_environment(engine, serving)
-    write_runs(KeptRuns(model.name, spec, serving, environment, engine.num_kv_blocks, others_cores, runs), path)
+    write_runs(KeptRuns(model.name, spec, serving, environment, engine.num_kv_blocks, machine, runs), path)
     ttft = [round(run.result.summary()["ttft_s"]["mean"], 6) for run in runs]
     row = {"kept": path.name.removesuffix(".json.xz"), "steps": [len(r.steps) for r in runs], "ttft_mean_s": ttft}
     print(json.dumps(row), flush=True)

@@ -73,10 +73,10 @@ def feasible_records(
 
 
 def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
-    """Return the points of records, each once, with the mean of its passes' medians, the slowest pass left out.
+    """Return the points of records, each once, with the mean of its passes' medians.
 
-    What disturbs a machine only ever slows it down, for seconds at a time; so the slowest pass tells the least. Passes that are
-    known to have been disturbed count only where a point has no other.
+    Passes that are known to have been disturbed count only where a point has no other. The slowest of the others counts too: on a
+    machine whose speed comes and goes, an engine meets its slow minutes as well, and is not to be told faster than it is.
     """
     passes = _passes(records)
     return list(passes), np.array([mean(found) for found in passes.values()])
@@ -93,19 +93,19 @@ def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObj
 
 
 def repeatability(records: Sequence[Record]) -> float:
-    """Return how far passes differ from their mean at a point, the slowest left out: median over points, relative.
+    """Return how far passes differ from their mean at a point: median over points, relative.
 
-    Where no point was measured in three passes, nothing is known of it, and the result is infinite.
+    Where no point was measured in two passes, nothing is known of it, and the result is infinite.
     """
     spreads = [pstdev(found) / mean(found) for found in _passes(records).values() if len(found) > 1 and mean(found)]
     return median(spreads) if spreads else math.inf
 
 
 def _passes(records: Sequence[Record]) -> dict[Any, list[float]]:
-    """Return by point the medians of its passes, growing, without the slowest where there are several."""
+    """Return by point the medians of its passes, of those that nothing disturbed where there are any."""
     passes: dict[Any, list[float]] = {}
     calm = {record.point for record in records if not record.attributes.get("spoiled")}
     for record in records:
         if record.point not in calm or not record.attributes.get("spoiled"):
             passes.setdefault(record.point, []).append(record.median_ns)
-    return {point: sorted(found)[: max(1, len(found) - 1)] for point, found in passes.items()}
+    return passes

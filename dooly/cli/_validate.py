@@ -24,6 +24,8 @@ from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dooly.validation import MetricReport, Validation
 
 _LOUD = 0.3
@@ -82,10 +84,10 @@ def _refuse_settings(context: typer.Context) -> None:
 def _warn_if_disturbed(validation: Validation) -> None:
     from dooly.measure import CONTENDED_CORES
 
-    noise = validation.ttft.noise or 0.0
-    if validation.others_cores > CONTENDED_CORES or noise > _LOUD:
+    noise, others_cores = validation.ttft.noise or 0.0, validation.machine.others_cores
+    if others_cores > CONTENDED_CORES or noise > _LOUD:
         typer.echo(
-            f"dooly: warning: the real runs were disturbed: other processes kept {validation.others_cores:.2f} cores busy, and "
+            f"dooly: warning: the real runs were disturbed: other processes kept {others_cores:.2f} cores busy, and "
             f"the runs differ by {100 * noise:.0f} % in TTFT; leave the machine alone and validate again",
             err=True,
         )
@@ -115,7 +117,17 @@ def _show(validation: Validation) -> None:
         f"latencies of the {step.num_steps} real steps, each of its own batch: MAPE {_percent(step.mape)}, median "
         f"{_percent(step.median_error)}, all together {_percent(step.mean_error, '+')}"
     )
-    show(table, f"{line}\n{steps}")
+    show(table, "\n".join((line, steps, *_machine_line(validation))))
+
+
+def _machine_line(validation: Validation) -> Iterator[str]:
+    """Yield how fast the machine was beside when it was profiled, where that is known."""
+    if validation.slowdown is not None:
+        compute, memory = (_percent(fraction, "+") for fraction in validation.slowdown)
+        yield (
+            f"the machine itself, beside when it was profiled: computing takes {compute}, moving memory {memory}; the simulation "
+            "is of the machine as it was profiled"
+        )
 
 
 def _percent(fraction: float | None, sign: str = "") -> str:

@@ -6,7 +6,7 @@ from dooly.measure._devices import profile_on_ray
 from dooly.measure._result import ProfileResult
 from dooly.measure.engine import BatchRunner, plan_tasks, profile
 from dooly.measure.module import module_copies, profile_module
-from dooly.measure.timers import CONTENDED_CORES, Call, Contention, timer_for
+from dooly.measure.timers import CONTENDED_CORES, Call, Contention, Watch, timer_for
 
 __all__ = [
     "CONTENDED_CORES",
@@ -16,6 +16,7 @@ __all__ = [
     "Call",
     "Contention",
     "ProfileResult",
+    "Watch",
     "module_copies",
     "plan_tasks",
     "profile",

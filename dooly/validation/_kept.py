@@ -15,6 +15,7 @@ from dbstore import Environment
 from dooly.engines import ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.simulation import RequestTimes, SimulationResult
+from dooly.validation._machine import MachineState
 from dooly.validation._real import StepRun
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class KeptRuns:
     """What the engine ran on."""
     num_kv_blocks: int
     """Blocks in the engine's KV cache, the null block included."""
-    others_cores: float
-    """Cores that other processes kept busy during the runs."""
+    machine: MachineState
+    """What the machine did during the runs."""
     runs: tuple[ServedRun, ...]
     """At least one; all served the same requests."""
 
@@ -82,7 +83,8 @@ def write_runs(kept: KeptRuns, path: Path) -> None:
         "serving": asdict(kept.serving),
         "environment": kept.environment.to_json(),
         "num_kv_blocks": kept.num_kv_blocks,
-        "others_cores": kept.others_cores,
+        "others_cores": kept.machine.others_cores,
+        "calibration_ns": kept.machine.calibration_ns,
         "runs": [_run_to_json(run) for run in kept.runs],
     }
     aside = path.with_name(f"{path.name}.part")
@@ -108,7 +110,7 @@ def read_runs(path: Path) -> KeptRuns:
             ),  # as it was for whom it was not yet a setting
             Environment.from_json(document["environment"]),
             document["num_kv_blocks"],
-            document["others_cores"],
+            MachineState(document["others_cores"], tuple(document.get("calibration_ns") or ()) or None),
             tuple(map(_run_from_json, document["runs"])),
         )
     except (OSError, lzma.LZMAError, ValueError, LookupError, TypeError) as error:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog import CUDA_GRAPHS, describe_environment
 from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import InvalidInputError
-from dooly.measure import Contention
 from dooly.predict import load_latency_model
 from dooly.simulation import (
     MetricError,
@@ -22,6 +21,7 @@ from dooly.simulation import (
     simulate,
 )
 from dooly.validation._kept import KeptRuns, ServedRun
+from dooly.validation._machine import MachineState, MachineWatch, profiled_calibration_ns
 from dooly.validation._real import RealRun
 from dooly.validation._steps import StepReport, step_report
 
@@ -63,8 +63,12 @@ class Validation:
     """Error in time per output token after the first; None where no request has two output tokens."""
     step: StepReport
     """Error of the latency model, a step at a time."""
-    others_cores: float
-    """Cores that other processes kept busy during the real runs; beyond a few percent, the real times are not the engine's."""
+    machine: MachineState
+    """What the machine did during the real runs; where others kept more than a few percent of a core busy, the real times are not
+    the engine's."""
+    slowdown: tuple[float, float] | None
+    """How much longer than while it was profiled the machine computed and moved memory during the real runs, as fractions; None
+    where that was not noted."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data in the form of `dooly validate --json`; `real` is the first run."""
@@ -76,7 +80,8 @@ class Validation:
             "real": self.real[0].summary(),
             "real_runs": [run.summary() for run in self.real],
             "simulated": self.simulated.summary(),
-            "others_cores": self.others_cores,
+            "others_cores": self.machine.others_cores,
+            "slowdown": None if self.slowdown is None else dict(zip(("compute", "memory"), self.slowdown, strict=True)),
         }
 
 
@@ -114,10 +119,10 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     engine = start_engine(model, serving, enforce_eager=eager, async_scheduling=latency.schedules_ahead)
     try:
         _check_same_machine(describe_environment(engine, serving), engine.num_kv_blocks, serving, latency)
-        runs, others_cores = serve(engine, workload, repeat, progress)
+        runs, machine = serve(engine, workload, repeat, progress)
     finally:
         engine.close()
-    return _compared(runs, simulated, latency, others_cores)
+    return _compared(runs, simulated, latency, machine, store)
 
 
 def validate_kept(
@@ -151,32 +156,35 @@ def validate_kept(
     latency = load_latency_model(store, model, serving, environment, hardware=hardware)
     _check_same_machine(kept.environment, kept.num_kv_blocks, serving, latency)
     simulated = _simulated(workload, latency, serving)
-    return _compared(kept.runs, simulated, latency, kept.others_cores)
+    return _compared(kept.runs, simulated, latency, kept.machine, store)
 
 
 def serve(
     engine: Engine, workload: Workload, repeat: int, progress: Callable[[int, int], None] = lambda _done, _total: None
-) -> tuple[tuple[ServedRun, ...], float]:
+) -> tuple[tuple[ServedRun, ...], MachineState]:
     """Serve a workload several times after a warm-up.
 
     Returns:
-        The runs, and the cores that other processes kept busy meanwhile.
+        The runs, and what the machine did meanwhile.
     """
     RealRun(engine, _warm_up(workload)).run()
-    contention = Contention()
+    watch = MachineWatch(engine)
     number = len(workload.requests)
     runs = []
     for before in range(0, repeat * number, number):
         run = RealRun(engine, workload, partial(_add_up, progress, before, repeat * number))
         runs.append(ServedRun(run.run(), run.steps()))
-    return tuple(runs), contention.others_cores()
+        watch.between_runs()
+    return tuple(runs), watch.state()
 
 
 def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig) -> SimulationResult:
     return simulate(workload, latency, scheduler_config(serving, latency))
 
 
-def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: LatencyModel, others_cores: float) -> Validation:
+def _compared(
+    runs: Sequence[ServedRun], simulated: SimulationResult, latency: LatencyModel, machine: MachineState, store: Store | None
+) -> Validation:
     real = [run.result for run in runs]
     errors = [compare(run, simulated) for run in real]
     noises = noise(real) if len(real) > 1 else None
@@ -187,7 +195,8 @@ def _compared(runs: Sequence[ServedRun], simulated: SimulationResult, latency: L
         _report([e.ttft for e in errors], noises.ttft if noises else None),
         _report(tpots, noises.tpot if noises else None) if tpots else None,
         step_report(runs, latency, latency.host if latency.schedules_ahead else None),
-        others_cores,
+        machine,
+        machine.slowdown(None if store is None else profiled_calibration_ns(store, latency)),
     )
 
 

@@ -319,9 +319,9 @@ def test_runs_that_were_kept_are_judged_without_the_engine(engine: Engine, model
     """Served once, kept in a file and read: requests and steps are whole, and the comparison needs no engine."""
     spec = "poisson:rate=40,requests=6,prompt=8-60,output=4-10,seed=0"
     workload = parse_workload(spec)
-    runs, others_cores = serve(engine, workload, 2)
+    runs, machine = serve(engine, workload, 2)
     environment = describe_environment(engine, SERVING)
-    kept = KeptRuns(model.name, spec, SERVING, environment, engine.num_kv_blocks, others_cores, runs)
+    kept = KeptRuns(model.name, spec, SERVING, environment, engine.num_kv_blocks, machine, runs)
     path = tmp_path / "runs.json.xz"
     write_runs(kept, path)
     again = read_runs(path)
@@ -333,8 +333,11 @@ def test_runs_that_were_kept_are_judged_without_the_engine(engine: Engine, model
                 done[place] += new
         # The last output token is sampled, but never computed.
         assert [done[i] for i in done] == [r.num_prompt_tokens + r.num_output_tokens - 1 for r in workload.requests]
+    assert again.machine == machine
     result = validate_kept(model, Store.open(db), workload, again)
     assert len(result.real) == 2
+    assert result.slowdown is not None
+    assert min(result.slowdown) > -1
     assert math.isfinite(result.ttft.mape)
     other = parse_workload(spec.replace("seed=0", "seed=1"))
     with pytest.raises(InvalidInputError, match=r"--real: the runs kept served poisson:rate=40.*give that as --workload"):

@@ -2,8 +2,10 @@
 
 Two calibration kernels of fixed work, one that computes and one that moves memory, run before and after each measurement, some
 milliseconds in all. What disturbs a machine, such as another process, a neighbour on the same host or a clock that falls, only
-ever slows them down; so the fastest they ever ran is what later runs are held against. What was measured while they were slower
-is marked when it is written, and measured again.
+ever slows them down; so the fastest they ever ran is what later runs are held against. What was measured while they were slower,
+before it and after, is marked when it is written, and measured again. What is slow on one side alone passed within milliseconds,
+as when threads wake, and samples of what is measured say nothing of it: of 244 measurements on two shared cores, those that were
+slow before alone took no longer than calm ones.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ class Watch:
         self._best_ns = [float("inf")] * len(self._calls.timings)
         self._order = 0
         for _ in range(_ROUNDS):  # the first runs set up the device's libraries
-            self._calibrate()
+            self.calibrated_ns()
         self.begin()
 
     def begin(self) -> None:
         """Begin to watch a measurement."""
-        self._before_ns = self._calibrate()
+        self._before_ns = self.calibrated_ns()
         self._contention = Contention()
         self._time_s = time.time()
 
@@ -58,11 +60,11 @@ class Watch:
 
         `order` counts the measurements of a run, and `measured_s` is when this one began, in seconds since 1970. `others_cores`
         is how many cores other processes kept busy, `calibration_ns` what the kernels took after it, and `drift` how much slower
-        than at their best they were, before or after it.
+        than at their best they were, before it and after.
         """
         others_cores = self._contention.others_cores()
-        after_ns = self._calibrate()
-        slower = [ns / best for found in (self._before_ns, after_ns) for ns, best in zip(found, self._best_ns, strict=True)]
+        after_ns = self.calibrated_ns()
+        slower = [min(pair) / best for *pair, best in zip(self._before_ns, after_ns, self._best_ns, strict=True)]
         self._order += 1
         return {
             "order": self._order,
@@ -72,7 +74,8 @@ class Watch:
             "drift": max(slower) - 1,
         }
 
-    def _calibrate(self) -> list[float]:
+    def calibrated_ns(self) -> list[float]:
+        """Return what each calibration kernel takes now, the median of a few rounds, in nanoseconds."""
         rounds = [self._calls.time_ns() for _ in range(_ROUNDS)]
         found = [float(median(ns or 0 for ns in column)) for column in zip(*rounds, strict=True)]
         self._best_ns = [min(pair) for pair in zip(self._best_ns, found, strict=True)]

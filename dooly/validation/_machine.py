@@ -1,0 +1,80 @@
+"""What the machine did beside the real runs, and how fast it was then: errors of a simulation that are the machine's own.
+
+A profile notes what two fixed pieces of work took beside every measurement, one that computes and one that moves memory. The same
+two run before, between and after the real runs. Where they take longer than they did in the profile, the machine is slower than
+when it was measured, and simulations of it are too fast by about as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from dooly.catalog import STEP
+from dooly.measure import Contention, Watch, timer_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dbstore import Record, Store
+    from dooly.engines import Engine
+    from dooly.predict import LatencyModel
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """What the machine did while the real engine served."""
+
+    others_cores: float
+    """Cores that other processes kept busy."""
+    calibration_ns: tuple[float, float] | None = None
+    """What computing and moving memory took, medians over the times between runs, in nanoseconds; None where nobody noted it."""
+
+    def slowdown(self, profiled_ns: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Return how much longer than in a profile computing and moving memory took, as fractions; None where that is unknown."""
+        if self.calibration_ns is None or profiled_ns is None:
+            return None
+        compute, memory = (now / then - 1 for now, then in zip(self.calibration_ns, profiled_ns, strict=True))
+        return compute, memory
+
+
+class MachineWatch:
+    """Watches the machine from when it is made."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Begin to watch the machine that an engine runs on."""
+        device = next(engine.network.parameters()).device
+        self._watch = Watch(timer_for(device), device)
+        self._found: list[list[float]] = []
+        self.between_runs()
+        self._contention = Contention()
+
+    def between_runs(self) -> None:
+        """Note how fast the machine is now."""
+        self._found.append(self._watch.calibrated_ns())
+
+    def state(self) -> MachineState:
+        """Return what the machine did until now."""
+        others_cores = self._contention.others_cores()
+        compute_ns, memory_ns = (median(column) for column in zip(*self._found, strict=True))
+        return MachineState(others_cores, (compute_ns, memory_ns))
+
+
+def profiled_calibration_ns(store: Store, latency: LatencyModel) -> tuple[float, float] | None:
+    """Return what the two pieces of work took while a model was profiled, medians over its steps that nothing disturbed.
+
+    None where its records do not say, as those of earlier versions and of other tools.
+    """
+    steps = [operation.signature for operation in latency.traced.operations if operation.name == STEP]
+    return calm_calibration_ns([record for step in steps for record in store.read(step, latency.environment.digest)])
+
+
+def calm_calibration_ns(records: Iterable[Record]) -> tuple[float, float] | None:
+    """Return what the two pieces of work took beside records that nothing disturbed, medians; None where no record says."""
+    calm = (record.attributes for record in records if not record.attributes.get("spoiled"))
+    found: list[Any] = [facts["calibration_ns"] for facts in calm if "calibration_ns" in facts]
+    if not found:
+        return None
+    compute_ns, memory_ns = (median(column) for column in zip(*found, strict=True))
+    return compute_ns, memory_ns
