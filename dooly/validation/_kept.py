@@ -59,15 +59,16 @@ class KeptRuns:
     def __post_init__(self) -> None:
         if not self.runs:
             raise InvalidInputError("KeptRuns: no run; keep at least one")
-        if len({tuple(map(_request, run.result.rows)) for run in self.runs}) > 1:
+        # In a closed loop a request arrives when the one before it has ended: at another time in each run.
+        if len({tuple(_request(row)[1:] for row in run.result.rows) for run in self.runs}) > 1:
             raise InvalidInputError(
                 "KeptRuns: the runs served different requests; keep those of each workload in a file of their own"
             )
 
     @property
-    def requests(self) -> tuple[tuple[float, int, int], ...]:
-        """Arrival in seconds, prompt tokens and output tokens of each request."""
-        return tuple(map(_request, self.runs[0].result.rows))
+    def requests(self) -> tuple[tuple[tuple[float, int, int], ...], ...]:
+        """Arrival in seconds, prompt tokens and output tokens of each request, a run an entry."""
+        return tuple(tuple(map(_request, run.result.rows)) for run in self.runs)
 
 
 def _request(row: RequestTimes) -> tuple[float, int, int]:

@@ -66,8 +66,10 @@ def profiled_calibration_ns(store: Store, latency: LatencyModel) -> tuple[float,
 
     None where its records do not say, as those of earlier versions and of other tools.
     """
+    environment = latency.environment.digest
     steps = [operation.signature for operation in latency.traced.operations if operation.name == STEP]
-    return calm_calibration_ns([record for step in steps for record in store.read(step, latency.environment.digest)])
+    measured = [step for step in steps if store.points(step, environment)]
+    return calm_calibration_ns([record for step in measured for record in store.read(step, environment)])
 
 
 def calm_calibration_ns(records: Iterable[Record]) -> tuple[float, float] | None:

@@ -149,7 +149,7 @@ def validate_kept(
         )
     timed = workload.concurrency is None
     asked = [(r.arrival_ns / 1e9 if timed else 0.0, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
-    if asked != [(arrival_s if timed else 0.0, *lengths) for arrival_s, *lengths in kept.requests]:
+    if any(asked != [(arrival_s if timed else 0.0, *lengths) for arrival_s, *lengths in served] for served in kept.requests):
         raise InvalidInputError(f"--real: the runs kept served {kept.workload}; give that as --workload")
     environment = None if hardware else kept.environment
     serving = replace(kept.serving, kv_cache_memory_bytes=kept.serving.kv_cache_bytes)  # what the engine was given

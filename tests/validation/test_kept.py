@@ -16,7 +16,7 @@ from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes
 from dooly.simulation import RequestTimes, SimulationResult, parse_workload
-from dooly.validation import KeptRuns, ServedRun, StepRun, read_runs, step_report, validate_kept, write_runs
+from dooly.validation import KeptRuns, MachineState, ServedRun, StepRun, read_runs, step_report, validate_kept, write_runs
 from dooly.validation._kept import _changes, _steps
 from dooly.validation._steps import _steps_ahead
 
@@ -46,7 +46,15 @@ ENVIRONMENT = Environment(
 def _kept(steps: tuple[StepRun, ...]) -> KeptRuns:
     rows = (RequestTimes(0, 0.0, 5, 2, 0.1, 0.2, 0.3), RequestTimes(1, 0.123456789, 7, 1, 0.2, 0.3, 0.3))
     run = ServedRun(SimulationResult(rows, len(steps), 0, 0.3), steps)
-    return KeptRuns("m", "poisson:rate=1,requests=2", ServingConfig(max_num_seqs=7), ENVIRONMENT, 99, 0.1, (run, run))
+    return KeptRuns(
+        "m",
+        "poisson:rate=1,requests=2",
+        ServingConfig(max_num_seqs=7),
+        ENVIRONMENT,
+        99,
+        MachineState(0.1, (1e6, 2e6)),
+        (run, run),
+    )
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -56,6 +64,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_runs(_kept(steps), path)
     assert read_runs(path) == _kept(steps)
     assert [p.name for p in tmp_path.iterdir()] == ["runs.json.xz"]
+
+
+def test_users_of_a_closed_loop_send_at_other_times_in_each_run(tmp_path: Path) -> None:
+    """Runs of one workload need the same lengths; when requests arrived is each run's own."""
+    kept = _kept(())
+    run = kept.runs[0]
+    later = tuple(replace(row, arrival_s=row.arrival_s + 0.01) for row in run.result.rows)
+    both = replace(kept, runs=(run, replace(run, result=replace(run.result, rows=later))))
+    path = tmp_path / "runs.json.xz"
+    write_runs(both, path)
+    assert read_runs(path).requests == (((0.0, 5, 2), (0.123456789, 7, 1)), ((0.01, 5, 2), (0.133456789, 7, 1)))
 
 
 works = st.dictionaries(st.integers(0, 4), st.tuples(st.integers(1, 3), st.integers(0, 6)), max_size=5)
