@@ -6,7 +6,8 @@ from passes.costs import Cost, estimate_cost
 from passes.family import Family, find_family
 from passes.flow import Flow, find_flow
 from passes.graph import CapturedGraph, SymbolSource
-from passes.operations import Operation, TensorSpec, split_operations
+from passes.operation import Operation, TensorSpec
+from passes.operations import split_operations
 from passes.origins import Dim, Origin, Origins, name_origins
 from passes.pipeline import CAPTURED, PIPELINE, AnalysedOperation, Analysis, Pass, analyse, run_passes
 from passes.signature import SCHEME, same_operation, sign

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import sympy
     from torch.fx import Node
 
-    from passes.operations import Operation
+    from passes.operation import Operation
     from passes.origins import Origins
 
     Use: TypeAlias = tuple[int, str, sympy.Expr]

@@ -24,7 +24,7 @@ from passes.products import product_flops
 if TYPE_CHECKING:
     from torch.fx import Node
 
-    from passes.operations import Operation, TensorSpec
+    from passes.operation import Operation, TensorSpec
     from passes.origins import Origins
 
 _INDEX_TYPES = frozenset({"int32", "int64"})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from passes.graph import CapturedGraph
-    from passes.operations import Operation
+    from passes.operation import Operation
 
 
 @dataclass(frozen=True, slots=True)

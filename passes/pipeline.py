@@ -13,7 +13,7 @@ from passes.canonical import canonicalize
 from passes.costs import Cost, estimate_cost
 from passes.family import Family, find_family
 from passes.flow import Flow, find_flow
-from passes.operations import Operation, split_operations
+from passes.operations import split_operations
 from passes.origins import Origins, name_origins
 from passes.request_order import request_order
 from passes.signature import sign_apart
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from passes.graph import CapturedGraph
+    from passes.operation import Operation
 
 CAPTURED = "captured"
 """Name of the captured graph among what passes read."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from passes.flow import Flow
     from passes.graph import CapturedGraph
-    from passes.operations import Operation, TensorSpec
+    from passes.operation import Operation, TensorSpec
     from passes.pipeline import AnalysedOperation, Analysis
 
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+(?=\.)")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
     from passes.graph import CapturedGraph
-    from passes.operations import Operation
+    from passes.operation import Operation
 
 
 @dataclass(frozen=True, slots=True)
