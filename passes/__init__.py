@@ -9,11 +9,13 @@ from passes.graph import CapturedGraph, SymbolSource
 from passes.operation import Operation, TensorSpec
 from passes.operations import split_operations
 from passes.origins import Dim, Origin, Origins, name_origins
-from passes.pipeline import CAPTURED, PIPELINE, AnalysedOperation, Analysis, Pass, analyse, run_passes
+from passes.pieces import split_pieces
+from passes.pipeline import CAPTURED, COMPILED_PIPELINE, PIPELINE, AnalysedOperation, Analysis, Pass, analyse, run_passes
 from passes.signature import SCHEME, same_operation, sign
 
 __all__ = [
     "CAPTURED",
+    "COMPILED_PIPELINE",
     "PIPELINE",
     "SCHEME",
     "AnalysedOperation",
@@ -40,4 +42,5 @@ __all__ = [
     "same_operation",
     "sign",
     "split_operations",
+    "split_pieces",
 ]

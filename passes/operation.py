@@ -55,10 +55,24 @@ class Operation:
     """Parameters that a stateful operation reads beside its operands."""
     group_sizes: Mapping[str, int] = field(default_factory=dict)
     """Number of ranks of each process group that a collective names."""
+    is_piece: bool = False
+    """Whether it is a compiled piece, which goes by the path of the stateful module that it runs up to."""
 
 
-def make_operation(path: str, name: str, nodes: tuple[Node, ...], captured: CapturedGraph, origins: Origins) -> Operation:
-    """Return the operation that runs some nodes of a captured graph, by the path and the class name of the module it is of."""
+def make_operation(
+    call: tuple[str, str], nodes: tuple[Node, ...], captured: CapturedGraph, origins: Origins, *, is_piece: bool = False
+) -> Operation:
+    """Return the operation that runs some nodes of a captured graph.
+
+    Args:
+        call: Path and class name of the module that it is of.
+        nodes: The nodes, in graph order.
+        captured: The graph.
+        origins: Where its symbols come from.
+        is_piece: Whether it is a compiled piece, and no state of the module's own.
+    """
+    path, name = call
+    is_of_module = not is_piece and not is_collective(nodes[0])
     members = set(nodes)
     operands = dict.fromkeys(
         source for node in nodes for source in node.all_input_nodes if source not in members and shape_of(source) is not None
@@ -95,9 +109,10 @@ def make_operation(path: str, name: str, nodes: tuple[Node, ...], captured: Capt
         tuple(results),
         tuple(map(spec, operands)),
         (*map(spec, results), *(_spec_of(value, origins) for value in unused)),
-        None if is_collective(nodes[0]) else captured.stateful.get(path),
-        () if is_collective(nodes[0]) else tuple(_held(parameter, origins) for parameter in captured.held.get(path, ())),
+        captured.stateful.get(path) if is_of_module else None,
+        tuple(_held(parameter, origins) for parameter in captured.held.get(path, ())) if is_of_module else (),
         captured.group_sizes if is_collective(nodes[0]) else {},
+        is_piece,
     )
 
 

@@ -44,7 +44,7 @@ def split_operations(captured: CapturedGraph, origins: Origins) -> tuple[Operati
     """
     refuse_unreadable(captured, origins)
     found = [
-        make_operation(path, name, nodes, captured, origins)
+        make_operation((path, name), nodes, captured, origins)
         for path, name, group in _groups(captured)
         if (nodes := without_border_views(with_inner_views(group, captured), captured))
     ]

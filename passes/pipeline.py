@@ -5,7 +5,7 @@ So one can read what each pass found as soon as it has run, stop after any of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from passes._errors import PassError
@@ -15,6 +15,7 @@ from passes.family import Family, find_family
 from passes.flow import Flow, find_flow
 from passes.operations import split_operations
 from passes.origins import Origins, name_origins
+from passes.pieces import split_pieces
 from passes.request_order import request_order
 from passes.signature import sign_apart
 
@@ -54,7 +55,10 @@ PIPELINE = (
     Pass("families", find_family, ("canonical",), for_each=True),
     Pass("request_dims", request_order, ("canonical",), for_each=True),
 )
-"""What `analyse` runs."""
+"""What `analyse` runs where modules run one by one."""
+
+COMPILED_PIPELINE = tuple(replace(each, run=split_pieces) if each.run is split_operations else each for each in PIPELINE)
+"""What it runs where an engine compiles all that lies between stateful operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +108,9 @@ def run_passes(captured: CapturedGraph, passes: tuple[Pass, ...] = PIPELINE) -> 
         yield each.name, found[each.name]
 
 
-def analyse(captured: CapturedGraph) -> Analysis:
-    """Run all passes over a captured graph."""
-    found = dict(run_passes(captured))
+def analyse(captured: CapturedGraph, passes: tuple[Pass, ...] = PIPELINE) -> Analysis:
+    """Run all passes over a captured graph: `PIPELINE`, or `COMPILED_PIPELINE`."""
+    found = dict(run_passes(captured, passes))
     of_each = ("operations", "costs", "canonical", "signatures", "families", "request_dims")
     operations = tuple(AnalysedOperation(*row) for row in zip(*(found[name] for name in of_each), strict=True))
     return Analysis(found["origins"], operations, found["flow"])

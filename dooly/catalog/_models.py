@@ -101,6 +101,8 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
     if serving.quantization is not None or serving.kv_cache_dtype != "auto":
         settings += [serving.quantization, serving.kv_cache_dtype]
+    if serving.enforce_eager is False:
+        settings.append("compiled")
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **engine_variables()}
     gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
     machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import lzma
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | 
         UnsupportedModelError: The engine does not know the architecture, or cannot divide it so.
     """
     target = TARGETS.get(hardware or "")
+    serving = replace(serving, enforce_eager=None)  # what ships of a device tells operations that no compiler joined
     if (table := _read(shipped_file(model, serving, target), model)) is not None:
         return table
     heads = model.text_config.get("num_attention_heads")

@@ -64,7 +64,8 @@ def engine_operations(traced: TracedModel, own_code: Sequence[TracedOperation]) 
         own_code: Operations that no leaf module runs; their time is part of the own time around them, so they are part of its
             identity.
     """
-    counts = layer_counts(traced.operations)
+    # A compiled piece ends one layer and begins the next: no layer has code of its own.
+    counts = {} if any(op.is_piece for op in traced.operations) else layer_counts(traced.operations)
     layers: dict[str, list[str]] = {layer: [] for layer in counts}
     outside: list[str] = [op.signature for op in own_code if layer_of(op.module) is None]
     for operation in (*traced.operations, *own_code):
@@ -138,6 +139,8 @@ def batch_dims(batch: Counted) -> dict[str, Any]:
 
 def parameter_bytes(operation: TracedOperation) -> int:
     """Return the size of the parameters that an operation reads as a whole, in bytes; tables looked up by index do not count."""
+    if operation.is_piece:  # what it moves for no token
+        return int(evaluate_form(operation.request_bytes, dict.fromkeys(form_names(operation.request_bytes), 0)))
     if any(t.dtype in {"int32", "int64"} and not t.is_parameter for t in operation.inputs):
         return 0
     return sum(prod((d.value or 1 for d in t.shape), start=item_bytes(t.dtype)) for t in operation.inputs if t.is_parameter)

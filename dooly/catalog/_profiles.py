@@ -31,6 +31,8 @@ def profiled_model(
         if document["config"] != model.digest:
             continue
         environment = Environment.from_json(store.read_document("environments", document["environment"]))
+        if wanted is None and not _executes_so(environment, serving):
+            continue
         if _suits(environment, document["traced"]["environment"], serving) and _is_quantised_so(environment, model, serving):
             found[environment] = max(found.get(environment, document), document, key=_recency)
     if not found:
@@ -43,7 +45,8 @@ def profiled_model(
         backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
         quantised = "" if serving.quantization is None else f" --quantization {serving.quantization}"
         cache = "" if serving.kv_cache_dtype == "auto" else f" --kv-cache-dtype {serving.kv_cache_dtype}"
-        flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}"
+        compiled = " --no-enforce-eager" if serving.enforce_eager is False else ""
+        flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}{compiled}"
         raise MissingOperationError(
             f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
         )
@@ -82,6 +85,13 @@ def _suits(environment: Environment, layout: Any, serving: ServingConfig) -> boo
         and all(layout.get(name, 1) == getattr(serving, name) for name in ranks)
         and (serving.tensor_parallel_size == 1 or layout["enable_expert_parallel"] == serving.enable_expert_parallel)
     )
+
+
+def _executes_so(environment: Environment, serving: ServingConfig) -> bool:
+    """Tell whether an engine executes as serving settings ask for: on a CPU it is eager unless it is asked to compile."""
+    if environment.device_kind != "cpu" or environment.source is not None:
+        return True
+    return environment.execution_mode == ("compiled" if serving.enforce_eager is False else "eager")
 
 
 def _is_quantised_so(environment: Environment, model: ModelSource, serving: ServingConfig) -> bool:

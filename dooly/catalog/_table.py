@@ -67,7 +67,9 @@ def _is_inside(operation: TracedOperation, modules: Collection[str]) -> bool:
 
 
 def _is_leaf(operation: TracedOperation, traced: TracedModel) -> bool:
-    """Tell operations that a leaf module runs from pieces of a container's own code."""
+    """Tell operations that a leaf module runs, and compiled pieces, from pieces of a container's own code."""
+    if operation.is_piece:
+        return True
     inside = f"{operation.module}."
     modules = (module for op in traced.operations for module, _ in op.placements)
     return bool(operation.module) and not any(module.startswith(inside) for module in modules)

@@ -34,7 +34,7 @@ _HELP = {
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
     "moe_backend": "Kernels of mixtures of experts, as marlin, by the engine's name; counts with --hardware.",
     "max_cudagraph_capture_size": "Tokens of the largest step in a CUDA graph; by default twice --max-num-seqs, and 512 at most.",
-    "enforce_eager": "With a GPU's --db: the engine without CUDA graphs.",
+    "enforce_eager": "With a GPU's --db: the engine without CUDA graphs. A CPU's is eager anyway.",
     "scheduling_policy": "Who is served first: fcfs, who came first; priority, whose is lower in the workload file's column.",
     "max_num_active_seqs": "Most requests that run at once, where fewer than --max-num-seqs.",
     "max_num_scheduled_tokens": "Most tokens scheduled for one step, where fewer than --max-num-batched-tokens.",
@@ -204,7 +204,7 @@ def engine_choices(command: Callable[..., None]) -> Callable[..., None]:
 
     The command gets those that are given. Flags that turn something on or off stay as they are.
     """
-    switches = {name for name, default in _DEFAULTS.items() if isinstance(default, bool)}
+    switches = {name for name, default in _DEFAULTS.items() if isinstance(default, bool)} | set(_CHOSEN)
     flags = {name: _flag(name, has_default=True) if name in switches else _several(name) for name in _DEFAULTS}
 
     def chosen(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -219,18 +219,31 @@ def _with_flags(
     command: Callable[..., None], argument: str, flags: dict[str, inspect.Parameter], made: Callable[[dict[str, Any]], Any]
 ) -> Callable[..., None]:
     """Return a command that has flags in place of an argument, which is made of their values by setting."""
+    off = {name: _off_flag(name) for name in flags if name in _CHOSEN}
 
     @wraps(command)
     def run(**values: Any) -> None:  # noqa: ANN401 - each command has its own
         given: dict[str, Any] = {name: values.pop(flag.name) for name, flag in flags.items()}
+        for name, flag in off.items():
+            if values.pop(flag.name):
+                if given[name]:
+                    raise typer.BadParameter(f"--{name.replace('_', '-')} and --no-{name.replace('_', '-')} exclude each other")
+                given[name] = False
         given |= {name: not given[name] for name in _ON & given.keys()}
         command(**values, **{argument: made(given)})
 
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name != argument]
-    run.__signature__ = signature.replace(parameters=[*own, *flags.values()])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (*own, *flags.values())}
+    added = [*flags.values(), *off.values()]
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
     return run
+
+
+def _off_flag(setting: str) -> inspect.Parameter:
+    """Return the flag that turns a setting off which neither is on nor off by itself."""
+    option = typer.Option(_UNSET, f"--no-{setting.replace('_', '-')}", help=_CHOSEN[setting], rich_help_panel="Engine")
+    return inspect.Parameter(f"no_{setting}", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool)
 
 
 def _flag(setting: str, *, has_default: bool) -> inspect.Parameter:
@@ -277,5 +290,8 @@ def _several(setting: str) -> inspect.Parameter:
 
 
 _DEFAULTS = {field.name: field.default for field in fields(ServingConfig) if field.name not in _WITHOUT_FLAG}
+_UNSET = False
+_CHOSEN = {"enforce_eager": "On a CPU: the engine compiles the model, as vllm serve does there."}
+"""Settings whose default is another on each device: a second flag turns them off."""
 _ON = {name for name, default in _DEFAULTS.items() if default is True}
 """Settings whose flag turns them off."""

@@ -20,7 +20,7 @@ _MANY_UNSTEADY = 0.2
 """Fraction of the points measured from which on their spread is worth a warning."""
 
 
-@engine_flags(without=("enforce_eager", "async_scheduling", "max_cudagraph_capture_size", *SIMULATE_ONLY))
+@engine_flags(without=("async_scheduling", "max_cudagraph_capture_size", *SIMULATE_ONLY))
 def profile(  # noqa: PLR0913 - one argument an option
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with a config.json, or listed names.")],
     *,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     "enable_expert_parallel",
     "attention_backend",
     "moe_backend",
+    "enforce_eager",
 )
 def trace(  # noqa: PLR0913 - one argument an option
     model: Model,

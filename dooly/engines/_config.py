@@ -114,8 +114,9 @@ class ServingConfig:
     """Kernels of mixtures of experts, by the engine's name, such as `marlin`; `auto` lets the engine choose."""
     max_cudagraph_capture_size: int | None = None
     """Tokens of the largest step that is captured in a CUDA graph; None for twice `max_num_seqs`, and 512 at most."""
-    enforce_eager: bool = False
-    """Whether a GPU's engine runs without CUDA graphs; on a CPU it has none."""
+    enforce_eager: bool | None = None
+    """Whether the engine runs its model module by module. False compiles the model on a CPU, and runs CUDA graphs on a GPU; None
+    is eager on a CPU, and CUDA graphs on a GPU."""
     async_scheduling: bool = True
     """Whether a GPU's engine schedules a step while another runs; on a CPU it does not."""
     scheduling_policy: str = "fcfs"
@@ -142,7 +143,7 @@ class ServingConfig:
             raise InvalidInputError(f"--dtype: {self.dtype!r} is not one of bfloat16, float16, float32")
         for field in fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
-            if field.type == "bool" and not isinstance(value, bool):
+            if str(field.type).startswith("bool") and not isinstance(value, bool) and (value is not None or field.type == "bool"):
                 raise InvalidInputError(f"{flag}: {spell(value)} is neither True nor False")
             if str(field.type).startswith("int") and value is not None:
                 if isinstance(value, bool) or not isinstance(value, Integral):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -90,7 +91,17 @@ class Engine(Protocol):
         ...
 
     def layer_kinds(self) -> Mapping[str, Sequence[str]]:
-        """Return the paths of the layers of each kind in `network`, by the path of the first of the kind."""
+        """Return the paths of the layers of each kind in `network`, by the path of the first of the kind.
+
+        Where the model is compiled, layers of a kind follow layers of a kind: a piece ends one and begins the next.
+        """
+        ...
+
+    def watch_stateful(self, enter: Callable[[str], None], leave: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Call back, within the scope, before and after each stateful operation of a forward, with its module's path.
+
+        An operation of several calls in a row may enter and leave once a call.
+        """
         ...
 
     def prompt(self, num_tokens: int) -> Sequence[int]:

@@ -191,16 +191,19 @@ def _latency(fit: JSON) -> OperationLatency:
 
 def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, names: Mapping[str, str]) -> FittedLayer:
     """Return a layer with what it takes beyond its operations, by its records, given the name of each operation's fit."""
+    operation = layer.operation
+    if operation is None:
+        return layer
 
     def fit() -> JSON:
-        batches, latency_ns = recorded_batches(records(layer.operation))
+        batches, latency_ns = recorded_batches(records(operation))
         inner = np.zeros(len(latency_ns))
         for member in layer.members:
             inner += member.latency_ns(batches)
         return fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns).to_json()
 
     members = [names[member.operation.signature] for member in layer.members]
-    return replace(layer, regressor=Regressor.from_json(kept.get("layer", (layer.operation,), fit, members)))
+    return replace(layer, regressor=Regressor.from_json(kept.get("layer", (operation,), fit, members)))
 
 
 def _reader(store: Store, environment: Environment, model: str) -> Records:

@@ -39,9 +39,10 @@ class FittedOperation:
 
     @cached_property
     def name(self) -> str:
-        """What breakdowns call it, alike in all layers: its module, and the collective that runs behind the module's own work."""
+        """What breakdowns call it, alike in all layers: its module, and the piece or collective that runs beside its own work."""
         collective = self.operation.name in {"all_reduce", "all_gather", "gather", "reduce_scatter"}
-        path = f"{self.operation.module}.{self.operation.name}" if collective else self.operation.module
+        is_beside = collective or self.operation.is_piece
+        path = f"{self.operation.module}.{self.operation.name}".lstrip(".") if is_beside else self.operation.module
         return path if layer_of(path) is None else generic_path(path)
 
     @cached_property
@@ -58,8 +59,10 @@ class FittedOperation:
 class FittedLayer:
     """A kind of layer: its operations, and the regressor of the whole."""
 
-    operation: TracedOperation
-    """The whole layer."""
+    operation: TracedOperation | None
+    """The whole layer; None where its end is compiled with the begin of the next."""
+    count: int
+    """How often a step runs it."""
     members: tuple[FittedOperation, ...]
     """The operations that it runs, one entry a run of one layer."""
     regressor: Regressor | None
@@ -73,19 +76,18 @@ class FittedLayer:
 
 
 def runs_in(
-    layer: TracedOperation | None, operations: Sequence[TracedOperation], fit: Callable[[TracedOperation], FittedOperation]
+    layer: str | None, times: int, operations: Sequence[TracedOperation], fit: Callable[[TracedOperation], FittedOperation]
 ) -> tuple[FittedOperation, ...]:
     """Return what one layer runs, or a step outside of all layers, one entry a run.
 
     Args:
-        layer: The whole layer; None for what lies outside of all.
+        layer: Path of the layer; None for what lies outside of all.
+        times: How often a step runs it.
         operations: The model's operations.
         fit: Gives each operation what predicts it.
     """
-    path, times = (None, 1) if layer is None else (layer.module, layer.count)
-    return tuple(
-        fit(op) for op in operations for module, count in op.placements if layer_of(module) == path for _ in range(count // times)
-    )
+    placed = [(op, count) for op in operations for module, count in op.placements if layer_of(module) == layer]
+    return tuple(fit(op) for op, count in placed for _ in range(count // times))
 
 
 def layer_terms(inner: Floats, batches: BatchArrays) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dooly.catalog import LAYER, STEP
 from dooly.predict._fitted import FittedLayer, runs_in, step_features, step_terms
+from dooly.tracing import layer_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +35,10 @@ def laid_out(traced: TracedModel, fit: Callable[[TracedOperation], FittedOperati
         fit: Gives each operation what predicts it.
     """
     rows = [op for op in traced.operations if op.stage != "engine"]
-    layers = (op for op in traced.operations if op.stage == "engine" and op.name == LAYER)
-    return StepParts(runs_in(None, rows, fit), tuple(FittedLayer(op, runs_in(op, rows, fit), None) for op in layers), None)
+    whole = {op.module: op for op in traced.operations if op.stage == "engine" and op.name == LAYER}
+    counts = {path: op.count for path, op in whole.items()} or layer_counts(rows)
+    layers = (FittedLayer(whole.get(path), n, runs_in(path, n, rows, fit), None) for path, n in counts.items())
+    return StepParts(runs_in(None, 1, rows, fit), tuple(layers), None)
 
 
 class StepPart(NamedTuple):
@@ -72,7 +75,7 @@ class StepParts:
         """The operations and how often a step runs each; None where layers or the engine take time beyond theirs."""
         if self.own is not None or any(layer.regressor is not None for layer in self.layers):
             return None
-        inside = ((member, layer.operation.count) for layer in self.layers for member in layer.members)
+        inside = ((member, layer.count) for layer in self.layers for member in layer.members)
         return (*((fitted, 1) for fitted in self.outside), *inside)
 
     def of(self, batches: BatchArrays, price: Price) -> Iterator[StepPart]:
@@ -93,7 +96,7 @@ def _of_layer(layer: FittedLayer, batches: BatchArrays, price: Price) -> Iterato
     The whole is fitted on sums of operations at points that these are fitted to as well, so its own error tells nothing of theirs
     elsewhere: each keeps its own.
     """
-    count, inner_ns = layer.operation.count, np.zeros(len(batches.new))
+    count, inner_ns = layer.count, np.zeros(len(batches.new))
     for fitted in layer.members:
         latency_ns = price(fitted)
         inner_ns += latency_ns

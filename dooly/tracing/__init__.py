@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.tracing._capture import Capture, dooly_backend, tracing
 from dooly.tracing._constructor import instance_sizes
 from dooly.tracing._fold import fold_layers, layer_kinds
+from dooly.tracing._fold_in_order import fold_layers_in_order, followed_kinds
 from dooly.tracing._forms import evaluate_form, form_names, rename_form
 from dooly.tracing._forward import capture_forward
 from dooly.tracing._layers import generic_path, layer_counts, layer_of
@@ -36,6 +37,8 @@ __all__ = [
     "dooly_backend",
     "evaluate_form",
     "fold_layers",
+    "fold_layers_in_order",
+    "followed_kinds",
     "form_names",
     "generic_path",
     "instance_sizes",

@@ -68,9 +68,9 @@ def fold_layers(model: nn.Module, state_of: StateOf | None = None, *, first_apar
                 followers = [layers[index] for index in others if id(layers[index]) not in kept]
                 counts[place] = folded[id(layers[first])] = 1 + len(followers)
                 # What is kept is a result of the forward: a layer that only repetitions follow is not taken for unused.
-                hooks.append(model.get_submodule(place).register_forward_hook(partial(_keep, latest, place)))
+                hooks.append(model.get_submodule(place).register_forward_hook(partial(keep_output, latest, place)))
                 for layer in dict.fromkeys(followers):
-                    layer.forward = partial(_recall, latest, place)
+                    layer.forward = partial(recall_output, latest, place)
                     repeated.append(layer)
                     folded[id(layer)] = 1
         yield counts
@@ -95,11 +95,13 @@ def fold_stacks(model: nn.Module) -> Iterator[Mapping[str, int]]:
         yield counts
 
 
-def _keep(latest: dict[str, Any], place: str, _layer: nn.Module, _arguments: object, output: object) -> None:
+def keep_output(latest: dict[str, Any], place: str, _layer: nn.Module, _arguments: object, output: object) -> None:
+    """Keep what the layer at a place returned; a forward hook."""
     latest[place] = output
 
 
-def _recall(latest: dict[str, Any], place: str, *_arguments: object, **_named: object) -> object:
+def recall_output(latest: dict[str, Any], place: str, *_arguments: object, **_named: object) -> object:
+    """Return what the layer at a place returned, in place of running."""
     return latest[place]
 
 

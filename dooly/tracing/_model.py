@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA = 1
+PIECE = "piece"
+"""Name of an operation that is a compiled piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,11 @@ class TracedOperation:
                 f"operation {self.module or self.name}: {len(self.calls)} calls but {len(self.placements)} placements; "
                 "give one of each, or no calls"
             )
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether it is a compiled piece, whose `module` is the stateful one that it runs up to; empty for the last piece."""
+        return self.name == PIECE and not self.module_class
 
     @property
     def depends_on_context(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from dooly.tracing._model import TracedCall, TracedDim, TracedOperation, TracedTensor
+from dooly.tracing._model import PIECE, TracedCall, TracedDim, TracedOperation, TracedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+(?=\.)")
 
 
-def tabulate(
+def tabulate(  # noqa: PLR0913 - a graph, and what its caller knows of it
     captured: CapturedGraph,
     *,
     stage: str,
     counts: Mapping[str, int] | None = None,
     state_cost: Callable[[Mapping[str, Any]], tuple[sympy.Expr, sympy.Expr] | None] | None = None,
     model_class: str = "",
+    compiled: bool = False,
 ) -> tuple[TracedOperation, ...]:
     """Return the operations of a captured graph; those that layers repeat over the same sizes as one row with a count.
 
@@ -39,14 +40,16 @@ def tabulate(
         state_cost: FLOPs and bytes of a stateful operation by its engine attributes and the `dtype` of its first operand, over
             the engine's request dimensions; where it gives None, what the graph shows counts.
         model_class: Class name of the traced module, by which its own code goes; without it, by the stage.
+        compiled: Whether the engine compiles what lies between stateful operations: these pieces are operations then.
     """
-    from passes.pipeline import analyse
+    from passes.pipeline import COMPILED_PIPELINE, PIPELINE, analyse
 
-    analysis = analyse(captured)
+    analysis = analyse(captured, COMPILED_PIPELINE if compiled else PIPELINE)
     rows: dict[tuple[str, str, tuple[str, ...]], TracedOperation] = {}
     for place, analysed in enumerate(analysis.operations):
         call = _call(place, analysis.flow, stage)
-        operation = replace(analysed.operation, module_class=analysed.operation.module_class or model_class)
+        is_named = analysed.operation.is_piece or analysed.operation.module_class
+        operation = analysed.operation if is_named else replace(analysed.operation, module_class=model_class)
         row = replace(_row(replace(analysed, operation=operation), analysis, stage, counts or {}, state_cost), calls=(call,))
         key = (row.signature, _LAYER_NUMBER.sub("", row.module), row.request_dims)
         first = rows.get(key)
@@ -108,6 +111,8 @@ def _name(operation: Operation, stage: str) -> str:
     """Return the last part of an operation's module path, its class where that says nothing; of a collective, its own name."""
     from passes.operators import is_collective, operator_name
 
+    if operation.is_piece:
+        return PIECE
     first, last = operation.nodes[0], operation.module.rpartition(".")[2]
     if is_collective(first):
         return operator_name(first).rpartition(".")[2]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines._refusals import first_line
+from dooly.engines.vllm._config import compiles
 from dooly.engines.vllm._experts import is_experts
 from dooly.engines.vllm._parallel import enter_layout
 from dooly.engines.vllm._provenance import configured_sizes
@@ -47,8 +48,15 @@ def meta_model(
         initialize_model_parallel,
     )
 
+    # Operators that a compiling engine opens to its compiler are not operators of their own.
+    opaque = not compiles(serving)
     unbuilt = deepcopy(config)  # building registers the model's layers in its configuration
-    with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(config), fresh_module_caches(), ir.enable_torch_wrap():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        set_current_vllm_config(config),
+        fresh_module_caches(),
+        ir.enable_torch_wrap(opaque),
+    ):
         init_distributed_environment(1, 0, f"file://{Path(folder) / 'rendezvous'}", 0, "gloo")
         try:
             initialize_model_parallel(1, 1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: Any) -> Any:  # noqa: ANN401 - vLLM's EngineArgs
-    """Return vLLM's `EngineArgs` for a model with dummy weights, eager mode and synchronous scheduling."""
+    """Return vLLM's `EngineArgs` for a model with dummy weights, synchronous, and eager unless a CPU is asked to compile."""
     import_vllm()
     from vllm.engine.arg_utils import EngineArgs
 
@@ -27,7 +27,7 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
         "skip_tokenizer_init": True,
         "load_format": "dummy",
         "dtype": serving.dtype,
-        "enforce_eager": True,
+        "enforce_eager": not compiles(serving),
         "async_scheduling": False,
         "enable_prefix_caching": False,
         "disable_log_stats": True,
@@ -54,6 +54,14 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
     if serving.attention_backend is not None:
         settings["attention_backend"] = serving.attention_backend
     return EngineArgs(**(text_only() | settings | overrides))
+
+
+def compiles(serving: ServingConfig) -> bool:
+    """Tell whether the engine compiles a model that is served so on the device at hand: where it is asked to on a CPU."""
+    import_vllm()
+    from vllm.platforms import current_platform
+
+    return serving.enforce_eager is False and bool(current_platform.is_cpu())
 
 
 def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from dooly.engines._refusals import first_line
 from dooly.engines.vllm._config import engine_arguments
 from dooly.engines.vllm._searchable import make_searchable
-from dooly.engines.vllm._stateful import show_attention_calls, stateful_attributes
+from dooly.engines.vllm._stateful import show_attention_calls, stateful_attributes, watch_attention
 from dooly.engines.vllm._version import import_vllm, model_runner_generation, quiet
 from dooly.errors import EngineError
-from dooly.tracing import layer_kinds
+from dooly.tracing import followed_kinds, layer_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -146,9 +147,13 @@ class VllmEngine:
         return model_runner_generation(self.runner)
 
     def layer_kinds(self) -> dict[str, list[str]]:
-        """Return the paths of the layers of each kind, by the path of the first of the kind."""
-        kinds = layer_kinds(self.network, stateful_attributes)
+        """Return the paths of the layers of each kind (compiled: behind each kind), by the path of the first of the kind."""
+        kinds = (followed_kinds if self.execution_mode == "compiled" else layer_kinds)(self.network, stateful_attributes)
         return {f"{path}.{m[0]}": [f"{path}.{i}" for i in m] for path, groups in kinds.items() for m in groups}
+
+    def watch_stateful(self, enter: Callable[[str], None], leave: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Call back, within the scope, before and after each kernel of an attention layer, with the layer's path."""
+        return watch_attention(self.network, enter, leave)
 
     def prompt(self, num_tokens: int) -> list[int]:
         """Return a random prompt: a stretch of one long text, as drawing each token anew would take longer than a step."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._state_costs import state_cost
 from dooly.engines.vllm._build import meta_model
-from dooly.engines.vllm._config import engine_config
+from dooly.engines.vllm._config import compiles, engine_config
 from dooly.engines.vllm._parallel import receive, send
-from dooly.engines.vllm._stateful import held_parameters, stateful_attributes
+from dooly.engines.vllm._stateful import held_parameters, is_watchable, stateful_attributes
 from dooly.engines.vllm._version import elsewhere, import_vllm, process_kept
 from dooly.errors import TraceError, UnsupportedModelError
-from dooly.tracing import TracedModel, TracedOperation, capture_forward, fold_layers, tabulate
+from dooly.tracing import TracedModel, TracedOperation, capture_forward, fold_layers, fold_layers_in_order, tabulate
 from passes import PassError
 
 if TYPE_CHECKING:
@@ -48,10 +48,14 @@ def _trace(model: ModelSource, serving: ServingConfig, pipeline_rank: int) -> Tr
     vllm = import_vllm()
     import torch
 
-    config = engine_config(model, serving)
+    config, compiled = engine_config(model, serving), compiles(serving)
+    if compiled:  # Dooly's own capture stands in the compiler's place
+        config.compilation_config.mode = vllm.config.CompilationMode.NONE
     with meta_model(model, serving, config, pipeline_rank) as (network, provenance):
         try:
-            operations = _decoder(network, config, provenance)
+            if compiled:
+                _refuse_unwatchable(model, network)
+            operations = _decoder(network, config, provenance, compiled=compiled)
             _refuse_hidden_state(model, operations, config)
             if pipeline_rank == serving.pipeline_parallel_size - 1:
                 operations += _head(network, config, provenance)
@@ -74,13 +78,16 @@ def _trace(model: ModelSource, serving: ServingConfig, pipeline_rank: int) -> Tr
         "device": vllm.platforms.current_platform.get_device_name(),
         "platform": str(vllm.platforms.current_platform.device_type),
     }
-    return TracedModel(model.name, environment, operations)
+    mode = {"execution_mode": "compiled"} if compiled else {}
+    return TracedModel(model.name, environment | mode, operations)
 
 
 def _decoder(
     network: nn.Module,
     config: Any,  # noqa: ANN401 - vLLM's VllmConfig
     provenance: Provenance,
+    *,
+    compiled: bool,
 ) -> tuple[TracedOperation, ...]:
     import torch
     from vllm.forward_context import set_forward_context
@@ -88,10 +95,20 @@ def _decoder(
     tokens = torch.zeros(_NUM_TOKENS, dtype=torch.int64, device="meta")
     received = _received(network, config)
     arguments = ("input_ids", "positions", *(f"received.{name}" for name in received or ()))
-    with _pipelined(network), fold_layers(network, stateful_attributes) as counts, set_forward_context(None, config):
+    fold = fold_layers_in_order if compiled else fold_layers
+    with _pipelined(network), fold(network, stateful_attributes) as counts, set_forward_context(None, config):
         capture = capture_forward(network, (tokens, tokens, received))
         describe = partial(capture.describe, provenance=provenance)
-        return _tabulate(describe, network, dict.fromkeys(arguments, ("num_tokens",)), "decoder", counts)
+        request_dims = dict.fromkeys(arguments, ("num_tokens",))
+        return _tabulate(describe, network, request_dims, "decoder", counts, compiled=compiled)
+
+
+def _refuse_unwatchable(model: ModelSource, network: nn.Module) -> None:
+    """Refuse to split a model into compiled pieces where something else than attention bounds them, which cannot be timed."""
+    for path, module in network.named_modules():
+        if stateful_attributes(module) is not None and not is_watchable(module):
+            msg = f"{model.name}: {path} ({type(module).__name__}) cannot be timed within compiled code"
+            raise UnsupportedModelError(f"{msg}; leave --no-enforce-eager out")
 
 
 def _refuse_hidden_state(model: ModelSource, operations: tuple[TracedOperation, ...], config: Any) -> None:  # noqa: ANN401 - VllmConfig
@@ -144,6 +161,8 @@ def _tabulate(  # noqa: PLR0913, PLR0917 - what was captured, and what tells one
     stage: str,
     counts: Mapping[str, int],
     network: str = "",
+    *,
+    compiled: bool = False,
 ) -> tuple[TracedOperation, ...]:
     """Return a capture's operations, with paths below the engine's model, which lies at `network` in the captured module."""
     names = {id(p): name for name, p in root.named_parameters()}
@@ -152,7 +171,8 @@ def _tabulate(  # noqa: PLR0913, PLR0917 - what was captured, and what tells one
     stateful = {path: s for path, m in root.named_modules() if (s := stateful_attributes(m)) is not None}
     held = {path: {names[id(p)]: p for p in held_parameters(root.get_submodule(path))} for path in stateful}
     graph = describe(request_dims, stateful, held)
-    rows = tabulate(graph, stage=stage, counts=counts, state_cost=state_cost, model_class=type(root).__name__)
+    name = type(root).__name__
+    rows = tabulate(graph, stage=stage, counts=counts, state_cost=state_cost, model_class=name, compiled=compiled)
     return tuple(_in_engine(row, known, network) for row in rows)
 
 

@@ -6,14 +6,15 @@ knows a model or a layer by name. Layer numbers and names never enter.
 
 from __future__ import annotations
 
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines.vllm._experts import experts_attributes, is_experts
 from dooly.engines.vllm._scalars import scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import nn
 
@@ -60,6 +61,49 @@ def show_attention_calls(network: nn.Module) -> None:
         for layer in network.modules():
             if isinstance(layer, AttentionLayerBase):
                 layer.__class__ = _called_by_forward(type(layer))  # type: ignore[arg-type]
+
+
+@contextmanager
+def watch_attention(network: nn.Module, enter: Callable[[str], None], leave: Callable[[str], None]) -> Iterator[None]:
+    """Call back, within the scope, before and after each kernel of an attention layer, with the layer's path.
+
+    Compiled code calls an operator, which looks the layer's implementation up: no module is called, so that no hook would tell.
+    """
+    watched = [
+        (path, module.impl, name)
+        for path, module in network.named_modules()
+        if is_watchable(module)
+        for name in ("do_kv_cache_update", "forward")
+        if hasattr(module.impl, name)
+    ]
+    try:
+        for path, kernels, name in watched:
+            setattr(kernels, name, partial(_watched, getattr(kernels, name), path, enter, leave))
+        yield
+    finally:
+        for _, kernels, name in watched:
+            vars(kernels).pop(name, None)
+
+
+def is_watchable(module: nn.Module) -> bool:
+    """Tell attention layers whose every kernel is a call of their implementation."""
+    from vllm.model_executor.layers.attention import Attention
+
+    return isinstance(module, Attention)
+
+
+def _watched(
+    kernel: Callable[..., object],
+    path: str,
+    enter: Callable[[str], None],
+    leave: Callable[[str], None],
+    *args: object,
+    **named: object,
+) -> object:
+    enter(path)
+    result = kernel(*args, **named)
+    leave(path)
+    return result
 
 
 @cache

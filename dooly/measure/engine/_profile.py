@@ -8,7 +8,6 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from dooly.catalog import (
-    LAYER,
     describe_environment,
     parameter_bytes,
     read_traced,
@@ -28,7 +27,7 @@ from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import FixedPlan, run_tasks
 from dooly.measure.engine._adaptive import adaptive_plan, seconds_a_record
 from dooly.measure.engine._profiler import Profiler, Task, plan_tasks
-from dooly.tracing import layer_of
+from dooly.tracing import layer_counts, layer_of
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -176,15 +175,18 @@ _LEAST_LAYERS = {"cpu": 1, "cuda": 4}
 
 def _num_layers(traced: TracedModel) -> int:
     layers: dict[str, int] = {}
-    total = 0
     for operation in traced.operations:
         for module, _count in operation.placements:
             if (layer := layer_of(module)) is not None:
                 layers[layer] = layers.get(layer, 0) + parameter_bytes(operation)
-    for operation in traced.operations:
-        if operation.stage == "engine" and operation.name == LAYER:
-            total += operation.count
+    total = sum(layer_counts(traced.operations).values())
     shown = max(int(path.rpartition(".")[2]) for path in layers) + 1
     platform_ = str(traced.environment["platform"])
-    cold = ceil(2 * cache_bytes(platform_) / min(layers.values()))
+    # The piece that runs up to the first layer's attention holds a part of a layer; those behind it hold one each.
+    whole = [size for path, size in layers.items() if path != next(iter(layers)) or not _is_compiled(traced)]
+    cold = ceil(2 * cache_bytes(platform_) / min(whole or layers.values()))
     return min(total, max(shown, cold, _LEAST_LAYERS[platform_]))
+
+
+def _is_compiled(traced: TracedModel) -> bool:
+    return any(operation.is_piece for operation in traced.operations)

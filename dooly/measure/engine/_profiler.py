@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dooly.catalog import PASSES, STEP, key_of, measurement_batches, parameter_bytes, point_of
 from dooly.device import cache_bytes
 from dooly.measure._tasks import infeasible_record, record_of
+from dooly.measure.engine._pieces import piece_name, samples_of, watch_pieces
 from dooly.measure.engine._replay import Replay
 from dooly.measure.engine._steps import BatchRunner, time_steps
 from dooly.measure.timers import Watch, timer_for
@@ -16,7 +18,7 @@ from dooly.predict import drop_fits_of_other_code
 from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
 
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
     from dooly.catalog import Key
     from dooly.device import Clocks
     from dooly.engines import Engine, ServingConfig
+    from dooly.measure.engine._steps import StepTimes
     from dooly.tracing import TracedOperation
 
 _REPLAY_BUDGET_NS = 150_000_000
 _STEP_BUDGET_NS = 120_000_000
+_COMPILED_BUDGET_NS, _COMPILED_MAX_STEPS = 270_000_000, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Profiler:
         self._kinds = engine.layer_kinds()
         self._store = store
         self._environment = environment.digest
+        self._is_compiled = any(operation.is_piece for operation in operations)
         device = next(engine.network.parameters()).device
         self._timer = timer_for(device)
         self._watch = Watch(self._timer, device)
@@ -92,12 +97,15 @@ class Profiler:
         how: dict[Key, dict[str, JSON]] = {}
         with BatchRunner(self._engine, task.batch).running() as runner:
             runner.step()
-            if replayed:
+            if self._is_compiled:
+                samples = self._compiled_times(runner, task.missing)
+                how = {key: {"timing": self._timer.mark_timing} for key in samples}
+            elif replayed:
                 replay = self._replay(runner, replayed)
                 samples |= replay.samples_ns
                 how |= replay.attributes
             clocks = self._timer.clocks()
-            if own:
+            if own and not self._is_compiled:
                 samples |= self._own_times(runner, own)
                 how |= {key_of(op): {"timing": "perf_counter" if op.name == STEP else self._timer.mark_timing} for op in own}
         wall_s = (time.perf_counter() - begin) / len(samples)
@@ -146,12 +154,22 @@ class Profiler:
         outside = {self._module(m, op.stage): m for op in traced for m, _ in op.placements if layer_of(m) is None}
         others = {f"{path} {place}": [module] for place, (module, path) in enumerate(outside.items())}
         times = time_steps(runner, layers | others, self._timer, _STEP_BUDGET_NS)
-        rest = [
-            step - sum(ns for values in parts.values() for ns in values)
-            for step, parts in zip(times.step_ns, times.parts_ns, strict=True)
-        ]
+        rest = rest_of(times)
         whole = {path: [ns for parts in times.parts_ns for ns in parts[path]] for path in layers}
         return {key_of(op): rest if op.name == STEP else whole[op.module] for op in own}
+
+    def _compiled_times(self, runner: BatchRunner, missing: Sequence[TracedOperation]) -> dict[Key, list[int]]:
+        """Time the operations of a compiled model, and whole steps less all of them, in real steps."""
+        stateful = {key_of(op): self._modules(op) for op in self._operations if op.stage == "decoder" and not op.is_piece}
+        pieces = {key_of(op): list(map(piece_name, self._modules(op))) for op in self._operations if op.is_piece}
+        modules = self._targets(op for op in self._operations if op.stage not in {"decoder", "engine"})
+        outside = {f"{place}": [module] for place, module in enumerate(modules)}
+        parts = stateful | pieces | {key: [f"{place}"] for place, key in enumerate(modules.values())}
+        watch = partial(watch_pieces, self._engine, self._timer)
+        times = time_steps(runner, outside, self._timer, _COMPILED_BUDGET_NS, watch=watch, max_steps=_COMPILED_MAX_STEPS)
+        samples = samples_of(times, parts)
+        samples |= {key_of(op): rest_of(times) for op in missing if op.name == STEP and op.stage == "engine"}
+        return {key_of(op): samples[key_of(op)] for op in missing}
 
     def _modules(self, operation: TracedOperation) -> list[str]:
         """Return the paths of all modules of the reduced engine that run an operation."""
@@ -167,6 +185,12 @@ class Profiler:
 
     def _record(self, operation: TracedOperation, task: Task, values: list[int], facts: dict[str, JSON]) -> Record:
         return record_of((operation.signature, self._environment), point_of(operation, task.batch), values, facts)
+
+
+def rest_of(times: StepTimes) -> list[int]:
+    """Return what each step took beyond its parts, in nanoseconds."""
+    pairs = zip(times.step_ns, times.parts_ns, strict=True)
+    return [step - sum(ns for values in parts.values() for ns in values) for step, parts in pairs]
 
 
 def _clock_attributes(clocks: Clocks | None) -> dict[str, JSON]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,18 @@ from dooly.errors import MeasurementError
 from dooly.measure._tasks import InfeasibleBatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
     from dooly.batch import Batch
     from dooly.engines import Engine
     from dooly.measure.timers import Timer
+
+    Watching = Callable[[Callable[[str, Any, Any], None]], AbstractContextManager[None]]
+
+MIN_STEPS, MAX_STEPS = 2, 8
 
 
 @dataclass(slots=True)
@@ -89,7 +94,15 @@ class BatchRunner:
         return elapsed
 
 
-def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], timer: Timer, budget_ns: int) -> StepTimes:
+def time_steps(  # noqa: PLR0913 - what is timed, by what, and for how long
+    runner: BatchRunner,
+    groups: Mapping[str, list[nn.Module]],
+    timer: Timer,
+    budget_ns: int,
+    *,
+    watch: Watching = lambda _note: nullcontext(),
+    max_steps: int = MAX_STEPS,
+) -> StepTimes:
     """Time steps over a batch, and groups of modules inside them.
 
     Steps are timed by the host's clock: the engine returns when it has the sampled tokens. Modules are timed by marks in the
@@ -100,6 +113,8 @@ def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], timer
         groups: The modules to time, by a name for those that count together; none may lie inside another.
         timer: The device's timer.
         budget_ns: Time to spend at most.
+        watch: Notes parts of steps that are no module calls, while the steps run.
+        max_steps: Most steps to run.
     """
     times = StepTimes()
     current: dict[str, list[tuple[Any, Any]]] = {}
@@ -115,16 +130,14 @@ def time_steps(runner: BatchRunner, groups: Mapping[str, list[nn.Module]], timer
             handles.append(module.register_forward_hook(finish))
     try:
         spent = 0
-        while len(times.step_ns) < MIN_STEPS or (spent < budget_ns and len(times.step_ns) < MAX_STEPS):
-            current.clear()
-            elapsed = runner.step()
-            spent += elapsed
-            times.step_ns.append(elapsed)
-            times.parts_ns.append({path: [timer.elapsed_ns(*pair) for pair in pairs] for path, pairs in current.items()})
+        with watch(lambda name, begin, end: current.setdefault(name, []).append((begin, end))):
+            while len(times.step_ns) < MIN_STEPS or (spent < budget_ns and len(times.step_ns) < max_steps):
+                current.clear()
+                elapsed = runner.step()
+                spent += elapsed
+                times.step_ns.append(elapsed)
+                times.parts_ns.append({path: [timer.elapsed_ns(*pair) for pair in pairs] for path, pairs in current.items()})
     finally:
         for handle in handles:
             handle.remove()
     return times
-
-
-MIN_STEPS, MAX_STEPS = 2, 8
