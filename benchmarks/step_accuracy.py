@@ -1,10 +1,10 @@
 """Predicted against measured engine-step time, over batches that no profile measured.
 
-    python benchmarks/step_accuracy.py smollm2-135m --db PATH
+    python benchmarks/step_accuracy.py smollm2-135m --db PATH [--no-enforce-eager] [engine limits]
 
 Runs the whole model in the real engine, realises prefill, decode and mixed batches whose sizes lie between the points of
-the profiling grid, and prints each batch's measured median beside the prediction, then the median error as JSON.
-Run nothing beside it.
+the profiling grid, and prints each batch's measured median beside the prediction, then the median error as JSON. With
+--no-enforce-eager both are of the engine that compiles the model. Run nothing beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from dbstore import Store
 from dooly.batch import Batch
-from dooly.catalog import measurement_batches
+from dooly.catalog import DECODE_GROWTH_TOKENS, measurement_batches
 from dooly.engines import ServingConfig, find_model, start_engine
 from dooly.measure import BatchRunner
 from dooly.predict import load_latency_model
@@ -26,22 +26,29 @@ from dooly.predict import load_latency_model
 if TYPE_CHECKING:
     from dooly.engines import Engine
 
+LIMITS = ("dtype", "max_model_len", "max_num_batched_tokens", "max_num_seqs")
+"""Settings of the engine that the profile was made with."""
+
 
 def batches(serving: ServingConfig) -> list[Batch]:
     """Return at least 30 batches of sizes that the profiling grid does not hold."""
     rng = random.Random(1)  # noqa: S311 - sizes of batches
     longest = serving.max_model_len - 128
     found = [Batch((n,), (0,), 1) for n in (22, 55, 110, 150, 300, 430, 600, 900, 1200)]
-    found += [Batch((n,), (c,), 1) for n, c in ((80, 300), (200, 600), (400, 900))]
+    found += [Batch((n,), (c,), 1) for n, c in ((80, 300), (150, 250), (200, 600), (400, 900))]
     found += [Batch((90, 40), (0, 0), 2), Batch((120, 120, 120), (0, 0, 0), 3)]
     for count in (1, 3, 5, 7, 10, 12, 14, 20, 28, 40, 56):
         found.append(Batch((1,) * count, tuple(rng.randint(20, longest // 2) for _ in range(count))))
     for count, prefill in ((2, 60), (3, 300), (6, 40), (6, 200), (10, 500), (12, 100), (20, 150), (24, 700), (40, 64)):
         contexts = tuple(rng.randint(20, longest // 2) for _ in range(count))
         found.append(Batch((1,) * count + (prefill,), (*contexts, 0), 1))
+    for count in (6, 9, 11, 13, 15):
+        found.append(Batch((1,) * count, tuple(rng.randint(20, longest // 2) for _ in range(count))))
     measured = {(b.num_new_tokens, b.num_computed_tokens) for b in measurement_batches(serving)}
     fresh = [b for b in found if (b.num_new_tokens, b.num_computed_tokens) not in measured]
-    return [b for b in fresh if b.num_reqs <= serving.max_num_seqs and b.num_tokens <= serving.max_num_batched_tokens]
+    within = [b for b in fresh if b.num_reqs <= serving.max_num_seqs and b.num_tokens <= serving.max_num_batched_tokens]
+    longest = serving.max_model_len - DECODE_GROWTH_TOKENS
+    return [b for b in within if max(map(sum, zip(b.num_new_tokens, b.num_computed_tokens, strict=True))) <= longest]
 
 
 def main() -> None:
@@ -52,8 +59,13 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3, help="passes over all batches, each in another order")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of a batch in one pass")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-enforce-eager", dest="enforce_eager", action="store_false")
+    for name in LIMITS:
+        default = getattr(ServingConfig(), name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     args = parser.parse_args()
-    serving = ServingConfig(enforce_eager=True, async_scheduling=False)  # as `start_engine` runs it
+    limits = {name: getattr(args, name) for name in LIMITS}
+    serving = ServingConfig(enforce_eager=args.enforce_eager, async_scheduling=False, **limits)  # as `start_engine` runs it
     model = find_model(args.model)
     latency = load_latency_model(Store.open(args.db), model, serving)
     tried = batches(serving)
@@ -87,6 +99,8 @@ def main() -> None:
         "schema": 1,
         "model": model.name,
         "device": latency.environment.device,
+        "execution_mode": latency.environment.execution_mode,
+        **limits,
         "batches": len(rows),
         "median_error": median(errors),
         "p90_error": errors[int(0.9 * len(errors))],

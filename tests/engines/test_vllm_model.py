@@ -255,3 +255,34 @@ def test_paths_are_those_of_the_engines_model(
     row = operation("a", path, stage="logits" if network else "decoder")
     found = _in_engine(row, {}, network)
     assert (found.module, found.placements, found.stage) == (module, ((module, 1),), stage)
+
+
+def test_a_compiled_model_is_traced_in_pieces() -> None:
+    """On a CPU, --no-enforce-eager makes operations of what lies between attentions, whatever modules it spans."""
+    from dooly.engines.vllm import trace_vllm_model
+
+    traced = trace_vllm_model(find_model("smollm2-135m"), ServingConfig(enforce_eager=False))
+    rows = [(op.name, op.module, op.count) for op in traced.operations if op.stage == "decoder"]
+    attention = [f"model.layers.{i}.self_attn.attn" for i in range(3)]
+    assert rows == [("piece", attention[0], 1), ("attn", attention[0], 30), ("piece", attention[1], 29), ("piece", "", 1)]
+    assert traced.environment["execution_mode"] == "compiled"
+    between = traced.operations[2]
+    assert [path for path, _ in between.placements] == attention[1:]
+    parameters = [tensor.parameter for tensor in between.inputs if tensor.parameter is not None]
+    assert [name.removeprefix("model.layers.") for name in parameters] == [
+        "0.self_attn.o_proj.weight",
+        "0.post_attention_layernorm.weight",
+        "0.mlp.gate_up_proj.weight",
+        "0.mlp.down_proj.weight",
+        "1.input_layernorm.weight",
+        "1.self_attn.qkv_proj.weight",
+    ]
+    operators = {str(label).split(" ")[0] for label in between.canonical["nodes"]}
+    assert {"rsqrt", "mm", "silu"} <= operators, "a compiler sees into norms and activations"
+    assert not any("." in operator for operator in operators), "no operator of the engine's own is left"
+
+
+def test_pieces_around_experts_are_refused(trace_config: TraceConfig) -> None:
+    """What cannot be timed inside compiled code is refused before any engine starts."""
+    with pytest.raises(UnsupportedModelError, match="cannot be timed within compiled code; leave --no-enforce-eager out"):
+        trace_config("qwen3-moe", enforce_eager=False)
