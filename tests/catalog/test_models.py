@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dbstore import Environment, Store
-from dooly.catalog import on_this_machine, read_traced, write_described, write_traced
+from dooly.catalog import on_this_machine, profiled_model, read_traced, write_described, write_traced
 from dooly.device import cpu_name
 from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import MissingOperationError
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -96,6 +97,24 @@ def test_a_model_is_found_in_every_environment(store: Store, model: ModelSource,
         _profiled(store, model, traced, environment)
     assert {digest for _, digest in read_traced(store, model, SERVING)} == {ENVIRONMENT.digest, changed.digest}
     assert all(found == traced for found, _ in read_traced(store, model, SERVING))
+
+
+def test_a_compiled_engine_has_a_profile_of_its_own(store: Store, model: ModelSource, traced: TracedModel) -> None:
+    """Settings that have a CPU compile the model find neither the eager trace nor its environment, and the other way round."""
+    eager = replace(ENVIRONMENT, device_kind="cpu", clocks=None, num_threads=2)
+    compiled, settings = replace(eager, execution_mode="compiled"), replace(SERVING, enforce_eager=False)
+    layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "enable_expert_parallel": False}
+    traced = replace(traced, environment=layout)
+    _profiled(store, model, traced, eager)
+    assert read_traced(store, model, settings) == ()
+    with pytest.raises(MissingOperationError, match=r"run `dooly profile made-up --dtype bfloat16 --no-enforce-eager` on it"):
+        profiled_model(store, model, settings, None)
+    write_described(store, compiled, traced)
+    write_traced(store, model, settings, traced, compiled)
+    assert profiled_model(store, model, settings, None) == (traced, compiled)
+    for plain in (SERVING, replace(SERVING, enforce_eager=True)):
+        assert profiled_model(store, model, plain, None) == (traced, eager)
+    assert profiled_model(store, model, SERVING, compiled) == (traced, compiled), "an environment that is named is taken"
 
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_USE_V2_MODEL_RUNNER"])

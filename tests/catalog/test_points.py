@@ -103,6 +103,14 @@ def test_each_kind_of_layer_and_the_step_are_operations(operation: Make) -> None
     assert [ours.signature == theirs.signature for ours, theirs in zip(found, other, strict=True)] == [False, True, True]
 
 
+def test_a_compiled_model_has_no_layers_of_its_own(operation: Make) -> None:
+    """A piece ends one layer and begins the next, so that beside pieces there is the step alone."""
+    piece = operation("p", "model.layers.1.attn", name="piece", module_class="", count=4)
+    traced = TracedModel("m", {}, (piece, operation("a", "model.layers.1.attn", count=4)))
+    assert [op.is_piece for op in traced.operations] == [True, False]
+    assert [op.name for op in engine_operations(traced, ())] == [STEP]
+
+
 def test_the_steps_identity_covers_code_outside_modules(operation: Make) -> None:
     """What no module runs is measured with the step, so another such code is another step operation."""
     traced = TracedModel("m", {}, (operation("q", "model.layers.0.q"),))
@@ -123,5 +131,7 @@ def test_parameters_are_counted_in_bytes(operation: Make) -> None:
     index = TracedTensor("int64", activation.shape[:1], is_parameter=False)
     assert parameter_bytes(operation("a", "q", inputs=(activation, weight, bias))) == 2 * (32 + 8)
     assert parameter_bytes(operation("e", "embed", inputs=(index, weight))) == 0
+    piece = operation("k", "attn", name="piece", module_class="", inputs=(index, weight), request_bytes="12*num_tokens + 64")
+    assert parameter_bytes(piece) == 64, "a table among a piece's parameters does not hide the others"
     packed = _tensor("int32", 8, 2, is_parameter=True)
     assert parameter_bytes(operation("p", "q", inputs=(activation, packed))) == 4 * 16

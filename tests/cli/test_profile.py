@@ -5,10 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_flags_that_exclude_each_other_are_refused(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """An engine is eager or it is not."""
+    code, _, err = dooly("profile", "smollm2-135m", "--db", tmp_path / "db", "--enforce-eager", "--no-enforce-eager")
+    assert code == 2
+    assert "--enforce-eager and --no-enforce-eager exclude each other" in err
 
 
 @pytest.mark.engine

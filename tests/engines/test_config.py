@@ -204,3 +204,10 @@ def test_an_empty_folder_does_not_hide_a_listed_model(tmp_path: Path, monkeypatc
     (tmp_path / "llama-3.1-8b").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_model("llama-3.1-8b") in listed_models()
+
+
+def test_eager_is_yes_no_or_the_devices_default() -> None:
+    """`enforce_eager` takes what vLLM takes, and None; anything else is refused in one line."""
+    assert [ServingConfig(enforce_eager=value).enforce_eager for value in (None, True, False)] == [None, True, False]
+    with pytest.raises(InvalidInputError, match="--enforce-eager: 'no' is neither True nor False"):
+        ServingConfig(enforce_eager="no")  # type: ignore[arg-type]

@@ -112,11 +112,11 @@ def test_another_size_makes_another_piece(capture: Capture, captured: CapturedGr
 
 def test_work_and_parameters_of_a_piece_add_up(captured: CapturedGraph) -> None:
     """A piece costs what its products do, and reads all of their weights."""
-    operations = analyse(captured, COMPILED_PIPELINE).operations
-    between = operations[2]
+    analysis = analyse(captured, COMPILED_PIPELINE)
+    between = analysis.operations[2]
     parameters = [spec.parameter for spec in between.operation.inputs if spec.is_parameter]
     assert parameters == ["layers.0.out.weight", "layers.1.proj.weight"]
-    assert str(between.cost.flops.subs(dict.fromkeys(between.cost.flops.free_symbols, 1))) == "4"  # two products of 2 FLOPs
+    assert str(analysis.origins.by_value(between.cost.flops)) == f"{2 * 2 * 8 * 8}*ids.size(0)"
 
 
 def test_without_state_there_are_no_pieces(capture: Capture) -> None:

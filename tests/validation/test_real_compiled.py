@@ -81,7 +81,7 @@ def test_pieces_are_measured(store: Store, profiled: ProfileResult) -> None:
 
 @pytest.mark.usefixtures("profiled")
 def test_a_compiled_step_is_the_sum_of_its_pieces(model: ModelSource, store: Store) -> None:
-    """Five layers are one first, four middle and one last piece, and five times attention; beside them are logits and the step."""
+    """Five layers are one first, four middle and one last piece, and five times attention; beside them are logits and steps."""
     latency = load_latency_model(store, model, COMPILED)
     batch = Batch((1, 20), (30, 0), 1)
     step = latency.step(batch)
