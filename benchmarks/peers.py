@@ -206,7 +206,7 @@ def llmservingsim(asked: argparse.Namespace) -> dict[str, Any]:
             )
             took[hardware] = np.array(json.loads(done.stdout.splitlines()[-1])) / 1e9
         store = dooly.Store.open(place / "db", "a")
-        dooly.import_measurements(
+        dooly.imports.import_measurements(
             store, place / "profiler" / "perf" / "DOOLY" / _NAME / "bf16", model, serving, tool="llmservingsim"
         )
         read_back_s = dooly.load_latency_model(store, model, serving).steps(batches).seconds

@@ -32,6 +32,13 @@ class Store:
     At a URL nothing can be renamed atomically, so a group's own `zarr.json` is written last instead. Readers still see whole
     groups only, and writers need no lock; but a killed writer may leave a chunk, which takes space until someone removes what
     `verify` lists.
+
+    Examples:
+        >>> store = dooly.Store.open("latencies", "a")
+        >>> store.info().num_records, store.writable
+        (0, True)
+        >>> dooly.Store.open("latencies").writable
+        False
     """
 
     __slots__ = ("_environments", "_files", "_version", "_writable")

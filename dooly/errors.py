@@ -9,7 +9,17 @@ import reprlib
 
 
 class DoolyError(Exception):
-    """Root of all errors that Dooly raises on purpose."""
+    """Root of all errors that Dooly raises on purpose: one line that names place, rule, value and next step.
+
+    Those for what was asked are built-ins as well (`dooly.errors.InvalidInputError` is a `ValueError`).
+
+    Examples:
+        >>> try:
+        ...     dooly.find_model("llama-9")
+        ... except dooly.DoolyError as error:
+        ...     print(error)
+        MODEL: 'llama-9' is neither a folder nor a listed name; see `dooly models`
+    """
 
 
 class InvalidInputError(DoolyError, ValueError):

@@ -29,7 +29,7 @@ class LatencyBackend(Protocol):
     simulated with it.
 
     Examples:
-        >>> class Linear(dooly.LatencyBackend):
+        >>> class Linear(dooly.latency.LatencyBackend):
         ...     def step_ns(self, batch):
         ...         return 2_000_000 + 10_000 * batch.num_tokens
         >>> Linear().step_ns(dooly.Batch((1, 100), (50, 0)))

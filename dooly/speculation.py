@@ -39,7 +39,7 @@ class SpeculativeConfig:
             of its own says nothing of what that costs.
 
     Examples:
-        >>> dooly.SpeculativeConfig("ngram", 3, (0.8, 0.5, 0.3)).acceptance_length
+        >>> dooly.speculation.SpeculativeConfig("ngram", 3, (0.8, 0.5, 0.3)).acceptance_length
         2.6
     """
 

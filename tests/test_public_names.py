@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib.util
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,34 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     assert getattr(dooly, name).__doc__
 
 
+@pytest.mark.parametrize(("name", "room"), sorted(dooly._MOVED.items()))
+def test_a_name_that_moved_warns_for_a_release(name: str, room: str) -> None:
+    """A name that stood in `dooly` is still there, says where it stands now, and is the same."""
+    with pytest.warns(DeprecationWarning, match=f"dooly.{name} is {room}.{name} now"):
+        found = getattr(dooly, name)
+    assert found is getattr(importlib.import_module(room), name)
+
+
+def test_type_checkers_see_the_names_that_there_are() -> None:
+    """What is imported for type checkers is what loads at first use, and of what moved, what still does."""
+    tree = ast.parse((ROOT / "dooly" / "__init__.py").read_text())
+    rooms = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] in ("dooly", "dbstore")
+        for alias in node.names
+    }
+    assert rooms == dooly._ROOMS | dooly._MOVED
+    assert sorted([*dooly._ROOMS, "__version__"]) == sorted(dooly.__all__)
+
+
+def test_rooms_are_there_without_an_import_of_their_own() -> None:
+    """After `import dooly`, a room is loaded when it is named; what is none is no attribute."""
+    code = "import dooly; print(dooly.predict.BatchArrays.__name__, hasattr(dooly, 'trail'), hasattr(dooly, '_trail'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "BatchArrays False False\n"
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     """A name that `dooly` does not have is named in an AttributeError."""
     with pytest.raises(AttributeError, match="no attribute 'trail'"):
@@ -35,10 +65,14 @@ def test_no_package_shares_its_name_with_a_public_name(name: str) -> None:
 
 
 def test_importing_dooly_is_light() -> None:
-    """`import dooly` loads neither torch, nor an engine, nor CatBoost."""
-    code = "import sys, dooly; print(*({'torch', 'vllm', 'catboost', 'sympy', 'zarr'} & sys.modules.keys()))"
+    """`import dooly` loads nothing of weight, and its names load neither torch, nor an engine, nor CatBoost."""
+    code = (
+        "import sys, dooly; print(*({'numpy', 'numba', 'scipy', 'networkx'} & sys.modules.keys()));"
+        "[getattr(dooly, name) for name in dooly.__all__];"
+        "print(*({'torch', 'vllm', 'catboost', 'sympy', 'zarr'} & sys.modules.keys()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    assert done.stdout == "\n\n"
 
 
 def test_signatures_are_those_promised() -> None:
@@ -60,16 +94,25 @@ def test_the_changelog_tells_of_this_version() -> None:
     assert any(heading.startswith(f"## {dooly.__version__}") for heading in headings) or len(headings) == 1
 
 
-_WITH_EXAMPLES = sorted(name for name in set(dooly.__all__) - {"__version__"} if ">>>" in (getattr(dooly, name).__doc__ or ""))
+_NAMES = sorted(set(dooly.__all__) - {"__version__"})
+_BESIDE = sorted(
+    f"{room}.{name}"
+    for name, room in dooly._MOVED.items()
+    if ">>>" in (getattr(importlib.import_module(room), name).__doc__ or "")
+)
+_STARTS_THE_ENGINE = "profile"
 
 
-@pytest.mark.parametrize("name", _WITH_EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=[pytest.mark.engine] * (name == _STARTS_THE_ENGINE)) for name in _NAMES), *_BESIDE]
+)
 def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a docstring shows is what Python answers."""
+    """Every public name has an example, and what it shows is what Python answers."""
     monkeypatch.chdir(tmp_path)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(optionflags=flags)
-    found = doctest.DocTestFinder(recurse=True).find(getattr(dooly, name), name, globs={"dooly": dooly})
+    value = operator.attrgetter(name.removeprefix("dooly."))(dooly)
+    found = doctest.DocTestFinder(recurse=True).find(value, name, globs={"dooly": dooly})
     ran = [runner.run(test) for test in found if test.examples]
     assert ran
     assert not sum(result.failed for result in ran)

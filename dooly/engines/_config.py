@@ -155,7 +155,7 @@ class ServingConfig:
             raise InvalidInputError(f"--scheduling-policy: {spell(self.scheduling_policy)} is not one of fcfs, priority")
         if not isinstance(self.speculative_config, SpeculativeConfig | None):
             raise InvalidInputError(
-                f"--speculative-config: {spell(self.speculative_config)} is none; give a dooly.SpeculativeConfig"
+                f"--speculative-config: {spell(self.speculative_config)} is none; give a dooly.speculation.SpeculativeConfig"
             )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InvalidInputError(f"--gpu-memory-utilization: {self.gpu_memory_utilization} does not lie above 0 and up to 1")

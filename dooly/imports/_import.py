@@ -1,4 +1,4 @@
-"""`dooly.import_measurements`: write what another tool measured into a store, as records of a model's own operations."""
+"""`dooly.imports.import_measurements`: write what another tool measured into a store, as records of a model's own operations."""
 
 from __future__ import annotations
 

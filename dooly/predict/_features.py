@@ -29,7 +29,7 @@ class BatchArrays:
     """Batches as arrays, a batch a row. Batches of fewer requests are filled with requests of no tokens.
 
     Examples:
-        >>> two = dooly.BatchArrays.checked([[1, 1], [512, 0]], [[900, 3000], [0, 0]])
+        >>> two = dooly.predict.BatchArrays.checked([[1, 1], [512, 0]], [[900, 3000], [0, 0]])
         >>> two.num_reqs.tolist(), two.num_tokens.tolist()
         ([2, 1], [2, 512])
     """

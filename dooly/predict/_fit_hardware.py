@@ -38,7 +38,7 @@ def listed_hardware() -> tuple[Hardware, ...]:
     """Return the devices whose measurements ship with Dooly, by name.
 
     Examples:
-        >>> [hardware.name for hardware in dooly.listed_hardware()][:2]
+        >>> [hardware.name for hardware in dooly.predict.listed_hardware()][:2]
         ['h100', 'h200']
     """
     with _data() as data:

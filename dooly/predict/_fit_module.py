@@ -35,6 +35,15 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
         InvalidInputError: The store holds the module in several environments, and none is given; or an argument is not what it
             should be, such as a module that `dooly.trace` did not make, or a path for a store.
         TraceError: The module has not run yet.
+
+    Examples:
+        >>> import torch
+        >>> store = dooly.Store.open("db", "a")
+        >>> traced = dooly.trace(torch.nn.Linear(64, 32), request_dims={"input": ("num_tokens",)})
+        >>> _ = traced(torch.ones(4, 64))
+        >>> _ = dooly.profile_module(traced, store, request_dims={"num_tokens": (1, 8)})
+        >>> dooly.load_module_latency(traced, store)(num_tokens=4).seconds > 0
+        True
     """
     plain = getattr(traced, "traced", traced)  # no look at the class `Traced`: it loads torch
     if not isinstance(plain, TracedModel):

@@ -31,7 +31,7 @@ class Hardware:
     """Facts of a device, and where its measurements are from.
 
     Examples:
-        >>> h200 = next(hardware for hardware in dooly.listed_hardware() if hardware.name == "h200")
+        >>> h200 = next(hardware for hardware in dooly.predict.listed_hardware() if hardware.name == "h200")
         >>> h200.device, h200.memory_bytes_per_s
         ('NVIDIA H200', 4800000000000.0)
     """

@@ -30,8 +30,8 @@ class Interconnect:
     """A link between two ranks of a layout.
 
     Examples:
-        >>> dooly.Interconnect(bytes_per_s=16e9, latency_ns=20_000) == dooly.Interconnect.parse("bandwidth=16,latency=20")
-        True
+        >>> dooly.predict.Interconnect.parse("bandwidth=16,latency=20").latency_ns
+        20000.0
     """
 
     bytes_per_s: float

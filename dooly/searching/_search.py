@@ -77,6 +77,13 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     Raises:
         InvalidInputError: An argument breaks a rule, which the message names; or there is no such cluster.
         WorkloadError: The workload is malformed, or its requests have no rate.
+
+    Examples:
+        >>> model, limits = dooly.find_model("llama-3.1-8b"), {"ttft_p90": 0.1, "tpot_p90": 0.015}
+        >>> workload, choices = "poisson:requests=40,prompt=256,output=4", {"max_num_seqs": (2, 8)}
+        >>> found = dooly.search([model], ["h200"], workload, limits, choices=choices, num_processes=1)
+        >>> found.best.candidate.serving.max_num_seqs
+        8
     """
     check_limits(limits)
     if top < 1 or (num_processes is not None and num_processes < 1):

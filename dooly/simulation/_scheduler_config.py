@@ -14,7 +14,7 @@ class SchedulerConfig:
     """The engine settings that decide a schedule, under vLLM's names; the defaults are those of `ServingConfig`, then vLLM's.
 
     Examples:
-        >>> dooly.SchedulerConfig(max_model_len=2048, num_kv_blocks=4096).block_size
+        >>> dooly.simulation.SchedulerConfig(max_model_len=2048, num_kv_blocks=4096).block_size
         16
     """
 

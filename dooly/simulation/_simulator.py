@@ -61,11 +61,12 @@ def simulate(
         DoolyError: Whatever `latency` raises for a step that it cannot price.
 
     Examples:
-        >>> class Constant(dooly.LatencyBackend):
+        >>> class Constant(dooly.latency.LatencyBackend):
         ...     def step_ns(self, batch):
         ...         return 10_000_000
         >>> workload = dooly.parse_workload("closed:concurrency=1,requests=2,prompt=64,output=11")
-        >>> result = dooly.simulate(workload, Constant(), dooly.SchedulerConfig(max_model_len=2048, num_kv_blocks=4096))
+        >>> config = dooly.simulation.SchedulerConfig(max_model_len=2048, num_kv_blocks=4096)
+        >>> result = dooly.simulate(workload, Constant(), config)
         >>> result.summary()["tpot_s"]["mean"]
         0.01
     """

@@ -56,6 +56,15 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None, fold_la
 
     Raises:
         InvalidInputError: `model` is neither a module nor a module class, or `request_dims` no mapping to tuples of names.
+
+    Examples:
+        >>> import torch
+        >>> traced = dooly.trace(torch.nn.Linear(64, 32), request_dims={"input": ("num_tokens",)})
+        >>> traced(torch.ones(4, 64)).shape
+        torch.Size([4, 32])
+        >>> (operation,) = traced.traced.operations
+        >>> [(dim.expr, dim.origin) for dim in operation.inputs[-1].shape]
+        [('num_tokens', 'request'), ('weight.size(1)', 'config')]
     """
     from torch import nn
 

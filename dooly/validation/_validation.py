@@ -108,6 +108,15 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
         MissingOperationError: The store lacks the model or an operation of it.
         EngineError: The engine does not start.
         InvalidInputError: `repeat` is below 1.
+
+    Examples:
+        What the store must hold is asked before the engine starts; the real runs take minutes.
+
+        >>> model, store = dooly.find_model("smollm2-135m"), dooly.Store.open("empty", "a")
+        >>> dooly.validate(model, store, dooly.parse_workload("poisson:rate=2,requests=4,prompt=64,output=16"))
+        Traceback (most recent call last):
+        ...
+        dooly.errors.MissingOperationError: smollm2-135m: the store holds no profile of this model with --dtype bfloat16; ...
     """
     if repeat < 1:
         raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")

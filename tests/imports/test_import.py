@@ -196,7 +196,7 @@ def test_wrong_arguments_are_one_line(store: Store, profiles: Path, given: dict[
     """The message names the flag or the file, and what to give."""
     arguments = {"store": store, "path": profiles, "model": LLAMA, "tool": "vidur"} | given
     with pytest.raises(InvalidInputError, match=rule) as caught:
-        dooly.import_measurements(**arguments)
+        dooly.imports.import_measurements(**arguments)
     assert "\n" not in str(caught.value)
 
 

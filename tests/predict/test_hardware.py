@@ -217,7 +217,7 @@ def test_ranks_without_a_collective_are_refused_unless_a_link_is_stated() -> Non
         MissingOperationError, match=r"all_reduce over 2 ranks; rtxpro6000 has it over none only; .*--interconnect"
     ):
         load_latency_model(model=model, serving=serving, hardware="rtxpro6000")
-    link = dooly.Interconnect.parse("bandwidth=16,latency=20")
+    link = dooly.predict.Interconnect.parse("bandwidth=16,latency=20")
     linked = load_latency_model(model=model, serving=serving, hardware="rtxpro6000", interconnect=link)
     assert linked.step(Batch((1,), (10,))).provenance["estimated"] > 0.1
 

@@ -264,7 +264,7 @@ def test_predicting_loads_no_torch(table: TracedModel, place: Environment, tmp_p
     (tmp_path / "trace.json").write_text(json.dumps(table.to_json()))
     code = (
         "import json, sys; from pathlib import Path; import dooly; from dbstore import Store;"
-        f"table = dooly.TracedModel.from_json(json.loads(Path({str(tmp_path / 'trace.json')!r}).read_text()));"
+        f"table = dooly.tracing.TracedModel.from_json(json.loads(Path({str(tmp_path / 'trace.json')!r}).read_text()));"
         f"latency = dooly.load_module_latency(table, Store.open({str(tmp_path / 'db')!r}));"
         "print(latency(batch=3, seq=50).seconds > 0, *({'torch', 'vllm'} & sys.modules.keys()))"
     )

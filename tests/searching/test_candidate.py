@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly import Interconnect, find_model
+from dooly import find_model
+from dooly.predict import Interconnect
 from dooly.searching import FoundCandidate, SearchResult, combine
 from dooly.simulation import FleetLayout
 from dooly.speculation import SpeculativeConfig

@@ -104,7 +104,7 @@ class StepRequest(BaseModel):
 
 
 class StepPrice(BaseModel):
-    """The latency of one step, as `dooly.StepLatency` has it."""
+    """The latency of one step, as `dooly.predict.StepLatency` has it."""
 
     seconds: float = Field(description="Latency of the step.")
     uncertainty_s: float = Field(description="Typical error of it, in seconds.")

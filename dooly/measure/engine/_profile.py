@@ -72,6 +72,12 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         UnsupportedModelError: The engine does not know the model.
         EngineError: The engine does not start.
         InvalidInputError: `store` is no open store, `budget_s` no number of seconds, or several ranks are asked for.
+
+    Examples:
+        >>> model, store = dooly.find_model("smollm2-135m"), dooly.Store.open("db", "a")
+        >>> planned = dooly.profile(model, store, dooly.ServingConfig(max_model_len=256, max_num_seqs=4), dry_run=True)
+        >>> planned.num_measured, planned.num_left > 0
+        (0, True)
     """
     check_run("profile", store, budget_s, progress)
     serving = serving or ServingConfig()

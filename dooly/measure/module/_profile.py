@@ -70,6 +70,14 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
             another argument is not what it should be, such as a module that `dooly.trace` did not make, or a path for a store.
         MeasurementError: The module's device cannot be timed, it cannot be copied, or its forward fails at a combination or
             goes another way than the traced one there.
+
+    Examples:
+        >>> import torch
+        >>> traced = dooly.trace(torch.nn.Linear(64, 32), request_dims={"input": ("num_tokens",)})
+        >>> _ = traced(torch.ones(4, 64))
+        >>> result = dooly.profile_module(traced, dooly.Store.open("db", "a"), request_dims={"num_tokens": (1, 8)})
+        >>> result.num_left
+        0
     """
     from dooly.tracing import Traced
     from passes.pipeline import analyse
