@@ -14,7 +14,7 @@ GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=512-1536,output=64-192
 WORKLOAD ?= poisson:rate=2,requests=40,prompt=64-256,output=16-64,seed=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast lint format types docs clean
+.PHONY: help setup quickstart test test-fast lint format types docs dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ types: $(STAMP) ## check types
 
 docs: $(STAMP) ## build the site into site/
 	$(BIN)/mkdocs build --strict
+
+dist: $(STAMP) ## build the sdist, and from it the wheel, into dist/
+	$(BIN)/python -m build --no-isolation
 
 clean: ## remove what the other targets made, but for .venv
 	rm -rf .quickstart build dist site catboost_info .hypothesis .mypy_cache .pytest_cache .ruff_cache

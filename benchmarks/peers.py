@@ -2,7 +2,6 @@
 
     python benchmarks/peers.py vidur CHECKOUT --python PYTHON [--json FILE]
     python benchmarks/peers.py mocker --python PYTHON [--json FILE]
-    python benchmarks/peers.py llmservingsim CHECKOUT --python PYTHON [--json FILE]
 
 PYTHON is an interpreter that has the peer's own requirements, and for Vidur Dooly's as well. Each command prints one JSON object.
 
@@ -10,8 +9,7 @@ PYTHON is an interpreter that has the peer's own requirements, and for Vidur Doo
   and once by Vidur's own random forest, trained on exported profiles.
 - `mocker`: 500 requests through Dynamo's mocker (`pip install ai-dynamo-runtime`) on exported planner arrays, and the same
   through Dooly's own simulator.
-- `llmservingsim`: the steps of a simulated run, priced by LLMServingSim's own loader and look-ups on its own bundle and on an
-  exported one; its network simulator is not needed for one rank.
+LLMServingSim has a script of its own.
 """
 
 from __future__ import annotations
@@ -29,15 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dooly
-from dooly.adapters import export_llmservingsim, export_planner, export_vidur
-from dooly.simulation import StepLog
+from dooly.adapters import export_planner, export_vidur
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 _REQUESTS = 500
-_NAME = "meta-llama/Llama-3.1-8B"
 _MOCKER = """
 import json, sys
 from dynamo._core import _normalize_mocker_config as normalised, run_mocker_synthetic_trace_replay as replay
@@ -47,23 +43,6 @@ limits = {"num_gpu_blocks": blocks, "block_size": 16, "max_num_batched_tokens": 
 engine = {"timing_model": timing} | limits
 found = replay(prompt, output, requests, extra_engine_args=normalised({"engine": engine}), replay_concurrency=concurrency).summary
 print(json.dumps({name: value for name, value in found.items() if isinstance(value, (int, float))}))
-"""
-_LOOK_UP = """
-import json, sys
-import serving.core.trace_generator as own
-hardware, model, variant, kind, layers = *sys.argv[1:5], int(sys.argv[5])
-db = own._load_perf_db(hardware, model, variant, {1}, kind)
-sequence = db["architecture"]["sequence"]
-def latency_ns(name, step):
-    if name == "attention":
-        return own._lookup_attention_with_skew(db, 1, *step["attention"])
-    if name in db["architecture"]["catalog"]["per_sequence"]:
-        return own._lookup_per_sequence(db, name, 1, step["sequences"])
-    return own._lookup_dense(db, name, 1, step["tokens"])
-inside = [*sequence["pre_attn"], *sequence["post_attn"], *sequence["mlp_dense"]]
-outside = [*sequence["prologue"], *sequence["head"]]
-steps = json.load(sys.stdin)
-print(json.dumps([layers * sum(latency_ns(n, s) for n in inside) + sum(latency_ns(n, s) for n in outside) for s in steps]))
 """
 
 
@@ -169,80 +148,11 @@ def _means(summary: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _asked(batch: dooly.Batch) -> dict[str, Any]:
-    """Return what LLMServingSim looks a batch up by: counts, and of attention sums of prompts and the decodes' contexts."""
-    pairs = list(zip(batch.num_new_tokens, batch.num_computed_tokens, strict=True))
-    decodes = [computed + 1 for new, computed in pairs if new == 1]
-    prompts = [(new, computed) for new, computed in pairs if new > 1]
-    mean = sum(decodes) // len(decodes) if decodes else 0
-    spread = (max(decodes), min(decodes)) if decodes else (0, 0)
-    sums = (sum(new for new, _ in prompts), sum(computed for _, computed in prompts))
-    return {"tokens": batch.num_tokens, "sequences": batch.num_reqs, "attention": [*sums, len(decodes), mean, *spread]}
-
-
-def llmservingsim(asked: argparse.Namespace) -> dict[str, Any]:
-    """Price the steps of a run by LLMServingSim's look-ups, on its own bundle and on an exported one."""
-    model, serving, latency = _loaded(
-        "llama-3.1-8b", "rtxpro6000", max_num_batched_tokens=2048, max_num_seqs=128, max_model_len=16384
-    )
-    log = StepLog()
-    workload = "poisson:rate=4,requests=100,prompt=64-1024,output=64-256,seed=0"
-    dooly.simulate(dooly.parse_workload(workload), latency, dooly.scheduler_config(serving, latency), steps=log)
-    batches = [run.batch(step) for run in log.runs for step in range(len(run.starts_ns))]
-    steps = json.dumps([_asked(batch) for batch in batches])
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        perf = place / "profiler" / "perf"
-        perf.mkdir(parents=True)
-        (perf / "OWN").symlink_to(asked.checkout.resolve() / "profiler" / "perf" / "RTXPRO6000")
-        export_llmservingsim(latency, model, serving, perf / "DOOLY" / _NAME / "bf16")
-        (place / "run").mkdir()
-        took = {}
-        for hardware in ("OWN", "DOOLY"):
-            command = [asked.python, "-c", _LOOK_UP, hardware, _NAME, "bf16", "llama", "32"]
-            environment = os.environ | {"PYTHONPATH": str(asked.checkout.resolve())}
-            done = subprocess.run(
-                command, input=steps, cwd=place / "run", env=environment, check=True, capture_output=True, text=True
-            )
-            took[hardware] = np.array(json.loads(done.stdout.splitlines()[-1])) / 1e9
-        store = dooly.Store.open(place / "db", "a")
-        dooly.imports.import_measurements(
-            store, place / "profiler" / "perf" / "DOOLY" / _NAME / "bf16", model, serving, tool="llmservingsim"
-        )
-        read_back_s = dooly.load_latency_model(store, model, serving).steps(batches).seconds
-    dooly_s = latency.steps(batches).seconds
-    gaps_s = took["DOOLY"].sum() - took["OWN"].sum()
-    return {
-        "peer": "casys-kaist/LLMServingSim",
-        "workload": workload,
-        "steps": len(batches),
-        "seconds": {
-            "own_bundle": round(float(took["OWN"].sum()), 4),
-            "exported": round(float(took["DOOLY"].sum()), 4),
-            "dooly": round(float(dooly_s.sum()), 4),
-        },
-        "gaps_s": round(
-            float(
-                latency.gap_ns * 1e-9 * len(batches) * sum(op.count for op in latency.traced.operations if op.stage != "engine")
-            ),
-            4,
-        ),
-        "exported_less_own_s": round(float(gaps_s), 4),
-        "exported_over_dooly": _spread(took["DOOLY"] / dooly_s),
-        "read_back_over_dooly": _spread(read_back_s / dooly_s),
-        "own_over_exported": _spread(took["OWN"] / took["DOOLY"]),
-    }
-
-
-def _spread(ratio: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
-    return {name: round(float(np.percentile(ratio, at)), 4) for name, at in (("p10", 10), ("p50", 50), ("p90", 90))}
-
-
 def main() -> None:
     """Run one peer and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for run, has_checkout in ((vidur, True), (mocker, False), (llmservingsim, True)):
+    for run, has_checkout in ((vidur, True), (mocker, False)):
         command = commands.add_parser(run.__name__)
         if has_checkout:
             command.add_argument("checkout", type=Path)
