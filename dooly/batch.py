@@ -29,6 +29,9 @@ class Batch:
     """How many of the requests the engine sees for the first time in this step; by default those without computed tokens."""
     num_draft_tokens: tuple[int, ...] = ()
     """How many of the new tokens are drafts that the step verifies, one count a request; none where it is empty."""
+    attended: tuple[tuple[float, Batch], ...] = ()
+    """Shares of the attention layers, adding up to 1, each with the batch as its attention sees it: as many tokens, of requests
+    that read otherwise than they hold, as where a policy prefills sparsely; none where it sees this very batch."""
 
     def __post_init__(self) -> None:
         if not self.num_new_tokens:
@@ -53,6 +56,10 @@ class Batch:
                 f"Batch: num_draft_tokens {self.num_draft_tokens} must be one count a request, at least 0 and below its "
                 "num_new_tokens; the token ahead of the drafts is new too"
             )
+        if any(view.num_tokens != self.num_tokens for _, view in self.attended):
+            raise InvalidInputError(
+                f"Batch: attended: attention must see the {self.num_tokens} tokens of the step, no more and no less"
+            )
         if not 0 <= self.num_new_requests <= len(self.num_new_tokens):
             raise InvalidInputError(f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}")
 
@@ -65,6 +72,12 @@ class Batch:
     def num_tokens(self) -> int:
         """Tokens computed in the step, over all requests."""
         return sum(self.num_new_tokens)
+
+    @property
+    def num_query_key_pairs(self) -> int:
+        """Tokens computed, each with all that it attends to, itself included."""
+        rows = zip(self.num_new_tokens, self.num_computed_tokens, strict=True)
+        return sum(new * computed + new * (new + 1) // 2 for new, computed in rows)
 
     @property
     def num_sampled(self) -> int:

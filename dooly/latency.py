@@ -19,7 +19,11 @@ from dooly.errors import InvalidInputError
 from dooly.prices import PriceSheet, price_batches
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
+
+    from dooly.kv_policy import KVPolicy
 
 
 class LatencyBackend(Protocol):
@@ -114,6 +118,16 @@ class AccountingBackend(LatencyBackend, Protocol):
         ...
 
 
+@runtime_checkable
+class SelectingBackend(LatencyBackend, Protocol):
+    """A predictor that knows what a KV-cache policy's scoring and choosing takes; with others it takes nothing."""
+
+    @abstractmethod
+    def selection_ns(self, policy: KVPolicy, num_tokens: Sequence[int]) -> int:
+        """Return what selecting takes for prompts of so many tokens that one step ends, one after the other, in nanoseconds."""
+        ...
+
+
 def keeps_account(latency: LatencyBackend) -> TypeGuard[AccountingBackend]:
     """Tell whether a predictor keeps account, and quotes what it prices: a subclass that only prices anew is asked for prices."""
     return _quotes_what_it_prices(type(latency))
@@ -179,7 +193,10 @@ class LinearLatency(SheetBackend):
         """Return the latency of one step, in nanoseconds."""
         new, computed = (np.array([counts], np.int64) for counts in (batch.num_new_tokens, batch.num_computed_tokens))
         steps_ns, _ = price_batches(self._sheet, new, computed, np.array([batch.num_new_requests]))
-        return int(steps_ns[0])
+        if not batch.attended:
+            return int(steps_ns[0])
+        num_pairs = sum(share * view.num_query_key_pairs for share, view in batch.attended) - batch.num_query_key_pairs
+        return max(1, round(int(steps_ns[0]) + float(self._sheet.per_ns[-1]) * num_pairs))
 
     def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
         """Return the latencies of consecutive decode steps, in nanoseconds, shape (num_steps,)."""

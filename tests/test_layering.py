@@ -21,6 +21,7 @@ ORDER = (
     "dooly.dtypes",
     "dooly.batch",
     "dooly.kv_cache_groups",
+    "dooly.kv_policy",
     "dooly.speculation",
     "dooly.prices",
     "dooly.latency",

@@ -31,6 +31,7 @@ from dooly.catalog._points import (
 )
 from dooly.catalog._profiles import module_environment, profiled_model
 from dooly.catalog._records import PASSES, feasible_records, latencies_of, medians, record_counts, repeatability
+from dooly.catalog._selections import read_selection, write_selection
 from dooly.catalog._table import told_apart, trace_operations
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "point_at",
     "point_of",
     "profiled_model",
+    "read_selection",
     "read_traced",
     "record_counts",
     "repeatability",
@@ -76,6 +78,7 @@ __all__ = [
     "with_whole_module",
     "write_described",
     "write_imported",
+    "write_selection",
     "write_table",
     "write_traced",
 ]

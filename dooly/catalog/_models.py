@@ -39,7 +39,7 @@ def read_traced(store: Store, model: ModelSource, serving: ServingConfig) -> tup
 
 def write_traced(store: Store, model: ModelSource, serving: ServingConfig, traced: TracedModel, environment: Environment) -> None:
     """Write the document that leads from a model to its operations and to the environment of their records."""
-    _write(store, _trace_digest(model, serving), (model.name, model.digest), traced, environment)
+    write_document_of(store, _trace_digest(model, serving), (model.name, model.digest), traced, environment)
 
 
 def write_imported(
@@ -60,10 +60,10 @@ def write_imported(
         signatures = [operation.signature for operation in table.operations]
         found = [trace_version(), config, dict(table.environment), signatures]
         digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
-        _write(store, digest, (table.model, config), table, environment)
+        write_document_of(store, digest, (table.model, config), table, environment)
 
 
-def _write(store: Store, digest: str, model: tuple[str, str], traced: TracedModel, environment: Environment) -> None:
+def write_document_of(store: Store, digest: str, model: tuple[str, str], traced: TracedModel, environment: Environment) -> None:
     """Write a trace document of a model, by its name and its configuration's digest."""
     name, config = model
     document = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dooly.errors import InvalidInputError, ModelNotFoundError, spell
+from dooly.kv_policy import KVPolicy
 from dooly.speculation import SpeculativeConfig
 
 
@@ -137,10 +138,13 @@ class ServingConfig:
     """Fraction of the KV blocks that a simulated engine keeps free when it admits a request beside others, below 1."""
     speculative_config: SpeculativeConfig | None = None
     """How a simulated engine drafts tokens, and how many it accepts; None where it drafts none, as where Dooly measures."""
+    kv_policy: KVPolicy | None = None
+    """What a simulated engine keeps of prompts, or computes of their attention; None for all."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in {"bfloat16", "float16", "float32"}:
-            raise InvalidInputError(f"--dtype: {self.dtype!r} is not one of bfloat16, float16, float32")
+        for name, names in (("dtype", ("bfloat16", "float16", "float32")), ("scheduling_policy", ("fcfs", "priority"))):
+            if (value := getattr(self, name)) not in names:
+                raise InvalidInputError(f"--{name.replace('_', '-')}: {spell(value)} is not one of {', '.join(names)}")
         for field in fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
             if str(field.type).startswith("bool") and not isinstance(value, bool) and (value is not None or field.type == "bool"):
@@ -151,14 +155,14 @@ class ServingConfig:
                 least = 0 if field.default == 0 else 1
                 if value < least:
                     raise InvalidInputError(f"{flag}: {value} is not at least {least}")
-        if self.scheduling_policy not in {"fcfs", "priority"}:
-            raise InvalidInputError(f"--scheduling-policy: {spell(self.scheduling_policy)} is not one of fcfs, priority")
-        if not isinstance(self.speculative_config, SpeculativeConfig | None):
-            raise InvalidInputError(
-                f"--speculative-config: {spell(self.speculative_config)} is none; give a dooly.speculation.SpeculativeConfig"
-            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InvalidInputError(f"--gpu-memory-utilization: {self.gpu_memory_utilization} does not lie above 0 and up to 1")
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        for name, kind in (("speculative_config", SpeculativeConfig), ("kv_policy", KVPolicy)):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise InvalidInputError(f"--{name.replace('_', '-')}: {spell(value)} is none; give a {kind.__module__}.{kind.__name__}")
 
     @property
     def kv_cache_bytes(self) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dooly.kv._adakv import AdaKV
-from dooly.kv._allocation import Scope
 from dooly.kv._apply import AppliedPolicy, apply
 from dooly.kv._criticalkv import CriticalAdaKV, CriticalKV
 from dooly.kv._critiprefill import CritiPrefill
@@ -20,6 +19,7 @@ from dooly.kv._policy import Policy, kept_indices, select
 from dooly.kv._registry import POLICIES, find_policy
 from dooly.kv._snapkv import SnapKV
 from dooly.kv._structured import AttentionShape, structured_llama, structured_text
+from dooly.kv_policy import Scope
 
 if TYPE_CHECKING:
     from dooly.kv._module import Selection

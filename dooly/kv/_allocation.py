@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from fractions import Fraction
 from typing import TYPE_CHECKING
+
+from dooly.kv_policy import Scope
 
 if TYPE_CHECKING:
     import torch
-
-
-class Scope(StrEnum):
-    """Whose tokens compete with each other."""
-
-    HEAD = "head"
-    LAYER = "layer"
-    MODEL = "model"
-
-
-def share_of(number: int, share: float) -> int:
-    """Return a share of a number, rounded down; the share counts as the decimal fraction that was written."""
-    exact = Fraction(str(share))
-    return number * exact.numerator // exact.denominator
 
 
 def keep_top(scores: torch.Tensor, num_kept: int, scope: Scope, protected: torch.Tensor | None = None) -> torch.Tensor:

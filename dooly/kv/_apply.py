@@ -11,8 +11,9 @@ from dooly.errors import InvalidInputError
 from dooly.kv._critiprefill import CritiPrefill
 from dooly.kv._interface import AttentionModule, attending, attention_modules
 from dooly.kv._layer import LayerInputs
-from dooly.kv._policy import Policy, check_budget, with_window
+from dooly.kv._policy import Policy, with_window
 from dooly.kv._registry import find_policy
+from dooly.kv_policy import check_budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

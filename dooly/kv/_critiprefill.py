@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError
-from dooly.kv._allocation import Scope, keep_top, share_of
-from dooly.kv._policy import check_budget
+from dooly.kv._allocation import keep_top
+from dooly.kv_policy import (
+    CRITICAL_BLOCK_SIZE,
+    NUM_DENSE_LAYERS,
+    NUM_DENSE_TOKENS,
+    SEGMENT_SIZE,
+    Scope,
+    check_budget,
+    share_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +62,13 @@ def earlier_blocks(num_segments: int, blocks_per_segment: int, like: torch.Tenso
 class CritiPrefill:
     """Compute a prompt's attention over critical blocks only; nothing of the cache is dropped."""
 
-    segment_size: int = 512
+    segment_size: int = SEGMENT_SIZE
     """Queries that choose blocks together."""
-    block_size: int = 32
+    block_size: int = CRITICAL_BLOCK_SIZE
     """Keys that are chosen together."""
-    num_dense_tokens: int = 4096
+    num_dense_tokens: int = NUM_DENSE_TOKENS
     """First tokens of a prompt whose attention is computed whole, beside that of its last segment."""
-    num_dense_layers: int = 1
+    num_dense_layers: int = NUM_DENSE_LAYERS
     """First layers whose attention is computed whole."""
     previous_weight: float = 0.25
     """Weight of the layer before in a layer's criticality."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dooly.kv._allocation import Scope, keep_top
+from dooly.kv._allocation import keep_top
 from dooly.kv._policy import Policy
+from dooly.kv_policy import Scope
 
 if TYPE_CHECKING:
     import torch

@@ -66,22 +66,25 @@ class LayerInputs:
         """Return each past token's norm of its value row after the output projection: (num_kv_heads, group, num_past).
 
         Args:
-            order: 1 multiplies out, 2 * num_past * head_dim * hidden_size FLOPs a head; 2 goes by the projection's Gram matrix,
-                2 * head_dim**2 * (num_past + hidden_size).
+            order: 1 multiplies out in the values' own type, 2 * num_past * head_dim * hidden_size FLOPs a head; 2 goes by the
+                projection's Gram matrix, 2 * head_dim**2 * (num_past + hidden_size).
         """
         import torch
+        from torch.linalg import vector_norm
 
         num_kv_heads = self.keys.shape[0]
-        values = _float(self.values[:, : self.num_past])
-        projections = _float(self.output_projection).reshape(num_kv_heads, -1, *self.output_projection.shape[1:])
+        values = self.values[:, : self.num_past]
+        projections = self.output_projection.reshape(num_kv_heads, -1, *self.output_projection.shape[1:])
         if order == 2:  # noqa: PLR2004 - the Euclidean norm
+            values, projections = _float(values), _float(projections)
             gram = projections @ projections.transpose(-1, -2)
             mixed = values @ gram.transpose(1, 2).flatten(2)  # one product a group: gram is symmetric, its heads side by side
             squares: torch.Tensor = (mixed.unflatten(2, gram.shape[1:3]) * values[:, :, None]).sum(-1)
             return squares.transpose(1, 2).clamp(min=0).sqrt()
+        kind = torch.promote_types(values.dtype, torch.float32)
         # One head at a time: all heads at once would hold num_heads * num_past * hidden_size numbers.
         norms = [
-            torch.stack([(value @ projection).abs().sum(-1) for projection in group])
+            torch.stack([vector_norm(value @ projection, ord=1, dim=-1, dtype=kind) for projection in group])
             for value, group in zip(values, projections, strict=True)
         ]
         return torch.stack(norms)

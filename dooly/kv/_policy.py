@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError
-from dooly.kv._allocation import share_of
+from dooly.kv_policy import WINDOW_SIZE, check_budget, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Policy(ABC):
     """Which of a prompt's tokens a KV cache keeps. The window, the prompt's last tokens, is always kept."""
 
-    window_size: int = 32
+    window_size: int = WINDOW_SIZE
     """Last tokens of the prompt, whose attention stands for that of the tokens to come."""
 
     def __post_init__(self) -> None:
@@ -58,16 +58,6 @@ class Policy(ABC):
                 f"always kept; use at least {min(1.0, self.window_size / num_tokens):.3g} or a longer prompt"
             )
         return kept
-
-
-def check_budget(budget: float) -> None:
-    """Refuse a budget that is no share.
-
-    Raises:
-        InvalidInputError: It does not lie above 0 and up to 1.
-    """
-    if not 0 < budget <= 1:
-        raise InvalidInputError(f"--budget: {budget:g} does not lie above 0 and up to 1; it is the share of tokens that are kept")
 
 
 def select(policy: Policy, layers: Sequence[LayerInputs], budget: float) -> torch.Tensor:

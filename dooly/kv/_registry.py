@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError, spell
 from dooly.kv._adakv import AdaKV
-from dooly.kv._allocation import Scope
 from dooly.kv._criticalkv import CriticalAdaKV, CriticalKV
 from dooly.kv._critiprefill import CritiPrefill
 from dooly.kv._defensivekv import DefensiveKV
 from dooly.kv._laprox import LaProx
 from dooly.kv._snapkv import SnapKV
+from dooly.kv_policy import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -88,6 +88,8 @@ class Domain:
 
     def outreach(self, batches: BatchArrays) -> npt.NDArray[np.bool_]:
         """Tell which batches go beyond what was measured, shape (num_batches,)."""
+        if batches.attended:
+            return np.asarray(np.any([self.outreach(view) for _, view in batches.attended], axis=0))
         work, reach = batches.attention(None), self.reach
         if reach is None:
             return np.zeros(len(work.decode_kv_tokens), dtype=np.bool_)

@@ -42,6 +42,8 @@ class BatchArrays:
     """Requests that the engine sees for the first time, shape (num_batches,)."""
     num_draft_tokens: Ints | None = None
     """Tokens to compute of each request that are drafts to verify, shape (num_batches, num_reqs); None where there are none."""
+    attended: tuple[tuple[float, BatchArrays], ...] = ()
+    """Shares of the attention layers, each with the batches as its attention sees them; none where it sees these. See `Batch`."""
     _work: dict[tuple[int | None, bool], AttentionWork] = field(default_factory=dict, repr=False, compare=False)
 
     def attention(self, window: int | None, *, verifies_as_decodes: bool = False) -> AttentionWork:
@@ -106,7 +108,17 @@ class BatchArrays:
             drafts = np.zeros_like(new)
             for row, batch in enumerate(batches):
                 drafts[row, : len(batch.num_draft_tokens)] = batch.num_draft_tokens
-        return cls(new, computed, np.array([b.num_new_requests for b in batches], dtype=np.int64), drafts)
+        fresh = np.array([b.num_new_requests for b in batches], dtype=np.int64)
+        return cls(new, computed, fresh, drafts, cls._attended(batches))
+
+    @classmethod
+    def _attended(cls, batches: Sequence[Batch]) -> tuple[tuple[float, BatchArrays], ...]:
+        """Return what attention sees of batches; all must have it in the same shares, which a batch that is seen as it is has."""
+        shares = next((tuple(share for share, _ in batch.attended) for batch in batches if batch.attended), ())
+        if any(batch.attended and tuple(share for share, _ in batch.attended) != shares for batch in batches):
+            raise InvalidInputError("BatchArrays: attended: batches differ in their shares of layers; price them apart")
+        views = [[batch.attended[place][1] if batch.attended else batch for batch in batches] for place in range(len(shares))]
+        return tuple((share, cls.of(view)) for share, view in zip(shares, views, strict=True))
 
     @classmethod
     def decode_run(cls, num_computed_tokens: Ints, num_steps: int) -> BatchArrays:

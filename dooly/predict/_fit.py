@@ -12,7 +12,7 @@ from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, prof
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._domain import Domain
-from dooly.predict._fit_hardware import default_serving, host_times, load_hardware_model
+from dooly.predict._fit_hardware import default_serving, host_times, listed_hardware, load_hardware_model
 from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fit_sparse import as_fit, fit_sparse
@@ -23,6 +23,7 @@ from dooly.predict._measured import MeasuredOperation, MeasuredSizes
 from dooly.predict._operation import OperationWork
 from dooly.predict._recorded import recorded_batches, recorded_sizes
 from dooly.predict._regressor import Regressor, fit_regressor
+from dooly.predict._selections import Selections
 from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
@@ -92,12 +93,20 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         raise InvalidInputError("--enforce-eager: the environment asked for runs CUDA graphs; ask for one of them")
     traced, measured = profiled_model(opened, model, serving, environment)
     if measured.source is not None:
-        return load_imported_model(opened, traced, measured, serving, interconnect)
+        return _selecting(load_imported_model(opened, traced, measured, serving, interconnect), opened)
     if interconnect is not None:
         raise InvalidInputError("--interconnect: prices the collectives of --hardware and of imported records only; leave it out")
     on_gpu = measured.device_kind == "cuda"
     in_graphs |= environment is None and on_gpu and not serving.enforce_eager
-    return fit_latency_model(opened, traced, measured, serving, in_graphs=in_graphs)
+    return _selecting(fit_latency_model(opened, traced, measured, serving, in_graphs=in_graphs), opened)
+
+
+def _selecting(latency: LatencyModel, store: Store) -> LatencyModel:
+    """Return a latency model that prices selections by a store, or by what ships of its device."""
+    device = latency.environment.device
+    hardware = next((hardware for hardware in listed_hardware() if hardware.device == device), None)
+    latency.selections = Selections(latency.traced, hardware, store, device)
+    return latency
 
 
 def fit_latency_model(

@@ -52,6 +52,9 @@ class FittedOperation:
 
     def latency_ns(self, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
+        if self.work.is_attention and batches.attended:
+            seen = [share * self.latency.latency_ns(self.work, view) for share, view in batches.attended]
+            return np.asarray(np.sum(seen, axis=0) + self.gap_ns)
         return self.latency.latency_ns(self.work, batches) + self.gap_ns
 
 
@@ -97,8 +100,9 @@ def layer_terms(inner: Floats, batches: BatchArrays) -> Floats:
 
 def layer_features(batches: BatchArrays) -> Floats:
     """Return the tree features of a whole layer."""
-    work = batches.attention(None)
-    return np.column_stack([batches.num_tokens, batches.num_reqs, work.decode_kv_tokens, work.prefill_pairs])
+    seen = [(share, view.attention(None)) for share, view in batches.attended or ((1.0, batches),)]
+    reads = (sum(share * getattr(work, name) for share, work in seen) for name in ("decode_kv_tokens", "prefill_pairs"))
+    return np.column_stack([batches.num_tokens, batches.num_reqs, *reads])
 
 
 def step_terms(batches: BatchArrays) -> Floats:

@@ -10,6 +10,7 @@ from dooly.catalog import kv_cache_layout
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import num_kv_blocks
+from dooly.predict._selections import Selections
 from dooly.predict._sources import SOURCES
 from dooly.predict._step_prices import StepPrices
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dooly.batch import Batch
     from dooly.catalog import KVCacheLayout
     from dooly.engines import ServingConfig
+    from dooly.kv_policy import KVPolicy
     from dooly.latency import HostTimes
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
@@ -81,6 +83,7 @@ class LatencyModel:
         """Nanoseconds of all steps priced so far, by where they are from."""
         self.extrapolated_ns = 0.0
         """Those of steps in which attention reads more than it was measured to."""
+        self.selections = Selections(traced, hardware, device=environment.device)
         self._parts = parts
         self._prices = StepPrices(traced.model, parts, domain, captured_tokens)
 
@@ -95,6 +98,7 @@ class LatencyModel:
             notes=self.notes,
         )
         model._prices = self._prices.within(domain, captured_tokens)
+        model.selections = self.selections
         return model
 
     @property
@@ -272,6 +276,13 @@ class LatencyModel:
     def account_estimate(self, latency_ns: float) -> None:
         """Note nanoseconds that were told rather than predicted, as of a drafter's passes: estimated."""
         self.priced_ns["estimated"] += latency_ns
+
+    def selection_ns(self, policy: KVPolicy, num_tokens: Sequence[int]) -> int:
+        """Return what a policy takes to score and choose for prompts of so many tokens; raises as `Selections.latency_ns`."""
+        found = [self.selections.latency_ns(policy, number) for number in num_tokens]
+        for nanoseconds, source in found:
+            self.priced_ns[source] += nanoseconds
+        return round(sum(nanoseconds for nanoseconds, _ in found))
 
     @property
     def provenance(self) -> Mapping[Source, float]:

@@ -81,8 +81,9 @@ class StepPrices:
             OutOfDomainError: A batch exceeds what was measured.
         """
         self._refuse_outside(batches)
-        # A step that verifies drafts samples more tokens than it has requests, which sums over requests do not tell.
-        if batches.num_draft_tokens is None and self.sheet is not None:
+        # A step that verifies drafts samples more tokens than it has requests, and a sparse prefill reads less than it follows:
+        # neither do sums over requests tell.
+        if batches.num_draft_tokens is None and not batches.attended and self.sheet is not None:
             from dooly.prices import price_batches
 
             return price_batches(self.sheet, batches.new, batches.computed, batches.num_new_requests)

@@ -205,8 +205,9 @@ class BlockKVCache(KVCache):
         num_final = num_tokens + num_steps
         self._note(requests, num_final, num_final - 1 - self._config.async_scheduling)
 
-    def steps_within(self, num_tokens: Counts, limit: int) -> int:
+    def steps_within(self, requests: Counts, num_tokens: Counts, limit: int) -> int:
         """Return how many decode steps the free blocks last, whatever gets free meanwhile; see `KVCache`."""
+        del requests
 
         def num_blocks(num_steps: int) -> int:
             return sum(int(group.num_blocks(num_tokens + num_steps).sum()) for group in self._groups)

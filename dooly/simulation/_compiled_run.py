@@ -55,15 +55,15 @@ def serve_compiled(
 ) -> Served | None:
     """Serve a workload as the event loop in Python does, to the nanosecond; None where that alone can.
 
-    It can where requests are served in order of arrival, none goes on from another's answer, steps hold no drafts, no setting
-    limits them further, and the cache goes by counts.
+    It can where requests are served in order of arrival, none goes on from another's answer, steps hold no drafts, all of
+    prompts is kept and computed, no setting limits them further, and the cache goes by counts.
 
     Raises:
         WorkloadError: A request is too long for the model or the KV cache, or can never finish.
         OutOfDomainError: A step cannot be priced.
     """
     requests = workload.requests
-    if config.policy != "fcfs" or config.speculative is not None or any(column(requests, "turn")):
+    if config.policy != "fcfs" or config.speculative is not None or config.kv_policy is not None or any(column(requests, "turn")):
         return None
     lower_limits = (config.max_num_active_seqs, config.max_num_scheduled_tokens)
     if (

@@ -66,7 +66,11 @@ class CountedKVCache(KVCache):
 
     def num_lacking(self, requests: Counts, num_tokens: Counts) -> int:
         """Return how many blocks requests lack to hold so many tokens; see `KVCache`."""
-        return int(np.maximum(self.num_blocks_for(num_tokens) - self._num_held[requests], 0).sum())
+        return int(np.maximum(self._num_filled(requests, num_tokens) - self._num_held[requests], 0).sum())
+
+    def _num_filled(self, requests: Counts, num_tokens: Counts) -> Counts:  # noqa: ARG002 - for those that do not keep all
+        """Return how many blocks so many tokens of requests fill, of shape (num_reqs,) all."""
+        return -(-num_tokens // self._block_size)
 
     def _take(self, number: int) -> None:
         """Take so many free blocks, those that hold nothing first."""
@@ -83,7 +87,7 @@ class CountedKVCache(KVCache):
     def extend(self, requests: Counts, num_tokens: Counts) -> int:
         """Give requests blocks for so many tokens in all, in order, while blocks last; see `KVCache`."""
         held = self._num_held[requests]
-        needed = -(-num_tokens // self._block_size)
+        needed = self._num_filled(requests, num_tokens)
         lacking = needed - held
         num_lacking = int(lacking.sum())
         if num_lacking <= self._num_free:
@@ -100,10 +104,10 @@ class CountedKVCache(KVCache):
         """Give requests the blocks of so many more decode steps; see `KVCache`."""
         self.extend(requests, num_tokens + num_steps)
 
-    def steps_within(self, num_tokens: Counts, limit: int) -> int:
+    def steps_within(self, requests: Counts, num_tokens: Counts, limit: int) -> int:
         """Return how many decode steps the free blocks last; see `KVCache`."""
-        affordable = int(self.num_blocks_for(num_tokens).sum()) + self._num_free
-        return last_affordable(lambda steps: int(self.num_blocks_for(num_tokens + steps).sum()), affordable, limit)
+        affordable = int(self._num_held[requests].sum()) + self._num_free
+        return last_affordable(lambda steps: int(self._num_filled(requests, num_tokens + steps).sum()), affordable, limit)
 
     def release(self, requests: Counts, num_final: Counts) -> None:
         """Free all blocks of these requests, one after another; see `KVCache`."""

@@ -82,11 +82,12 @@ class KVCache(ABC):
         """
 
     @abstractmethod
-    def steps_within(self, num_tokens: Counts, limit: int) -> int:
+    def steps_within(self, requests: Counts, num_tokens: Counts, limit: int) -> int:
         """Return how many decode steps the free blocks last at least.
 
         Args:
-            num_tokens: Tokens that all requests hold blocks for, shape (num_reqs,). Each grows by one a step.
+            requests: All requests that hold blocks, shape (num_reqs,).
+            num_tokens: Tokens that they hold blocks for, shape (num_reqs,). Each grows by one a step.
             limit: Largest answer of interest.
 
         Returns:

@@ -8,9 +8,11 @@ import numpy as np
 
 from dooly.errors import WorkloadError
 from dooly.kv_cache_groups import FULL_ATTENTION
+from dooly.kv_policy import Term
 from dooly.simulation._block_kv_cache import BlockKVCache
 from dooly.simulation._columns import column
 from dooly.simulation._counted_kv_cache import CountedKVCache
+from dooly.simulation._policy_kv_cache import PolicyKVCache
 from dooly.simulation._speculative_kv_cache import SpeculativeKVCache
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ def make_kv_cache(requests: Sequence[Request], config: SchedulerConfig) -> KVCac
     """Return the KV cache for a workload: by counts where these tell all, which is faster, else block by block."""
     if config.speculative is not None:
         return SpeculativeKVCache(requests, config)
+    if config.kv_policy is not None and config.kv_policy.changes(Term.BLOCKS):
+        return PolicyKVCache(len(requests), config, config.kv_policy)
     shares = config.enable_prefix_caching and (any(column(requests, "prefix_ids")) or any(column(requests, "turn")))
     if config.kv_cache_groups == FULL_ATTENTION and not shares:
         return CountedKVCache(

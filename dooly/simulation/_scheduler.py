@@ -214,7 +214,7 @@ class Scheduler(RunningRequests):
         all_decode = requests.size == self._running.size and np.all(computed >= self._num_prompt_tokens[requests])
         if all_decode and not may_admit and not is_loading:
             num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
-            max_num_steps += self._kv_cache.steps_within(computed + 1, num_left - 1)
+            max_num_steps += self._kv_cache.steps_within(requests, computed + 1, num_left - 1)
         return ScheduledStep(requests, granted, computed, [], max_num_steps)
 
     def complete(self, step: ScheduledStep, num_steps: int = 1) -> Progress:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dooly.errors import InvalidInputError
 from dooly.kv_cache_groups import FULL_ATTENTION, AttentionKind, KVCacheGroup
+from dooly.kv_policy import KVPolicy, Term
 from dooly.speculation import SpeculativeConfig  # noqa: TC001 - part of a field's type, which users may ask for
 
 
@@ -54,6 +55,10 @@ class SchedulerConfig:
     """Whether the next step is scheduled while one runs, as vLLM does by itself: tokens come out a step later."""
     speculative: SpeculativeConfig | None = None
     """How tokens are drafted, and how many of them are accepted; None where none are."""
+    kv_policy: KVPolicy | None = None
+    """What is kept of prompts, or computed of their attention; None for all."""
+    num_attention_layers: int | None = None
+    """Layers of attention, of which a sparse prefill computes the first whole; None where that is to count as none."""
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "prefill_schedule_interval"):
@@ -87,6 +92,21 @@ class SchedulerConfig:
         self._check_groups()
         if self.speculative is not None:
             self._check_speculative(self.speculative)
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        if (policy := self.kv_policy) is None:
+            return
+        if self.kv_cache_groups != FULL_ATTENTION or self.speculative is not None:
+            raise InvalidInputError(
+                f"SchedulerConfig: kv_policy: {policy} is simulated only where all layers have full attention and no tokens are "
+                "drafted; leave it out"
+            )
+        if self.enable_prefix_caching and policy.changes(Term.BLOCKS):
+            raise InvalidInputError(
+                f"SchedulerConfig: kv_policy: blocks with what {policy} keeps of a prompt hold no other's beginning; set "
+                "enable_prefix_caching to False"
+            )
 
     def _check_speculative(self, speculative: SpeculativeConfig) -> None:
         if self.kv_cache_groups != FULL_ATTENTION:

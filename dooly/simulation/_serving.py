@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError
 from dooly.kv_cache_groups import AttentionKind
+from dooly.kv_policy import Term
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.speculation import HEAD_METHODS
 
@@ -53,7 +54,7 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
                 f"scheduler_config: {name} is {getattr(serving, name)}, and was {made} when the latency model was made; give "
                 "both the same settings"
             )
-    layout = latency.kv_cache_layout(serving)
+    layout, policy = latency.kv_cache_layout(serving), serving.kv_policy
     num_kv_blocks, block_size = _num_kv_blocks(serving, latency), layout.block_size
     if num_kv_blocks < _MIN_BLOCKS:
         given = "--kv-cache-memory-bytes" if serving.num_gpu_blocks_override is None else "--num-gpu-blocks-override"
@@ -72,10 +73,14 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         num_kv_blocks=num_kv_blocks,
         block_size=block_size,
         policy=serving.scheduling_policy,
-        enable_prefix_caching=serving.enable_prefix_caching and _is_cached_by_default(layout.groups),
+        enable_prefix_caching=serving.enable_prefix_caching
+        and _is_cached_by_default(layout.groups)
+        and not (policy is not None and policy.changes(Term.CACHING)),
         kv_cache_groups=layout.groups,
         async_scheduling=latency.schedules_ahead,
         speculative=serving.speculative_config,
+        kv_policy=policy,
+        num_attention_layers=sum(op.count for op in latency.traced.operations if op.depends_on_context),
     )
 
 

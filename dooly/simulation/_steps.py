@@ -90,6 +90,8 @@ class Progress(NamedTuple):
     """Requests that get a token, at the end of each of the steps."""
     num_steps: int = 1
     """How many steps these are."""
+    launch: int = 0
+    """Which launch of its scheduler this ends, from 1, where the scheduler has to know; 0 where it need not."""
 
     def split(self) -> tuple[Progress, ...]:
         """Return what all steps but the last bring about, and what the last does."""

@@ -127,7 +127,7 @@ def test_a_prompt_goes_on_in_several_tokens(model: transformers.LlamaForCausalLM
         together = model(more, past_key_values=model(tokens, use_cache=True).past_key_values).logits
         cache = model(tokens, use_cache=True).past_key_values
         single = torch.cat([model(more[:, i : i + 1], past_key_values=cache).logits for i in range(5)], 1)
-    torch.testing.assert_close(together, single)
+    torch.testing.assert_close(together, single, atol=1e-4, rtol=1e-4)
 
 
 def test_critiprefill_is_exact_where_all_blocks_are_chosen(model: transformers.LlamaForCausalLM) -> None:

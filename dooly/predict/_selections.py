@@ -1,0 +1,128 @@
+"""What a KV-cache policy's scoring and choosing takes when a prompt has been computed: measured, or by what its kernels move."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from dooly.catalog import read_selection
+from dooly.errors import MissingOperationError, UnsupportedModelError
+from dooly.kv_policy import NUM_DENSE_LAYERS
+from dooly.predict._fit_module import load_module_latency
+from dooly.tracing import evaluate_form, layer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dbstore import Store
+    from dooly.kv_policy import KVPolicy
+    from dooly.predict._hardware import Hardware
+    from dooly.predict._module_latency import ModuleLatency
+    from dooly.predict._sources import Source
+    from dooly.tracing import TracedModel
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSizes:
+    """The sizes of one rank's attention that a selection's cost depends on."""
+
+    num_heads: int
+    """Query heads."""
+    num_kv_heads: int
+    """Key/value heads."""
+    head_dim: int
+    """Size of a head."""
+    hidden_size: int
+    """Size of a token's state."""
+    num_layers: int
+    """Layers of attention."""
+
+    @classmethod
+    def of(cls, traced: TracedModel) -> HeadSizes:
+        """Return the sizes of a model's attention.
+
+        Raises:
+            UnsupportedModelError: Its layers attend in different ways, or have no keys and values for each head.
+        """
+        layers = [op for op in traced.operations if op.depends_on_context]
+        shapes = {tuple(op.attributes.get(name, 0) for name in ("num_heads", "num_kv_heads", "head_size")) for op in layers}
+        plain = all(
+            op.attributes.get("kind") == "Attention" and op.attributes.get("sliding_window") in {None, -1} for op in layers
+        )
+        outside = [op for op in traced.operations if op.stage == "decoder" and layer_of(op.module) is None]
+        if not plain or len(shapes) != 1 or not outside:
+            raise UnsupportedModelError(
+                f"--kv-policy: {traced.model}: simulated only where all layers attend to all tokens, with keys and values for "
+                "each head; leave it out"
+            )
+        hidden_size = max(op.outputs[0].shape[-1].value or 0 for op in outside)
+        num_heads, num_kv_heads, head_dim = shapes.pop()
+        return cls(num_heads, num_kv_heads, head_dim, hidden_size, sum(op.count for op in layers))
+
+    @property
+    def of_layer(self) -> tuple[int, int, int, int]:
+        """Query heads, key/value heads, size of a head, hidden size."""
+        return self.num_heads, self.num_kv_heads, self.head_dim, self.hidden_size
+
+
+@dataclass(frozen=True)
+class Selections:
+    """Prices the selections of policies for one model."""
+
+    traced: TracedModel
+    """The model."""
+    hardware: Hardware | None = None
+    """Facts of the device, for estimates; None where nobody knows them."""
+    store: Store | None = None
+    """Where selections may have been measured."""
+    device: str | None = None
+    """Device of the model's latencies, by its driver's name, on which they count."""
+    _measured: dict[KVPolicy, ModuleLatency | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def latency_ns(self, policy: KVPolicy, num_tokens: int) -> tuple[float, Source]:
+        """Return what selecting takes for a prompt of so many tokens, over all layers, in nanoseconds, and where that is from.
+
+        Raises:
+            MissingOperationError: It was not measured, and nothing tells what the device moves.
+            UnsupportedModelError: The model's attention has no heads that a policy chooses for.
+        """
+        sizes = HeadSizes.of(self.traced)
+        layers = sizes.num_layers - (NUM_DENSE_LAYERS if policy.scope is None else 0)
+        if (own := self._own(policy, sizes)) is not None:
+            return layers * 1e9 * own(num_tokens=num_tokens, extrapolate=True).seconds, "measured"
+        if self.hardware is None:
+            raise MissingOperationError(
+                f"--kv-policy: nobody measured what selecting by {policy} takes for {self.traced.model} on {self.device}; run "
+                f"`dooly kv profile {self.traced.model} --db PATH --policy {policy.name} --budget {policy.budget:g}`"
+            )
+        return layers * estimate_ns(policy, sizes, num_tokens, self.hardware), "estimated"
+
+    def _own(self, policy: KVPolicy, sizes: HeadSizes) -> ModuleLatency | None:
+        """Return what was measured of a policy's selection on the device, None where nothing was."""
+        if policy not in self._measured:
+            found = () if self.store is None else read_selection(self.store, policy, sizes.of_layer)
+            fitted = (load_module_latency(traced, self.store) for traced, _ in found if self.store is not None)
+            self._measured[policy] = next((own for own in fitted if self.device in {None, own.environment.device}), None)
+        return self._measured[policy]
+
+
+def selection_work(policy: KVPolicy, sizes: HeadSizes, num_tokens: int) -> Mapping[str, float]:
+    """Return kernels, FLOPs and bytes of a selection in one layer, by the closed forms that traces of it give."""
+    names = dict(zip(("num_heads", "num_kv_heads", "head_dim", "hidden_size"), sizes.of_layer, strict=True))
+    return {name: float(evaluate_form(form, names | {"num_tokens": num_tokens})) for name, form in _forms()[policy.name].items()}
+
+
+def estimate_ns(policy: KVPolicy, sizes: HeadSizes, num_tokens: int, hardware: Hardware) -> float:
+    """Return what a selection in one layer takes by its launches, bytes and FLOPs one after the other, in nanoseconds."""
+    work = selection_work(policy, sizes, num_tokens)
+    moved_s = work["bytes"] / hardware.moved_bytes_per_s + work["flops"] / hardware.flops_per_s
+    return hardware.launch_ns * work["kernels"] + 1e9 * moved_s
+
+
+@cache
+def _forms() -> dict[str, dict[str, str]]:
+    found: Any = json.loads((resources.files("dooly") / "data" / "kv_selections.json").read_text())
+    return {str(name): dict(forms) for name, forms in found.items()}

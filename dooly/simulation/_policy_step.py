@@ -1,0 +1,87 @@
+"""A step of an engine with a KV-cache or prefill policy: what its attention reads, and which prompts are selected from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
+
+from dooly.batch import Batch
+from dooly.kv_policy import NUM_DENSE_LAYERS, Term
+from dooly.latency import SelectingBackend
+from dooly.simulation._steps import PricedRun, ScheduledStep
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from dooly.kv_policy import KVPolicy
+    from dooly.latency import LatencyBackend
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PolicyStep(ScheduledStep):
+    """One step's work, a request an entry."""
+
+    policy: KVPolicy
+    """The policy."""
+    num_unread_tokens: npt.NDArray[np.int64]
+    """Computed tokens of each request that its attention reads no more, the mean over heads, shape (num_reqs,)."""
+    num_prefill_tokens: npt.NDArray[np.int64]
+    """Tokens that each request computes as a prompt, shape (num_reqs,)."""
+    num_layers: int | None = None
+    """Layers of attention; None for so many that the first count nothing."""
+
+    @classmethod
+    def of(cls, step: ScheduledStep, **more: object) -> Self:
+        """Return a scheduled step with what the policy makes of it."""
+        return cls(**{field.name: getattr(step, field.name) for field in fields(step)} | more)
+
+    @property
+    def ends_prompt(self) -> npt.NDArray[np.bool_]:
+        """Whether each request's prompt has been computed with this step and not before, shape (num_reqs,)."""
+        before, prefill = self.num_computed_tokens, self.num_prefill_tokens
+        ends: npt.NDArray[np.bool_] = (before < prefill) & (before + self.num_new_tokens >= prefill)
+        return ends
+
+    @property
+    def num_read_tokens(self) -> npt.NDArray[np.int64]:
+        """Computed tokens of each request that its attention reads, shape (num_reqs,)."""
+        return self.num_computed_tokens - self.num_unread_tokens
+
+    def step_ns(self, latency: LatencyBackend) -> int:
+        """Return the latency of the step with the selections behind it, in nanoseconds."""
+        step_ns = latency.step_ns(self.to_batch())
+        if self.policy.changes(Term.SELECTION) and isinstance(latency, SelectingBackend):
+            ended = self.num_prefill_tokens[self.ends_prompt].tolist()
+            if selected := [number for number in ended if self.policy.acts_on(number)]:
+                step_ns += latency.selection_ns(self.policy, selected)
+        return step_ns
+
+    def price_run(self, latency: LatencyBackend, num_steps: int) -> PricedRun:
+        """Return what so many repetitions of a decode step take."""
+        return self._plain().price_run(latency, num_steps)
+
+    def _plain(self) -> ScheduledStep:
+        """Return the step as one over what is read."""
+        rest = (self.first_scheduled, self.max_num_steps, self.num_draft_tokens)
+        return ScheduledStep(self.requests, self.num_new_tokens, self.num_read_tokens, *rest)
+
+    def to_batch(self) -> Batch:
+        """Return the step as the predictors' batch: decodes with what they read, sparse prefills with what attention sees."""
+        plain = self._plain().to_batch()
+        if not self.policy.changes(Term.PREFILL):
+            return plain
+        new: list[int] = []
+        computed: list[int] = []
+        for count, start, prompt in zip(
+            plain.num_new_tokens, plain.num_computed_tokens, self.num_prefill_tokens.tolist(), strict=True
+        ):
+            seen = self.policy.attended(prompt, start, start + count) if start < prompt else [(count, start)]
+            new += [queries for queries, _ in seen]
+            computed += [keys for _, keys in seen]
+        if len(new) == plain.num_reqs and tuple(computed) == plain.num_computed_tokens:
+            return plain
+        whole = 0.0 if self.num_layers is None else min(1.0, NUM_DENSE_LAYERS / self.num_layers)
+        sparse = Batch(tuple(new), tuple(computed), 0)
+        attended = ((1 - whole, sparse), (whole, plain)) if whole else ((1.0, sparse),)
+        return Batch(plain.num_new_tokens, plain.num_computed_tokens, plain.num_new_requests, plain.num_draft_tokens, attended)
