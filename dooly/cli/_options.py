@@ -50,7 +50,7 @@ LIMITS = ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
 _SCHEDULE = ("scheduling_policy", "max_num_active_seqs", "max_num_scheduled_tokens", "enable_chunked_prefill", "watermark")
 """Settings of the schedule."""
 _WITHOUT_FLAG = (
-    *("speculative_config", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"),
+    *("speculative_config", "kv_policy", "long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"),
     "scheduler_reserve_full_isl",
 )
 """Settings without a flag of their name: several make up one, or no help of 80 columns has room for it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dooly.cli._fleet import DecodeChoices, EngineChoices, KVTransferText, PrefillChoices, RouterChoices, fleet_layouts
+from dooly.cli._kv_policy import PolicyBudgets, PolicyChoices, policy_choices
 from dooly.cli._limits import LimitTexts, parse_limits
 from dooly.cli._options import HtmlFile, InterconnectText, JsonFile, engine_choices, writable
 from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
@@ -67,12 +68,15 @@ def search(  # noqa: PLR0913 - one argument an option
     prefill_replicas: PrefillChoices = None,
     decode_replicas: DecodeChoices = None,
     kv_transfer: KVTransferText = None,
+    kv_policy: PolicyChoices = None,
+    kv_budget: PolicyBudgets = None,
     choices: dict[str, tuple[Any, ...]],
 ) -> None:
     """Search engine settings, models and devices for those that serve the most requests a GPU within latency limits."""
     from dooly.predict import Interconnect
     from dooly.searching import search as find
 
+    choices |= policy_choices(kv_policy, kv_budget)
     fleets = fleet_layouts(data_parallel_size, router, prefill_replicas, decode_replicas, kv_transfer)
     prices = None if price is None else dict(_priced(text) for text in price.split(","))
     with progress_bar("searching: simulations of this round") as update:

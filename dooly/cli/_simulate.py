@@ -19,6 +19,7 @@ from dooly.cli._fleet import (
     fleet_layout,
     show_replicas,
 )
+from dooly.cli._kv_policy import PolicyBudget, PolicyName, one_policy, policy_document, show_terms
 from dooly.cli._limits import LimitTexts, judge_limits, parse_limits
 from dooly.cli._options import (
     LIMITS,
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dooly.predict import Interconnect, LatencyModel, StepLatency
-    from dooly.simulation import SchedulerConfig, SimulationResult
+    from dooly.simulation import FleetLayout, SchedulerConfig, SimulationResult, TermEffect, Workload
     from dooly.speculation import SpeculativeConfig
 
+_ROOM = "use a larger one, or longer prompts: a window of 32 tokens is always kept, and 4,096 are always prefilled whole"
 _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
 _LEAST_SHARE = 0.005
@@ -80,6 +82,8 @@ def simulate(  # noqa: PLR0913 - one argument an option
     speculative_config: SpeculativeText = None,
     acceptance_rate: AcceptanceText = None,
     draft_cost: DraftCost = None,
+    kv_policy: PolicyName = None,
+    kv_budget: PolicyBudget = None,
     settings: dict[str, Any],
 ) -> None:
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
@@ -92,7 +96,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     if perfetto is not None and is_fleet:
         raise typer.BadParameter("--perfetto shows one engine; leave it out, or simulate one")
     source = find_model(model)
-    settings |= drafting(speculative_config, acceptance_rate, draft_cost)
+    settings |= drafting(speculative_config, acceptance_rate, draft_cost) | one_policy(kv_policy, kv_budget)
     serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
     link = _link(interconnect, serving)
     limits_s = parse_limits(slo)
@@ -103,6 +107,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
         store = None if db is None else open_to_answer(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
         config = scheduler_config(serving, latency)
+        terms = _terms(requests, latency, serving, layout)
         logs = None if html_file is None and perfetto is None else [StepLog() for _ in range(layout.num_replicas)]
         fleet = layout.serve(requests, latency, config, serving, logs)
         result = fleet.result
@@ -129,11 +134,32 @@ def simulate(  # noqa: PLR0913 - one argument an option
     }
     judged = judge_limits(result.summary(), limits_s)
     summary = fleet.summary() | {"fleet": asdict(layout)} if is_fleet else result.summary()
+    policy = serving.kv_policy
+    if policy is not None:
+        sources["kv_policy"] = policy_document(policy, terms)
     if write_json(summary | sources | {"slo": judged}, json_file):
         _show(result, judged)
         if is_fleet:
             show_replicas(fleet)
+        if policy is not None:
+            show_terms(policy, terms, latency, max(request.num_prompt_tokens for request in requests.requests))
         _show_sources(latency, serving, config, result, layout.num_replicas)
+
+
+def _terms(requests: Workload, latency: LatencyModel, serving: ServingConfig, layout: FleetLayout) -> tuple[TermEffect, ...]:
+    """Return what each term of a policy contributes, none without one; the account of `latency` is as before."""
+    from dooly.simulation import policy_terms
+
+    policy = serving.kv_policy
+    if policy is None:
+        return ()
+    longest = max(request.num_prompt_tokens for request in requests.requests)
+    if not policy.acts_on(longest):
+        raise typer.BadParameter(f"--kv-budget: {policy} changes nothing for prompts of {longest:,} tokens at most; {_ROOM}")
+    found = policy_terms(serving, latency, lambda config: layout.serve(requests, latency, config, serving).result)
+    latency.priced_ns.update(dict.fromkeys(latency.priced_ns, 0.0))
+    latency.extrapolated_ns = 0.0
+    return found
 
 
 def _link(interconnect: str | None, serving: ServingConfig) -> Interconnect | None:

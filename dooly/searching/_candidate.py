@@ -51,7 +51,7 @@ class Candidate:
         words = ["vllm", "serve", self.model.name]
         for field in fields(ServingConfig):
             value, flag = getattr(self.serving, field.name), field.name.replace("_", "-")
-            if field.name not in _ALWAYS_NAMED and value == field.default:
+            if field.name == "kv_policy" or (field.name not in _ALWAYS_NAMED and value == field.default):
                 continue
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         fleet, remark = self.fleet, ""
@@ -65,6 +65,8 @@ class Candidate:
         drafts = self.serving.speculative_config
         if drafts is not None and drafts.method in DRAFTER_METHODS:
             remark += f"{',' if remark else '  #'} with the drafter as model in --speculative-config"
+        if self.serving.kv_policy is not None:
+            remark += f"{',' if remark else '  #'} with {self.serving.kv_policy}, which vLLM lacks"
         return f"{shlex.join(words)}{remark}"
 
     def shown(self, name: str) -> str:

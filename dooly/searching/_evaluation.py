@@ -26,7 +26,7 @@ _LOADED = 128
 _LIMITS = (
     *("max_num_batched_tokens", "max_num_seqs", "max_cudagraph_capture_size"),
     *("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization"),
-    *("enable_prefix_caching", "async_scheduling"),
+    *("enable_prefix_caching", "async_scheduling", "kv_policy"),
 )
 """Settings that change no operation."""
 

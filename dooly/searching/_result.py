@@ -132,6 +132,7 @@ def _row(found: FoundCandidate) -> dict[str, Any]:
     del row["evaluations"]
     settings: dict[str, Any] = row.pop("serving") | row.pop("fleet")
     settings["kv_transfer"] = (link := settings["kv_transfer"]) and f"{link['bytes_per_s']:g} B/s, {link['latency_ns']:g} ns"
+    settings["kv_policy"] = settings["kv_policy"] and found.candidate.shown("kv_policy")
     settings["speculative_config"] = settings["speculative_config"] and found.candidate.shown("speculative_config")
     at_best: dict[str, Any] = {} if found.best is None else found.best.to_json()
     shares = {f"{source}_share": share for source, share in at_best.pop("provenance", {}).items()}

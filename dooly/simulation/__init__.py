@@ -16,6 +16,7 @@ from dooly.simulation._fleet_result import FleetResult, ReplicaResult
 from dooly.simulation._generate import add_turns, generate_workload
 from dooly.simulation._kv_transfer import KVTransfer
 from dooly.simulation._lengths import LengthRange, NormalLengths
+from dooly.simulation._policy_terms import TermEffect, num_at_once, policy_terms
 from dooly.simulation._prefix_router import PrefixAware
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
 from dooly.simulation._router import LeastLoaded, ReplicaLoad, RoundRobin, Router
@@ -60,6 +61,7 @@ __all__ = [
     "SimulationResult",
     "Stage",
     "StepLog",
+    "TermEffect",
     "Turn",
     "VllmBalancing",
     "Workload",
@@ -69,7 +71,9 @@ __all__ = [
     "generate_workload",
     "load_compiled_loop",
     "noise",
+    "num_at_once",
     "parse_workload",
+    "policy_terms",
     "read_run",
     "read_workload",
     "scheduler_config",

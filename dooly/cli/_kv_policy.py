@@ -1,0 +1,103 @@
+"""The options of a KV-cache or prefill policy in simulated engines, and what is printed of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dooly.cli._output import new_table, show
+from dooly.kv_policy import KEPT_BY, KVPolicy, Scope, Term
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dooly.predict import LatencyModel
+    from dooly.simulation import TermEffect
+
+_PANEL = "KV-cache policies"
+PolicyName = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-policy",
+        metavar="NAME",
+        help=f"What is kept of a prompt, or computed of its attention: {', '.join(KEPT_BY)}.",
+        rich_help_panel=_PANEL,
+    ),
+]
+PolicyBudget = Annotated[
+    str | None,
+    typer.Option("--kv-budget", metavar="SHARE", help="Share of a prompt's tokens that is kept.", rich_help_panel=_PANEL),
+]
+PolicyChoices = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-policy",
+        metavar="NAME,...",
+        help=f"Policies, all tried: {', '.join(KEPT_BY)}, or none.",
+        rich_help_panel=_PANEL,
+    ),
+]
+PolicyBudgets = Annotated[
+    str | None,
+    typer.Option("--kv-budget", metavar="SHARE,...", help="Shares of a prompt's tokens, all tried.", rich_help_panel=_PANEL),
+]
+_SHARED_BY = {
+    None: "all are kept; segments of a prompt attend to the blocks of keys that they choose",
+    Scope.HEAD: "each head keeps as many; what is kept is moved together into whole blocks",
+    Scope.LAYER: "a layer's heads share the budget, and have pages of their own, the last of each half full",
+    Scope.MODEL: "all heads of the model share the budget, and have pages of their own, the last of each half full",
+}
+
+
+def policy_choices(names: str | None, budgets: str | None) -> dict[str, tuple[KVPolicy | None, ...]]:
+    """Return the engine setting that these two options make, a value for each combination; none where no policy is named.
+
+    At budget 1, and for `none`, an engine has no policy.
+    """
+    if names is None or budgets is None:
+        if names is not None and names != "none":
+            raise typer.BadParameter("--kv-policy: how much is kept? give --kv-budget too, as 0.2")
+        if budgets is not None:
+            raise typer.BadParameter("--kv-budget: of which policy? give --kv-policy too")
+        return {}
+    found = [_policy(name.strip(), budget.strip()) for name in names.split(",") for budget in budgets.split(",")]
+    return {"kv_policy": tuple(dict.fromkeys(found))}
+
+
+def _policy(name: str, budget: str) -> KVPolicy | None:
+    try:
+        share = float(budget)
+    except ValueError as error:
+        raise typer.BadParameter(f"--kv-budget: {budget!r} is no number, as 0.2") from error
+    policy = KVPolicy(next(iter(KEPT_BY)) if name == "none" else name, share)
+    return None if name == "none" or share == 1 else policy
+
+
+def one_policy(name: str | None, budget: str | None) -> dict[str, KVPolicy]:
+    """Return the engine setting that these two options make; none where nothing changes."""
+    (policy,) = policy_choices(name, budget).get("kv_policy", (None,))
+    return {} if policy is None else {"kv_policy": policy}
+
+
+def policy_document(policy: KVPolicy, terms: Sequence[TermEffect]) -> dict[str, Any]:
+    """Return what `--json` says of a policy: each term with the one before it, and the first without any."""
+    pages = None if policy.scope is None else "whole blocks" if policy.is_even else "head-wise pages"
+    return {"policy": policy.name, "budget": policy.budget, "pages": pages, "terms": [asdict(term) for term in terms]}
+
+
+def show_terms(policy: KVPolicy, terms: Sequence[TermEffect], latency: LatencyModel, longest: int) -> None:
+    """Print what each term of a policy contributes, and what its selection stands on; `longest` is a prompt's tokens."""
+    numbers = ("TTFT ms", "TPOT ms", "tok/s", "at once")
+    table = new_table("KV policy", *numbers, numbers=numbers)
+    for term in terms:
+        values = (term.ttft_s, term.tpot_s)
+        milliseconds = ("-" if value is None else f"{1e3 * value:.1f}" for value in values)
+        rate = "-" if term.output_tokens_per_s is None else f"{term.output_tokens_per_s:.0f}"
+        table.add_row(term.term if term.term == "none" else f"+ {term.term}", *milliseconds, rate, str(term.num_at_once))
+    selecting = ""
+    if policy.changes(Term.SELECTION) and policy.acts_on(longest):
+        selection_ns, source = latency.selections.latency_ns(policy, longest)
+        selecting = f"; selecting of {longest:,} tokens takes {selection_ns / 1e6:.1f} ms ({source})"
+    show(table, f"{policy}: {_SHARED_BY[policy.scope]}{selecting}. Means; each row has one term more.")
