@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dooly.predict import LatencyModel
-    from dooly.simulation import TermEffect
+    from dooly.simulation import TermEffect, Workload
 
 _PANEL = "KV-cache policies"
 PolicyName = Annotated[
@@ -81,14 +81,19 @@ def one_policy(name: str | None, budget: str | None) -> dict[str, KVPolicy]:
     return {} if policy is None else {"kv_policy": policy}
 
 
-def policy_document(policy: KVPolicy, terms: Sequence[TermEffect]) -> dict[str, Any]:
-    """Return what `--json` says of a policy: each term with the one before it, and the first without any."""
+def policy_document(policy: KVPolicy | None, terms: Sequence[TermEffect]) -> dict[str, Any]:
+    """Return what `--json` adds for a policy: the simulation without any term, and with one more at a time; nothing without one."""
+    if policy is None:
+        return {}
     pages = None if policy.scope is None else "whole blocks" if policy.is_even else "head-wise pages"
-    return {"policy": policy.name, "budget": policy.budget, "pages": pages, "terms": [asdict(term) for term in terms]}
+    found = {"policy": policy.name, "budget": policy.budget, "pages": pages, "terms": [asdict(term) for term in terms]}
+    return {"kv_policy": found}
 
 
-def show_terms(policy: KVPolicy, terms: Sequence[TermEffect], latency: LatencyModel, longest: int) -> None:
-    """Print what each term of a policy contributes, and what its selection stands on; `longest` is a prompt's tokens."""
+def show_terms(policy: KVPolicy | None, terms: Sequence[TermEffect], latency: LatencyModel, workload: Workload) -> None:
+    """Print what each term of a policy contributes, and what its selection stands on; nothing without one."""
+    if policy is None:
+        return
     numbers = ("TTFT ms", "TPOT ms", "tok/s", "at once")
     table = new_table("KV policy", *numbers, numbers=numbers)
     for term in terms:
@@ -96,7 +101,7 @@ def show_terms(policy: KVPolicy, terms: Sequence[TermEffect], latency: LatencyMo
         milliseconds = ("-" if value is None else f"{1e3 * value:.1f}" for value in values)
         rate = "-" if term.output_tokens_per_s is None else f"{term.output_tokens_per_s:.0f}"
         table.add_row(term.term if term.term == "none" else f"+ {term.term}", *milliseconds, rate, str(term.num_at_once))
-    selecting = ""
+    selecting, longest = "", max(request.num_prompt_tokens for request in workload.requests)
     if policy.changes(Term.SELECTION) and policy.acts_on(longest):
         selection_ns, source = latency.selections.latency_ns(policy, longest)
         selecting = f"; selecting of {longest:,} tokens takes {selection_ns / 1e6:.1f} ms ({source})"

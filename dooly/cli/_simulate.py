@@ -134,15 +134,12 @@ def simulate(  # noqa: PLR0913 - one argument an option
     }
     judged = judge_limits(result.summary(), limits_s)
     summary = fleet.summary() | {"fleet": asdict(layout)} if is_fleet else result.summary()
-    policy = serving.kv_policy
-    if policy is not None:
-        sources["kv_policy"] = policy_document(policy, terms)
+    sources |= policy_document(serving.kv_policy, terms)
     if write_json(summary | sources | {"slo": judged}, json_file):
         _show(result, judged)
         if is_fleet:
             show_replicas(fleet)
-        if policy is not None:
-            show_terms(policy, terms, latency, max(request.num_prompt_tokens for request in requests.requests))
+        show_terms(serving.kv_policy, terms, latency, requests)
         _show_sources(latency, serving, config, result, layout.num_replicas)
 
 

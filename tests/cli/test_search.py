@@ -168,3 +168,18 @@ def test_what_the_best_stands_on_is_told(tmp_path: Path, dooly: Callable[..., tu
     assert "dooly: warning: llama-3.1-8b: 100% of the seconds are of steps with more tokens" in err
     (row,) = csv.DictReader(file.read_text().splitlines())
     assert (float(row["extrapolated_share"]), row["notes"]) == (pytest.approx(1.0), "products were measured warm")
+
+
+def test_policies_are_tried(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Each policy at each budget is a candidate, and none is one; long prompts are served at a higher rate with less of them."""
+    files = ("--json", tmp_path / "found.json", "--csv", tmp_path / "found.csv", "--html", tmp_path / "found.html")
+    workload = ("--hardware", "h200", "--workload", "poisson:prompt=30000,output=256,requests=30", "--max-model-len", "32000")
+    policies = ("--kv-policy", "none,snapkv", "--kv-budget", "0.1,0.5")
+    code, out, _ = dooly("search", "llama-3.1-8b", *workload, "--tpot-p90", "0.05", *policies, *files, "--processes", 1)
+    assert code == 0
+    found = json.loads((tmp_path / "found.json").read_text())["candidates"]
+    rates = {(each["serving"]["kv_policy"] or {"budget": 1})["budget"]: each["rate"] for each in found}
+    assert rates[0.1] > rates[0.5] > rates[1]
+    assert "snapkv at 0.1" in out
+    assert "# with snapkv at 0.1, which vLLM lacks" in out
+    assert "snapkv at 0.5" in (tmp_path / "found.csv").read_text()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dooly import find_model
+from dooly.kv_policy import KVPolicy
 from dooly.predict import Interconnect
 from dooly.searching import FoundCandidate, SearchResult, combine
 from dooly.simulation import FleetLayout
@@ -110,3 +111,11 @@ def test_a_digest_tells_candidates_apart() -> None:
         for candidate in combine([MODEL, find_model("phi-4")], ["h200", "h100"], {"max_num_seqs": (1, 2)}, link)
     }
     assert len(digests) == 16
+
+
+def test_a_policy_is_a_choice_that_vllm_lacks() -> None:
+    """Candidates with a policy and without are told apart; the command names what vLLM has no flag for in a remark."""
+    plain, policed = combine([MODEL], ["h200"], {"kv_policy": (None, KVPolicy("snapkv", 0.2))})
+    assert plain.digest() != policed.digest()
+    assert policed.command == f"{plain.command}  # with snapkv at 0.2, which vLLM lacks"
+    assert policed.shown("kv_policy") == "snapkv at 0.2"
