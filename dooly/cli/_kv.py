@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dooly.cli._options import HtmlFile, JsonFile, Model  # noqa: TC001 - typer reads the annotations
+from dooly.cli._options import Database, HtmlFile, JsonFile, Model  # noqa: TC001 - typer reads the annotations
 from dooly.cli._output import new_table, progress_bar, show, write_json
 
 if TYPE_CHECKING:
@@ -15,15 +15,10 @@ if TYPE_CHECKING:
 
     from dooly.kv import OutputError
 
-kv = typer.Typer(name="kv", help="What KV-cache and prefill policies do to the output of attention.")
+kv = typer.Typer(name="kv", help="What KV-cache and prefill policies do to the output of attention, and what selecting takes.")
 
 _NUM_LATER = 64
 """Tokens that follow a prompt, whose error is measured."""
-
-
-@kv.callback()
-def _kv() -> None:
-    """Keep `error` a command of its own."""
 
 
 @kv.command()
@@ -67,6 +62,35 @@ def error(  # noqa: PLR0913 - one argument an option
         write_kv_errors(source.name, found, html_file)
     if write_json(_document(source.name, found), json_file):
         _show(found)
+
+
+@kv.command()
+def profile(
+    model: Model,
+    *,
+    db: Database,
+    policy: Annotated[str, typer.Option(metavar="NAME", help="A policy that drops tokens, as laprox.")],
+    budget: Annotated[float, typer.Option(metavar="SHARE", help="Share of a prompt's tokens that are kept.")],
+    num_tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of prompts.")] = "1024,2048,4096,8192",
+) -> None:
+    """Measure on this machine what a policy takes to choose what it keeps, in one layer of MODEL, for `dooly simulate --db`."""
+    from dbstore import Store
+    from dooly.engines import find_model
+    from dooly.kv import AttentionShape, profile_selection
+    from dooly.kv_policy import KVPolicy
+    from dooly.predict import selection_latency
+
+    source, told, lengths = find_model(model), KVPolicy(policy, budget), _numbers("--num-tokens", num_tokens, int)
+    shape, store = AttentionShape.of(source), Store.open(db, "a")
+    with progress_bar(f"{source.name}: selecting by {told}") as progress:
+        profile_selection(store, told, shape, lengths, progress=progress)
+    table = new_table("tokens", "ms a layer", numbers=("tokens", "ms a layer"))
+    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.hidden_size)
+    latency = selection_latency(store, told, sizes)
+    assert latency is not None
+    for length in lengths:
+        table.add_row(f"{length:,}", f"{1e3 * latency(num_tokens=length).seconds:.2f}")
+    show(table, f"{told}, as fitted to what was measured")
 
 
 def _errors(*setting: Any) -> list[OutputError]:  # noqa: ANN401 - as given below

@@ -82,7 +82,7 @@ def one_policy(name: str | None, budget: str | None) -> dict[str, KVPolicy]:
 
 
 def policy_document(policy: KVPolicy | None, terms: Sequence[TermEffect]) -> dict[str, Any]:
-    """Return what `--json` adds for a policy: the simulation without any term, and with one more at a time; nothing without one."""
+    """Return what `--json` adds for a policy: simulations without any term, and with one more at a time; nothing without one."""
     if policy is None:
         return {}
     pages = None if policy.scope is None else "whole blocks" if policy.is_even else "head-wise pages"

@@ -80,7 +80,7 @@ class Selections:
     """Where selections may have been measured."""
     device: str | None = None
     """Device of the model's latencies, by its driver's name, on which they count."""
-    _measured: dict[KVPolicy, ModuleLatency | None] = field(default_factory=dict, repr=False, compare=False)
+    _measured: dict[KVPolicy, ModuleLatency | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def latency_ns(self, policy: KVPolicy, num_tokens: int) -> tuple[float, Source]:
         """Return what selecting takes for a prompt of so many tokens, over all layers, in nanoseconds, and where that is from.
@@ -103,10 +103,21 @@ class Selections:
     def _own(self, policy: KVPolicy, sizes: HeadSizes) -> ModuleLatency | None:
         """Return what was measured of a policy's selection on the device, None where nothing was."""
         if policy not in self._measured:
-            found = () if self.store is None else read_selection(self.store, policy, sizes.of_layer)
-            fitted = (load_module_latency(traced, self.store) for traced, _ in found if self.store is not None)
-            self._measured[policy] = next((own for own in fitted if self.device in {None, own.environment.device}), None)
+            own = None if self.store is None else selection_latency(self.store, policy, sizes.of_layer)
+            self._measured[policy] = own if own is not None and self.device in {None, own.environment.device} else None
         return self._measured[policy]
+
+
+def selection_latency(store: Store, policy: KVPolicy, sizes: tuple[int, int, int, int]) -> ModuleLatency | None:
+    """Return what a store holds of a policy's selection in one layer, by `dooly kv profile`; None where it holds nothing.
+
+    Args:
+        store: An open store.
+        policy: The policy at its budget.
+        sizes: Query heads, key/value heads, size of a head, hidden size.
+    """
+    found = read_selection(store, policy, sizes)
+    return load_module_latency(found[0][0], store) if found else None
 
 
 def selection_work(policy: KVPolicy, sizes: HeadSizes, num_tokens: int) -> Mapping[str, float]:
