@@ -110,12 +110,12 @@ def _ms(seconds: float | None) -> str:
 
 
 def _add_frontier(figure: Figure, points: Sequence[tuple[float, float]]) -> None:
-    """Draw through the points that no other exceeds in both throughput and speed."""
+    """Draw steps through the points that no other exceeds in both throughput and speed."""
     frontier: list[tuple[float, float]] = []
     for x, y in sorted(set(points), reverse=True):
         if not frontier or y > frontier[-1][1]:
             frontier.append((x, y))
-    line = {"color": "#868e96", "dash": "dot", "width": 2}
+    line = {"color": "#868e96", "dash": "dot", "width": 2, "shape": "hv"}
     figure.add_scatter(
         x=[x for x, _ in frontier], y=[y for _, y in frontier], mode="lines", line=line, name="Pareto frontier", hoverinfo="skip"
     )
