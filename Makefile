@@ -56,7 +56,7 @@ types: $(STAMP) ## check types
 	$(BIN)/mypy
 
 docs: $(STAMP) ## build the site into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # the variable silences what its theme says of successors
 
 dist: $(STAMP) ## build the sdist, and from it the wheel, into dist/
 	$(BIN)/python -m build --no-isolation

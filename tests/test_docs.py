@@ -1,13 +1,18 @@
-"""What the documentation shows works: its Python runs and its commands parse.
+"""What the documentation shows works: its Python runs, its commands parse, and those that a page asks to be run do.
 
-The ```python blocks of a page run from top to bottom in one namespace and an empty working directory. A block under the comment
-`<!-- engine -->` needs the real engine: the page then runs twice, without such blocks and, marked `engine`, whole.
-Lines of ```sh blocks, and those of ```console blocks that open with `$`, are commands.
+The ```python blocks of a page run from top to bottom in one namespace and an empty working directory. Lines of ```sh blocks, and
+those of ```console blocks that open with `$`, are commands. Comments above a block say more:
+
+- `<!-- engine -->`: it needs the real engine. The page then runs twice, without such blocks and, marked `engine`, whole.
+- `<!-- run -->`: its `dooly` commands run too, where they stand among the Python blocks.
+- `<!-- output -->`: it is what the Python block before it prints.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
+SHELLS = {"sh", "bash", "shell", "console"}
 
 
 class Block(NamedTuple):
@@ -28,7 +35,12 @@ class Block(NamedTuple):
     language: str
     source: str
     line: int
-    engine: bool
+    marks: frozenset[str] = frozenset()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the test of the page takes it."""
+        return self.language == "python" or (self.language in SHELLS and "run" in self.marks) or "output" in self.marks
 
 
 def blocks(text: str) -> list[Block]:
@@ -36,7 +48,8 @@ def blocks(text: str) -> list[Block]:
     found, comment = [], ""
     for token in MarkdownIt().parse(text):
         if token.type == "fence" and token.map is not None:
-            found.append(Block(token.info.strip(), token.content, token.map[0] + 2, "<!-- engine -->" in comment))
+            marks = frozenset(word.strip() for word in comment.strip().removeprefix("<!--").removesuffix("-->").split(","))
+            found.append(Block(token.info.strip(), token.content, token.map[0] + 2, marks & {"engine", "run", "output"}))
         comment = token.content if token.type == "html_block" else ""
     return found
 
@@ -54,22 +67,21 @@ def _split(line: str) -> Iterator[list[str]]:
             words.append(word)
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """Yield the arguments of each `dooly` command that a page's shell blocks show."""
-    for block in blocks(text):
-        lines = block.source.replace("\\\n", " ").splitlines()
-        if block.language == "console":
-            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        elif block.language not in {"sh", "bash", "shell"}:
-            continue
-        yield from (words[1:] for line in lines for words in _split(line) if words and Path(words[0]).name == "dooly")
+def commands(block: Block) -> Iterator[list[str]]:
+    """Yield the arguments of each `dooly` command that a block shows."""
+    lines = block.source.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    elif block.language not in SHELLS:
+        return
+    yield from (words[1:] for line in lines for words in _split(line) if words and Path(words[0]).name == "dooly")
 
 
-def python_pages() -> Iterator[object]:
-    """Yield one test case for each page with Python, and one more, marked `engine`, if a block of it needs the engine."""
+def runnable_pages() -> Iterator[object]:
+    """Yield one test case for each page with code to run, and one more, marked `engine`, if a block of it needs the engine."""
     for page in PAGES:
-        found = [block for block in blocks(page.read_text()) if block.language == "python"]
-        plain = [block for block in found if not block.engine]
+        found = [block for block in blocks(page.read_text()) if block.runs]
+        plain = [block for block in found if "engine" not in block.marks]
         name = str(page.relative_to(ROOT))
         if plain:
             yield pytest.param(page, plain, id=name)
@@ -80,7 +92,8 @@ def python_pages() -> Iterator[object]:
 def shown_commands() -> Iterator[object]:
     """Yield one test case for each command that a page shows."""
     for page in PAGES:
-        yield from (pytest.param(args, id=f"{page.name}: {shlex.join(args)}") for args in commands(page.read_text()))
+        shown = (args for block in blocks(page.read_text()) for args in commands(block))
+        yield from (pytest.param(args, id=f"{page.name}: {shlex.join(args)}") for args in shown)
 
 
 def exit_code(args: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
@@ -93,14 +106,39 @@ def exit_code(args: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | N
     return stop.value.code
 
 
-@pytest.mark.parametrize(("page", "found"), list(python_pages()))
-def test_python_blocks_run(page: Path, found: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python blocks of a page run in order."""
+@pytest.mark.parametrize(("page", "found"), list(runnable_pages()))
+def test_blocks_run(
+    page: Path, found: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blocks of a page run in order, and print what the page says they do."""
+    from dooly.cli import main
+
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
+    printed = ""
     for block in found:
-        code = compile("\n" * (block.line - 1) + block.source, str(page), "exec")  # tracebacks name the page's own line
-        exec(code, namespace)  # noqa: S102 - the project's own pages
+        if "output" in block.marks:
+            assert printed == block.source, f"{page}:{block.line}"
+        elif block.language == "python":
+            code = compile("\n" * (block.line - 1) + block.source, str(page), "exec")  # tracebacks name the page's own line
+            exec(code, namespace)  # noqa: S102 - the project's own pages
+        else:
+            codes = [main(args) for args in commands(block)]
+            assert codes, f"{page}:{block.line} has no command"
+            assert not any(codes), f"{page}:{block.line}"
+        printed = capsys.readouterr().out
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[path.name for path in NOTEBOOKS])
+def test_notebooks_run_on_the_base_installation(notebook: Path, tmp_path: Path) -> None:
+    """The code cells of a notebook run in order, where nothing can be imported that only extras bring."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    extras = ("torch", "vllm", "transformers", "pyarrow", "pandas", "ray", "tokenizers", "s3fs", "fastapi", "zarr", "IPython")
+    head = f"import sys; sys.modules.update(dict.fromkeys({extras!r}))\n"
+    code = head + "\n".join("".join(cell["source"]) for cell in cells)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cells
 
 
 @pytest.mark.parametrize("args", list(shown_commands()))
@@ -116,10 +154,10 @@ def test_wrong_commands_do_not_parse(args: list[str], monkeypatch: pytest.Monkey
 
 
 def test_blocks_and_commands_are_found() -> None:
-    """Fences are found in lists too, an engine comment holds for the next block only, and output lines are no commands."""
-    page = """<!-- engine -->
-```python
-a = 1
+    """Fences are found in lists too, a comment holds for the next block only, and output lines are no commands."""
+    page = """<!-- engine, run -->
+```sh
+dooly models
 ```
 
 - item
@@ -127,6 +165,11 @@ a = 1
   ```python
   b = 2
   ```
+
+<!-- output -->
+```text
+dooly
+```
 
 ```console
 $ ls && OMP_NUM_THREADS=1 .venv/bin/dooly trace m \\
@@ -138,5 +181,12 @@ dooly is not a command here
 dooly db info 'a b' poisson:rate=2,seed=0 > log
 ```
 """
-    assert blocks(page)[:2] == [Block("python", "a = 1\n", 3, engine=True), Block("python", "b = 2\n", 9, engine=False)]
-    assert list(commands(page)) == [["trace", "m", "--json", "out.json"], ["db", "info", "a b", "poisson:rate=2,seed=0"]]
+    found = blocks(page)
+    assert found[:3] == [
+        Block("sh", "dooly models\n", 3, frozenset({"engine", "run"})),
+        Block("python", "b = 2\n", 9),
+        Block("text", "dooly\n", 14, frozenset({"output"})),
+    ]
+    assert [block.runs for block in found] == [True, True, True, False, False]
+    shown = [args for block in found for args in commands(block)]
+    assert shown == [["models"], ["trace", "m", "--json", "out.json"], ["db", "info", "a b", "poisson:rate=2,seed=0"]]
