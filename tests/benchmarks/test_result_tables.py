@@ -1,0 +1,46 @@
+"""The tables of pages say what the benchmarks found."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:  # noqa: ANN401 - a module
+    """`benchmarks/result_tables.py`."""
+    spec = importlib.util.spec_from_file_location("result_tables", ROOT / "benchmarks" / "result_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_are_made_of_the_results(script: Any) -> None:  # noqa: ANN401 - a module
+    """Each page is as the script would write it, and each table stands in a page."""
+    pages = {page: page.read_text() for page in (ROOT / "docs").rglob("*.md")}
+    for page, text in pages.items():
+        assert script.filled(text) == text, f"{page}: run benchmarks/result_tables.py"
+    for name in script.TABLES:
+        assert any(f"<!-- table {name} -->" in text for text in pages.values()), name
+
+
+def test_a_table_takes_the_place_of_an_older_one(script: Any) -> None:  # noqa: ANN401 - a module
+    """What stands between the two lines is replaced, what stands around them kept, and a head has a line below it."""
+    page = "before\n\n<!-- table gpu-runs -->\n\nold\n\n<!-- end of gpu-runs -->\n\nbehind\n"
+    lines = script.filled(page).splitlines()
+    assert (lines[0], lines[2], lines[-3], lines[-1]) == (
+        "before",
+        "<!-- table gpu-runs -->",
+        "<!-- end of gpu-runs -->",
+        "behind",
+    )
+    assert "old" not in lines
+    assert lines[5] == "|---" * 9 + "|"
+    assert lines[6].startswith("| Llama 3.1 8B, one rank | -2.2 % |")
