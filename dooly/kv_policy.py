@@ -93,7 +93,7 @@ class KVPolicy:
         InvalidInputError: There is no such policy, the budget is no share, or it has no such term.
 
     Examples:
-        >>> policy = KVPolicy("snapkv", 0.2)
+        >>> policy = dooly.kv_policy.KVPolicy("snapkv", 0.2)
         >>> policy.num_kept(32_768), policy.num_kept(100)
         (6553, 100)
     """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BESIDE = (
     "imports.ImportResult",
     "imports.import_measurements",
+    "kv_policy.KVPolicy",
     "latency.LatencyBackend",
     "predict.BatchArrays",
     "predict.Hardware",

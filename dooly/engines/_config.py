@@ -162,7 +162,9 @@ class ServingConfig:
     def _check_kinds(self) -> None:
         for name, kind in (("speculative_config", SpeculativeConfig), ("kv_policy", KVPolicy)):
             if not isinstance(value := getattr(self, name), kind | None):
-                raise InvalidInputError(f"--{name.replace('_', '-')}: {spell(value)} is none; give a {kind.__module__}.{kind.__name__}")
+                raise InvalidInputError(
+                    f"--{name.replace('_', '-')}: {spell(value)} is none; give a {kind.__module__}.{kind.__name__}"
+                )
 
     @property
     def kv_cache_bytes(self) -> int:
