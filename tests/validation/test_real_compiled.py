@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytest.importorskip("vllm", reason="vLLM is not installed; install the cpu or the cuda extra")
 pytestmark = pytest.mark.engine
 
-LIMITS = {"dtype": "float32", "max_model_len": 64, "max_num_batched_tokens": 32, "max_num_seqs": 2}
+LIMITS = {"dtype": "float32", "max_model_len": 128, "max_num_batched_tokens": 32, "max_num_seqs": 2}
 COMPILED = ServingConfig(enforce_eager=False, kv_cache_memory_bytes=64 << 20, **LIMITS)
 EAGER = ServingConfig(kv_cache_memory_bytes=64 << 20, **LIMITS)
 CONFIG = {
