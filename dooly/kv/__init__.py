@@ -16,6 +16,7 @@ from dooly.kv._error import CapturedLayer, LayerError, OutputError, capture_atte
 from dooly.kv._laprox import LaProx
 from dooly.kv._layer import LayerInputs
 from dooly.kv._policy import Policy, kept_indices, select
+from dooly.kv._press import as_press
 from dooly.kv._profile import profile_selection
 from dooly.kv._registry import POLICIES, find_policy
 from dooly.kv._snapkv import SnapKV
@@ -44,6 +45,7 @@ __all__ = [
     "Selection",
     "SnapKV",
     "apply",
+    "as_press",
     "capture_attention",
     "find_policy",
     "kept_indices",

@@ -38,6 +38,11 @@ class AdaKV(SnapKV):
         if not 0 <= self.safeguard <= 1:
             raise InvalidInputError(f"{type(self).__name__}: safeguard {self.safeguard:g} does not lie between 0 and 1")
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all heads keep as many tokens."""
+        return False
+
     def keep(self, scores: torch.Tensor, num_kept: int) -> torch.Tensor:
         """Return the top of each layer's heads together, with the safeguards."""
         return keep_adaptively(scores[:, 0], num_kept, self.safeguard)

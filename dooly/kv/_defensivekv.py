@@ -71,6 +71,11 @@ class DefensiveKV(SnapKV):
     defensive: bool = True
     """Whether the worst case counts; the mean otherwise, which shows what it brings."""
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all heads keep as many tokens."""
+        return self.scope is Scope.HEAD
+
     def score(self, layer: LayerInputs) -> torch.Tensor:
         """Return the worst case weighted by values, and the attention of each head's core: (2, num_kv_heads, num_past)."""
         import torch

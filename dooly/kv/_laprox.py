@@ -49,6 +49,11 @@ class LaProx(Policy):
     scope: Scope = Scope.MODEL
     """Whose heads share the budget."""
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all heads keep as many tokens."""
+        return self.scope is Scope.HEAD
+
     def score(self, layer: LayerInputs) -> torch.Tensor:
         """Return the bound: (1, num_kv_heads, num_past)."""
         return product_scores(layer)[None]

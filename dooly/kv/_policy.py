@@ -28,6 +28,11 @@ class Policy(ABC):
         if self.window_size < 1:
             raise InvalidInputError(f"{type(self).__name__}: window_size {self.window_size} is not at least 1")
 
+    @property
+    @abstractmethod
+    def is_even(self) -> bool:
+        """Whether all heads keep as many tokens."""
+
     @abstractmethod
     def score(self, layer: LayerInputs) -> torch.Tensor:
         """Return what one layer's tokens before the window are chosen by: (num_scores, num_kv_heads, num_past).

@@ -46,6 +46,11 @@ class SnapKV(Policy):
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise InvalidInputError(f"{type(self).__name__}: kernel_size {self.kernel_size} is not an odd number of at least 1")
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all heads keep as many tokens."""
+        return True
+
     def score(self, layer: LayerInputs) -> torch.Tensor:
         """Return the smoothed attention: (1, num_kv_heads, num_past)."""
         return attention_scores(layer, self.kernel_size)[None]
