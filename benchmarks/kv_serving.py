@@ -6,7 +6,11 @@ Simulated on a device whose measurements ship with Dooly; selecting is estimated
     fit        requests that the KV cache holds together, each with what is kept of its prompt and its whole answer
     users      most users, a multiple of 2, whose mean TPOT stays within the limit, all in the cache at once
 
+With --uneven: what attention of decodes takes where layers keep a quarter to 2.25 times the mean, or each key/value head is a
+request of its own, over what it takes where all read as much; by the same tables.
+
     python benchmarks/kv_serving.py [--model llama-3.1-8b] [--hardware h200] [--budget 0.2] [--limit-ms 40] [--json FILE]
+    python benchmarks/kv_serving.py --uneven
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dooly.engines import find_model
 from dooly.kv_policy import KEPT_BY, KVPolicy
-from dooly.predict import default_serving, load_latency_model
+from dooly.predict import BatchArrays, default_serving, load_latency_model
 from dooly.simulation import load_compiled_loop, num_at_once, parse_workload, scheduler_config, simulate
 
 if TYPE_CHECKING:
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 LENGTHS = (8192, 16_384, 32_768, 65_536, 130_000)
 OUTPUT = 1024
 MOST_USERS = 256
+SHARES = (0.25, 0.4, 0.6, 0.8, 1, 1.2, 1.5, 2.25)
+"""What unequal layers keep, in units of the mean."""
 
 
 class Engine:
@@ -79,6 +88,27 @@ def row(engine: Engine, limit_s: float) -> dict[str, float | int]:
     }
 
 
+def show_uneven(latency: LatencyModel) -> None:
+    """Print what unequal layers, and heads apart, make of attention's time; both read as much as even ones."""
+    (fitted,) = (fitted for fitted in latency.operations if fitted.work.is_attention)
+    family: Any = fitted.latency
+    heads, kv_heads = family.shape.num_heads, family.shape.num_kv_heads
+    alone = replace(family, shape=replace(family.shape, num_heads=heads // kv_heads, num_kv_heads=1))
+
+    def attention_ns(lengths: list[int], by: Any = family) -> float:  # noqa: ANN401 - what prices attention
+        batches = BatchArrays.checked(np.ones((1, len(lengths)), np.int64), np.array([lengths]))
+        return float(by.latency_ns(fitted.work, batches)[0])
+
+    for kept in (1638, 6553, 26_000):
+        for users in (1, 8, 32, 128):
+            even = attention_ns([kept] * users)
+            layers = fmean(attention_ns([int(share * kept)] * users) for share in SHARES) / even
+            apart = attention_ns([kept] * (kv_heads * users), alone) / even
+            print(
+                f"{users:3} users of {kept:6,} tokens: {even / 1e3:6.1f} us a layer; layers unequal {layers:.3f}, heads {apart:.3f}"
+            )
+
+
 def main() -> None:
     """Simulate and print; write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,11 +117,15 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.2)
     parser.add_argument("--limit-ms", type=float, default=40.0)
     parser.add_argument("--num-tokens", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--uneven", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = find_model(args.model)
     serving = default_serving(model, args.hardware)
     latency = load_latency_model(model=model, serving=serving, hardware=args.hardware)
+    if args.uneven:
+        show_uneven(latency)
+        return
     load_compiled_loop()
     rows: list[dict[str, Any]] = []
     for prompt in args.num_tokens:
