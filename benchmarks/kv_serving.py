@@ -104,9 +104,8 @@ def show_uneven(latency: LatencyModel) -> None:
             even = attention_ns([kept] * users)
             layers = fmean(attention_ns([int(share * kept)] * users) for share in SHARES) / even
             apart = attention_ns([kept] * (kv_heads * users), alone) / even
-            print(
-                f"{users:3} users of {kept:6,} tokens: {even / 1e3:6.1f} us a layer; layers unequal {layers:.3f}, heads {apart:.3f}"
-            )
+            told = f"layers unequal {layers:.3f}, heads apart {apart:.3f}"
+            print(f"{users:3} users of {kept:6,} tokens: {even / 1e3:6.1f} us a layer; {told}")
 
 
 def main() -> None:

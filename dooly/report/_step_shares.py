@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from dooly.batch import Batch
     from dooly.predict import LatencyModel
-    from dooly.simulation import StepLog
+    from dooly.simulation import LoggedSteps, StepLog
     from dooly.speculation import SpeculativeConfig
 
 _SAMPLES = 200
@@ -23,6 +23,8 @@ _SHOWN = 18
 _OTHERS = "others"
 _DRAFTER = "drafter"
 """What its passes are called among the operations; their cost is as it was given."""
+_SELECTION = "selection"
+"""What a KV-cache policy's scoring and choosing is called among them."""
 SOURCE_COLORS = {"measured": "#10b981", "family": "#3b82f6", "estimated": "#f97316"}
 """Colours of where latencies are from."""
 
@@ -52,8 +54,21 @@ def step_shares(
         found = latency.step(batch, extrapolate=True)
         drafting_s = 0.0 if speculative is None else speculative.drafting(batch, found.seconds, price_s)
         parts = dict(found.by_source_s) | ({(_DRAFTER, "estimated"): drafting_s} if drafting_s else {})
+        for key, seconds in _selecting_s(run, latency).items():
+            parts[key] = parts.get(key, 0.0) + seconds
+        whole_s = sum(parts.values())
         for key, seconds in parts.items():
-            sums[key] = sums.get(key, 0.0) + seconds / (found.seconds + drafting_s) / _SAMPLES
+            sums[key] = sums.get(key, 0.0) + seconds / whole_s / _SAMPLES
+    return sums
+
+
+def _selecting_s(run: LoggedSteps, latency: LatencyModel) -> Mapping[tuple[str, str], float]:
+    """Return what selecting of the prompts that a step ends takes, in seconds, by where that is from."""
+    sums: dict[tuple[str, str], float] = {}
+    policy, prompts = run.selection or (None, ())
+    for num_tokens in prompts if policy is not None else ():
+        nanoseconds, source = latency.selections.latency_ns(policy, num_tokens)
+        sums[_SELECTION, source] = sums.get((_SELECTION, source), 0.0) + nanoseconds / 1e9
     return sums
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
 from dooly.batch import Batch
@@ -48,40 +48,46 @@ class PolicyStep(ScheduledStep):
         """Computed tokens of each request that its attention reads, shape (num_reqs,)."""
         return self.num_computed_tokens - self.num_unread_tokens
 
+    @property
+    def selection(self) -> tuple[KVPolicy, tuple[int, ...]] | None:
+        """The policy, and the tokens of prompts that the step ends and that it selects of; None where there are none."""
+        if not self.policy.changes(Term.SELECTION):
+            return None
+        ended = self.num_prefill_tokens[self.ends_prompt].tolist()
+        selected = tuple(number for number in ended if self.policy.acts_on(number))
+        return (self.policy, selected) if selected else None
+
+    @property
+    def attended(self) -> tuple[tuple[float, Batch], ...]:
+        """What attention sees of a sparse prefill: segments with what each chooses, in all layers but the first."""
+        if not self.policy.changes(Term.PREFILL):
+            return ()
+        seen: list[tuple[int, int]] = []
+        rows = zip(self.num_prefill_tokens.tolist(), self.num_read_tokens.tolist(), self.num_new_tokens.tolist(), strict=True)
+        for prompt, start, count in rows:
+            seen += self.policy.attended(prompt, start, start + count) if start < prompt else [(count, start)]
+        sparse, plain = Batch(*zip(*seen, strict=True), 0), self._plain().to_batch()  # type: ignore[arg-type]
+        if sparse.num_query_key_pairs == plain.num_query_key_pairs:
+            return ()
+        whole = 0.0 if self.num_layers is None else min(1.0, NUM_DENSE_LAYERS / self.num_layers)
+        return ((1 - whole, sparse), (whole, plain)) if whole else ((1.0, sparse),)
+
     def step_ns(self, latency: LatencyBackend) -> int:
         """Return the latency of the step with the selections behind it, in nanoseconds."""
         step_ns = latency.step_ns(self.to_batch())
-        if self.policy.changes(Term.SELECTION) and isinstance(latency, SelectingBackend):
-            ended = self.num_prefill_tokens[self.ends_prompt].tolist()
-            if selected := [number for number in ended if self.policy.acts_on(number)]:
-                step_ns += latency.selection_ns(self.policy, selected)
+        if self.selection is not None and isinstance(latency, SelectingBackend):
+            step_ns += latency.selection_ns(*self.selection)
         return step_ns
 
     def price_run(self, latency: LatencyBackend, num_steps: int) -> PricedRun:
         """Return what so many repetitions of a decode step take."""
         return self._plain().price_run(latency, num_steps)
 
+    def to_batch(self) -> Batch:
+        """Return the step as the predictors' batch: decodes with what they read, sparse prefills with what attention sees."""
+        return replace(self._plain().to_batch(), attended=self.attended)
+
     def _plain(self) -> ScheduledStep:
         """Return the step as one over what is read."""
         rest = (self.first_scheduled, self.max_num_steps, self.num_draft_tokens)
         return ScheduledStep(self.requests, self.num_new_tokens, self.num_read_tokens, *rest)
-
-    def to_batch(self) -> Batch:
-        """Return the step as the predictors' batch: decodes with what they read, sparse prefills with what attention sees."""
-        plain = self._plain().to_batch()
-        if not self.policy.changes(Term.PREFILL):
-            return plain
-        new: list[int] = []
-        computed: list[int] = []
-        for count, start, prompt in zip(
-            plain.num_new_tokens, plain.num_computed_tokens, self.num_prefill_tokens.tolist(), strict=True
-        ):
-            seen = self.policy.attended(prompt, start, start + count) if start < prompt else [(count, start)]
-            new += [queries for queries, _ in seen]
-            computed += [keys for _, keys in seen]
-        if len(new) == plain.num_reqs and tuple(computed) == plain.num_computed_tokens:
-            return plain
-        whole = 0.0 if self.num_layers is None else min(1.0, NUM_DENSE_LAYERS / self.num_layers)
-        sparse = Batch(tuple(new), tuple(computed), 0)
-        attended = ((1 - whole, sparse), (whole, plain)) if whole else ((1.0, sparse),)
-        return Batch(plain.num_new_tokens, plain.num_computed_tokens, plain.num_new_requests, plain.num_draft_tokens, attended)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from dooly.kv_policy import KVPolicy
     from dooly.simulation._steps import ScheduledStep
 
     Ints = npt.NDArray[np.int64]
@@ -30,17 +31,21 @@ class LoggedSteps:
     num_new_tokens: Ints
     """Tokens that each request computes in a step, shape (num_reqs,)."""
     num_computed_tokens: Ints
-    """Tokens that each had computed before the first, shape (num_reqs,)."""
+    """Tokens that each had computed before the first, less those that a policy has dropped, shape (num_reqs,)."""
     num_new_requests: int
     """How many of the requests no earlier step held."""
     num_draft_tokens: Ints | None = None
     """New tokens of each that are drafts to verify; None where none are drafted."""
+    attended: tuple[tuple[float, Batch], ...] = ()
+    """What attention sees, as `Batch` has it."""
+    selection: tuple[KVPolicy, tuple[int, ...]] | None = None
+    """The policy that selects of prompts which the step ends, and their tokens; None where there are none."""
 
     def batch(self, step: int) -> Batch:
         """Return what one of the steps computes."""
         drafts = () if self.num_draft_tokens is None else tuple(self.num_draft_tokens.tolist())
         computed = tuple((self.num_computed_tokens + step).tolist())
-        return Batch(tuple(self.num_new_tokens.tolist()), computed, self.num_new_requests, drafts)
+        return Batch(tuple(self.num_new_tokens.tolist()), computed, self.num_new_requests, drafts, self.attended)
 
     def num_kv_blocks(self, step: int, block_size: int) -> int:
         """Return how many KV blocks the requests of one of the steps fill at its end; each counts those it shares with others."""
@@ -64,5 +69,6 @@ class StepLog:
 
     def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, step: ScheduledStep) -> None:
         """Note a step, or repetitions of it, that the device runs one after another."""
-        batch = (step.num_new_tokens, step.num_computed_tokens, len(step.first_scheduled), step.num_draft_tokens)
-        self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), *batch))
+        batch = (step.num_new_tokens, step.num_read_tokens, len(step.first_scheduled), step.num_draft_tokens)
+        seen = (step.attended, step.selection)
+        self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), *batch, *seen))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from dooly.kv_policy import KVPolicy
     from dooly.latency import HostTimes, LatencyBackend
 
 
@@ -48,6 +49,21 @@ class ScheduledStep:
     that arrives or whose KV cache has been moved; 1 for other steps."""
     num_draft_tokens: npt.NDArray[np.int64] | None = None
     """New tokens that are drafts to verify, shape (num_reqs,); None where none are drafted."""
+
+    @property
+    def num_read_tokens(self) -> npt.NDArray[np.int64]:
+        """Tokens computed before that attention reads, shape (num_reqs,): all, unless a policy drops some."""
+        return self.num_computed_tokens
+
+    @property
+    def attended(self) -> tuple[tuple[float, Batch], ...]:
+        """What attention sees, as `Batch` has it; nothing where it sees the batch itself."""
+        return ()
+
+    @property
+    def selection(self) -> tuple[KVPolicy, tuple[int, ...]] | None:
+        """The policy that selects of prompts which the step ends, and their tokens; None where there are none."""
+        return None
 
     def step_ns(self, latency: LatencyBackend) -> int:
         """Return the latency of the step, in nanoseconds."""

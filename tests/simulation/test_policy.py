@@ -16,6 +16,7 @@ from dooly.errors import InvalidInputError, MissingOperationError, UnsupportedMo
 from dooly.kv_policy import KVPolicy, Term
 from dooly.latency import LinearLatency, SelectingBackend
 from dooly.predict import default_serving, load_latency_model
+from dooly.report._step_shares import step_shares
 from dooly.simulation import (
     FleetLayout,
     Request,
@@ -214,6 +215,22 @@ def test_more_users_fit_below_a_tpot_at_a_fifth(h200: LatencyModel) -> None:
         return max(users for users in (4, 8, 12, 16, 20, 24) if users == 4 or tpot_s(users, kept) < 0.03)
 
     assert most(KVPolicy("laprox", 0.2)) > most(None) < 24
+
+
+def test_a_page_shows_where_the_time_of_steps_goes(h200: LatencyModel) -> None:
+    """Shares of operations are of what steps read, selecting among them, and add up to one."""
+    serving = default_serving(find_model("llama-3.1-8b"), "h200", max_model_len=40_000)
+    requests, shares = parse_workload("closed:concurrency=2,requests=4,prompt=32768,output=64"), {}
+    for kept in (None, KVPolicy("criticalkv", 0.2), KVPolicy("critiprefill", 0.2)):
+        log = StepLog()
+        simulate(requests, h200, scheduler_config(replace(serving, kv_policy=kept), h200), steps=log)
+        found = step_shares(log, h200)
+        assert sum(found.values()) == pytest.approx(1)
+        shares[kept and kept.name] = found
+    attention = ("model.layers.*.self_attn.attn", "family")
+    assert shares["critiprefill"][attention] < 0.8 * shares[None][attention]
+    assert 0.02 < shares["criticalkv"]["selection", "estimated"] < 0.3
+    assert ("selection", "estimated") not in shares[None]
 
 
 def test_terms_are_told_apart(h200: LatencyModel) -> None:
