@@ -53,9 +53,8 @@ def step_shares(
         batch = run.batch(min(int(np.searchsorted(took, within, side="right")), len(took) - 1))
         found = latency.step(batch, extrapolate=True)
         drafting_s = 0.0 if speculative is None else speculative.drafting(batch, found.seconds, price_s)
-        parts = dict(found.by_source_s) | ({(_DRAFTER, "estimated"): drafting_s} if drafting_s else {})
-        for key, seconds in _selecting_s(run, latency).items():
-            parts[key] = parts.get(key, 0.0) + seconds
+        parts: dict[tuple[str, str], float] = {**found.by_source_s, **_selecting_s(run, latency)}
+        parts |= {(_DRAFTER, "estimated"): drafting_s} if drafting_s else {}
         whole_s = sum(parts.values())
         for key, seconds in parts.items():
             sums[key] = sums.get(key, 0.0) + seconds / whole_s / _SAMPLES
@@ -65,8 +64,10 @@ def step_shares(
 def _selecting_s(run: LoggedSteps, latency: LatencyModel) -> Mapping[tuple[str, str], float]:
     """Return what selecting of the prompts that a step ends takes, in seconds, by where that is from."""
     sums: dict[tuple[str, str], float] = {}
-    policy, prompts = run.selection or (None, ())
-    for num_tokens in prompts if policy is not None else ():
+    if run.selection is None:
+        return sums
+    policy, prompts = run.selection
+    for num_tokens in prompts:
         nanoseconds, source = latency.selections.latency_ns(policy, num_tokens)
         sums[_SELECTION, source] = sums.get((_SELECTION, source), 0.0) + nanoseconds / 1e9
     return sums

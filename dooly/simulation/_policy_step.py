@@ -66,7 +66,8 @@ class PolicyStep(ScheduledStep):
         rows = zip(self.num_prefill_tokens.tolist(), self.num_read_tokens.tolist(), self.num_new_tokens.tolist(), strict=True)
         for prompt, start, count in rows:
             seen += self.policy.attended(prompt, start, start + count) if start < prompt else [(count, start)]
-        sparse, plain = Batch(*zip(*seen, strict=True), 0), self._plain().to_batch()  # type: ignore[arg-type]
+        new, computed = zip(*seen, strict=True)
+        sparse, plain = Batch(new, computed, 0), self._plain().to_batch()
         if sparse.num_query_key_pairs == plain.num_query_key_pairs:
             return ()
         whole = 0.0 if self.num_layers is None else min(1.0, NUM_DENSE_LAYERS / self.num_layers)
