@@ -53,7 +53,7 @@ def step_shares(
         batch = run.batch(min(int(np.searchsorted(took, within, side="right")), len(took) - 1))
         found = latency.step(batch, extrapolate=True)
         drafting_s = 0.0 if speculative is None else speculative.drafting(batch, found.seconds, price_s)
-        parts: dict[tuple[str, str], float] = {**found.by_source_s, **_selecting_s(run, latency)}
+        parts = _selecting_s(run, latency) | {(name, source): seconds for (name, source), seconds in found.by_source_s.items()}
         parts |= {(_DRAFTER, "estimated"): drafting_s} if drafting_s else {}
         whole_s = sum(parts.values())
         for key, seconds in parts.items():
@@ -61,7 +61,7 @@ def step_shares(
     return sums
 
 
-def _selecting_s(run: LoggedSteps, latency: LatencyModel) -> Mapping[tuple[str, str], float]:
+def _selecting_s(run: LoggedSteps, latency: LatencyModel) -> dict[tuple[str, str], float]:
     """Return what selecting of the prompts that a step ends takes, in seconds, by where that is from."""
     sums: dict[tuple[str, str], float] = {}
     if run.selection is None:
