@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 _PLACE = re.compile(r"<!-- table (?P<name>[\w-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
-_WORKLOADS = {
-    "light": "light: `poisson:rate=0.5,requests=20,prompt=128-256,output=16-32,seed=1`",
-    "near-saturation": "near saturation: `poisson:rate=2,requests=40,prompt=128-256,output=32-64,seed=2`",
-    "long-prompts": "long prompts: `poisson:rate=0.3,requests=14,prompt=1000-1600,output=16-32,seed=3`",
-}
+_WORKLOADS = {"light": "light", "near-saturation": "near saturation", "long-prompts": "long prompts"}
 _LOADS = {
     "llama-3.1-8b.FLASH_ATTN.default.medium": "Llama 3.1 8B, 12 requests a second",
     "llama-3.1-8b.FLASH_ATTN.default.heavy": "Llama 3.1 8B, 32 a second, near saturation",
@@ -185,7 +181,7 @@ def overview() -> Iterator[list[str]]:
         found = _read(f"cpu/validate-qwen2.5-0.5b-{name}.json")
         shares = [[_percent(found[metric][key], sign=False) for key in ("mape", "noise")] for metric in ("ttft", "tpot")]
         errors = [f"{mape} MAPE (noise {noise})" for mape, noise in shares]
-        yield [f"vLLM 0.32, Qwen2.5 0.5B, {workload.partition(':')[0]}", "AMD EPYC, 2 cores", *errors, "`dooly validate`"]
+        yield [f"vLLM 0.32, Qwen2.5 0.5B, {workload}", "AMD EPYC, 2 cores", *errors, "`dooly validate`"]
 
 
 def kv_serving() -> Iterator[list[str]]:

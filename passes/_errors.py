@@ -4,4 +4,7 @@ from __future__ import annotations
 
 
 class PassError(ValueError):
-    """A captured graph breaks a rule that the message names."""
+    """A captured graph breaks a rule that the message names.
+
+    What to do: change the module's code as the message says, and trace it again.
+    """
