@@ -100,6 +100,8 @@ def _line(error: Exception) -> str:
         return f"{' '.join(error.format_message().split()).rstrip('.')}; see `{place} --help`"
     if isinstance(error, DoolyError | StoreError):
         return message
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "torch is not installed; `pip install 'dooly-llm[cpu]'` or `[cuda]` brings it with an engine, `[torch]` alone"
     return f"{type(error).__name__}: {message}; run it again with {_DEBUG} for the traceback"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 from dooly.errors import InvalidInputError, ModelNotFoundError, spell
 from dooly.kv_policy import KVPolicy
 from dooly.speculation import SpeculativeConfig
+
+_NEAR = 0.7
+"""How alike a name must be to a listed one, from 0 to 1, for that to be proposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +229,9 @@ def find_model(model: str) -> ModelSource:
     if not (folder / "config.json").is_file() and model in (listed := {m.name: m for m in listed_models()}):
         return listed[model]
     if not folder.is_dir():
-        raise ModelNotFoundError(f"MODEL: {model!r} is neither a folder nor a listed name; see `dooly models`")
+        near = get_close_matches(str(model).rpartition("/")[2].lower(), [m.name for m in listed_models()], 1, _NEAR)
+        hint = "".join(f", or take {name}" for name in near)
+        raise ModelNotFoundError(f"MODEL: {model!r} is neither a folder nor a listed name; see `dooly models`{hint}")
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"MODEL: {model} holds no config.json; give a folder with a Hugging Face config.json")
     source = ModelSource(folder.resolve().name, folder.resolve())

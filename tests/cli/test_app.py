@@ -106,6 +106,19 @@ def test_an_unexpected_error_is_one_line(db: Path, dooly: Callable[..., tuple[in
     assert "--debug" in err
 
 
+def test_without_torch_the_extras_are_named(dooly: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that needs torch, on the base installation, says in one line what to install."""
+    from dooly.cli import _trace
+
+    def missing(*_given: object, **_settings: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(_trace, "trace_model", missing)
+    code, _, err = dooly("trace", "smollm2-135m")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "torch is not installed; `pip install 'dooly-llm[cpu]'`" in err
+
+
 @pytest.mark.parametrize("arguments", [("--debug", "trace", "no-such-model"), ("trace", "no-such-model", "--debug")])
 def test_debug_shows_the_traceback(arguments: tuple[str, ...], dooly: Callable[..., tuple[int, str, str]]) -> None:
     """`--debug`, before or after the command, shows the traceback and keeps the exit code."""

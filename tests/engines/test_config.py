@@ -86,8 +86,14 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, content: str | Non
 
 def test_an_unknown_name_points_to_the_list() -> None:
     """A name that is neither a folder nor listed is refused with the command that lists the names."""
-    with pytest.raises(ModelNotFoundError, match=r"'gpt-9' is neither .*; see `dooly models`"):
+    with pytest.raises(ModelNotFoundError, match=r"'gpt-9' is neither .*; see `dooly models`$"):
         find_model("gpt-9")
+
+
+def test_the_makers_name_of_a_listed_model_points_to_it() -> None:
+    """A name as model makers write it is refused with the listed one that is nearest."""
+    with pytest.raises(ModelNotFoundError, match=r"; see `dooly models`, or take llama-3.1-8b$"):
+        find_model("meta-llama/Llama-3.1-8B-Instruct")
 
 
 @pytest.mark.parametrize(
