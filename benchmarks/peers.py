@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py vidur CHECKOUT --python PYTHON [--json FILE]
     python benchmarks/peers.py mocker --python PYTHON [--json FILE]
+    python benchmarks/peers.py blis CHECKOUT --python BLIS [--json FILE]
 
 PYTHON is an interpreter that has the peer's own requirements, and for Vidur Dooly's as well. Each command prints one JSON object.
 
@@ -9,6 +10,8 @@ PYTHON is an interpreter that has the peer's own requirements, and for Vidur Doo
   and once by Vidur's own random forest, trained on exported profiles.
 - `mocker`: 500 requests through Dynamo's mocker (`pip install ai-dynamo-runtime`) on exported planner arrays, and the same
   through Dooly's own simulator.
+- `blis`: the same requests through BLIS (inference-sim/inference-sim) on fitted coefficients; BLIS is what `go build` makes of it.
+
 LLMServingSim has a script of its own.
 """
 
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import dooly
-from dooly.adapters import export_planner, export_vidur
+from dooly.adapters import export_blis, export_planner, export_vidur
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,6 +142,46 @@ def mocker(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def blis(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run BLIS on exported coefficients, and Dooly's simulator on the same requests."""
+    prompt, output, concurrency = 1024, 128, 32
+    model, serving, latency = _loaded("llama-3.1-8b", "h100", max_num_seqs=256, max_model_len=8192)
+    config = replace(dooly.scheduler_config(serving, latency), async_scheduling=False)
+    workload = f"closed:concurrency={concurrency},requests={_REQUESTS},prompt={prompt},output={output}"
+    own = dooly.simulate(dooly.parse_workload(workload), latency, config).summary()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        export_blis(latency, model, serving, place / "blis.json")
+        facts = json.loads((place / "blis.json").read_text())
+        options = facts["options"] | {"hardware-config": str(place / facts["options"]["hardware-config"])}
+        for kind, length in (("prompt", prompt), ("output", output)):
+            options |= {f"{kind}-tokens": length, f"{kind}-tokens-stdev": 0} | {
+                f"{kind}-tokens-{end}": length for end in ("min", "max")
+            }
+        options |= {"concurrency": concurrency, "num-requests": _REQUESTS, "total-kv-blocks": config.num_kv_blocks}
+        options |= {"max-num-batched-tokens": config.max_num_batched_tokens, "max-num-seqs": config.max_num_seqs}
+        options |= {
+            "model": "meta-llama/llama-3.1-8b-instruct",
+            "model-config-folder": model.folder,
+            "metrics-path": place / "found",
+        }
+        command = [Path(asked.python).resolve(), "run", *(f"--{name}={value}" for name, value in options.items())]
+        subprocess.run(command, cwd=asked.checkout, check=True, capture_output=True)
+        found = json.loads((place / "found").read_text())
+    return {
+        "peer": "inference-sim/inference-sim",
+        "workload": workload,
+        "fit": facts["error"],
+        "blis": {
+            "requests": found["completed_requests"],
+            "ttft_s": round(found["ttft_mean_ms"] / 1e3, 5),
+            "tpot_s": round(found["itl_mean_ms"] / 1e3, 6),
+            "duration_s": round(found["vllm_estimated_duration_s"], 3),
+        },
+        "dooly_scheduling_after_each_step": _means(own),
+    }
+
+
 def _means(summary: dict[str, Any]) -> dict[str, float]:
     return {
         "requests": summary["requests"],
@@ -152,7 +195,7 @@ def main() -> None:
     """Run one peer and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for run, has_checkout in ((vidur, True), (mocker, False)):
+    for run, has_checkout in ((vidur, True), (mocker, False), (blis, True)):
         command = commands.add_parser(run.__name__)
         if has_checkout:
             command.add_argument("checkout", type=Path)
