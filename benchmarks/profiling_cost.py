@@ -23,9 +23,9 @@ import numpy as np
 from profiling_sweeps import Table, check_models
 from redundancy import REFERENCE
 
+from dooly.catalog import MOST_OTHERS
 from dooly.measure import TARGET_ERROR
 from dooly.measure._sampler import Sampler
-from dooly.measure.engine._adaptive import MOST_OTHERS
 from dooly.predict import FamilyProcess, Parameters, Points
 from dooly.predict import Sweep as Laid
 
@@ -48,6 +48,8 @@ an H200 (`benchmarks/groundtruth/h200`): 48.1 s in all, 19 samples each in the m
 SENSITIVITY = ((0.005, 22), (0.05, 22), (0.0174, 10), (0.0174, 100))
 STARTS_S = (0.0, 15.0, 30.0, 60.0)
 """Seconds to start an engine, once a model on either side; assumed."""
+BOUNDING = {"decodes", "prefills"}
+"""Families whose corners are measured whatever is known: how far attention reads bounds what a model is known for."""
 UNSEEN = ("qwen3-32b", "qwen2.5-0.5b", "smollm2-135m")
 """Models beyond the twelve, each after all of them."""
 
@@ -62,10 +64,13 @@ class Store:
     """All operations that were measured."""
     drawn: dict[Key, list[int]] = field(default_factory=dict)
     """Places that were drawn, by operation."""
+    launch_ns: float = 0.0
+    """What the shortest operation takes, as the first model's corners tell it."""
 
     def add(self, own: Mapping[Key, Sweep]) -> float:
         """Measure a model's operations until their sweeps may end, and return the seconds that it took."""
         self.sweeps |= own
+        self.launch_ns = self.launch_ns or min(float(sweep.latency_ns[corners(sweep)].min()) for sweep in own.values())
         if self.by_family:
             return self._sample(own, self._relatives(own))
         return sum(self._sample({key: sweep}, []) for key, sweep in own.items() if key not in self.drawn)
@@ -79,22 +84,32 @@ class Store:
         found = []
         for key, sweep in sweeps.items():
             held = self._laid(key, np.flatnonzero(sweep.held))
-            mean, _ = fitted[self._family(key)].predict(held.points)
-            found.append(np.abs(np.exp(mean) * held.roofline_ns / sweep.latency_ns[sweep.held] - 1))
+            process, centre = fitted[self._family(key)]
+            mean, _ = process.predict(held.points)
+            found.append(np.abs(np.exp(mean + centre) * held.roofline_ns / sweep.latency_ns[sweep.held] - 1))
         return found
 
     def _sample(self, own: Mapping[Key, Sweep], others: list[tuple[Laid, Floats]]) -> float:
-        """Draw until nothing more is worth it, as `dooly profile` does: corners first; return the seconds."""
+        """Draw until nothing more is worth it and no corner is in doubt, as `dooly profile` does; return the seconds."""
         before = {key: list(self.drawn.setdefault(key, [])) for key in own}
+        known = {key[0] for key in own} & {sweep.family[0] for sweep, _ in others}
         for key, sweep in own.items():
-            self.drawn[key] += [] if before[key] else corners(sweep)
+            if not before[key] and (key[0] in BOUNDING or key[0] not in known):
+                self.drawn[key] += corners(sweep)
         places = [{key: place} for key, sweep in own.items() for place in sweep.drawable.tolist()]
         cost_s = np.concatenate([costs_s(sweep)[sweep.drawable] for sweep in own.values()])
         laid = {key: self._laid(key, sweep.drawable) for key, sweep in own.items()}
         measured = {key: {place: sweep.latency_ns[place] for place in self.drawn[key]} for key, sweep in own.items()}
         sampler = Sampler(laid, places, measured, others, TARGET_ERROR)
-        while (found := sampler.next(lambda number: float(cost_s[number]))) is not None:
-            ((key, place),) = places[found[0]].items()
+
+        at_corners = [(key, place) for key, sweep in own.items() for place in corners(sweep)]
+        while True:
+            found = sampler.next(lambda number: float(cost_s[number]))
+            ((key, place),) = places[found[0]].items() if found else [(None, 0)]
+            if key is None:
+                key, place = next((at for at in at_corners if sampler.is_doubtful(*at)), (None, 0))
+            if key is None:
+                break
             sampler.told(key, place, float(own[key].latency_ns[place]))
             self.drawn[key].append(place)
         return sum(float(costs_s(sweep)[self.drawn[key][len(before[key]) :]].sum()) for key, sweep in own.items())
@@ -107,16 +122,13 @@ class Store:
             chosen += sorted(others, key=lambda key: -len(self.drawn[key]))[:MOST_OTHERS]
         return [(self._laid(key, self.drawn[key]), self.sweeps[key].latency_ns[self.drawn[key]]) for key in chosen]
 
-    def _process(self, keys: Sequence[Key]) -> FamilyProcess:
-        """Return what all draws of some operations tell."""
+    def _process(self, keys: Sequence[Key]) -> tuple[FamilyProcess, float]:
+        """Return what all draws of some operations tell, and the mean around which it does."""
         laid = [self._laid(key, self.drawn[key]) for key in keys]
-        points = Points(
-            np.concatenate([own.points.coordinates for own in laid]), np.concatenate([own.points.operations for own in laid])
-        )
-        logs = [
-            np.log(self.sweeps[key].latency_ns[self.drawn[key]] / own.roofline_ns) for key, own in zip(keys, laid, strict=True)
-        ]
-        return FamilyProcess(Parameters.unknown(points.coordinates.shape[1]), points, np.concatenate(logs)).refitted()
+        logs = [self.sweeps[key].latency_ns[self.drawn[key]] / own.roofline_ns for key, own in zip(keys, laid, strict=True)]
+        known, ratios = Points.joined([own.points for own in laid]), np.log(np.concatenate(logs))
+        centre = float(ratios.mean())
+        return FamilyProcess(Parameters.unknown(known.coordinates.shape[1]), known, ratios - centre).refitted(), centre
 
     def _family(self, key: Key) -> tuple[object, ...]:
         return key[:1] if self.by_family else key
@@ -124,7 +136,7 @@ class Store:
     def _laid(self, key: Key, places: Sequence[int] | Ints) -> Laid:
         sweep, number = self.sweeps[key], list(self.sweeps).index(key)
         points = Points(sweep.coordinates[places], np.full(len(places), number))
-        return Laid(self._family(key), points, sweep.roofline_ns[places])
+        return Laid(self._family(key), points, self.launch_ns + sweep.roofline_ns[places])
 
 
 def corners(sweep: Sweep) -> list[int]:
@@ -157,11 +169,13 @@ def interpolated(sweep: Sweep) -> Floats:
 def by_itself(sweep: Sweep) -> Floats:
     """Return the errors of a process of this operation alone over its whole grid but for what is held out, shape (num_held,)."""
     points = Points(sweep.coordinates, np.zeros(len(sweep.held), dtype=np.int64))
-    logs, places = np.log(sweep.latency_ns / sweep.roofline_ns), sweep.drawable
+    places = sweep.drawable
+    logs = np.log(sweep.latency_ns / (sweep.latency_ns[places].min() + sweep.roofline_ns))
     start = Parameters.unknown(sweep.coordinates.shape[1])
-    process = FamilyProcess(start, points.at(places), logs[places]).refitted()
+    centre = logs[places].mean()
+    process = FamilyProcess(start, points.at(places), logs[places] - centre).refitted()
     mean, _ = process.predict(points.at(np.flatnonzero(sweep.held)))
-    return np.asarray(np.abs(np.exp(mean - logs[sweep.held]) - 1))
+    return np.asarray(np.abs(np.exp(mean + centre - logs[sweep.held]) - 1))
 
 
 def spread(errors: Sequence[Floats]) -> dict[str, float]:
@@ -258,7 +272,8 @@ def _sensitivity(models: Models, sweeps: Mapping[Key, Sweep], store: Store) -> I
 
 def _unseen(own: Mapping[Key, Sweep], store: Store) -> dict[str, Any]:
     """Return what a model after all others costs: its new operations against their fixed grid."""
-    later = Store(sweeps=dict(store.sweeps), drawn={key: list(places) for key, places in store.drawn.items()})
+    drawn = {key: list(places) for key, places in store.drawn.items()}
+    later = Store(sweeps=dict(store.sweeps), drawn=drawn, launch_ns=store.launch_ns)
     new = {key: sweep for key, sweep in own.items() if key not in store.drawn}
     seconds = later.add(own)
     alone = sum(map(grid_s, new.values()))

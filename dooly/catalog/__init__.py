@@ -31,6 +31,7 @@ from dooly.catalog._points import (
 )
 from dooly.catalog._profiles import module_environment, profiled_model
 from dooly.catalog._records import PASSES, feasible_records, latencies_of, medians, record_counts, repeatability
+from dooly.catalog._relatives import MOST_OTHERS, Known, relatives
 from dooly.catalog._selections import read_selection, write_selection
 from dooly.catalog._table import told_apart, trace_operations
 
@@ -39,11 +40,13 @@ __all__ = [
     "DECODE_GROWTH_TOKENS",
     "LAYER",
     "MODULE",
+    "MOST_OTHERS",
     "NO_MODEL",
     "PASSES",
     "STEP",
     "KVCacheLayout",
     "Key",
+    "Known",
     "batch_at",
     "batch_dims",
     "check_sizes",
@@ -70,6 +73,7 @@ __all__ = [
     "read_selection",
     "read_traced",
     "record_counts",
+    "relatives",
     "repeatability",
     "shipped_file",
     "sizes_at",

@@ -1,20 +1,24 @@
 """Which point of a sweep to measure next, and when to stop: decisions alone, apart from whatever measures.
 
 What is known of a family is a Gaussian process over all its operations (`dooly.predict.FamilyProcess`). The next point is the
-one after which the variance over the whole sweep is expected to be smallest, for each second that it takes: Cohn's criterion
-(D. Cohn, *Neural Network Exploration Using Optimal Experiment Design*, NeurIPS 1993; for Gaussian processes, Seo, Wallat, Graepel
-and Obermayer, IJCNN 2000). A sweep ends when the error expected at a point that nobody measures is below the target, or when
-measuring more would hardly lower it: what no neighbour tells, be it noise or a kernel that changes from one size to the next, is
-a floor.
+one after which the variance over the sweeps of its family that go on is expected to be smallest, for each second that it takes:
+Cohn's criterion (D. Cohn, *Neural Network Exploration Using Optimal Experiment Design*, NeurIPS 1993; for Gaussian processes,
+Seo, Wallat, Graepel and Obermayer, IJCNN 2000). A sweep ends when the error expected at a point that nobody measures is below the
+target, or when measuring more would hardly lower it: what no neighbour tells, be it noise or a kernel that changes from one size
+to the next, is a floor.
 
-Every point is predicted before it is measured. How far it lies from the prediction, in the standard deviations expected, is a
-surprise; where surprises are larger than they should be, all expected errors are taken to be larger by as much. So the error that
-ends a sweep is judged by points held out of the fit that predicted them.
+How far standard deviations may be trusted is told by what was measured: each known point of the family is predicted by all others
+(in closed form; Rasmussen and Williams, 5.4.2), and how far it lies from that, in the standard deviations expected, is a
+surprise. Errors where nobody measured are taken to be spread as surprises are, times the standard deviation there: the residuals
+of locally weighted conformal prediction (Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, JASA 2018), left out one by one. So
+neither a few large surprises make all errors large, nor does a fit that knows its points end a sweep.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +28,8 @@ from dooly.predict import FamilyProcess, Parameters, Points
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    Floats = npt.NDArray[np.float64]
     Flags = npt.NDArray[np.bool_]
+    Floats = npt.NDArray[np.float64]
 
 TARGET_ERROR = 0.03
 """Median relative error of an operation's latency at points that were not measured, at which its sweep ends."""
@@ -33,14 +37,12 @@ TAIL = 10 / 3
 """The 90th percentile may be so many times the median's target."""
 MIN_POINTS = 3
 """Of each operation, however well its family knows it: a level and a slope that are its own show in no fewer."""
-_SLACK = 0.3
+_SLACK = 0.1
 """A sweep ends too where all that more points could tell lowers the error by less than this."""
-_NUM_SURPRISES = 40
-_DOUBT, _DOUBTS = 1.5, 4
-"""How many times larger errors are taken to be before any surprise tells, and after how many that counts as half."""
-_HALF, _NINE_TENTHS = 0.5, 0.9
-_FARTHEST = 8.0
-_NUM_HALVINGS = 40
+_DOUBT, _DOUBTS = 1.5, 8
+"""How many times larger than expected errors are taken to be before any surprise tells, and as how many surprises that counts."""
+_QUANTILES = (0.5, 0.9)
+_JITTER = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +55,25 @@ class ExpectedError:
     """Its 90th percentile."""
     floor: float
     """The median that would be left if all points were measured but the one asked for."""
+    floor_p90: float
+    """The 90th percentile that would be left."""
 
     def is_within(self, target: float) -> bool:
         """Tell whether a sweep may end: the error is below the target, or more points would hardly lower it."""
-        reachable = max(target, (1 + _SLACK) * self.floor)
-        return self.median <= reachable and self.p90 <= TAIL * reachable
+        median, p90 = max(target, (1 + _SLACK) * self.floor), max(TAIL * target, (1 + _SLACK) * self.floor_p90)
+        return self.median <= median and self.p90 <= p90
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Knowledge:
-    """What is known of a family, and how well it predicted what was measured after."""
+    """What is known of a family, and how well each part of it is told by the rest."""
 
     process: FamilyProcess
     """What was measured."""
-    surprises: tuple[float, ...] = ()
-    """How far each of the last points lay from what was predicted of it, in standard deviations."""
     num_fitted: int = 0
     """Points behind the process's parameters."""
+    believed: Knowledge | None = None
+    """What is known in truth, where points of the process are imagined: they surprise nobody."""
 
     @classmethod
     def nothing(cls, num_coordinates: int) -> Knowledge:
@@ -77,76 +81,67 @@ class Knowledge:
         empty = Points(np.empty((0, num_coordinates)), np.empty(0, dtype=np.int64))
         return cls(FamilyProcess(Parameters.unknown(num_coordinates), empty, np.empty(0)))
 
-    def told(self, point: Points, log_ratio: float) -> Knowledge:
-        """Return what is known after one point more.
+    def told(self, points: Points, log_ratios: Floats) -> Knowledge:
+        """Return what is known after more points.
 
         Args:
-            point: The point, one.
-            log_ratio: Logarithm of the ratio of its latency to its roofline.
+            points: The points.
+            log_ratios: Logarithms of the ratio of the latency of each to its roofline, shape (num_points,).
         """
-        process, surprises = self.process, self.surprises
-        if len(process.known):
-            mean, variance = process.predict(point)
-            expected = np.sqrt(variance[0, 0] + process.parameters.rough**2)
-            surprises = (*surprises, float((log_ratio - mean[0]) / expected))[-_NUM_SURPRISES:]
-        process = replace(process, known=process.known.with_more(point), logs=np.append(process.logs, log_ratio))
-        return replace(self, process=process, surprises=surprises).refitted_if_grown()
-
-    def imagined(self, point: Points) -> Knowledge:
-        """Return what would be known after one point that is just as predicted: nothing but where it lies."""
-        mean, _ = self.process.predict(point)
-        process = replace(self.process, known=self.process.known.with_more(point), logs=np.append(self.process.logs, mean))
-        return replace(self, process=process)
-
-    def refitted_if_grown(self) -> Knowledge:
-        """Return the same with new parameters where it knows a quarter more points than those were found with."""
-        count = len(self.process.known)
+        process = self.process.told(points, log_ratios)
+        count = len(process.known)
         if count < self.num_fitted + max(MIN_POINTS, self.num_fitted // 4):
-            return self
-        return replace(self, process=self.process.refitted(), num_fitted=count)
+            return replace(self, process=process)
+        return replace(self, process=process.refitted(), num_fitted=count)
 
-    @property
-    def caution(self) -> float:
-        """How many times larger errors are taken to be than the process expects."""
-        squares = float(np.square(self.surprises).sum()) + _DOUBTS * _DOUBT**2
-        return max(1.0, float(np.sqrt(squares / (len(self.surprises) + _DOUBTS))))
+    def imagined(self, points: Points) -> Knowledge:
+        """Return what would be known after more points that are just as predicted: nothing but where they lie."""
+        mean, _ = self.process.predict(points)
+        return replace(self, process=self.process.told(points, mean), believed=self.believed or self)
+
+    @cached_property
+    def surprises(self) -> Floats:
+        """Distances of known points from what all others say, in standard deviations, and what is believed before any tells."""
+        if self.believed is not None:
+            return self.believed.surprises
+        if not len(self.process.known):
+            return _BELIEVED
+        away, spread = self.process.left_out()
+        return np.concatenate([np.abs(away / spread), _BELIEVED])
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What is expected of an operation's sweep."""
-
-    error: ExpectedError
-    """The error at points that are not measured."""
-    gains: Floats
-    """How much measuring each point is expected to lower the mean variance over all, shape (num_points,)."""
+def _half_normal(count: int) -> Floats:
+    """Return the sizes of normal deviations at even shares, shape (count,)."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf(0.5 + 0.5 * (place + 0.5) / count) for place in range(count)])
 
 
-def outlook(knowledge: Knowledge, sweep: Points, left: Flags) -> Outlook:
-    """Return what is expected of an operation's sweep.
+_BELIEVED = _DOUBT * _half_normal(_DOUBTS)
+
+
+def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags) -> ExpectedError:
+    """Return the error that is expected at points that nobody measured; 0 where there is none.
 
     Args:
-        knowledge: What is known of its family, its own points included.
-        sweep: All its points.
-        left: Those that nobody measured, shape (num_points,): they alone are in the error; where none is left, it is 0.
+        surprises: How far points of the family lie from what all others say, in standard deviations, shape (num_surprises,).
+        covariance: Of a sweep's points, rough part left out, shape (num_points, num_points).
+        rough: Standard deviation of what no other point shares.
+        left: Points that nobody measured, shape (num_points,).
     """
-    _, covariance = knowledge.process.predict(sweep)
-    rough = knowledge.process.parameters.rough
-    observed = np.maximum(np.diag(covariance), 0) + rough**2
-    gains = np.square(covariance).mean(axis=0) / observed
     if not left.any():
-        return Outlook(ExpectedError(0.0, 0.0, 0.0), gains)
-    spread, floor = knowledge.caution * np.sqrt(observed[left]), knowledge.caution * np.array([rough])
-    return Outlook(ExpectedError(_quantile(spread, _HALF), _quantile(spread, _NINE_TENTHS), _quantile(floor, _HALF)), gains)
+        return ExpectedError(0.0, 0.0, 0.0, 0.0)
+    observed = covariance + np.eye(len(covariance)) * (rough**2 + _JITTER)
+    now, at_last = np.sqrt(np.diag(observed)[left]), 1 / np.sqrt(np.diag(np.linalg.inv(observed))[left])
+    found = [np.quantile(np.outer(deviations, surprises), _QUANTILES) for deviations in (now, at_last)]
+    return ExpectedError(*np.concatenate(found).tolist())
 
 
-def _quantile(spread: Floats, share: float) -> float:
-    """Return a quantile of the sizes of normal deviations, one of each standard deviation, all as likely."""
-    from scipy.special import erf
+def gains(covariance: Floats, rough: float, weights: Floats) -> Floats:
+    """Return how much measuring each point of some sweeps is expected to lower the variance over all, shape (num_points,).
 
-    low, high = 0.0, _FARTHEST * float(spread.max())
-    for _ in range(_NUM_HALVINGS):
-        middle = (low + high) / 2
-        below = float(np.mean(erf(middle / (spread * np.sqrt(2.0)))))
-        low, high = (middle, high) if below < share else (low, middle)
-    return high
+    Args:
+        covariance: Of all points, rough part left out, shape (num_points, num_points).
+        rough: Standard deviation of what no other point shares.
+        weights: How much the variance at each point counts, shape (num_points,).
+    """
+    return np.asarray(weights @ np.square(covariance) / (np.maximum(np.diag(covariance), 0) + rough**2))

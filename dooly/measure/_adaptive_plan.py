@@ -1,5 +1,9 @@
 """A plan that is made as it goes: corners first, then whatever is worth most, then the same points in the other passes.
 
+Corners bound what records are good for, and tell the device's rates. Attention and what an engine does around its operations are
+measured there whatever is known, and so is all that no relative tells of; any other operation only where its sweep, once it may
+end, leaves it in doubt there: the largest sizes cost most.
+
 The first pass decides which points are measured; the others measure these again, in an order of their own, since a machine drifts
 by more within minutes than a sweep's target. What a store holds already counts as measured.
 """
@@ -18,13 +22,13 @@ from dooly.measure._sampler import sampler_of
 from dooly.measure._tasks import AnyTask, shuffled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
     import numpy.typing as npt
 
     from dbstore import Record
-    from dooly.catalog import Key
-    from dooly.measure._sampler import Known, Latencies, Sampler
+    from dooly.catalog import Key, Known
+    from dooly.measure._sampler import Latencies, Sampler
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
@@ -96,7 +100,7 @@ class AdaptivePlan(Generic[AnyTask]):
             operations: The operations, by key.
             places: The point of each operation at each place.
             sizes: Sizes of each place that its cost goes by, shape (num_places, num_sizes).
-            corners: Places that are measured whatever is known.
+            corners: Places that bound all others.
             counts: How many records a store has of each operation's points.
             measured: Their latencies.
             others: Operations of the same families.
@@ -111,7 +115,10 @@ class AdaptivePlan(Generic[AnyTask]):
         }
         self._others = others
         self.costs = PlaceCosts(sizes)
-        self._corners = [(place, keys) for place in corners if (keys := self._lacking(place))]
+        told = {known.operation.family for known in others if known.latency_ns}
+        self._bounding = {key for key, op in operations.items() if _bounds(op) or op.family not in told}
+        self._corners = [place for place in corners if self._lacking(place, self._bounding)]
+        self._every_corner = tuple(corners)
         self._sampler: Sampler[Key] | None = None
         self._later: list[AnyTask] | None = None
         self._proposed: list[tuple[AnyTask, int, tuple[Key, ...]]] = []
@@ -122,13 +129,13 @@ class AdaptivePlan(Generic[AnyTask]):
         if len(self._delayed) >= _MOST_DELAYED:
             return None
         while self._corners:
-            place, _ = self._corners.pop()
-            if keys := self._lacking(place):
+            place = self._corners.pop()
+            if keys := self._lacking(place, self._bounding):
                 return self._propose(place, keys)
         if self._later is None:
             if self._sampler is None and self._delayed:
                 return None  # corners tell the device's rates
-            if (found := self.sampler.next(self.costs.at)) is not None:
+            if (found := self.sampler.next(self.costs.at) or self._doubtful_corner()) is not None:
                 return self._propose(*found)
             if self._delayed:
                 return None
@@ -170,7 +177,8 @@ class AdaptivePlan(Generic[AnyTask]):
         """Return how many records are still wanted: of the pass that decides, no more than the other passes' share is known."""
         if self._later is not None:
             return sum(len(task.missing) for task in self._later)
-        wanted = sum(len(self._lacking(place)) for place, _ in self._corners) + sum(len(task.missing) for task in self._delayed)
+        wanted = sum(len(self._lacking(place, self._bounding)) for place in self._corners)
+        wanted += sum(len(task.missing) for task in self._delayed)
         at_corners = self._corners or (self._delayed and self._sampler is None)
         open_ = 0 if at_corners else len(self.sampler.unfinished())
         return wanted + open_ + self._num_again()
@@ -218,9 +226,17 @@ class AdaptivePlan(Generic[AnyTask]):
         distinct = {(key[0], self._places[place][key]): key for key in reversed(keys)}
         return self._make(number, place, list(distinct.values())[::-1])
 
-    def _lacking(self, place: int) -> tuple[Key, ...]:
-        """Return the operations without a record of their point at a place."""
-        return tuple(key for key in self._operations if not self._counts[key][self._places[place][key]])
+    def _lacking(self, place: int, keys: Collection[Key]) -> tuple[Key, ...]:
+        """Return those of some operations that have no record of their point at a place."""
+        return tuple(key for key in self._operations if key in keys and not self._counts[key][self._places[place][key]])
+
+    def _doubtful_corner(self) -> tuple[int, tuple[Key, ...]] | None:
+        """Return a corner with the operations that are in doubt there."""
+        for place in self._every_corner:
+            points = self._places[place]
+            if keys := tuple(key for key in self._operations if self.sampler.is_doubtful(key, points[key])):
+                return place, keys
+        return None
 
     def _other_passes(self) -> list[AnyTask]:
         """Return the tasks of the passes after the first, over the points that have a record, the last one first."""
@@ -237,3 +253,8 @@ class AdaptivePlan(Generic[AnyTask]):
                 if keys:
                     tasks.append(self._task(number, place, keys))
         return shuffled(tasks)[::-1]
+
+
+def _bounds(operation: TracedOperation) -> bool:
+    """Tell whether how far an operation was measured bounds what a model is known for."""
+    return operation.stage == "engine" or operation.depends_on_context

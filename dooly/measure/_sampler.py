@@ -1,17 +1,18 @@
 """An adaptive sweep of many operations at once: each place measures several of them, and the next is worth most a second.
 
 A place is what is run to measure: a batch of an engine, or a forward of a plain module. Each operation has a point there, and
-several places may share it. Corners come first: they bound what the records are good for, and tell the device's rates.
+several places may share it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from dooly.measure._adaptive import MIN_POINTS, ExpectedError, Knowledge, Outlook, outlook
+from dooly.measure._adaptive import MIN_POINTS, TAIL, ExpectedError, Knowledge, expected_error, gains
 from dooly.predict import Points, Rates, lay_out
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dbstore import JsonObject
-    from dooly.catalog import Key
+    from dooly.catalog import Key, Known
     from dooly.predict import Sweep
     from dooly.tracing import TracedOperation
 
@@ -32,13 +33,13 @@ AnyKey = TypeVar("AnyKey", bound="Hashable")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """An operation that is not to be measured, but whose records tell of its family."""
+class Outlook:
+    """What is expected of an operation's sweep."""
 
-    operation: TracedOperation
-    """The operation."""
-    latency_ns: Latencies
-    """What it took."""
+    error: ExpectedError
+    """The error at points that are not measured."""
+    gains: Floats
+    """How much measuring each point is expected to lower the variance over the sweeps of its family, shape (num_points,)."""
 
 
 @dataclass
@@ -71,22 +72,25 @@ class Sampler(Generic[AnyKey]):
         self._rows = {key: _rows_of(key, self.places) for key in self.sweeps}
         self._done = {key: np.zeros(len(rows), dtype=bool) for key, rows in self._rows.items()}
         self._feasible = {key: np.ones(len(rows), dtype=bool) for key, rows in self._rows.items()}
-        for sweep, latency_ns in self.others:
-            self._learn(sweep, np.arange(len(sweep.points)), latency_ns)
+        told = [(sweep, np.arange(len(sweep.points)), latency_ns) for sweep, latency_ns in self.others]
         for key, found in self.measured.items():
-            self._take(key, {point: ns for point, ns in found.items() if point in self._rows[key]})
+            own = {self._rows[key][point]: ns for point, ns in found.items() if point in self._rows[key]}
+            self._done[key][list(own)] = True
+            told.append((self.sweeps[key], np.array(list(own), dtype=np.int64), np.array(list(own.values()))))
+        for family in {sweep.family: None for sweep, _, _ in told}:
+            self._learn([part for part in told if part[0].family == family])
 
     def told(self, key: AnyKey, point: Hashable, latency_ns: float | None) -> None:
         """Take in what an operation took at a point; None of one that cannot be measured, by which nothing is judged."""
         row = self._rows[key].get(point)
         if row is None or self._done[key][row]:
             return
-        if latency_ns is not None:
-            self._take(key, {point: latency_ns})
-            return
         self._done[key][row] = True
+        if latency_ns is not None:
+            self._learn([(self.sweeps[key], np.array([row]), np.array([latency_ns]))])
+            return
         self._feasible[key][row] = False
-        self._outlooks.pop(key, None)
+        self._forget(self.sweeps[key])
 
     def delayed(self, key: AnyKey, point: Hashable) -> None:
         """Take in that what an operation took at a point is told later: it is not proposed meanwhile."""
@@ -107,6 +111,19 @@ class Sampler(Generic[AnyKey]):
             if wanted and worth > best_worth:
                 best, best_worth = (number, wanted), worth
         return best
+
+    def is_doubtful(self, key: AnyKey, point: Hashable) -> bool:
+        """Tell whether an operation may be asked for at a point, and is known there worse than nine in ten points are to be.
+
+        Standard deviations count as they are: surprises tell of points amid others, not of what lies beyond all of them.
+        """
+        sweep, row = self.sweeps[key], self._rows[key][point]
+        if not self._may_ask(key, row):
+            return False
+        knowledge = self._knowledge.get(sweep.family, Knowledge.nothing(sweep.points.coordinates.shape[1]))
+        _, variance = knowledge.process.predict(sweep.points.at(np.array([row])))
+        deviation = float(np.sqrt(max(variance[0, 0], 0) + knowledge.process.parameters.rough**2))
+        return deviation * NormalDist().inv_cdf(0.75) > TAIL * self.target
 
     def imagined(self) -> int:
         """Return how many points all sweeps would still take if each lay just where it is predicted; nothing stays of it."""
@@ -152,38 +169,48 @@ class Sampler(Generic[AnyKey]):
         return not self._done[key][row] and (key, row) not in self._delayed
 
     def _is_known(self, key: AnyKey) -> bool:
-        enough = min(MIN_POINTS, len(self._done[key]))
-        return bool(self._done[key].sum() >= enough) and self._outlook(key).error.is_within(self.target)
+        return self._has_enough(key) and self._outlook(key).error.is_within(self.target)
+
+    def _has_enough(self, key: AnyKey) -> bool:
+        feasible = self._feasible[key]
+        return bool((self._done[key] & feasible).sum() >= min(MIN_POINTS, feasible.sum()))
 
     def _outlook(self, key: AnyKey) -> Outlook:
         if key not in self._outlooks:
-            sweep = self.sweeps[key]
-            start = Knowledge.nothing(sweep.points.coordinates.shape[1])
-            feasible = self._feasible[key]
-            if not feasible.any():
-                return Outlook(ExpectedError(0.0, 0.0, 0.0), np.zeros(len(feasible)))
-            knowledge, left = self._knowledge.get(sweep.family, start), ~self._done[key][feasible]
-            found = outlook(knowledge, sweep.points.at(np.flatnonzero(feasible)), left)
-            gains = np.zeros(len(feasible))
-            gains[feasible] = found.gains
-            self._outlooks[key] = Outlook(found.error, gains)
+            self._look_out(self.sweeps[key].family)
         return self._outlooks[key]
 
-    def _take(self, key: AnyKey, found: Latencies) -> None:
-        rows = np.array([self._rows[key][point] for point in found], dtype=np.int64)
-        self._done[key][rows] = True
-        self._learn(self.sweeps[key], rows, np.array(list(found.values())))
+    def _look_out(self, family: tuple[object, ...]) -> None:
+        """Find out what is expected of all sweeps of a family: a point of one tells of the others too."""
+        keys = [key for key, sweep in self.sweeps.items() if sweep.family == family]
+        start = Knowledge.nothing(self.sweeps[keys[0]].points.coordinates.shape[1])
+        knowledge = self._knowledge.get(family, start)
+        points = Points.joined([self.sweeps[key].points for key in keys])
+        _, covariance = knowledge.process.predict(points)
+        rough, weights = knowledge.process.parameters.rough, np.zeros(len(points))
+        ends = np.cumsum([len(self._done[key]) for key in keys])
+        places = {key: slice(end - len(self._done[key]), end) for key, end in zip(keys, ends, strict=True)}
+        errors = {}
+        for key, own in places.items():
+            feasible, block = self._feasible[key], covariance[own, own]
+            left = ~self._done[key][feasible]
+            errors[key] = expected_error(knowledge.surprises, block[np.ix_(feasible, feasible)], rough, left)
+            if not (self._has_enough(key) and errors[key].is_within(self.target)):
+                weights[own] = feasible / max(1, feasible.sum())
+        found = gains(covariance, rough, weights)
+        self._outlooks |= {key: Outlook(errors[key], found[own]) for key, own in places.items()}
 
-    def _learn(self, sweep: Sweep, rows: npt.NDArray[np.int64], latency_ns: Floats) -> None:
-        logs = np.log(np.maximum(latency_ns, 1.0) / sweep.roofline_ns[rows])
-        if not len(logs):
+    def _learn(self, told: Sequence[tuple[Sweep, npt.NDArray[np.int64], Floats]]) -> None:
+        """Take in what sweeps of one family took at some of their points, in nanoseconds."""
+        told = [part for part in told if len(part[1])]
+        if not told:
             return
-        centre = self._centres.setdefault(sweep.family, float(np.mean(logs)))
-        knowledge = self._knowledge.get(sweep.family, Knowledge.nothing(sweep.points.coordinates.shape[1]))
-        for row, log in zip(rows, logs - centre, strict=True):
-            knowledge = knowledge.told(Points(sweep.points.coordinates[[row]], sweep.points.operations[[row]]), float(log))
-        self._knowledge[sweep.family] = knowledge
-        self._forget(sweep)
+        family, points = told[0][0].family, Points.joined([sweep.points.at(rows) for sweep, rows, _ in told])
+        logs = np.concatenate([np.log(np.maximum(ns, 1.0) / sweep.roofline_ns[rows]) for sweep, rows, ns in told])
+        centre = self._centres.setdefault(family, float(np.mean(logs)))
+        knowledge = self._knowledge.get(family, Knowledge.nothing(points.coordinates.shape[1]))
+        self._knowledge[family] = knowledge.told(points, logs - centre)
+        self._forget(told[0][0])
 
     def _forget(self, sweep: Sweep) -> None:
         """Drop what was expected of a family before it learnt more."""

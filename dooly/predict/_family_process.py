@@ -116,6 +116,10 @@ class FamilyProcess:
         weights = cross @ self._precision
         return np.asarray(weights @ self.logs), np.asarray(prior - weights @ cross.T)
 
+    def told(self, points: Points, logs: Floats) -> FamilyProcess:
+        """Return the process that knows more points, with their logarithms of the ratio to the roofline, shape (num_points,)."""
+        return replace(self, known=self.known.with_more(points), logs=np.concatenate([self.logs, logs]))
+
     def left_out(self) -> tuple[Floats, Floats]:
         """Return how far each known point lies from what the others say, and the standard deviation expected, shape (num_known,).
 

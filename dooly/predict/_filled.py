@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from dbstore import JsonObject, Record
     from dooly.batch import Batch
+    from dooly.catalog import Known
     from dooly.predict._sweep import Sweep
     from dooly.tracing import TracedOperation
 
@@ -66,7 +67,10 @@ class Filled:
 
 
 def fill(
-    operations: Sequence[TracedOperation], records: Mapping[str, Sequence[Record]], batches: Sequence[Batch]
+    operations: Sequence[TracedOperation],
+    records: Mapping[str, Sequence[Record]],
+    batches: Sequence[Batch],
+    others: Sequence[Known] = (),
 ) -> dict[str, Filled]:
     """Return by signature the operations whose sweeps were sparse, filled up; those with hardly a point stay as they are.
 
@@ -74,6 +78,7 @@ def fill(
         operations: Operations of a model.
         records: Feasible records of each, by signature.
         batches: The grid's batches, whose points are to be known.
+        others: Operations of other models that tell of the families of these, as they told when the sweeps ended.
     """
     own = {op.signature: op for op in operations}
     measured: dict[str, tuple[list[Any], Floats]] = {signature: medians(records[signature]) for signature in own}
@@ -86,6 +91,9 @@ def fill(
         lacking[signature] = left if is_sparse else []
     if not any(lacking.values()):
         return {}
+    for known in others:
+        own[known.operation.signature], lacking[known.operation.signature] = known.operation, []
+        measured[known.operation.signature] = (list(known.latency_ns), np.array(list(known.latency_ns.values())))
     rates = Rates.reached([(op, *measured[signature]) for signature, op in own.items()])
     laid = lay_out([(op, [*measured[signature][0], *lacking[signature]]) for signature, op in own.items()], rates)
     families: dict[tuple[object, ...], list[tuple[str, Sweep]]] = defaultdict(list)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, profiled_model, repeatability
+from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, profiled_model, relatives, repeatability
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._domain import Domain
@@ -135,8 +135,10 @@ def fit_latency_model(
     domain = Domain.from_json(kept.get("domain", (step, *attention), partial(_measured_domain, step, attention, records)))
     inner = [op for op in traced.operations if op.stage != "engine"]
     # Whether sweeps are sparse goes by the grid over the domain.
-    sparse = kept.get("sparse", inner, partial(fit_sparse, inner, records, domain), domain.to_json())
-    sparse_name = kept.name("sparse", inner, domain.to_json())
+    others = relatives(inner, store, environment.digest)
+    behind = (*inner, *(known.operation for known in others))
+    sparse = kept.get("sparse", behind, partial(fit_sparse, inner, records, domain, others), domain.to_json())
+    sparse_name = kept.name("sparse", behind, domain.to_json())
     latencies: dict[str, OperationLatency] = {}
     names: dict[str, str] = {}
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from dbstore import JsonObject
-from dooly.catalog import key_of, plain_linear
-from dooly.measure._sampler import Known, Sampler, sampler_of
+from dooly.catalog import PASSES, Known, key_of, plain_linear
+from dooly.measure._adaptive_plan import AdaptivePlan
+from dooly.measure._sampler import Sampler, sampler_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dooly.catalog import Key
     from dooly.tracing import TracedOperation
 
@@ -81,3 +86,30 @@ def test_a_point_that_cannot_be_measured_is_asked_for_no_more() -> None:
         sampler.told(key, points[found[0]], None)
     assert sorted(asked) == list(range(6))
     assert sampler.error() == 0.0
+
+
+def test_a_corner_in_doubt_is_asked_for_once_the_sweep_may_end() -> None:
+    """Far beyond what anybody measured one point in thirty is in doubt: too few to keep a sweep going, and measured at last."""
+    tokens = [*range(1, 31), 1 << 20]
+    points = [JsonObject({"d0": t}) for t in tokens]
+    law = {p: 3e5 * t * float(np.sqrt(1.1 + np.sin(2 * np.log(t)))) for p, t in zip(points, tokens, strict=True)}
+    known = [Known(_product(n, 4096), {p: law[p] * n / 1024 for p in points[:-1]}) for n in (512, 2048)]
+    operation = _product(1024, 4096)
+    key = key_of(operation)
+    own = {points[row]: law[points[row]] for row in (0, 2, 6)}
+    counts, places = {key: Counter(dict.fromkeys(own, PASSES))}, [{key: point} for point in points]
+    sizes = np.array(tokens, dtype=np.float64)[:, None]
+    made: list[tuple[int, int]] = []
+
+    def make(number: int, place: int, keys: Sequence[Key]) -> SimpleNamespace:
+        made.append((number, place))
+        return SimpleNamespace(number=number, place=place, missing=keys)
+
+    plan = AdaptivePlan({key: operation}, places, sizes, (0, 30), counts, {key: own}, known, 0.03, make)
+    assert plan.sampler.next(plan.costs.at) is None
+    assert plan.sampler.is_doubtful(key, points[30])
+    assert not plan.sampler.is_doubtful(key, points[4])
+    plan.next()
+    assert made == [(0, 30)]
+    plan.sampler.told(key, points[30], law[points[30]])
+    assert not plan.sampler.is_doubtful(key, points[30])

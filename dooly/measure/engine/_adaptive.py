@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.catalog import key_of, latencies_of, measurement_batches, point_of, record_counts
+from dooly.catalog import key_of, latencies_of, measurement_batches, point_of, record_counts, relatives
 from dooly.measure._adaptive_plan import AdaptivePlan
-from dooly.measure._sampler import Known
 from dooly.measure.engine._profiler import Task
 from dooly.predict import BatchArrays
-from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -21,12 +19,9 @@ if TYPE_CHECKING:
 
     from dbstore import JsonObject, Store
     from dooly.batch import Batch
-    from dooly.catalog import Key
+    from dooly.catalog import Key, Known
     from dooly.engines import ServingConfig
     from dooly.tracing import TracedOperation
-
-MOST_OTHERS = 16
-"""Operations of a family beside a model's own: as many tell about as much as all, and each costs time to learn from."""
 
 
 def adaptive_plan(
@@ -76,25 +71,6 @@ def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:
         work.prefill_pairs,
     ]
     return tuple(dict.fromkeys(int(np.argmax(values)) for values in most))
-
-
-def relatives(operations: Sequence[TracedOperation], store: Store, environment: str) -> list[Known]:
-    """Return measured operations of other models that are of the families of these, of each family those measured most."""
-    families = {operation.family for operation in operations if operation.family}
-    own = {operation.signature for operation in operations}
-    found: dict[str, TracedOperation] = {}
-    for name in store.documents("traces"):
-        if name.endswith(environment):
-            document: Any = store.read_document("traces", name)
-            for operation in TracedModel.from_json(document["traced"]).operations:
-                if operation.family in families and operation.signature not in own:
-                    found.setdefault(operation.signature, operation)
-    known = [Known(operation, latencies_of(store, signature, environment)) for signature, operation in found.items()]
-    chosen: list[Known] = []
-    for family in sorted(families):
-        members = [k for k in known if k.operation.family == family and k.latency_ns]
-        chosen += sorted(members, key=lambda k: -len(k.latency_ns))[:MOST_OTHERS]
-    return chosen
 
 
 def seconds_a_record(store: Store, environments: set[str]) -> float | None:

@@ -159,24 +159,47 @@ def test_a_run_that_was_cut_off_is_finished_by_the_next(
     assert set(counts.values()) == {PASSES}
 
 
-def test_another_model_of_known_families_needs_less(
+@pytest.fixture
+def laws(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment, tmp_path: Path
-) -> None:
-    """Of a family that the store knows by four members, a fifth takes fewer points than it does in an empty store."""
-    laws = _Laws(store, environment.digest)
-    known = [member(width) for width in (16.0, 64.0, 256.0, 1024.0)]
+) -> tuple[_Laws, list[TracedOperation]]:
+    """What measures into a store that knows a family by four members, and these."""
+    found, known = _Laws(store, environment.digest), [member(width) for width in (16.0, 64.0, 256.0, 1024.0)]
     traced = TracedModel("known", {"platform": "cpu"}, tuple(known))
     write_described(store, environment, traced)
     folder = tmp_path / "known"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     write_traced(store, ModelSource("known", folder), SERVING, traced, environment)
-    _profile(laws, known)
-    beside = len(_profile(laws, [member(128.0)]))
+    _profile(found, known)
+    return found, known
+
+
+def test_another_model_of_known_families_needs_less(
+    member: Callable[[float], TracedOperation], laws: tuple[_Laws, list[TracedOperation]], environment: Environment
+) -> None:
+    """Of a family that the store knows by four members, a fifth takes fewer points than it does in an empty store."""
+    beside = len(_profile(laws[0], [member(128.0)]))
     store_alone = Store.open("memory://adaptive-alone", "a")
     store_alone.write_document("environments", environment.digest, environment.to_json())
     alone = len(_profile(_Laws(store_alone, environment.digest), [member(128.0)]))
     assert beside < alone
+
+
+def test_corners_are_measured_of_what_bounds_a_model_and_of_what_no_relative_tells(
+    member: Callable[[float], TracedOperation], laws: tuple[_Laws, list[TracedOperation]]
+) -> None:
+    """The member of a known family waits until its sweep has ended; state that sees contexts, and a strange family, do not."""
+    seeing = replace(member(3.0), signature="c" * 32, family="c" * 32, stateful=True)
+    strange, known = replace(member(4.0), family="e" * 32), member(128.0)
+    plan = adaptive_plan((seeing, strange, known), SERVING, laws[0].store, laws[0].environment, 0.03)
+    batches = measurement_batches(SERVING)
+    tasks = [plan.next() for _ in corners(BatchArrays.of(batches), batches)]
+    assert all(task is not None and known not in task.missing for task in tasks)
+    assert {op.signature for task in tasks if task is not None for op in task.missing} == {seeing.signature, strange.signature}
+    alone = adaptive_plan((known,), SERVING, Store.open("memory://nothing-known", "a"), laws[0].environment, 0.03).next()
+    assert alone is not None
+    assert alone.missing == (known,)
 
 
 def test_one_operation_in_two_places_is_measured_once_at_a_point(
