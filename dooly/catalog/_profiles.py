@@ -10,7 +10,7 @@ from dbstore import Environment
 from dooly.catalog._environment import CUDA_GRAPHS, on_this_machine
 from dooly.catalog._trace_version import trace_version
 from dooly.device import cpu_name
-from dooly.engines import declared_quantization
+from dooly.engines import ServingConfig, declared_quantization
 from dooly.errors import InvalidInputError, MissingOperationError
 from dooly.tracing import TracedModel
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dbstore import Store
-    from dooly.engines import ModelSource, ServingConfig
+    from dooly.engines import ModelSource
 
 
 def profiled_model(
@@ -46,7 +46,8 @@ def profiled_model(
         quantised = "" if serving.quantization is None else f" --quantization {serving.quantization}"
         cache = "" if serving.kv_cache_dtype == "auto" else f" --kv-cache-dtype {serving.kv_cache_dtype}"
         compiled = " --no-enforce-eager" if serving.enforce_eager is False else ""
-        flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}{compiled}"
+        engine = "" if serving.engine == ServingConfig().engine else f" --engine {serving.engine}"
+        flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}{compiled}{engine}"
         raise MissingOperationError(
             f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
         )
@@ -80,7 +81,8 @@ def _suits(environment: Environment, layout: Any, serving: ServingConfig) -> boo
     """Tell whether a model traced in a layout, and measured in an environment, is what serving settings ask for."""
     ranks = ("tensor_parallel_size", "pipeline_parallel_size")
     return (
-        environment.dtype == serving.dtype
+        (environment.source is not None or environment.engine == serving.engine)
+        and environment.dtype == serving.dtype
         and serving.attention_backend in {None, environment.attention_backend}
         and all(layout.get(name, 1) == getattr(serving, name) for name in ranks)
         and (serving.tensor_parallel_size == 1 or layout["enable_expert_parallel"] == serving.enable_expert_parallel)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
-from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from dooly.engines import ServingConfig
+from dooly.engines import ENGINES, ServingConfig
 from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 _HELP = {
+    "engine": f"Which engine serves: {' or '.join(ENGINES)}.",
     "dtype": "Element type of weights and activations.",
     "max_model_len": "Longest sequence, prompt and output together, in tokens.",
     "max_num_batched_tokens": "Most tokens that one step computes.",
@@ -57,13 +57,6 @@ _WITHOUT_FLAG = (
 
 SIMULATE_ONLY = ("enable_prefix_caching", "moe_backend", *_SCHEDULE)
 """Settings of an engine that serves, which measuring and comparing with one turn off."""
-
-
-class EngineName(StrEnum):
-    """Whose execution of a model is traced."""
-
-    VLLM = "vllm"
-    TORCH = "torch"
 
 
 def writable(path: Path | None) -> Path | None:
@@ -205,7 +198,9 @@ def engine_choices(command: Callable[..., None]) -> Callable[..., None]:
     The command gets those that are given. Flags that turn something on or off stay as they are.
     """
     switches = {name for name, default in _DEFAULTS.items() if isinstance(default, bool)} | set(_CHOSEN)
-    flags = {name: _flag(name, has_default=True) if name in switches else _several(name) for name in _DEFAULTS}
+    # What ships of devices is of one engine.
+    names = [name for name in _DEFAULTS if name != "engine"]
+    flags = {name: _flag(name, has_default=True) if name in switches else _several(name) for name in names}
 
     def chosen(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         turned = {name: (given.pop(name),) for name in switches}

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dooly.cli._batch import DEFAULT_BATCH, parse_batch
-from dooly.cli._options import BatchText, EngineName, HtmlFile, JsonFile, Model, engine_flags
+from dooly.cli._options import BatchText, HtmlFile, JsonFile, Model, engine_flags
 from dooly.cli._output import progress_bar, write_json
 from dooly.cli._trace_table import print_operations
-from dooly.engines import ServingConfig, find_model, trace_model
+from dooly.engines import ENGINES, ServingConfig, find_model, trace_model, trace_plain_model
 from dooly.errors import InvalidInputError
 from dooly.report import cost_operations
 
 if TYPE_CHECKING:
     from dooly.engines import ModelSource
     from dooly.tracing import TracedModel
+
+TracedEngine = StrEnum("TracedEngine", {name.upper(): name for name in (*ENGINES, "torch")})  # type: ignore[misc]
+"""Whose execution of a model can be traced: an engine's, or that of plain PyTorch, which serves nobody."""
+_DEFAULT = TracedEngine(ServingConfig().engine)
 
 
 @engine_flags(
@@ -33,7 +39,9 @@ if TYPE_CHECKING:
 def trace(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
-    engine: Annotated[EngineName, typer.Option(help="Whose execution of the model to trace.")] = EngineName.VLLM,
+    engine: Annotated[
+        TracedEngine, typer.Option(help="Whose execution of the model to trace; torch is a plain forward.")
+    ] = _DEFAULT,
     pipeline_rank: Annotated[int, typer.Option(min=0, help="Which rank of the pipeline to trace.", rich_help_panel="Engine")] = 0,
     hardware: Annotated[
         str | None, typer.Option(metavar="NAME", help="Trace as on this GPU, which need not be here: h100, h200, b200, ...")
@@ -58,14 +66,12 @@ def trace(  # noqa: PLR0913 - one argument an option
 
 
 def _traced(
-    source: ModelSource, serving: ServingConfig, engine: EngineName, pipeline_rank: int, hardware: str | None
+    source: ModelSource, serving: ServingConfig, engine: TracedEngine, pipeline_rank: int, hardware: str | None
 ) -> TracedModel:
-    if engine is EngineName.TORCH:
+    if engine == "torch":
         if pipeline_rank:
             raise InvalidInputError("--pipeline-rank: --engine torch traces one device; leave it out")
         if hardware is not None:
             raise InvalidInputError("--hardware: --engine torch traces plain PyTorch, the same on every device; leave it out")
-        from dooly.engines._transformers import trace_transformers_model
-
-        return trace_transformers_model(source, serving)
-    return trace_model(source, serving, pipeline_rank=pipeline_rank, hardware=hardware)
+        return trace_plain_model(source, serving)
+    return trace_model(source, replace(serving, engine=engine.value), pipeline_rank=pipeline_rank, hardware=hardware)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dooly.engines._config import ModelSource, ServingConfig
-    from dooly.engines._engine import Engine
+    from dooly.engines._engine import Engine, EngineAdapter
     from dooly.tracing import TracedModel
 
 
@@ -23,10 +24,9 @@ def start_engine(model: ModelSource, serving: ServingConfig, num_layers: int | N
 
     Raises:
         EngineError: The engine is not installed, or refuses to start; the message carries its reason.
+        InvalidInputError: A setting has no meaning for the engine.
     """
-    from dooly.engines.vllm import VllmEngine
-
-    return VllmEngine(model, serving, num_layers, **settings)
+    return _adapter(serving.engine).start(model, serving, num_layers, **settings)
 
 
 def trace_model(
@@ -43,15 +43,40 @@ def trace_model(
     Raises:
         EngineError: The engine is not installed.
         UnsupportedModelError: The engine does not know the model, or something in it cannot be traced.
-        InvalidInputError: There is no such pipeline rank, or no such GPU is known.
+        InvalidInputError: There is no such pipeline rank, or no such GPU is known; or a setting has no meaning for the engine.
     """
-    from dooly.engines.vllm import trace_vllm_model
-
-    return trace_vllm_model(model, serving, pipeline_rank=pipeline_rank, hardware=hardware)
+    return _adapter(serving.engine).trace(model, serving, pipeline_rank=pipeline_rank, hardware=hardware)
 
 
-def engine_variables() -> Mapping[str, str | None]:
-    """Return the variables of this process that change how the engine runs, without loading it."""
-    from dooly.engines.vllm import variables
+def trace_plain_model(model: ModelSource, serving: ServingConfig) -> TracedModel:
+    """Trace one forward of a model as plain PyTorch runs it, from Transformers and without a cache: no engine serves so.
 
-    return variables()
+    Raises:
+        EngineError: Transformers is not installed.
+        InvalidInputError: A setting has a meaning for a serving engine only.
+        UnsupportedModelError: Transformers cannot build the model, or it is quantised.
+        TraceError: The model's code could not be captured in one graph.
+    """
+    from dooly.engines.transformers import trace_transformers_model
+
+    return trace_transformers_model(model, serving)
+
+
+def engine_variables(engine: str) -> Mapping[str, str | None]:
+    """Return the variables of this process that change how an engine runs, without loading it."""
+    return _adapter(engine).variables()
+
+
+def engine_packages(engine: str) -> tuple[str, ...]:
+    """Return the distributions that an engine is, of which one is installed where it is, without loading it."""
+    return _adapter(engine).packages
+
+
+def how_to_install(engine: str) -> str:
+    """Return how to install an engine, for messages."""
+    return _adapter(engine).install
+
+
+def _adapter(engine: str) -> EngineAdapter:
+    adapter: EngineAdapter = import_module(f"dooly.engines.{engine}").ADAPTER
+    return adapter

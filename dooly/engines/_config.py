@@ -18,6 +18,9 @@ from dooly.speculation import SpeculativeConfig
 _NEAR = 0.7
 """How alike a name must be to a listed one, from 0 to 1, for that to be proposed."""
 
+ENGINES = tuple(sorted(f.name for f in Path(__file__).parent.iterdir() if (f / "__init__.py").is_file()))
+"""Names of the engines: each is a folder beside this file."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -74,6 +77,12 @@ _UNKNOWN_LENGTH = 2048
 """Tokens, where a configuration says nothing."""
 _KV_CACHE_BYTES = 1 << 30
 _LARGEST_GRAPH = 512
+_CHOICES = {
+    "engine": ENGINES,
+    "dtype": ("bfloat16", "float16", "float32"),
+    "scheduling_policy": ("fcfs", "priority"),
+}
+"""Settings that are names, and which they may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +153,13 @@ class ServingConfig:
     """How a simulated engine drafts tokens, and how many it accepts; None where it drafts none, as where Dooly measures."""
     kv_policy: KVPolicy | None = None
     """What a simulated engine keeps of prompts, or computes of their attention; None for all."""
+    engine: str = "vllm"
+    """Which engine serves, of those that `--engine` takes; names of other settings are vLLM's, whichever it is."""
 
     def __post_init__(self) -> None:
-        for name, names in (("dtype", ("bfloat16", "float16", "float32")), ("scheduling_policy", ("fcfs", "priority"))):
-            if (value := getattr(self, name)) not in names:
-                raise InvalidInputError(f"--{name.replace('_', '-')}: {spell(value)} is not one of {', '.join(names)}")
+        for name, known in _CHOICES.items():
+            if (chosen := getattr(self, name)) not in known:
+                raise InvalidInputError(f"--{name.replace('_', '-')}: {spell(chosen)} is not one of {', '.join(known)}")
         for field in fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
             if str(field.type).startswith("bool") and not isinstance(value, bool) and (value is not None or field.type == "bool"):

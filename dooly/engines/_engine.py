@@ -1,7 +1,8 @@
-"""What Dooly asks of a serving engine: a second one meets this contract in a folder of its own."""
+"""What Dooly asks of a serving engine: each meets this contract in a folder of its own."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -9,6 +10,24 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import nn
+
+    from dooly.tracing import TracedModel
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAdapter:
+    """What the folder of an engine offers under the name `ADAPTER`; it loads the engine when it is to trace or to start."""
+
+    packages: tuple[str, ...]
+    """Distributions that the engine is, of which one is installed; their versions tell measurements of it apart."""
+    install: str
+    """How to install it, for messages."""
+    trace: Callable[..., TracedModel]
+    """Traces a model as the engine runs it; see `trace_model`."""
+    start: Callable[..., Engine]
+    """Starts the engine; see `start_engine`."""
+    variables: Callable[[], Mapping[str, str | None]]
+    """Tells the variables of this process that change how the engine runs."""
 
 
 class StepOutput(Protocol):

@@ -51,7 +51,9 @@ class OperationWork:
         """Return what the latency is a sum of, shape (num_batches, num_terms): a constant, then FLOPs and bytes."""
         if self.is_attention:
             columns = batches.attention(self.window).columns()
-            return np.column_stack([np.ones(len(columns)), columns])
+            # Of attention over all requests at once no sum over requests tells: its products are a term of their own.
+            across = self.cost(batches) if self.operation.attributes.get("spans_batch") else ()
+            return np.column_stack([np.ones(len(columns)), columns, *across])
         return self.roofline_terms(self._sizes(batches), len(batches.new))
 
     def sizes(self, batches: BatchArrays) -> Floats:

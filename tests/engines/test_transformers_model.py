@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("transformers", reason="transformers is not installed; it comes with the cpu extra")
 
-from dooly.engines._transformers import trace_transformers_model
+from dooly.engines.transformers import trace_transformers_model
 from dooly.tracing import trace
 
 SIZES = {
