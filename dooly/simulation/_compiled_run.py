@@ -10,6 +10,7 @@ from dooly.simulation._columns import column
 from dooly.simulation._compiled_state import new_state, settings_of
 from dooly.simulation._counted_kv_cache import CountedKVCache
 from dooly.simulation._make_kv_cache import make_kv_cache, refuse_too_long
+from dooly.simulation._make_scheduler import scheduler_class
 from dooly.simulation._timeline import refuse_unfinished
 from dooly.simulation._token_gaps import GapCounts
 
@@ -63,6 +64,8 @@ def serve_compiled(
         OutOfDomainError: A step cannot be priced.
     """
     requests = workload.requests
+    if not scheduler_class(config.engine).follows_vllm:
+        return None
     if config.policy != "fcfs" or config.speculative is not None or config.kv_policy is not None or any(column(requests, "turn")):
         return None
     lower_limits = (config.max_num_active_seqs, config.max_num_scheduled_tokens)

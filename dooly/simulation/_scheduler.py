@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 class Scheduler(RunningRequests):
     """Decides which tokens each step computes. Call `add`, then `schedule` and `complete`, or `advance` and `retire`, in turn."""
 
+    caches_prefixes = True
+    """Whether prompts that begin alike may share blocks."""
+    follows_vllm = True
+    """Whether its rules are those that the compiled loop follows too."""
+
     def __init__(self, requests: Sequence[Request], config: SchedulerConfig, remote: RemoteKV | None = None) -> None:
         """Create a scheduler for requests that `add` will let in.
 

@@ -59,6 +59,8 @@ class SchedulerConfig:
     """What is kept of prompts, or computed of their attention; None for all."""
     num_attention_layers: int | None = None
     """Layers of attention, of which a sparse prefill computes the first whole; None where that is to count as none."""
+    engine: str = "vllm"
+    """Whose rules the schedule follows: vLLM's, also for engines whose own are not simulated, or `transformers`."""
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "prefill_schedule_interval"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dooly.errors import InvalidInputError
 from dooly.kv_cache_groups import AttentionKind
 from dooly.kv_policy import Term
+from dooly.simulation._make_scheduler import scheduler_class
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.speculation import HEAD_METHODS
 
@@ -74,6 +75,7 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         block_size=block_size,
         policy=serving.scheduling_policy,
         enable_prefix_caching=serving.enable_prefix_caching
+        and scheduler_class(latency.environment.engine).caches_prefixes
         and _is_cached_by_default(layout.groups)
         and not (policy is not None and policy.changes(Term.CACHING)),
         kv_cache_groups=layout.groups,
@@ -81,6 +83,7 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         speculative=serving.speculative_config,
         kv_policy=policy,
         num_attention_layers=sum(op.count for op in latency.traced.operations if op.depends_on_context),
+        engine=latency.environment.engine,
     )
 
 
