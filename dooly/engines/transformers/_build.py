@@ -1,4 +1,4 @@
-"""Build a Transformers model from its configuration: at full size on the meta device, or with random weights to run."""
+"""Build a Transformers model from its configuration: at full size on the meta device, or with random weights on the CPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dooly.errors import InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -28,11 +29,13 @@ def meta_model(model: ModelSource, dtype: str) -> nn.Module:
         UnsupportedModelError: Transformers cannot build the model, or it is quantised.
         InvalidInputError: The model has no layers, no width or no vocabulary.
     """
-    return _built(model, dtype, "meta", None)
+    import torch
+
+    return _built(model, dtype, torch.device("meta"), None)
 
 
-def random_model(model: ModelSource, dtype: str, device: str, num_layers: int | None = None) -> nn.Module:
-    """Return the model with seeded random weights on a device, with all its layers or the first so many.
+def random_model(model: ModelSource, dtype: str, num_layers: int | None = None) -> nn.Module:
+    """Return the model with seeded random weights, with all its layers or the first so many.
 
     Raises:
         EngineError: Transformers is not installed.
@@ -43,10 +46,10 @@ def random_model(model: ModelSource, dtype: str, device: str, num_layers: int | 
 
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
-        return _built(model, dtype, device, num_layers)
+        return _built(model, dtype, nullcontext(), num_layers)
 
 
-def _built(model: ModelSource, dtype: str, device: str, num_layers: int | None) -> nn.Module:
+def _built(model: ModelSource, dtype: str, device: AbstractContextManager[Any], num_layers: int | None) -> nn.Module:
     import torch
 
     if quantization := declared_quantization(model):
@@ -56,7 +59,7 @@ def _built(model: ModelSource, dtype: str, device: str, num_layers: int | None) 
             "use --engine vllm, or take quantization_config out of config.json"
         )
     try:
-        with quiet_transformers() as transformers, torch.device(device) if device != "cpu" else nullcontext():
+        with quiet_transformers() as transformers, device:
             config = transformers.AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=False)
             check_sizes(model, config)
             if num_layers is not None:

@@ -1,4 +1,4 @@
-"""Transformers' continuous batching in this process: whole for validation, reduced to a few layers for measuring.
+"""Transformers' continuous batching on the CPU, in this process: whole for validation, reduced to a few layers for measuring.
 
 Its own batch processor schedules, prepares, runs and updates each step, as its background thread has it do. Weights and prompts
 are random: no latency here depends on their values.
@@ -10,8 +10,6 @@ import gc
 import random
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
 
 from dooly.engines._refusals import first_line
 from dooly.engines.transformers._build import random_model
@@ -57,27 +55,36 @@ class TransformersEngine:
     execution_mode = "eager"
     """Nothing is compiled or captured."""
 
-    def __init__(self, model: ModelSource, serving: ServingConfig, num_layers: int | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        model: ModelSource,
+        serving: ServingConfig,
+        num_layers: int | None = None,
+        *,
+        enforce_eager: bool = True,
+        async_scheduling: bool = False,
+    ) -> None:
         """Start the engine.
 
         Args:
             model: The model.
             serving: How to serve it.
             num_layers: Keep only the first so many layers, and let hooks see each attention; None keeps the model as it is.
-            settings: How other engines execute: this one runs eagerly and synchronously, whatever it is told.
+            enforce_eager: Must be True: nothing is compiled here.
+            async_scheduling: Must be False: on a CPU no step is scheduled while another runs.
 
         Raises:
-            EngineError: Transformers is not installed, or there is no room for its tensors.
+            EngineError: Transformers is not installed, there is no room for its tensors, or it is to execute otherwise.
             InvalidInputError: A setting has no meaning for this engine.
             UnsupportedModelError: Transformers cannot build the model, or it is quantised.
         """
-        del settings
         check_settings(serving)
+        if async_scheduling or not enforce_eager:
+            raise EngineError("engine transformers: runs eagerly on the CPU, one step after the other; leave other modes out")
         with quiet_transformers() as transformers:
             self.version = str(transformers.__version__)
             """Version of the engine."""
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            network: Any = random_model(model, serving.dtype, device, num_layers)
+            network: Any = random_model(model, serving.dtype, num_layers)
             self._vocabulary = range(min(_MAX_TOKEN_ID, network.config.get_text_config().vocab_size))
             self._network: Any = network
             try:
@@ -190,8 +197,6 @@ class TransformersEngine:
         """Free its memory."""
         self._processor = self._network = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _work(request: Any) -> tuple[int, int]:  # noqa: ANN401 - Transformers' FutureRequestState

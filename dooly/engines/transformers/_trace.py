@@ -54,7 +54,7 @@ def trace_batched_model(
     check_settings(serving)
     if pipeline_rank or hardware is not None:
         flag = "--hardware" if hardware is not None else "--pipeline-rank"
-        raise InvalidInputError(f"{flag}: --engine {serving.engine} traces one device, the one at hand; leave it out")
+        raise InvalidInputError(f"{flag}: --engine {serving.engine} runs on this machine's CPU; leave it out")
     with quiet_transformers() as transformers:
         network: Any = meta_model(model, serving.dtype)
         if not network._supports_logits_to_keep():  # noqa: SLF001 - has no public name
@@ -67,14 +67,13 @@ def trace_batched_model(
             operations = _model(network) + _sampler(network.config.get_text_config().vocab_size)
         except TraceError as error:
             raise TraceError(f"{model.name}: {error}") from error
-    on_gpu = torch.cuda.is_available()
     environment = {
         "engine": "transformers",
         "engine_version": transformers.__version__,
         "torch_version": torch.__version__,
         "dtype": serving.dtype,
-        "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
-        "platform": "cuda" if on_gpu else "cpu",
+        "device": cpu_name(),
+        "platform": "cpu",
     }
     return TracedModel(model.name, environment, operations)
 

@@ -1,0 +1,124 @@
+"""The way from profile to validation on Transformers' continuous batching, with a model of two tiny layers."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dbstore import Store
+from dooly.batch import Batch
+from dooly.engines import ModelSource, ServingConfig, find_model
+from dooly.errors import InvalidInputError, MissingOperationError
+from dooly.measure import profile
+from dooly.measure.engine import _profiler as profiler_module
+from dooly.predict import load_latency_model
+from dooly.simulation import parse_workload, scheduler_config, simulate
+from dooly.validation import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dooly.measure import ProfileResult
+
+pytest.importorskip("transformers", reason="transformers is not installed; it comes with the cpu extra")
+
+SERVING = ServingConfig(
+    engine="transformers",
+    dtype="float32",
+    max_model_len=128,
+    max_num_batched_tokens=32,
+    max_num_seqs=2,
+    kv_cache_memory_bytes=16 << 20,
+)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "num_hidden_layers": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 128,
+}
+SPEC = "poisson:rate=40,requests=6,prompt=8-60,output=4-10,seed=0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """Spend little on each point, and take none for disturbed: these tests do not look at latencies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiler_module, "_REPLAY_BUDGET_NS", 5_000_000)
+        patch.setattr(profiler_module, "_STEP_BUDGET_NS", 5_000_000)
+        patch.setattr("dooly.measure._tasks.is_spoiled", lambda _facts: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A Llama of two layers."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return find_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """An empty store."""
+    return Store.open(tmp_path_factory.mktemp("store") / "db", "a")
+
+
+@pytest.fixture(scope="module")
+def profiled(model: ModelSource, store: Store) -> ProfileResult:
+    """Profile the model into the store."""
+    return profile(model, store, SERVING, target_error=0)
+
+
+def test_every_point_is_measured(model: ModelSource, store: Store, profiled: ProfileResult) -> None:
+    """The whole grid is measured, each operation under the engine's name, and a second profile finds nothing to do."""
+    assert (profiled.num_measured, profiled.num_left) == (profiled.num_points, 0)
+    latency = load_latency_model(store, model, SERVING)
+    assert (latency.environment.engine, latency.environment.attention_backend) == ("transformers", "sdpa")
+    assert {op.operation.name for op in latency.operations} >= {"paged_attention", "q_proj", "lm_head", "sampler"}
+    assert latency.step(Batch((1, 20), (50, 0))).seconds > 0
+    assert profile(model, store, SERVING, target_error=0).num_measured == 0
+
+
+@pytest.mark.usefixtures("profiled")
+def test_another_engine_finds_no_profile_here(model: ModelSource, store: Store) -> None:
+    """What one engine was measured with tells nothing of another, and the message names the command that would."""
+    with pytest.raises(MissingOperationError, match=r"run `dooly profile tiny --dtype float32`"):
+        load_latency_model(store, model, ServingConfig(dtype="float32"))
+    with pytest.raises(MissingOperationError, match=r"run `dooly profile tiny --dtype float16 --engine transformers`"):
+        load_latency_model(store, model, ServingConfig(dtype="float16", engine="transformers"))
+
+
+@pytest.mark.usefixtures("profiled")
+def test_it_is_simulated_by_its_own_schedule(model: ModelSource, store: Store) -> None:
+    """The simulation follows this engine's rules, and refuses what only vLLM's scheduler has."""
+    latency = load_latency_model(store, model, SERVING)
+    config = scheduler_config(SERVING, latency)
+    assert (config.engine, config.enable_prefix_caching, config.block_size) == ("transformers", False, 256)
+    assert len(simulate(parse_workload(SPEC), latency, config).rows) == 6
+    serving = ServingConfig(**{name: getattr(SERVING, name) for name in SERVING.__slots__} | {"scheduling_policy": "priority"})
+    with pytest.raises(InvalidInputError, match="policy: Transformers' scheduler has no such setting"):
+        simulate(parse_workload(SPEC), latency, scheduler_config(serving, latency))
+
+
+@pytest.mark.usefixtures("profiled")
+def test_validation_runs_both_sides(model: ModelSource, store: Store) -> None:
+    """The same workload is served and simulated; errors and noise are finite, and every request is served."""
+    workload = parse_workload(SPEC)
+    result = validate(model, store, workload, SERVING, repeat=2)
+    assert len(result.real) == 2
+    expected = [(r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
+    for run in (*result.real, result.simulated):
+        assert [(row.num_prompt_tokens, row.num_output_tokens) for row in run.rows] == expected
+        assert all(row.arrival_s <= row.scheduled_s < row.first_token_s <= row.finish_s for row in run.rows)
+    data = result.to_json()
+    assert all(math.isfinite(value) for metric in ("ttft", "tpot") for value in data[metric].values())
