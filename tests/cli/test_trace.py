@@ -65,12 +65,25 @@ def test_json_in_the_documented_form_a_table_and_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("engine", ["vllm", "torch"])
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "torch"])
 def test_a_broken_configuration_is_one_line(tmp_path: Path, engine: str) -> None:
     """What Transformers finds wrong in a config.json exits with 2 in one line, on either engine."""
     done = trace(write_config(tmp_path, hidden_size="big"), "--engine", engine)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "Field 'hidden_size' expected int, got str (value: 'big'); check its config.json" in done.stderr
+
+
+@pytest.mark.engine
+def test_an_engine_of_another_name_traces_its_own_operations(tmp_path: Path) -> None:
+    """`--engine transformers` names its attention and its version, and says nothing on stderr; no other engine is there."""
+    done = trace(write_config(tmp_path), "--engine", "transformers", "--dtype", "float32", "--json", "-")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["environment"]["engine"] == "transformers"
+    assert "paged_attention" in {operation["name"] for operation in document["operations"]}
+    refused = trace(tmp_path, "--engine", "tgi")
+    assert refused.returncode == 2
+    assert "transformers" in refused.stderr
 
 
 @pytest.mark.engine

@@ -63,13 +63,15 @@ class EngineContract:
     """Name of the engine, as `ServingConfig.engine` has it."""
 
     @pytest.fixture(scope="class")
-    def started(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    @classmethod
+    def started(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         """Trace a tiny model, then start the engine with it."""
+        pytest.importorskip(cls.name, reason=f"{cls.name} is not installed; it comes with the cpu extra")
         folder = tmp_path_factory.mktemp("models") / "tiny"
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(CONFIG))
         limits = {"max_model_len": 256, "max_num_batched_tokens": 128, "max_num_seqs": 4, "kv_cache_memory_bytes": 16 << 20}
-        serving = ServingConfig(engine=self.name, dtype=native_dtype(), enable_prefix_caching=False, **limits)
+        serving = ServingConfig(engine=cls.name, dtype=native_dtype(), enable_prefix_caching=False, **limits)
         traced = trace_operations(find_model(str(folder)), serving)
         engine = start_engine(find_model(str(folder)), serving, 1)
         yield Started(engine, serving, traced)
@@ -184,10 +186,6 @@ class TestTransformers(EngineContract):
     """Transformers' continuous batching meets the contract."""
 
     name = "transformers"
-
-    @pytest.fixture(scope="class", autouse=True)
-    def _installed(self) -> None:
-        pytest.importorskip("transformers", reason="transformers is not installed; it comes with the cpu extra")
 
     @pytest.mark.parametrize(
         ("settings", "flag"),
