@@ -8,7 +8,8 @@ once for each warm-up and repetition. A fifth of each operation's points is draw
 takes all the other points of the tables' own grid for each of its operations, once; what lies between is interpolated, as
 LLMServingSim does it, or predicted by a process of that operation alone. Dooly takes the models one after another into one store,
 and draws with the sampler of `dooly profile`: an operation that the store has is free unless what is known by now opens its sweep
-again; a new one begins at its corners, starts from what its family knows, and ends by itself. Then come models beyond the twelve.
+again; a new one starts from what its family knows, attention and what no relative tells of at its corners, and ends by itself.
+Then come models beyond the twelve.
 """
 
 from __future__ import annotations
