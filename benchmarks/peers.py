@@ -10,7 +10,7 @@ PYTHON is an interpreter that has the peer's own requirements, and for Vidur Doo
   and once by Vidur's own random forest, trained on exported profiles.
 - `mocker`: 500 requests through Dynamo's mocker (`pip install ai-dynamo-runtime`) on exported planner arrays, and the same
   through Dooly's own simulator.
-- `blis`: the same requests through BLIS (inference-sim/inference-sim) on fitted coefficients; BLIS is what `go build` makes of it.
+- `blis`: the same requests through BLIS (inference-sim/inference-sim, built by `go build`) on fitted coefficients.
 
 LLMServingSim has a script of its own.
 """
