@@ -197,6 +197,11 @@ class TestTransformers(EngineContract):
         with pytest.raises(InvalidInputError, match=f"^{flag}: --engine transformers has no such setting; leave it out$"):
             trace_operations(find_model("smollm2-135m"), serving)
 
+    def test_compiled_steps_are_refused(self) -> None:
+        """It compiles nothing, and says so where it is asked to."""
+        with pytest.raises(InvalidInputError, match="^--no-enforce-eager: --engine transformers compiles nothing; leave it out$"):
+            trace_operations(find_model("smollm2-135m"), ServingConfig(engine="transformers", enforce_eager=False))
+
 
 def test_every_engine_is_tested() -> None:
     """Each folder of an engine has its class of tests here."""

@@ -28,6 +28,8 @@ def check_settings(serving: ServingConfig) -> None:
         if field.name not in _TAKEN and getattr(serving, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
             raise InvalidInputError(f"{flag}: --engine {serving.engine} has no such setting; leave it out")
+    if serving.enforce_eager is False:
+        raise InvalidInputError(f"--no-enforce-eager: --engine {serving.engine} compiles nothing; leave it out")
     if serving.max_num_seqs > serving.max_num_batched_tokens:
         raise InvalidInputError(
             f"--max-num-seqs: {serving.max_num_seqs} is more than --max-num-batched-tokens {serving.max_num_batched_tokens}; "
