@@ -199,7 +199,9 @@ class TestTransformers(EngineContract):
 
     def test_compiled_steps_are_refused(self) -> None:
         """It compiles nothing, and says so where it is asked to."""
-        with pytest.raises(InvalidInputError, match="^--no-enforce-eager: --engine transformers compiles nothing; leave it out$"):
+        with pytest.raises(
+            InvalidInputError, match=r"^--no-enforce-eager: --engine transformers compiles nothing; leave it out$"
+        ):
             trace_operations(find_model("smollm2-135m"), ServingConfig(engine="transformers", enforce_eager=False))
 
 
