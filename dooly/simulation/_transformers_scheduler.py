@@ -96,7 +96,7 @@ class TransformersScheduler(Scheduler):
         num_steps = 1
         if may_repeat:
             num_left = int((self._num_total_tokens[requests] - self._num_tokens[requests]).min())
-            num_steps += self._kv_cache.steps_within(computed + 1, num_left - 1)
+            num_steps += self._kv_cache.steps_within(requests, computed + 1, num_left - 1)
         return ScheduledStep(requests, granted, computed, first_scheduled, num_steps)
 
     def _pass_over(self) -> _Candidates:
