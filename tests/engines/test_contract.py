@@ -148,6 +148,23 @@ class EngineContract:
             handle.remove()
         assert called == set(paths)
 
+    def test_stateful_operations_are_watched(self, started: Started) -> None:
+        """Each stateful operation of the layer enters and leaves under its module's path, and no longer once the watch is over."""
+        engine = started.engine
+        seen: list[tuple[str, str]] = []
+        with engine.watch_stateful(lambda path: seen.append(("enter", path)), lambda path: seen.append(("leave", path))):
+            engine.add(engine.prompt(20), 1)
+            engine.step()
+        paths = {
+            op.module for op in started.traced.operations if op.depends_on_context and layer_of(op.module) in engine.layer_kinds()
+        }
+        assert {path for _, path in seen} == paths
+        assert [event for event, _ in seen] == ["enter", "leave"] * (len(seen) // 2)
+        number = len(seen)
+        engine.add(engine.prompt(20), 1)
+        engine.step()
+        assert len(seen) == number
+
     def test_it_schedules_as_is_simulated(self, started: Started) -> None:
         """Requests of different lengths, more than run at once, are served in the steps that the simulator foretells."""
         engine, serving = started.engine, started.serving

@@ -15,12 +15,13 @@ from dooly.engines._refusals import first_line
 from dooly.engines.transformers._build import random_model
 from dooly.engines.transformers._library import quiet_transformers
 from dooly.engines.transformers._settings import check_settings
-from dooly.engines.transformers._shown import GreedySampler, show_attention, shown_attributes
+from dooly.engines.transformers._shown import GreedySampler, show_attention, shown_attributes, watch_attention
 from dooly.errors import EngineError
 from dooly.tracing import layer_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -127,6 +128,10 @@ class TransformersEngine:
         """Return the paths of the layers of each kind, by the path of the first of the kind."""
         kinds = layer_kinds(self.network, shown_attributes, first_apart=False)
         return {f"{path}.{m[0]}": [f"{path}.{i}" for i in m] for path, groups in kinds.items() for m in groups}
+
+    def watch_stateful(self, enter: Callable[[str], None], leave: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Call back, within the scope, before and after each call of attention, with its module's path."""
+        return watch_attention(self.network, enter, leave)
 
     def prompt(self, num_tokens: int) -> list[int]:
         """Return a random prompt."""

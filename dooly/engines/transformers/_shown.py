@@ -6,13 +6,14 @@ the model runner's own function, whose `self` is a module.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     Scalar = bool | int | float | str | None
 
@@ -77,6 +78,19 @@ def shown_attributes(module: nn.Module) -> dict[str, Scalar] | None:
     if isinstance(module, GreedySampler):
         return {"kind": "Sampler", "sampling": "greedy"}
     return module.attributes if isinstance(module, PagedAttention) else None
+
+
+@contextmanager
+def watch_attention(network: nn.Module, enter: Callable[[str], None], leave: Callable[[str], None]) -> Iterator[None]:
+    """Call back, within the scope, before and after each call of attention, with its module's path."""
+    shown = [(path, module) for path, module in network.named_modules() if isinstance(module, PagedAttention)]
+    handles = [module.register_forward_pre_hook(lambda *_, path=path: enter(path)) for path, module in shown]
+    handles += [module.register_forward_hook(lambda *_, path=path: leave(path)) for path, module in shown]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _attend(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
