@@ -149,7 +149,7 @@ class EngineContract:
         assert called == set(paths)
 
     def test_stateful_operations_are_watched(self, started: Started) -> None:
-        """Each stateful operation of the layer enters and leaves under its module's path, and no longer once the watch is over."""
+        """Each stateful operation of the layer enters and leaves under its path, and no longer once the watch is over."""
         engine = started.engine
         seen: list[tuple[str, str]] = []
         with engine.watch_stateful(lambda path: seen.append(("enter", path)), lambda path: seen.append(("leave", path))):
