@@ -31,7 +31,7 @@ from dooly.catalog._points import (
 )
 from dooly.catalog._profiles import module_environment, profiled_model
 from dooly.catalog._records import PASSES, feasible_records, latencies_of, medians, record_counts, repeatability
-from dooly.catalog._relatives import MOST_OTHERS, Known, relatives
+from dooly.catalog._relatives import MOST_OTHERS, Known, measured_most, related_operations
 from dooly.catalog._selections import read_selection, write_selection
 from dooly.catalog._table import told_apart, trace_operations
 
@@ -60,6 +60,7 @@ __all__ = [
     "key_of",
     "kv_cache_layout",
     "latencies_of",
+    "measured_most",
     "measurement_batches",
     "medians",
     "module_environment",
@@ -73,7 +74,7 @@ __all__ = [
     "read_selection",
     "read_traced",
     "record_counts",
-    "relatives",
+    "related_operations",
     "repeatability",
     "shipped_file",
     "sizes_at",

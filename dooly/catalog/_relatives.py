@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dooly.catalog._records import latencies_of
 from dooly.tracing import TracedModel
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 MOST_OTHERS = 16
 """Operations of a family beside a model's own: as many tell about as much as all, and each costs time to learn from."""
+MOST_POINTS = 640
+"""Points of them all, but for those of the first: what learning takes grows with the cube."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +32,27 @@ class Known:
     """What it took, in nanoseconds, by point."""
 
 
-def relatives(operations: Sequence[TracedOperation], store: Store, environment: str) -> list[Known]:
-    """Return measured operations of other models that are of the families of these, of each family those measured most."""
+def related_operations(operations: Sequence[TracedOperation], store: Store, environment: str) -> list[TracedOperation]:
+    """Return the operations of other models in a store that are of the families of these; reads no records."""
     families = {operation.family for operation in operations if operation.family}
     own = {operation.signature for operation in operations}
     found: dict[str, TracedOperation] = {}
-    for name in store.documents("traces"):
+    for name in sorted(store.documents("traces")) if families else ():
         if name.endswith(environment):
             document: Any = store.read_document("traces", name)
             for operation in TracedModel.from_json(document["traced"]).operations:
                 if operation.family in families and operation.signature not in own:
                     found.setdefault(operation.signature, operation)
-    known = [Known(operation, latencies_of(store, signature, environment)) for signature, operation in found.items()]
+    return list(found.values())
+
+
+def measured_most(operations: Sequence[TracedOperation], store: Store, environment: str) -> list[Known]:
+    """Return of each family of operations those that were measured at most points, with what they took; not too many."""
+    known = [Known(operation, latencies_of(store, operation.signature, environment)) for operation in operations]
     chosen: list[Known] = []
-    for family in sorted(families):
+    for family in sorted({operation.family for operation in operations if operation.family}):
         members = [k for k in known if k.operation.family == family and k.latency_ns]
-        chosen += sorted(members, key=lambda k: -len(k.latency_ns))[:MOST_OTHERS]
+        members = sorted(members, key=lambda k: -len(k.latency_ns))[:MOST_OTHERS]
+        counts = np.cumsum([len(k.latency_ns) for k in members])
+        chosen += members[: max(1, int(np.searchsorted(counts, MOST_POINTS, side="right")))]
     return chosen

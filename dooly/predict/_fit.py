@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import CUDA_GRAPHS, STEP, check_store, feasible_records, profiled_model, relatives, repeatability
+from dooly.catalog import (
+    CUDA_GRAPHS,
+    STEP,
+    check_store,
+    feasible_records,
+    measured_most,
+    profiled_model,
+    related_operations,
+    repeatability,
+)
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._domain import Domain
@@ -134,11 +143,11 @@ def fit_latency_model(
 
     domain = Domain.from_json(kept.get("domain", (step, *attention), partial(_measured_domain, step, attention, records)))
     inner = [op for op in traced.operations if op.stage != "engine"]
-    # Whether sweeps are sparse goes by the grid over the domain.
-    others = relatives(inner, store, environment.digest)
-    behind = (*inner, *(known.operation for known in others))
-    sparse = kept.get("sparse", behind, partial(fit_sparse, inner, records, domain, others), domain.to_json())
-    sparse_name = kept.name("sparse", behind, domain.to_json())
+    # Whether sweeps are sparse goes by the grid over the domain; what lies between, by other models' operations too.
+    related = related_operations(inner, store, environment.digest)
+    known = partial(measured_most, related, store, environment.digest)
+    sparse = kept.get("sparse", (*inner, *related), partial(fit_sparse, inner, records, domain, known), domain.to_json())
+    sparse_name = kept.name("sparse", (*inner, *related), domain.to_json())
     latencies: dict[str, OperationLatency] = {}
     names: dict[str, str] = {}
 

@@ -37,16 +37,18 @@ Records = Callable[[TracedOperation], tuple[Record, ...]]
 """Reads the records of an operation."""
 
 
-def fit_sparse(operations: Sequence[TracedOperation], records: Records, domain: Domain, others: Sequence[Known] = ()) -> JSON:
+def fit_sparse(
+    operations: Sequence[TracedOperation], records: Records, domain: Domain, others: Callable[[], Sequence[Known]] = tuple
+) -> JSON:
     """Return by signature the fits of those operations that have fewer points than a sweep over the domain; see `as_fit`.
 
     Args:
         operations: Operations of a model.
         records: Reads their feasible records.
         domain: Where the model is to be known.
-        others: Operations of other models that tell of the families of these.
+        others: Reads what other models' operations tell of the families of these.
     """
-    filled = fill(operations, {op.signature: records(op) for op in operations}, _grid(domain), others)
+    filled = fill(operations, {op.signature: records(op) for op in operations}, _grid(domain), others())
     return {op.signature: _fit_filled(OperationWork(op), filled[op.signature]) for op in operations if op.signature in filled}
 
 

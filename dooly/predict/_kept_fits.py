@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SHAPES_A_FIT = (
     "predict/*.py",
-    *(f"catalog/{name}.py" for name in ("_grid", "_points", "_records")),
+    *(f"catalog/{name}.py" for name in ("_grid", "_points", "_records", "_relatives")),
     *(f"tracing/{name}.py" for name in ("_forms", "_model")),
     "engines/_config.py",
     "batch.py",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.catalog import key_of, latencies_of, measurement_batches, point_of, record_counts, relatives
+from dooly.catalog import key_of, latencies_of, measured_most, measurement_batches, point_of, record_counts, related_operations
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure.engine._profiler import Task
 from dooly.predict import BatchArrays
@@ -48,7 +48,7 @@ def adaptive_plan(
     if environment is not None:
         counts = {key: record_counts(store, key[0], environment) for key in own}
         latencies = {key: latencies_of(store, key[0], environment) for key in own}
-        others = relatives(operations, store, environment)
+        others = measured_most(related_operations(operations, store, environment), store, environment)
 
     def make(number: int, place: int, keys: Sequence[Key]) -> Task:
         return Task(number, batches[place], tuple(own[key] for key in keys))
