@@ -81,7 +81,7 @@ def simulate_fleet(
 
     Raises:
         InvalidInputError: `workload` is none, there is no replica, or `steps` are not as many; or replicas in step differ in
-            `async_scheduling`, or have drafts.
+            `async_scheduling`, or have drafts or policies.
         WorkloadError: A request is too long for a replica that it may be sent to; nothing is simulated then.
         DoolyError: Whatever a replica's `latency` raises for a step that it cannot price.
     """
@@ -162,9 +162,12 @@ def _routed(
 def _in_step(workload: Workload, replicas: Sequence[Replica], router: MakeRouter, logs: Sequence[StepLog | None]) -> FleetResult:
     """Return what replicas come to that step together."""
     first = replicas[0]
-    if any(one.config.async_scheduling != first.config.async_scheduling or one.config.speculative for one in replicas):
+    if any(
+        one.config.async_scheduling != first.config.async_scheduling or one.config.speculative or one.config.kv_policy
+        for one in replicas
+    ):
         raise InvalidInputError(
-            "simulate_fleet: in_step: replicas differ in async_scheduling, or have drafts; give all the same, and none"
+            "simulate_fleet: in_step: replicas differ in async_scheduling, or have drafts or policies; give all the same, and none"
         )
     started_s = time.perf_counter()
     requests, timeline = workload.requests, Timeline(workload.requests)

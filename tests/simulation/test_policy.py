@@ -19,6 +19,8 @@ from dooly.predict import default_serving, load_latency_model
 from dooly.report._step_shares import step_shares
 from dooly.simulation import (
     FleetLayout,
+    LeastLoaded,
+    Replica,
     Request,
     SchedulerConfig,
     StepLog,
@@ -28,6 +30,7 @@ from dooly.simulation import (
     policy_terms,
     scheduler_config,
     simulate,
+    simulate_fleet,
 )
 from dooly.simulation._make_scheduler import make_scheduler
 from dooly.simulation._remote_kv import RemoteKV
@@ -233,6 +236,14 @@ def test_a_page_shows_where_the_time_of_steps_goes(h200: LatencyModel) -> None:
     assert ("selection", "estimated") not in shares[None]
 
 
+def test_engines_behind_a_router_have_policies() -> None:
+    """Each of two engines reads a fifth of the prompts that it is sent."""
+    replicas = [Replica(Selecting(), replace(PLAIN, kv_policy=policy("snapkv", Term.READS)))] * 2
+    fleet = simulate_fleet(workload((1000, 3), (1000, 3)), replicas, LeastLoaded)
+    assert fleet.placements["replica"] == (0, 1)
+    assert finish_ms(fleet.result) == [pytest.approx(1 + 2 + (200 + 201) / 1000)] * 2
+
+
 def test_terms_are_told_apart(h200: LatencyModel) -> None:
     """Selecting makes the first token later, reads make the others sooner; more are served at once with their blocks freed."""
     serving = default_serving(
@@ -271,6 +282,9 @@ def test_what_is_not_simulated_is_refused() -> None:
         replace(PLAIN, enable_prefix_caching=True, kv_policy=KVPolicy("snapkv", 0.2))
     with pytest.raises(InvalidInputError, match="not simulated between prefill and decode replicas"):
         make_scheduler(workload((100, 1)).requests, replace(PLAIN, kv_policy=KVPolicy("snapkv", 0.2)), RemoteKV())
+    ranks = [Replica(LinearLatency(MS), replace(PLAIN, kv_policy=KVPolicy("snapkv", 0.2)))] * 2
+    with pytest.raises(InvalidInputError, match="have drafts or policies"):
+        simulate_fleet(workload((100, 1)), ranks, in_step=True)
     with pytest.raises(InvalidInputError, match="no more and no less"):
         Batch((2,), (0,), 0, (), ((1.0, Batch((1,), (0,))),))
     assert np.array_equal(latency.steps([Batch((1,), (10,))]).extrapolated, [False])
