@@ -161,13 +161,10 @@ def _routed(
 
 def _in_step(workload: Workload, replicas: Sequence[Replica], router: MakeRouter, logs: Sequence[StepLog | None]) -> FleetResult:
     """Return what replicas come to that step together."""
-    first = replicas[0]
-    if any(
-        one.config.async_scheduling != first.config.async_scheduling or one.config.speculative or one.config.kv_policy
-        for one in replicas
-    ):
+    first, configs = replicas[0], [one.config for one in replicas]
+    if any(each.async_scheduling != configs[0].async_scheduling or each.speculative or each.kv_policy for each in configs):
         raise InvalidInputError(
-            "simulate_fleet: in_step: replicas differ in async_scheduling, or have drafts or policies; give all the same, and none"
+            "simulate_fleet: in_step: replicas differ in async_scheduling, have drafts or policies; give all the same, and none"
         )
     started_s = time.perf_counter()
     requests, timeline = workload.requests, Timeline(workload.requests)
