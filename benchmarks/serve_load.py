@@ -92,6 +92,12 @@ async def _load(host: str, port: int, rate: float, seconds: float, connections: 
     return milliseconds, statuses
 
 
+def _busy_s() -> float:
+    """Return processor seconds that all processes of this machine have taken."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
+
+
 def main() -> None:
     """Start the service, put it under load, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,9 +117,12 @@ def main() -> None:
         process = psutil.Process(service.pid)
         asyncio.run(_load(place[1], int(place[2]), asked.rate, 2, asked.connections))
         memory_mb, cpu_s = [process.memory_info().rss / 1e6], sum(process.cpu_times()[:2])
+        started_s, busy_s, own_s = time.perf_counter(), _busy_s(), time.process_time()
         milliseconds, statuses = asyncio.run(_load(place[1], int(place[2]), asked.rate, asked.seconds, asked.connections))
         memory_mb.append(process.memory_info().rss / 1e6)
         cpu_s = sum(process.cpu_times()[:2]) - cpu_s
+        own_s = time.process_time() - own_s
+        others = (_busy_s() - busy_s - cpu_s - own_s) / (time.perf_counter() - started_s)
     finally:
         service.terminate()
         code = service.wait(20)
@@ -127,6 +136,8 @@ def main() -> None:
         "errors": sum(status != 200 for status in statuses),  # noqa: PLR2004 - done
         "latency_ms": {"p50": round(p50, 3), "p90": round(p90, 3), "p99": round(p99, 3), "max": round(longest, 3)},
         "cpu_ms_per_request": round(1e3 * cpu_s / len(statuses), 3),
+        "load_cpu_ms_per_request": round(1e3 * own_s / len(statuses), 3),
+        "cores_that_others_kept_busy": round(others, 2),
         "memory_mb": [round(found, 1) for found in memory_mb],
         "exit_code": code,
         "cores": os.cpu_count(),

@@ -66,3 +66,10 @@ class InferTimePredictor:
             return float(wall_s(self.latency, BatchArrays.of([asked]))[0])
         except OutOfDomainError:
             return _NOT_TO_BE_HAD
+
+    def get_metrics(self) -> dict[str, float]:
+        """Return what the simulator writes beside a profile: the shares of the seconds so far by where they are from."""
+        return {f"dooly_{source}": share for source, share in self.latency.provenance.items()}
+
+    def reset_metrics(self) -> None:
+        """Do nothing: the shares are those of all that was priced."""

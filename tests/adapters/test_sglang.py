@@ -34,6 +34,16 @@ def test_what_cannot_be_priced_is_negative(latency: LatencyModel) -> None:
     assert InferTimePredictor(latency).predict_infer_time(_batch((100_000, 0))) < 0
 
 
+def test_a_profile_tells_what_the_seconds_rest_on(latency: LatencyModel) -> None:
+    """The simulator asks for a predictor's own metrics when it writes a profile, and resets them after: shares that sum to 1."""
+    predictor = InferTimePredictor(latency)
+    predictor.predict_infer_time(_batch((1, 100)))
+    predictor.reset_metrics()
+    shares = predictor.get_metrics()
+    assert set(shares) == {"dooly_measured", "dooly_family", "dooly_estimated"}
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 def test_the_example_runs() -> None:
     """What the docstring shows is what Python answers."""
     globs = {"dooly": dooly, "InferTimePredictor": InferTimePredictor}
