@@ -101,6 +101,7 @@ def lookups(asked: argparse.Namespace) -> dict[str, Any]:
         )
         read_back_s = dooly.load_latency_model(store, model, serving).steps(batches).seconds
     dooly_s = latency.steps(batches).seconds
+    prompts = np.array([max(batch.num_new_tokens) > 1 for batch in batches])
     gaps_s = took["DOOLY"].sum() - took["OWN"].sum()
     return {
         "peer": "casys-kaist/LLMServingSim",
@@ -121,6 +122,7 @@ def lookups(asked: argparse.Namespace) -> dict[str, Any]:
         "exported_over_dooly": _spread(took["DOOLY"] / dooly_s),
         "read_back_over_dooly": _spread(read_back_s / dooly_s),
         "own_over_exported": _spread(took["OWN"] / took["DOOLY"]),
+        "own_over_exported_with_prompts": _spread((took["OWN"] / took["DOOLY"])[prompts]),
     }
 
 

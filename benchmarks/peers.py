@@ -1,6 +1,7 @@
 """Other simulators, as their makers publish them, on Dooly's latencies.
 
     python benchmarks/peers.py vidur CHECKOUT --python PYTHON [--json FILE]
+    python benchmarks/peers.py measured CHECKOUT [--json FILE]
     python benchmarks/peers.py mocker --python PYTHON [--json FILE]
     python benchmarks/peers.py blis CHECKOUT --python BLIS [--json FILE]
 
@@ -8,6 +9,8 @@ PYTHON is an interpreter that has the peer's own requirements, and for Vidur Doo
 
 - `vidur`: 500 requests through Vidur's simulator (microsoft/vidur), once by the predictor that `dooly.adapters.vidur` installs,
   and once by Vidur's own random forest, trained on exported profiles.
+- `measured`: operations that Vidur's own profile of a Llama with 70 B has on an H100, over four ranks, and Dooly for the same
+  device, number of tokens by number of tokens.
 - `mocker`: 500 requests through Dynamo's mocker (`pip install ai-dynamo-runtime`) on exported planner arrays, and the same
   through Dooly's own simulator.
 - `blis`: the same requests through BLIS (inference-sim/inference-sim, built by `go build`) on fitted coefficients.
@@ -103,6 +106,33 @@ def vidur(asked: argparse.Namespace) -> dict[str, Any]:
         }
 
 
+def measured(asked: argparse.Namespace) -> dict[str, Any]:
+    """Compare operations of one size on one device, as Vidur measured them and as Dooly has them."""
+    limits = {"max_num_batched_tokens": 4096, "max_num_seqs": 128, "max_model_len": 4096}
+    model, serving, latency = _loaded("llama-3.1-70b", "h100", tensor_parallel_size=4, **limits)
+    profile = asked.checkout / "data" / "profiling" / "compute" / "h100" / "meta-llama" / "Llama-2-70b-hf" / "mlp.csv"
+    with tempfile.TemporaryDirectory() as folder:
+        export_vidur(latency, model, serving, Path(folder))
+        ours, theirs = _rows(Path(folder) / "mlp.csv", 4), _rows(profile, 4)
+    found: dict[str, Any] = {"peer": "microsoft/vidur", "device": "H100, 4 ranks", "dooly_over_vidur": {}}
+    for operation in ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj", "mlp_act", "input_layernorm"):
+        column = f"time_stats.{operation}.median"
+        known = {float(row["num_tokens"]): float(row[column]) for row in ours}
+        tokens = sorted(known)
+        spread = found["dooly_over_vidur"][operation] = {}
+        for low, high in ((1, 64), (65, 512), (513, 4096)):
+            rows = [(float(row["num_tokens"]), float(row[column])) for row in theirs if low <= float(row["num_tokens"]) <= high]
+            ratios = [np.interp(at, tokens, [known[number] for number in tokens]) / took for at, took in rows]
+            spread[f"{low}-{high}"] = {"points": len(rows), "median": round(float(np.median(ratios)), 3)}
+    return found
+
+
+def _rows(path: Path, ranks: int) -> list[dict[str, str]]:
+    """Return the rows of a profile that are of so many ranks."""
+    with path.open(newline="") as handle:
+        return [row for row in csv.DictReader(handle) if int(float(row["num_tensor_parallel_workers"])) == ranks]
+
+
 def mocker(asked: argparse.Namespace) -> dict[str, Any]:
     """Run Dynamo's mocker on planner arrays, and Dooly's simulator on the same requests."""
     prompt, output, concurrency = 1024, 128, 32
@@ -195,11 +225,12 @@ def main() -> None:
     """Run one peer and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for run, has_checkout in ((vidur, True), (mocker, False), (blis, True)):
+    for run, has_checkout in ((vidur, True), (measured, True), (mocker, False), (blis, True)):
         command = commands.add_parser(run.__name__)
         if has_checkout:
             command.add_argument("checkout", type=Path)
-        command.add_argument("--python", required=True)
+        if run is not measured:
+            command.add_argument("--python", required=True)
         command.add_argument("--json", type=Path)
         command.set_defaults(run=run)
     asked = parser.parse_args()
