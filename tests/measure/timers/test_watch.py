@@ -72,8 +72,8 @@ def test_what_is_slower_on_both_sides_spoils_a_measurement(watch: Watch, timer: 
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_what_is_slow_on_one_side_alone_has_passed(watch: Watch, timer: SlowedTimer, when: str) -> None:
-    """Threads that wake take a few milliseconds of the calibration, not of what is measured."""
+def test_what_is_slow_on_one_side_alone_counts_as_the_machines_own(watch: Watch, timer: SlowedTimer, when: str) -> None:
+    """Moments of that kind come by themselves, to an engine that serves as well."""
     timer.compute_ns = 3000 if when == "before" else 1000
     watch.begin()
     timer.compute_ns = 1000 if when == "before" else 3000
