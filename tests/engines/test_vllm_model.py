@@ -261,7 +261,7 @@ def test_a_compiled_model_is_traced_in_pieces() -> None:
     """On a CPU, --no-enforce-eager makes operations of what lies between attentions, whatever modules it spans."""
     from dooly.engines.vllm import trace_vllm_model
 
-    traced = trace_vllm_model(find_model("smollm2-135m"), ServingConfig(enforce_eager=False))
+    traced = trace_vllm_model(find_model("smollm2-135m"), ServingConfig(dtype="float32", enforce_eager=False))
     rows = [(op.name, op.module, op.count) for op in traced.operations if op.stage == "decoder"]
     attention = [f"model.layers.{i}.self_attn.attn" for i in range(3)]
     assert rows == [("piece", attention[0], 1), ("attn", attention[0], 30), ("piece", attention[1], 29), ("piece", "", 1)]
