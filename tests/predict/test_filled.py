@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from dbstore import JsonObject, Record
 from dooly.batch import Batch
-from dooly.catalog import feasible_records, measurement_batches, point_of
+from dooly.catalog import Known, feasible_records, measurement_batches, point_of
 from dooly.engines import ServingConfig
 from dooly.predict import BatchArrays, load_latency_model
 from dooly.predict._filled import fill
@@ -167,41 +166,25 @@ def _humped_ns(width: float, tokens: int) -> float:
     return width * (6000 + 40.0 * tokens) * (1 + 0.5 * float(np.exp(-((np.log(tokens / 128) / 0.4) ** 2))))
 
 
-def _with_relatives(store: Store, environment: Environment, widths: tuple[float, ...]) -> None:
-    """Make `up` the member of a family, and put its relatives of other widths into the store, with a model that has them."""
-    (name,) = store.documents("traces")
-    document: Any = store.read_document("traces", name)
-    traced = TracedModel.from_json(document["traced"])
-    up = replace(next(op for op in traced.operations if op.name == "up"), family="f" * 32, family_numbers=(64.0,))
-    operations = tuple(up if op.name == "up" else op for op in traced.operations)
-    store.write_document("traces", name, document | {"traced": replace(traced, operations=operations).to_json()})
-    others = [replace(up, signature=f"wide-{width:.0f}", family_numbers=(width,)) for width in widths]
-    for op in others:
-        points = [(JsonObject({"d0": t}), round(_humped_ns(op.family_numbers[0], t))) for t in TOKENS]
-        store.write(*(Record(op.signature, environment.digest, point, np.array([ns] * 3)) for point, ns in points))
-    if others:
-        other = replace(traced, model="other", operations=tuple(others)).to_json()
-        other = document | {"model": "other", "config": "another", "traced": other}
-        store.write_document("traces", f"other-{environment.digest}", other)
-
-
-def test_other_models_tell_what_lies_between(  # noqa: PLR0913, PLR0917 - fixtures
-    make_store: Callable[..., Store],
-    environment: Environment,
-    model: ModelSource,
-    serving: ServingConfig,
-    laws: dict[str, Callable[[Batch], float]],
-    tmp_path: Path,
-) -> None:
+def test_other_models_tell_what_lies_between(operation: Callable[..., TracedOperation]) -> None:
     """Where nobody measured an operation it is told by wider and narrower ones that other models ran; alone nothing tells."""
-    humped: dict[str, Callable[[Batch], float]] = {**laws, "up": lambda b: _humped_ns(64.0, b.num_tokens)}
+
+    def member(width: float) -> TracedOperation:
+        traffic = {"request_bytes": f"{width}*num_tokens"}
+        return operation(f"{int(width):032x}", f"w{int(width)}", family="f" * 32, family_numbers=(width,), **traffic)
+
+    def took(width: float, tokens: tuple[int, ...]) -> dict[JsonObject, float]:
+        return {JsonObject({"d0": t}): _humped_ns(width, t) for t in tokens}
+
+    own, known = member(64.0), took(64.0, (1, 8, 64, 256))
+    records = {own.signature: [Record(own.signature, "0" * 32, p, np.array([round(ns)] * 3)) for p, ns in known.items()]}
+    others = [Known(member(width), took(width, TOKENS)) for width in (16.0, 32.0, 128.0, 256.0)]
     errors = {}
-    for widths in ((), (16.0, 32.0, 128.0, 256.0)):
-        path = tmp_path / f"db{len(widths)}"
-        store = make_store(path, environment, laws=humped, where=lambda b: b.num_tokens in {1, 8, 64, 256})
-        _with_relatives(store, environment, widths)
-        (up,) = (f for f in load_latency_model(store, model, serving).operations if f.name.endswith("up"))
-        asked = [Batch((t,), (0,), 1) for t in (80, 96, 112, 128, 160, 192, 224)]
-        told = up.latency_ns(BatchArrays.of(asked))
-        errors[len(widths)] = np.median(np.abs(told / [_humped_ns(64.0, b.num_tokens) for b in asked] - 1))
-    assert errors[4] < 0.1 < errors[0] / 2, errors
+    for told_by in ([], others):
+        filled = fill([own], records, measurement_batches(LIMITS), told_by)
+        assert list(filled) == [own.signature]
+        found = filled[own.signature]
+        told = zip(found.points[found.num_measured :], found.whole.latency_ns[found.num_measured :], strict=True)
+        between = [abs(ns / _humped_ns(64.0, p["d0"]) - 1) for p, ns in told if 80 <= p["d0"] < 200]
+        errors[len(told_by)] = np.median(between)
+    assert errors[4] < 0.1 < errors[0], errors
