@@ -73,14 +73,15 @@ def read(path: Path) -> Any:  # noqa: ANN401 - a document
 
 
 def test_simulations_and_comparisons(tmp_path: Path) -> None:
-    """`simulate` of one engine and of two, as JSON and CSV, and `compare` of what it wrote."""
-    one, two, apart, compared = (tmp_path / f"{name}.json" for name in ("one", "two", "apart", "compared"))
+    """`simulate` of one engine, of two and under a KV policy, as JSON and CSV, and `compare` of what it wrote."""
+    one, two, apart, kept, compared = (tmp_path / f"{name}.json" for name in ("one", "two", "apart", "kept", "compared"))
     common = ("simulate", *ON_H200, "--workload", WORKLOAD, "--slo", "ttft-p90=1s")
     run(*common, "--json", one, "--csv", tmp_path / "one.csv")
     run(*common, "--json", two, "--csv", tmp_path / "two.csv", "--data-parallel-size", 2)
     layout = ("--prefill-replicas", 1, "--decode-replicas", 1, "--kv-transfer", "bandwidth=50,latency=20")
     run(*common, "--json", apart, "--csv", tmp_path / "apart.csv", *layout)
-    check("simulate", *map(read, (one, two, apart)))
+    run(*common, "--json", kept, "--kv-policy", "snapkv", "--kv-budget", 0.5)
+    check("simulate", *map(read, (one, two, apart, kept)))
     heads = [(tmp_path / f"{name}.csv").read_text().partition("\n")[0] for name in ("one", "two", "apart")]
     check("simulate-csv", *(dict.fromkeys(head.split(",")) for head in heads))
     run("compare", tmp_path / "one.csv", tmp_path / "two.csv", "--json", compared)
@@ -98,11 +99,11 @@ def test_searches(tmp_path: Path) -> None:
 def test_validations() -> None:
     """What `validate` writes of two runs, here of two simulations."""
     from dooly.simulation import LinearLatency, SchedulerConfig, parse_workload, simulate
-    from dooly.validation import MetricReport, StepReport, Validation
+    from dooly.validation import MachineState, MetricReport, StepReport, Validation
 
     result = simulate(parse_workload(WORKLOAD), LinearLatency(1e6), SchedulerConfig(max_model_len=1024, num_kv_blocks=64))
     report = MetricReport(0.1, -0.1, 0.05)
-    done = Validation((result, result), result, report, report, StepReport(9, 0.1, 0.1, 0.1), 0.0)
+    done = Validation((result, result), result, report, report, StepReport(9, 0.1, 0.1, 0.1), MachineState(0.0), (0.1, 0.2))
     check("validate", json.loads(json.dumps(done.to_json())))
 
 
