@@ -103,7 +103,7 @@ BatchText = Annotated[
     typer.Option(
         "--batch",
         metavar="SPEC",
-        help="Step to show FLOPs and bytes for, as decode=8,context=1024 or prefill=512,context=0,requests=1, joined by +.",
+        help="Step to show FLOPs and bytes for, as decode=8,context=1024 or prefill=512,requests=2, joined by +.",
     ),
 ]
 JsonFile = Annotated[
