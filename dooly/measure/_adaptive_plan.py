@@ -177,10 +177,9 @@ class AdaptivePlan(Generic[AnyTask]):
         """Return how many records are still wanted: of the pass that decides, no more than the other passes' share is known."""
         if self._later is not None:
             return sum(len(task.missing) for task in self._later)
-        wanted = sum(len(self._lacking(place, self._bounding)) for place in self._corners)
-        wanted += sum(len(task.missing) for task in self._delayed)
+        wanted = sum(len(keys) for _, keys in self._corners_left()) + sum(len(task.missing) for task in self._delayed)
         at_corners = self._corners or (self._delayed and self._sampler is None)
-        open_ = 0 if at_corners else len(self.sampler.unfinished())
+        open_ = 0 if at_corners else len({*self.sampler.unfinished(), *self._doubted()})
         return wanted + open_ + self._num_again()
 
     def forecast(self) -> Forecast:
@@ -193,7 +192,7 @@ class AdaptivePlan(Generic[AnyTask]):
             return Forecast(0, 0, len(self._operations), PASSES * len(points))
         sampler = self.sampler
         missing, by_family = len(sampler.unfinished()), len(sampler.told_by_family())
-        wanted = self._num_again() + PASSES * sampler.imagined()
+        wanted = self._num_again() + PASSES * sampler.imagined(self._corners_left())
         return Forecast(len(self._operations) - missing, by_family, missing - by_family, wanted)
 
     @property
@@ -229,6 +228,22 @@ class AdaptivePlan(Generic[AnyTask]):
     def _lacking(self, place: int, keys: Collection[Key]) -> tuple[Key, ...]:
         """Return those of some operations that have no record of their point at a place."""
         return tuple(key for key in self._operations if key in keys and not self._counts[key][self._places[place][key]])
+
+    def _corners_left(self) -> list[tuple[int, tuple[Key, ...]]]:
+        """Return the corners measured whatever is known, with the operations that lack a record there, each point once."""
+        left, planned = [], set()
+        for place in self._corners:
+            points = self._places[place]
+            keys = tuple(key for key in self._lacking(place, self._bounding) if (key, points[key]) not in planned)
+            planned |= {(key, points[key]) for key in keys}
+            if keys:
+                left.append((place, keys))
+        return left
+
+    def _doubted(self) -> set[Key]:
+        """Return the operations that are in doubt at some corner."""
+        corners = [self._places[place] for place in self._every_corner]
+        return {key for key in self._operations if any(self.sampler.is_doubtful(key, points[key]) for points in corners)}
 
     def _doubtful_corner(self) -> tuple[int, tuple[Key, ...]] | None:
         """Return a corner with the operations that are in doubt there."""

@@ -6,6 +6,7 @@ several places may share it.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -125,14 +126,18 @@ class Sampler(Generic[AnyKey]):
         deviation = float(np.sqrt(max(variance[0, 0], 0) + knowledge.process.parameters.rough**2))
         return deviation * NormalDist().inv_cdf(0.75) > TAIL * self.target
 
-    def imagined(self) -> int:
-        """Return how many points all sweeps would still take if each lay just where it is predicted; nothing stays of it."""
+    def imagined(self, first: Sequence[tuple[int, tuple[AnyKey, ...]]] = ()) -> int:
+        """Return how many points all sweeps would still take if each lay just where it is predicted; nothing stays of it.
+
+        Args:
+            first: Places that are measured before any is chosen, with the operations that are measured there.
+        """
         kept = self._done, self._knowledge, self._outlooks
         self._done = {key: done.copy() for key, done in self._done.items()}
         self._knowledge, self._outlooks = dict(self._knowledge), dict(self._outlooks)
-        count = 0
+        count, ahead = 0, deque(first)
         try:
-            while (found := self.next(lambda _place: 1.0)) is not None:
+            while (found := ahead.popleft() if ahead else self.next(lambda _place: 1.0)) is not None:
                 place, keys = found
                 count += len(keys)
                 for key in keys:

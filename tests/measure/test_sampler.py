@@ -71,6 +71,9 @@ def test_imagining_changes_nothing() -> None:
     fresh = Sampler(sampler.sweeps, sampler.places, {}, (), 0.03)
     before = fresh.error()
     assert 0 < fresh.imagined() <= len(TOKENS)
+    (key,) = sampler.sweeps
+    everywhere = [(place, (key,)) for place in range(len(TOKENS))]
+    assert fresh.imagined(everywhere) == len(TOKENS)
     assert fresh.error() == pytest.approx(before)
     assert count >= 3
 
