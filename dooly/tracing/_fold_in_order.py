@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
     from dooly.tracing._fold import StateOf
 
@@ -47,7 +48,8 @@ def fold_layers_in_order(model: nn.Module, state_of: StateOf | None = None) -> I
     """
     counts: dict[str, int] = {}
     latest: dict[str, Any] = {}
-    hooks, folded = [], []
+    hooks: list[RemovableHandle] = []
+    folded: list[nn.Module] = []
     kinds = layer_kinds(model, state_of)
     try:
         for path, groups in followed_kinds(model, state_of).items():
@@ -56,13 +58,15 @@ def fold_layers_in_order(model: nn.Module, state_of: StateOf | None = None) -> I
                 running = [index for index in others if index < number]
                 counts[f"{path}.{first}"] = 1 + len(others) - len(running)
                 counts |= {f"{path}.{index}": 1 for index in running}
+            later = list(model.get_submodule(path).children())[number:]
+            if not later:  # what nobody recalls is not kept: it would be one more result of the forward
+                continue
             place = f"{path}.{number - 1}"
             hooks.append(model.get_submodule(place).register_forward_hook(partial(keep_output, latest, place)))
-            for layer in list(model.get_submodule(path).children())[number:]:
+            folded += later
+            for layer in later:
                 layer.forward = partial(recall_output, latest, place)
-                folded.append(layer)
-            if folded:  # what is not kept beyond the last layer is no result of the forward
-                folded[-1].forward = partial(_recall_last, latest, place)
+            later[-1].forward = partial(_recall_last, latest, place)  # nor is it kept beyond the last layer
         yield counts
     finally:
         for hook in hooks:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -79,9 +80,38 @@ def test_a_folded_model_has_the_pieces_of_the_whole() -> None:
     assert sorted(whole) == sorted(s for (s, _), n in zip(folded, times, strict=True) for _ in range(n))
 
 
-def test_a_folded_model_keeps_no_output_beside_its_own() -> None:
+class Pair(nn.Module):
+    """Two lists of layers, one after the other."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.a, self.b = (nn.ModuleList(Layer() for _ in range(number)) for number in (first, second))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (tokens, 8)."""
+        for layer in (*self.a, *self.b):
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(("first", "second"), [(6, 1), (1, 6), (6, 5)])
+def test_each_list_recalls_its_own(first: int, second: int) -> None:
+    """Of two lists, each folds by itself, or not: the second's input is what the first's last layer that runs returned."""
+    model, x = Pair(first, second), torch.ones(3, 8)
+    expected = x
+    for layer in (*model.a[:3], *model.b[:3]):
+        expected = layer(expected)
+    with fold_layers_in_order(model) as counts:
+        assert torch.equal(model(x), expected)
+    assert [sum(n for path, n in counts.items() if path.startswith(name)) for name in "ab"] == [first, second]
+    assert all("forward" not in vars(layer) for layer in (*model.a, *model.b))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 6])
+def test_a_folded_model_keeps_no_output_beside_its_own(num_layers: int) -> None:
     """What later layers take from the last that runs is no result of the forward, and afterwards all layers run again."""
-    model = Model(*[8] * 6)
+    model = Model(*[8] * num_layers)
+    torch.compiler.reset()
     with fold_layers_in_order(model), tracing() as captures:
         torch.compile(model, backend=partial(dooly_backend), fullgraph=True)(torch.ones(3, 8))
     (output,) = (node for node in captures[0].graph.nodes if node.op == "output")
