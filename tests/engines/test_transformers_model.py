@@ -125,7 +125,14 @@ def test_a_model_without_layers_or_words_is_refused(tmp_path: Path, config: dict
     assert str(refused.value) == f"{tmp_path / 'config.json'}: {field} is not at least 1; correct it"
 
 
-def test_an_engines_setting_is_refused(tmp_path: Path) -> None:
-    """An attention backend means nothing here."""
-    with pytest.raises(InvalidInputError, match="--attention-backend: names a backend of vLLM"):
-        trace_transformers_model(find_model(str(write(tmp_path, LLAMA))), ServingConfig(attention_backend="FLASH_ATTN"))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention_backend": "FLASH_ATTN"}, "--attention-backend: names a backend of vLLM"),
+        ({"enforce_eager": False}, "--no-enforce-eager: asks an engine to compile, and --engine torch has none; leave it out"),
+    ],
+)
+def test_an_engines_setting_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    """An attention backend means nothing here, nor does a compiled engine."""
+    with pytest.raises(InvalidInputError, match=message):
+        trace_transformers_model(find_model(str(write(tmp_path, LLAMA))), ServingConfig(**settings))

@@ -28,6 +28,8 @@ def trace_transformers_model(model: ModelSource, serving: ServingConfig) -> Trac
     """
     if serving.attention_backend is not None:
         raise InvalidInputError("--attention-backend: names a backend of vLLM, and --engine torch has none; leave it out")
+    if serving.enforce_eager is False:
+        raise InvalidInputError("--no-enforce-eager: asks an engine to compile, and --engine torch has none; leave it out")
     if serving.quantization is not None or serving.kv_cache_dtype != "auto":
         raise InvalidInputError(
             "--quantization, --kv-cache-dtype: are settings of vLLM, and --engine torch has none; leave them out"
