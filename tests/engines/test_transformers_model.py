@@ -136,3 +136,24 @@ def test_an_engines_setting_is_refused(tmp_path: Path, settings: dict[str, Any],
     """An attention backend means nothing here, nor does a compiled engine."""
     with pytest.raises(InvalidInputError, match=message):
         trace_transformers_model(find_model(str(write(tmp_path, LLAMA))), ServingConfig(**settings))
+
+
+def test_values_may_be_of_another_size_than_keys() -> None:
+    """What identifies attention is read of queries, keys and values: these may be wider or narrower than the keys."""
+    import torch
+    from torch import nn
+
+    from dooly.engines.transformers._shown import _attend, shown_attributes
+
+    owner = nn.Module()
+    query, key, value = (torch.empty(1, heads, 5, size, device="meta") for heads, size in ((4, 24), (2, 24), (2, 16)))
+    out, _ = _attend(owner, query, key, value, None, scaling=0.5)
+    assert out.shape == (1, 5, 4, 16)
+    attributes = shown_attributes(owner.get_submodule("paged_attention")) or {}
+    assert {name: attributes[name] for name in ("num_heads", "num_kv_heads", "head_size", "head_size_v", "scale")} == {
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_size": 24,
+        "head_size_v": 16,
+        "scale": 0.5,
+    }

@@ -93,22 +93,22 @@ def watch_attention(network: nn.Module, enter: Callable[[str], None], leave: Cal
             handle.remove()
 
 
-def _attend(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def _attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as Transformers calls it
     child = module._modules.get(_CHILD)  # noqa: SLF001 - holds children by name
     if child is None:
-        child = PagedAttention(_attributes(query, key, kwargs))
+        child = PagedAttention(_attributes(*args[:3], kwargs))
         module.add_module(_CHILD, child)
-    return child(module, query, key, *args, **kwargs)
+    return child(module, *args, **kwargs)
 
 
-def _attributes(query: torch.Tensor, key: torch.Tensor, kwargs: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Return what identifies a call of attention over queries and keys of shape (1, num_heads, num_tokens, head_size)."""
+def _attributes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kwargs: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Return what identifies a call of attention over queries, keys and values of shape (1, num_heads, num_tokens, head_size)."""
     return {
         "kind": "PagedAttention",
         "num_heads": query.shape[1],
         "num_kv_heads": key.shape[1],
         "head_size": query.shape[-1],
-        "head_size_v": key.shape[-1],
+        "head_size_v": value.shape[-1],
         "scale": kwargs.get("scaling"),
         "sliding_window": kwargs.get("sliding_window"),
         "kv_cache_dtype": str(key.dtype).removeprefix("torch."),
