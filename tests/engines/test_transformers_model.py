@@ -157,3 +157,22 @@ def test_values_may_be_of_another_size_than_keys() -> None:
         "head_size_v": 16,
         "scale": 0.5,
     }
+
+
+@pytest.mark.parametrize(("asked", "offline"), [(None, True), ("0", False)])
+def test_the_network_is_the_callers_again(monkeypatch: pytest.MonkeyPatch, asked: str | None, *, offline: bool) -> None:
+    """Nothing is fetched within the scope unless the caller says so; afterwards environment and hub library are as they were."""
+    import os
+
+    from huggingface_hub import constants
+
+    from dooly.engines.transformers._library import quiet_transformers
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", asked)
+    with quiet_transformers():
+        assert constants.HF_HUB_OFFLINE is offline
+    assert constants.HF_HUB_OFFLINE is False
+    assert os.environ.get("HF_HUB_OFFLINE") == asked

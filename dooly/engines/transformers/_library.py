@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet_transformers() -> Iterator[ModuleType]:
-    """Import Transformers, and keep it from speaking within the scope.
+    """Import Transformers, and keep it silent and from the network within the scope; `HF_HUB_OFFLINE`, where it is set, decides.
+
+    Both libraries are imported with the caller's environment, of which they keep what they find, and are left as they were.
 
     Raises:
         EngineError: It is not installed.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import transformers
+            from huggingface_hub import constants
     except ModuleNotFoundError as error:
         raise EngineError(
             f"engine transformers: {error.name} is not installed; install it with `pip install transformers`"
         ) from error
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, offline = transformers.logging.get_verbosity(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or "HF_HUB_OFFLINE" not in os.environ
     transformers.logging.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -39,6 +42,7 @@ def quiet_transformers() -> Iterator[ModuleType]:
             yield transformers
     finally:
         transformers.logging.set_verbosity(verbosity)
+        constants.HF_HUB_OFFLINE = offline
 
 
 def variables() -> dict[str, str | None]:
