@@ -8,6 +8,7 @@ import sympy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from dooly.tracing import TracedModel, TracedOperation
 
@@ -115,3 +116,33 @@ def test_what_attends_to_some_tokens_alone_says_so() -> None:
     assert "is_sparse" not in (stateful_attributes(layer) or {})
     layer.use_sparse = True
     assert (stateful_attributes(layer) or {})["is_sparse"] is True
+
+
+def test_watched_kernels_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of the instance's own, and a scope around another, are there again when a scope ends."""
+    from torch import nn
+
+    from dooly.engines.vllm import _stateful
+
+    class Kernels:
+        def do_kv_cache_update(self) -> str:
+            return "class"
+
+    def own() -> str:
+        return "own"
+
+    network, kernels, seen = nn.ModuleDict({"attn": nn.Module()}), Kernels(), []
+    kernels.forward = own
+    network["attn"].impl = kernels
+    monkeypatch.setattr(_stateful, "is_watchable", lambda module: module is network["attn"])
+
+    def watching(name: str) -> AbstractContextManager[None]:
+        return _stateful.watch_attention(network, lambda path: seen.append((name, path)), lambda _path: None)
+
+    with watching("outer"):
+        with watching("inner"):
+            assert (kernels.forward(), kernels.do_kv_cache_update()) == ("own", "class")
+        assert seen == [("inner", "attn"), ("outer", "attn")] * 2
+        assert (kernels.forward(), kernels.do_kv_cache_update()) == ("own", "class")
+        assert seen[4:] == [("outer", "attn")] * 2
+    assert vars(kernels) == {"forward": own}

@@ -6,7 +6,7 @@ knows a model or a layer by name. Layer numbers and names never enter.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from dooly.engines.vllm._experts import experts_attributes, is_experts
 from dooly.engines.vllm._scalars import scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import nn
 
@@ -76,13 +76,18 @@ def watch_attention(network: nn.Module, enter: Callable[[str], None], leave: Cal
         for name in ("do_kv_cache_update", "forward")
         if hasattr(module.impl, name)
     ]
-    try:
+    with ExitStack() as scope:
         for path, kernels, name in watched:
+            # An attribute of its own may be there already, another scope's among them: it is put back, the last one first.
+            own = {name: vars(kernels)[name]} if name in vars(kernels) else {}
+            scope.callback(_restore, kernels, name, own)
             setattr(kernels, name, partial(_watched, getattr(kernels, name), path, enter, leave))
         yield
-    finally:
-        for _, kernels, name in watched:
-            vars(kernels).pop(name, None)
+
+
+def _restore(kernels: object, name: str, own: Mapping[str, object]) -> None:
+    del vars(kernels)[name]
+    vars(kernels).update(own)
 
 
 def is_watchable(module: nn.Module) -> bool:
