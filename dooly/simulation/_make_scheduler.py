@@ -26,6 +26,11 @@ def scheduler_class(engine: str) -> type[Scheduler]:
     return _BY_ENGINE.get(engine, Scheduler)
 
 
+def scheduled_as(engine: str) -> str:
+    """Return whose rules the schedule of an engine follows: `SchedulerConfig.engine`."""
+    return engine if engine in _BY_ENGINE else "vllm"
+
+
 def make_scheduler(requests: Sequence[Request], config: SchedulerConfig, remote: RemoteKV | None = None) -> Scheduler:
     """Return the scheduler for a workload: the engine's, or the one that follows drafts or a policy where there are any.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dooly.errors import InvalidInputError
+from dooly.engines import ENGINES
+from dooly.errors import InvalidInputError, spell
 from dooly.kv_cache_groups import FULL_ATTENTION, AttentionKind, KVCacheGroup
 from dooly.kv_policy import KVPolicy, Term
 from dooly.speculation import SpeculativeConfig  # noqa: TC001 - part of a field's type, which users may ask for
@@ -70,6 +71,7 @@ class SchedulerConfig:
             raise InvalidInputError(
                 f"SchedulerConfig: num_kv_blocks must be at least 2 (one is the null block), got {self.num_kv_blocks}"
             )
+        self._check_names()
         self._check_lower_limits()
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidInputError(
@@ -89,8 +91,6 @@ class SchedulerConfig:
             )
         if not 0 <= self.watermark < 1:
             raise InvalidInputError(f"SchedulerConfig: watermark must lie in [0, 1), got {self.watermark}")
-        if self.policy not in {"fcfs", "priority"}:
-            raise InvalidInputError(f"SchedulerConfig: policy must be fcfs or priority, got {self.policy!r}")
         self._check_groups()
         if self.speculative is not None:
             self._check_speculative(self.speculative)
@@ -126,6 +126,12 @@ class SchedulerConfig:
                 f"SchedulerConfig: max_num_batched_tokens and long_prefill_token_threshold must have room for a token and its "
                 f"{speculative.num_speculative_tokens} drafts, got {limits[0]} and {limits[1]}; raise them or draft fewer"
             )
+
+    def _check_names(self) -> None:
+        if self.policy not in {"fcfs", "priority"}:
+            raise InvalidInputError(f"SchedulerConfig: policy must be fcfs or priority, got {self.policy!r}")
+        if self.engine not in ENGINES:
+            raise InvalidInputError(f"SchedulerConfig: engine: {spell(self.engine)} is not one of {', '.join(ENGINES)}")
 
     def _check_lower_limits(self) -> None:
         for name, most in (("max_num_active_seqs", "max_num_seqs"), ("max_num_scheduled_tokens", "max_num_batched_tokens")):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dooly.errors import InvalidInputError
 from dooly.kv_cache_groups import AttentionKind
 from dooly.kv_policy import Term
-from dooly.simulation._make_scheduler import scheduler_class
+from dooly.simulation._make_scheduler import scheduled_as, scheduler_class
 from dooly.simulation._scheduler_config import SchedulerConfig
 from dooly.speculation import HEAD_METHODS
 
@@ -83,7 +83,7 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         speculative=serving.speculative_config,
         kv_policy=policy,
         num_attention_layers=sum(op.count for op in latency.traced.operations if op.depends_on_context),
-        engine=latency.environment.engine,
+        engine=scheduled_as(latency.environment.engine),
     )
 
 

@@ -30,8 +30,8 @@ _SAFETY_MARGIN = 0.15
 """Share of the blocks below which prompts wait: Transformers' own default."""
 _NOT_THERE = (
     *("max_num_active_seqs", "max_num_scheduled_tokens", "enable_chunked_prefill", "long_prefill_token_threshold"),
-    *("long_prefill_token_threshold_adaptive", "prefill_schedule_interval", "watermark", "policy", "async_scheduling"),
-    *("speculative", "kv_policy"),
+    *("long_prefill_token_threshold_adaptive", "prefill_schedule_interval", "scheduler_reserve_full_isl", "watermark", "policy"),
+    *("async_scheduling", "speculative", "kv_policy"),
 )
 """Settings of vLLM's scheduler that this one has not."""
 

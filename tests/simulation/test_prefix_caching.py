@@ -166,6 +166,7 @@ def test_blocks_counted_and_kept_give_one_schedule(monkeypatch: pytest.MonkeyPat
     [
         ({"kv_cache_groups": ()}, "kv_cache_groups must hold at least one"),
         ({"policy": "lifo"}, "policy must be fcfs or priority, got 'lifo'"),
+        ({"engine": "tgi"}, "engine: 'tgi' is not one of transformers, vllm"),
         (
             {
                 "kv_cache_groups": (KVCacheGroup(AttentionKind.MAMBA),),

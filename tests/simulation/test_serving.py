@@ -77,6 +77,15 @@ def made_up(serving: ServingConfig, *kinds: dict[str, object]) -> LatencyModel:
     return latency
 
 
+@pytest.mark.parametrize(("measured", "scheduled"), [("sarathi", "vllm"), ("transformers", "transformers"), ("vllm", "vllm")])
+def test_an_engine_without_rules_of_its_own_is_scheduled_as_vllm(measured: str, scheduled: str) -> None:
+    """What the latencies were measured in, an import's engine too, tells whose rules the schedule follows."""
+    serving = ServingConfig(max_model_len=4096, num_gpu_blocks_override=500)
+    latency = made_up(serving, {})
+    latency.environment = replace(latency.environment, engine=measured)
+    assert scheduler_config(serving, latency).engine == scheduled
+
+
 def test_a_model_with_windows_is_scheduled_by_its_groups() -> None:
     """What its layers keep comes from its table of operations, whether its blocks are counted or given."""
     serving = ServingConfig(max_model_len=4096, num_gpu_blocks_override=500)

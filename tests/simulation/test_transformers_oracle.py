@@ -137,6 +137,7 @@ def test_same_schedule_as_transformers(first_seed: int, make_processor: Callable
     [
         ({"policy": "priority"}, "policy"),
         ({"watermark": 0.1}, "watermark"),
+        ({"scheduler_reserve_full_isl": False}, "scheduler_reserve_full_isl"),
         ({"async_scheduling": True}, "async_scheduling"),
         ({"kv_cache_groups": (KVCacheGroup(AttentionKind.SLIDING_WINDOW, 64),)}, "full attention"),
     ],
