@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from dbstore import Store
 from dooly.batch import Batch
-from dooly.engines import ModelSource, ServingConfig, find_model
-from dooly.errors import InvalidInputError, MissingOperationError
+from dooly.engines import ModelSource, ServingConfig, find_model, start_engine
+from dooly.errors import EngineError, InvalidInputError, MissingOperationError
 from dooly.measure import profile
 from dooly.measure.engine import _profiler as profiler_module
 from dooly.predict import load_latency_model
@@ -87,6 +88,25 @@ def test_every_point_is_measured(model: ModelSource, store: Store, profiled: Pro
     assert {op.operation.name for op in latency.operations} >= {"paged_attention", "lm_head", "sampler"}
     assert latency.step(Batch((1, 20), (50, 0))).seconds > 0
     assert profile(model, store, SERVING, target_error=0).num_measured == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag", "room"),
+    [
+        ({"num_gpu_blocks_override": 2}, "--num-gpu-blocks-override", 256),
+        ({"kv_cache_memory_bytes": 3 * 256 * 256}, "--kv-cache-memory-bytes", 512),
+    ],
+)
+def test_a_step_that_does_not_fit_in_the_cache_is_refused(
+    model: ModelSource, settings: dict[str, int], flag: str, room: int
+) -> None:
+    """One token more than the KV cache holds is refused with the flag that it was given by; as many as it holds run."""
+    enough = replace(SERVING, max_model_len=room + 1, max_num_batched_tokens=room + 1, **settings)
+    start_engine(model, enough, 1).close()
+    with pytest.raises(
+        EngineError, match=rf"^{flag}: [^\n]* room for {room} tokens in blocks of 256, [^\n]* {room + 1}; raise it"
+    ):
+        start_engine(model, replace(enough, max_model_len=room + 2), 1)
 
 
 @pytest.mark.usefixtures("profiled")

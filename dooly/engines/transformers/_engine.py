@@ -75,7 +75,8 @@ class TransformersEngine:
             async_scheduling: Must be False: on a CPU no step is scheduled while another runs.
 
         Raises:
-            EngineError: Transformers is not installed, there is no room for its tensors, or it is to execute otherwise.
+            EngineError: Transformers is not installed, there is no room for its tensors, a step's tokens do not fit in the KV
+                cache, or it is to execute otherwise.
             InvalidInputError: A setting has no meaning for this engine.
             UnsupportedModelError: Transformers cannot build the model, or it is quantised.
         """
@@ -101,7 +102,9 @@ class TransformersEngine:
         self._worked: dict[str, tuple[int, int]] = {}
         self._ids = count()
         self._random = random.Random(0)  # noqa: S311 - prompts
-        self._warm_up(min(serving.max_num_batched_tokens, serving.max_model_len - 1))
+        num_tokens = min(serving.max_num_batched_tokens, serving.max_model_len - 1)
+        self._require_blocks(num_tokens, serving)
+        self._warm_up(num_tokens)
 
     @property
     def scheduler(self) -> Any:  # noqa: ANN401 - Transformers' Scheduler
@@ -190,6 +193,17 @@ class TransformersEngine:
         for request in requests:
             self.scheduler.set_request_cancellation(request)
         self.scheduler.clear_cancelled_requests()
+
+    def _require_blocks(self, num_tokens: int, serving: ServingConfig) -> None:
+        """Refuse a KV cache without room for a request of so many tokens, which the engine could not schedule."""
+        room = self._processor.cache.max_tokens_read
+        if num_tokens > room:
+            by_memory = serving.num_gpu_blocks_override is None
+            flag = "--kv-cache-memory-bytes" if by_memory else "--num-gpu-blocks-override"
+            raise EngineError(
+                f"{flag}: the transformers engine's KV cache has room for {room:,} tokens in blocks of {self.block_size}, and "
+                f"its largest prefill has {num_tokens:,}; raise it, or lower --max-num-batched-tokens or --max-model-len"
+            )
 
     def _warm_up(self, num_tokens: int) -> None:
         """Run the largest prefill twice: the allocator keeps for reuse what it has seen freed, and a server's has seen it."""
