@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbstore import Record, Store
-from dooly.adapters.service import ModelSlot, ServerState, ServiceLimits, create_app, server_latencies
+from dooly.adapters.service import ModelSlot, ServerState, ServiceLimits, create_app, run_service, server_latencies
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
 from dooly.speculation import SpeculativeConfig
@@ -441,3 +442,24 @@ def test_the_command_serves_and_stops_in_good_order(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_process_that_has_served_is_as_before(slot: ModelSlot) -> None:
+    """Signal handlers, how threads take turns and what the garbage collector looks at are the caller's again."""
+
+    def state() -> tuple[float, int, Any, Any]:
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return sys.getswitchinterval(), gc.get_freeze_count(), *handlers
+
+    during: list[tuple[float, int, Any, Any]] = []
+
+    def listening(_url: str) -> None:
+        during.append(state())
+        signal.raise_signal(signal.SIGTERM)
+
+    before = state()
+    run_service(create_app(slot, ServiceLimits()), "127.0.0.1", 0, stop_s=1, listening=listening)
+    assert state() == before
+    assert during[0][0] < before[0]
+    assert during[0][1] > before[1]

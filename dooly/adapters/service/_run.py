@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _BACKLOG = 2048
 _MAX_CONNECTIONS = 1024
 """Connections beyond which requests are refused with 503, instead of waiting."""
+_SWITCH_INTERVAL_S = 0.001
 
 
 class _Server(uvicorn.Server):
@@ -39,6 +40,8 @@ class _Server(uvicorn.Server):
 def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM, from the main thread; requests in flight are answered then, for so long at most.
 
+    Signal handlers, how threads take turns and what the garbage collector looks at are as before when it has stopped.
+
     Args:
         app: The service.
         host: Address to listen on.
@@ -57,16 +60,19 @@ def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening:
         timeout_graceful_shutdown=max(1, round(stop_s)),
         server_header=False,
     )
-    # Bulks are priced in threads: what waits for the interpreter beside them waits a millisecond, not five. What is loaded stays:
-    # a collection of garbage need not look at it again.
-    sys.setswitchinterval(0.001)
-    gc.collect()
-    gc.freeze()
     # uvicorn raises what stopped it once more when it has stopped: having answered all, this is a good end.
     before = {number: signal.signal(number, _stopped) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Bulks are priced in threads: what waits for the interpreter beside them waits a millisecond, not five. What is loaded stays:
+    # a collection of garbage need not look at it again.
+    interval = sys.getswitchinterval()
+    gc.collect()
     try:
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        gc.freeze()
         _Server(config, listening).run()
     finally:
+        gc.unfreeze()
+        sys.setswitchinterval(interval)
         for number, handler in before.items():
             signal.signal(number, handler)
 
