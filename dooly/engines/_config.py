@@ -18,8 +18,8 @@ from dooly.speculation import SpeculativeConfig
 _NEAR = 0.7
 """How alike a name must be to a listed one, from 0 to 1, for that to be proposed."""
 
-ENGINES = tuple(sorted(f.name for f in Path(__file__).parent.iterdir() if (f / "__init__.py").is_file()))
-"""Names of the engines: each is a folder beside this file."""
+ENGINES = ("transformers", "vllm")
+"""Names of the engines, sorted: each is a folder beside this file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from dooly.engines import ModelSource, ServingConfig, find_model, listed_models
+from dooly import engines
+from dooly.engines import ENGINES, ModelSource, ServingConfig, find_model, listed_models
 from dooly.errors import DoolyError, InvalidInputError, ModelNotFoundError
 from dooly.speculation import SpeculativeConfig
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_folder_with_a_configuration_is_a_model(tmp_path: Path) -> None:
@@ -82,6 +81,12 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, content: str | Non
         find_model(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_engines_are_the_folders_beside_the_settings() -> None:
+    """Each folder of the room is an engine, and is listed; the list is not read from the disk at import."""
+    room = Path(engines.__file__).parent
+    assert sorted(file.parent.name for file in room.glob("*/__init__.py")) == list(ENGINES)
 
 
 def test_an_unknown_name_points_to_the_list() -> None:
