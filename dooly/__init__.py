@@ -97,7 +97,9 @@ _MOVED = {
     "import_measurements": "dooly.imports",
     "listed_hardware": "dooly.predict",
 }
-"""Names that stood here, and where they stand: these short ones go with the minor release after the next."""
+"""Names that stood here, and where they stand."""
+_GONE_IN = "0.2.0"
+"""The release that has those short names no more."""
 
 if not TYPE_CHECKING:  # type checkers know the names above, and no others
 
@@ -111,7 +113,8 @@ if not TYPE_CHECKING:  # type checkers know the names above, and no others
             globals()[name] = getattr(import_module(_ROOMS[name]), name)  # Python asks no second time
             return globals()[name]
         if name in _MOVED:
-            warn(f"dooly.{name} is {_MOVED[name]}.{name} now; the short name goes", DeprecationWarning, stacklevel=2)
+            place = f"{_MOVED[name]}.{name}"
+            warn(f"dooly.{name} is {place} now; the short name goes with Dooly {_GONE_IN}", DeprecationWarning, stacklevel=2)
             return getattr(import_module(_MOVED[name]), name)
         if not name.startswith("_") and util.find_spec(f"dooly.{name}"):
             return import_module(f"dooly.{name}")
@@ -119,5 +122,7 @@ if not TYPE_CHECKING:  # type checkers know the names above, and no others
 
 
 def __dir__() -> list[str]:
-    """Return the public names, those that are not loaded yet among them."""
-    return __all__
+    """Return the public names and the rooms, those that are not loaded yet among them."""
+    from pkgutil import iter_modules
+
+    return sorted({*__all__, *(found.name for found in iter_modules(__path__) if not found.name.startswith("_"))})

@@ -25,8 +25,8 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "room"), sorted(dooly._MOVED.items()))
 def test_a_name_that_moved_warns_for_a_release(name: str, room: str) -> None:
-    """A name that stood in `dooly` is still there, says where it stands now, and is the same."""
-    with pytest.warns(DeprecationWarning, match=f"dooly.{name} is {room}.{name} now"):
+    """A name that stood in `dooly` is still there, says where it stands now and until when, and is the same."""
+    with pytest.warns(DeprecationWarning, match=f"dooly.{name} is {room}.{name} now; the short name goes with Dooly 0.2.0$"):
         found = getattr(dooly, name)
     assert found is getattr(importlib.import_module(room), name)
 
@@ -49,6 +49,24 @@ def test_rooms_are_there_without_an_import_of_their_own() -> None:
     code = "import dooly; print(dooly.predict.BatchArrays.__name__, hasattr(dooly, 'trail'), hasattr(dooly, '_trail'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "BatchArrays False False\n"
+
+
+def test_the_version_has_not_reached_what_is_to_go() -> None:
+    """Names that go with a release are gone when the distribution is of that release."""
+    version, gone = (tuple(map(int, text.split("."))) for text in (dooly.__version__, dooly._GONE_IN))
+    assert version < gone
+    assert f"the old places warn, and go with {dooly._GONE_IN}." in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_names_and_rooms_are_listed() -> None:
+    """`dir(dooly)` shows the public names and every room, loaded or not, and each is there."""
+    code = "import dooly; names = dir(dooly); print(*names); [getattr(dooly, name) for name in names]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = done.stdout.split()
+    rooms = {file.stem for file in (ROOT / "dooly").glob("[a-z]*.py")} | {
+        file.parent.name for file in (ROOT / "dooly").glob("*/__init__.py")
+    }
+    assert listed == sorted({*dooly.__all__, *rooms})
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
