@@ -73,19 +73,7 @@ def make_operation(
     """
     path, name = call
     is_of_module = not is_piece and not is_collective(nodes[0])
-    members = set(nodes)
-    operands = dict.fromkeys(
-        source for node in nodes for source in node.all_input_nodes if source not in members and shape_of(source) is not None
-    )
-    results = [
-        node
-        for node in nodes
-        if shape_of(node) is not None
-        and operator_name(node) not in ALLOCATES
-        and not picks_written_operand(node)
-        and any(_takes_values(user) for user in node.users if user not in members)
-    ]
-
+    operands, results = _border(nodes)
     # An in-place operator writes all its results, whether or not the model goes on to use them.
     unused = [
         value
@@ -93,27 +81,45 @@ def make_operation(
         for place, value in enumerate(returned_values(node))
         if not any(user.args[1] == place for user in node.users)
     ]
-
-    def spec(node: Node) -> TensorSpec:
-        shape = shape_of(node)
-        assert shape is not None
-        is_activation = _is_activation_operand(node, captured)
-        parameter = None if is_activation else parameter_path(captured.placeholders[behind_views(node).name], captured)
-        return TensorSpec(dtype_of(node), tuple(origins.dim(d) for d in shape), not is_activation, parameter)
-
     return Operation(
         path,
         name,
         nodes,
-        tuple(operands),
-        tuple(results),
-        tuple(map(spec, operands)),
-        (*map(spec, results), *(_spec_of(value, origins) for value in unused)),
+        operands,
+        results,
+        tuple(_border_spec(node, captured, origins) for node in operands),
+        (*(_border_spec(node, captured, origins) for node in results), *(_spec_of(value, origins) for value in unused)),
         captured.stateful.get(path) if is_of_module else None,
         tuple(_held(parameter, origins) for parameter in captured.held.get(path, ())) if is_of_module else (),
         captured.group_sizes if is_collective(nodes[0]) else {},
         is_piece,
     )
+
+
+def _border(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """Return the nodes whose values come into some nodes, and those of them whose values are used outside."""
+    members = set(nodes)
+    operands = dict.fromkeys(
+        source for node in nodes for source in node.all_input_nodes if source not in members and shape_of(source) is not None
+    )
+    results = (
+        node
+        for node in nodes
+        if shape_of(node) is not None
+        and operator_name(node) not in ALLOCATES
+        and not picks_written_operand(node)
+        and any(_takes_values(user) for user in node.users if user not in members)
+    )
+    return tuple(operands), tuple(results)
+
+
+def _border_spec(node: Node, captured: CapturedGraph, origins: Origins) -> TensorSpec:
+    """Return the type of an operand or a result, with the path of the parameter that it is."""
+    shape = shape_of(node)
+    assert shape is not None
+    is_activation = _is_activation_operand(node, captured)
+    parameter = None if is_activation else parameter_path(captured.placeholders[behind_views(node).name], captured)
+    return TensorSpec(dtype_of(node), tuple(origins.dim(d) for d in shape), not is_activation, parameter)
 
 
 def _spec_of(value: Any, origins: Origins) -> TensorSpec:  # noqa: ANN401 - a fake tensor
