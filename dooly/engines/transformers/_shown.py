@@ -96,7 +96,7 @@ def watch_attention(network: nn.Module, enter: Callable[[str], None], leave: Cal
 def _attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as Transformers calls it
     child = module._modules.get(_CHILD)  # noqa: SLF001 - holds children by name
     if child is None:
-        child = PagedAttention(_attributes(*args[:3], kwargs))
+        child = PagedAttention(_attributes(args[0], args[1], args[2], kwargs))
         module.add_module(_CHILD, child)
     return child(module, *args, **kwargs)
 
