@@ -131,7 +131,7 @@ def main() -> None:
         for name in ("none", *KEPT_BY):
             policy = None if name == "none" else KVPolicy(name, args.budget)
             found = row(Engine(latency, serving, policy, prompt), args.limit_ms / 1e3)
-            selection_ns = 0.0 if policy is None else latency.selections.latency_ns(policy, prompt)[0]
+            selection_ns = 0.0 if policy is None else latency.selections.latency(policy, prompt).ns
             rows.append({"num_tokens": prompt, "policy": name, **found, "selection_s": selection_ns / 1e9})
             print(
                 f"{prompt:>7,} {name:18} TTFT {found['ttft_s']:7.3f} s (selecting {selection_ns / 1e9:6.3f} s), TPOT alone "

@@ -103,6 +103,7 @@ def show_terms(policy: KVPolicy | None, terms: Sequence[TermEffect], latency: La
         table.add_row(term.term if term.term == "none" else f"+ {term.term}", *milliseconds, rate, str(term.num_at_once))
     selecting, longest = "", max(request.num_prompt_tokens for request in workload.requests)
     if policy.changes(Term.SELECTION) and policy.acts_on(longest):
-        selection_ns, source = latency.selections.latency_ns(policy, longest)
-        selecting = f"; selecting of {longest:,} tokens takes {selection_ns / 1e6:.1f} ms ({source})"
+        found = latency.selections.latency(policy, longest)
+        source = f"{found.source}, extrapolated: no such length was measured" if found.extrapolated else found.source
+        selecting = f"; selecting of {longest:,} tokens takes {found.ns / 1e6:.1f} ms ({source})"
     show(table, f"{policy}: {_SHARED_BY[policy.scope]}{selecting}. Means; each row has one term more.")

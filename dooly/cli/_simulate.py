@@ -154,8 +154,7 @@ def _terms(requests: Workload, latency: LatencyModel, serving: ServingConfig, la
     if not policy.acts_on(longest):
         raise typer.BadParameter(f"--kv-budget: {policy} changes nothing for prompts of {longest:,} tokens at most; {_ROOM}")
     found = policy_terms(serving, latency, lambda config: layout.serve(requests, latency, config, serving).result)
-    latency.priced_ns.update(dict.fromkeys(latency.priced_ns, 0.0))
-    latency.extrapolated_ns = 0.0
+    latency.reset_account()
     return found
 
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from dooly.catalog import kv_cache_layout
 from dooly.errors import InvalidInputError, spell
+from dooly.predict._account import Account
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import num_kv_blocks
 from dooly.predict._selections import Selections
-from dooly.predict._sources import SOURCES
 from dooly.predict._step_prices import StepPrices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
     from dooly.predict._hardware import Hardware
-    from dooly.predict._sources import Source
     from dooly.predict._step_latency import StepLatencies, StepLatency
     from dooly.predict._step_parts import StepParts
     from dooly.prices import PriceSheet
@@ -42,7 +41,7 @@ BLOCK_SIZE = 16
 """Tokens in a KV block, as vLLM has it on CUDA."""
 
 
-class LatencyModel:
+class LatencyModel(Account):
     """Predicts how long an engine's steps take for one model in one environment.
 
     Meets `dooly.latency.LatencyBackend`, so that any simulator can price its batches with it.
@@ -68,9 +67,9 @@ class LatencyModel:
         schedules_ahead: bool = False,
         notes: tuple[str, ...] = (),
     ) -> None:
+        super().__init__(domain)
         self.traced = traced
         self.environment = environment
-        self.domain = domain
         self.hardware = hardware
         """The device whose shipped measurements these are; None where they are a store's."""
         self.host = host
@@ -79,10 +78,6 @@ class LatencyModel:
         """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
         self.notes = notes
         """What is doubtful in the measurements that these latencies are from."""
-        self.priced_ns: dict[Source, float] = dict.fromkeys(SOURCES, 0.0)
-        """Nanoseconds of all steps priced so far, by where they are from."""
-        self.extrapolated_ns = 0.0
-        """Those of steps in which attention reads more than it was measured to."""
         self.selections = Selections(traced, hardware, device=environment.device)
         self._parts = parts
         self._prices = StepPrices(traced.model, parts, domain, captured_tokens)
@@ -267,35 +262,9 @@ class LatencyModel:
         """
         return self._prices.sheet
 
-    def account(self, priced_ns: Floats) -> None:
-        """Note the nanoseconds of steps that were priced, by source, and in the last place those that are extrapolated."""
-        for source, nanoseconds in zip(SOURCES, priced_ns.tolist(), strict=False):
-            self.priced_ns[source] += nanoseconds
-        self.extrapolated_ns += float(priced_ns[-1])
-
-    def account_estimate(self, latency_ns: float) -> None:
-        """Note nanoseconds that were told rather than predicted, as of a drafter's passes: estimated."""
-        self.priced_ns["estimated"] += latency_ns
-
     def selection_ns(self, policy: KVPolicy, num_tokens: Sequence[int]) -> int:
-        """Return what a policy takes to score and choose for prompts of so many tokens; raises as `Selections.latency_ns`."""
-        found = [self.selections.latency_ns(policy, number) for number in num_tokens]
-        for nanoseconds, source in found:
-            self.priced_ns[source] += nanoseconds
-        return round(sum(nanoseconds for nanoseconds, _ in found))
-
-    @property
-    def provenance(self) -> Mapping[Source, float]:
-        """Share of all seconds priced so far by where they are from, as `StepLatency` has it."""
-        total_ns = max(sum(self.priced_ns.values()), 1.0)
-        return {source: nanoseconds / total_ns for source, nanoseconds in self.priced_ns.items()}
-
-    @property
-    def extrapolated_share(self) -> float | None:
-        """Share of all seconds priced so far that is of steps in which attention reads more than it was measured to.
-
-        None where no records of the model say how far that is.
-        """
-        if self.domain.reach is None:
-            return None
-        return self.extrapolated_ns / max(sum(self.priced_ns.values()), 1.0)
+        """Return what a policy takes to score and choose for prompts of so many tokens; raises as `Selections.latency`."""
+        found = [self.selections.latency(policy, number) for number in num_tokens]
+        for each in found:
+            self.account_selection(each)
+        return round(sum(each.ns for each in found))

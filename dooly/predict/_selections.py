@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dooly.catalog import read_selection
 from dooly.errors import MissingOperationError, UnsupportedModelError
@@ -68,6 +68,17 @@ class HeadSizes:
         return self.num_heads, self.num_kv_heads, self.head_dim, self.hidden_size
 
 
+class SelectionLatency(NamedTuple):
+    """What selecting takes for one prompt, over all layers."""
+
+    ns: float
+    """Nanoseconds."""
+    source: Source
+    """Where they are from."""
+    extrapolated: bool = False
+    """Whether no selection was measured whose prompt is as long, or none whose prompt is as short."""
+
+
 @dataclass(frozen=True)
 class Selections:
     """Prices the selections of policies for one model."""
@@ -82,8 +93,8 @@ class Selections:
     """Device of the model's latencies, by its driver's name, on which they count."""
     _measured: dict[KVPolicy, ModuleLatency | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def latency_ns(self, policy: KVPolicy, num_tokens: int) -> tuple[float, Source]:
-        """Return what selecting takes for a prompt of so many tokens, over all layers, in nanoseconds, and where that is from.
+    def latency(self, policy: KVPolicy, num_tokens: int) -> SelectionLatency:
+        """Return what selecting takes for a prompt of so many tokens, over all layers.
 
         Raises:
             MissingOperationError: It was not measured, and nothing tells what the device moves.
@@ -92,13 +103,14 @@ class Selections:
         sizes = HeadSizes.of(self.traced)
         layers = sizes.num_layers - (NUM_DENSE_LAYERS if policy.scope is None else 0)
         if (own := self._own(policy, sizes)) is not None:
-            return layers * 1e9 * own(num_tokens=num_tokens, extrapolate=True).seconds, "measured"
+            found = own(num_tokens=num_tokens, extrapolate=True)
+            return SelectionLatency(layers * 1e9 * found.seconds, "measured", found.extrapolated)
         if self.hardware is None:
             raise MissingOperationError(
                 f"--kv-policy: nobody measured what selecting by {policy} takes for {self.traced.model} on {self.device}; run "
                 f"`dooly kv profile {self.traced.model} --db PATH --policy {policy.name} --budget {policy.budget:g}`"
             )
-        return layers * estimate_ns(policy, sizes, num_tokens, self.hardware), "estimated"
+        return SelectionLatency(layers * estimate_ns(policy, sizes, num_tokens, self.hardware), "estimated")
 
     def _own(self, policy: KVPolicy, sizes: HeadSizes) -> ModuleLatency | None:
         """Return what was measured of a policy's selection on the device, None where nothing was."""

@@ -68,8 +68,8 @@ def _selecting_s(run: LoggedSteps, latency: LatencyModel) -> dict[tuple[str, str
         return sums
     policy, prompts = run.selection
     for num_tokens in prompts:
-        nanoseconds, source = latency.selections.latency_ns(policy, num_tokens)
-        sums[_SELECTION, source] = sums.get((_SELECTION, source), 0.0) + nanoseconds / 1e9
+        found = latency.selections.latency(policy, num_tokens)
+        sums[_SELECTION, found.source] = sums.get((_SELECTION, found.source), 0.0) + found.ns / 1e9
     return sums
 
 

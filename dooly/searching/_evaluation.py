@@ -81,9 +81,7 @@ def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluatio
     """
     try:
         latency, config = _load(candidate)
-        # Shares are of this simulation alone.
-        latency.priced_ns.update(dict.fromkeys(latency.priced_ns, 0.0))
-        latency.extrapolated_ns = 0.0
+        latency.reset_account()
         summary = candidate.fleet.serve(workload, latency, config, candidate.serving).result.summary()
     except DoolyError as error:
         return " ".join(str(error).split())

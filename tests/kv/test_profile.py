@@ -30,9 +30,17 @@ def test_a_measured_selection_counts_as_measured(tmp_path: Path, capsys: pytest.
     assert own is not None
     price = load_latency_model(model=model, hardware="h200").selections
     here = replace(price, store=store, device=own.environment.device)
-    assert here.latency_ns(policy, 192) == (pytest.approx(30 * 1e9 * own(num_tokens=192).seconds), "measured")
-    assert replace(price, store=store).latency_ns(policy, 192)[1] == "estimated"
-    assert here.latency_ns(KVPolicy("snapkv", 0.25), 192)[1] == "estimated"
+    assert here.latency(policy, 192) == (pytest.approx(30 * 1e9 * own(num_tokens=192).seconds), "measured", False)
+    assert replace(price, store=store).latency(policy, 192).source == "estimated"
+    assert here.latency(KVPolicy("snapkv", 0.25), 192).source == "estimated"
+    # Lengths that were not measured are told, and count as extrapolated.
+    latency = load_latency_model(model=model, hardware="h200")
+    latency.selections = here
+    for num_tokens, is_beyond in ((256, False), (131_072, True)):
+        latency.reset_account()
+        selecting_ns = latency.selection_ns(policy, [num_tokens])
+        assert latency.extrapolated_ns == pytest.approx(selecting_ns * is_beyond, abs=1)
+        assert latency.extrapolated_share == (pytest.approx(1) if is_beyond else 0)
     assert main([*command[:-1], "0.2", "--num-tokens", "128"]) == 2
     assert "0.2 of 128 tokens are 25, fewer than the window" in capsys.readouterr().err
     assert main([*command[:-4], "--policy", "critiprefill", "--budget", "0.2"]) == 2
