@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dooly.errors import InvalidInputError, spell
 
@@ -49,6 +49,19 @@ class Term(StrEnum):
     """What is not kept makes room in the KV cache."""
     PREFILL = "sparse prefill"
     """A prompt's tokens attend to fewer of those before them."""
+
+
+class HeadSizes(NamedTuple):
+    """The sizes of one rank's attention that a selection's cost depends on."""
+
+    num_heads: int
+    """Query heads."""
+    num_kv_heads: int
+    """Key/value heads."""
+    head_dim: int
+    """Size of a head."""
+    hidden_size: int
+    """Size of a token's state."""
 
 
 KEPT_BY: Mapping[str, Scope | None] = {

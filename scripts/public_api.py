@@ -46,7 +46,8 @@ def public_api() -> Iterator[str]:
             continue
         # A class that only a loader makes promises its methods, not how it is made.
         yield f"class {name}{_signature(value) if is_dataclass(value) else ''}"
-        for member, found in sorted(vars(value).items()):
+        own = [vars(base) for base in reversed(value.__mro__) if base.__module__.startswith(("dooly.", "dbstore."))]
+        for member, found in sorted({name: found for members in own for name, found in members.items()}.items()):
             if not member.startswith("_"):
                 yield from (f"{name}.{line}" for line in _member(member, found, value))
 

@@ -12,31 +12,29 @@ from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
     from dbstore import Environment, Store
-    from dooly.kv_policy import KVPolicy
+    from dooly.kv_policy import HeadSizes, KVPolicy
 
 
-def write_selection(
-    store: Store, policy: KVPolicy, sizes: tuple[int, int, int, int], traced: TracedModel, environment: Environment
-) -> None:
+def write_selection(store: Store, policy: KVPolicy, sizes: HeadSizes, traced: TracedModel, environment: Environment) -> None:
     """Write the document that leads from a policy and a shape of attention to the operations of its selection.
 
     Args:
         store: The store.
         policy: The policy at its budget.
-        sizes: Query heads, key/value heads, size of a head, hidden size.
+        sizes: The sizes of attention.
         traced: The selection of one layer.
         environment: What it was measured in.
     """
     write_document_of(store, _digest(policy, sizes), (f"selection of {policy}", NO_MODEL), traced, environment)
 
 
-def read_selection(store: Store, policy: KVPolicy, sizes: tuple[int, int, int, int]) -> tuple[tuple[TracedModel, str], ...]:
+def read_selection(store: Store, policy: KVPolicy, sizes: HeadSizes) -> tuple[tuple[TracedModel, str], ...]:
     """Return the selections of a policy that were measured, each with the digest of its environment; arguments as there."""
     prefix = f"{_digest(policy, sizes)}-"
     documents: list[Any] = [store.read_document("traces", name) for name in store.documents("traces") if name.startswith(prefix)]
     return tuple((TracedModel.from_json(document["traced"]), document["environment"]) for document in documents)
 
 
-def _digest(policy: KVPolicy, sizes: tuple[int, int, int, int]) -> str:
+def _digest(policy: KVPolicy, sizes: HeadSizes) -> str:
     found = [trace_version(), "kv selection", policy.name, policy.budget, *sizes]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]

@@ -65,28 +65,31 @@ def error(  # noqa: PLR0913 - one argument an option
 
 
 @kv.command()
-def profile(
+def profile(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
     db: Database,
     policy: Annotated[str, typer.Option(metavar="NAME", help="A policy that drops tokens, as laprox.")],
     budget: Annotated[float, typer.Option(metavar="SHARE", help="Share of a prompt's tokens that are kept.")],
     num_tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of prompts.")] = "1024,2048,4096,8192",
+    tensor_parallel_size: Annotated[int, typer.Option(metavar="N", help="Ranks that share the heads; one is measured.")] = 1,
 ) -> None:
-    """Measure on this machine what a policy takes to choose what it keeps, in one layer of MODEL, for `dooly simulate --db`."""
+    """Measure what a policy takes to choose in one layer of MODEL, for `dooly simulate --db`: on this CPU, in float32."""
+    from torch.nn import Identity
+
     from dbstore import Store
+    from dooly.catalog import describe_module_environment
     from dooly.engines import find_model
     from dooly.kv import AttentionShape, profile_selection
     from dooly.kv_policy import KVPolicy
     from dooly.predict import selection_latency
 
     source, told, lengths = find_model(model), KVPolicy(policy, budget), _numbers("--num-tokens", num_tokens, int)
-    shape, store = AttentionShape.of(source), Store.open(db, "a")
+    shape, store = AttentionShape.of(source).on_rank(tensor_parallel_size), Store.open(db, "a")
     with progress_bar(f"{source.name}: selecting by {told}") as progress:
         profile_selection(store, told, shape, lengths, progress=progress)
     table = new_table("tokens", "ms a layer", numbers=("tokens", "ms a layer"))
-    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.hidden_size)
-    latency = selection_latency(store, told, sizes)
+    latency = selection_latency(store, told, shape.head_sizes, describe_module_environment(Identity()))
     assert latency is not None
     for length in lengths:
         table.add_row(f"{length:,}", f"{1e3 * latency(num_tokens=length).seconds:.2f}")

@@ -26,14 +26,14 @@ def profile_selection(  # noqa: PLR0913 - what to measure, and how far to go
     budget_s: float | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ProfileResult:
-    """Measure the selection of one layer in float32, as `dooly.profile_module` measures any module, and keep what it is made of.
+    """Measure the selection of one layer, as `dooly.profile_module` does, on the CPU in float32, and keep what it is made of.
 
-    `dooly simulate --db` then takes it for measured on such a device.
+    `dooly simulate --db` then takes it for measured on such a device, for a model in float32; for others it is an estimate.
 
     Args:
         store: An open, writable store.
         policy: The policy at its budget.
-        shape: The attention of the model that it is for.
+        shape: The attention of the model that it is for, on one rank.
         num_tokens: Lengths of prompts to measure.
         budget_s: Seconds to measure at most; None measures all.
         progress: Told how many lengths are done, and of how many.
@@ -58,6 +58,5 @@ def profile_selection(  # noqa: PLR0913 - what to measure, and how far to go
     with torch.no_grad():
         traced(torch.randn(shape.num_heads, WINDOW_SIZE, shape.head_dim), keys, torch.randn_like(keys))
         result = profile_module(traced, store, request_dims={"num_tokens": num_tokens}, budget_s=budget_s, progress=progress)
-    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.hidden_size)
-    write_selection(store, policy, sizes, traced.traced, describe_module_environment(module))
+    write_selection(store, policy, shape.head_sizes, traced.traced, describe_module_environment(module))
     return result

@@ -9,10 +9,11 @@ later layers see what the earlier ones mixed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError, UnsupportedModelError
+from dooly.kv_policy import HeadSizes
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,25 @@ class AttentionShape:
         theta = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta") or 10000.0
         num_kv_heads = config.get("num_key_value_heads") or num_heads
         return cls(hidden_size, num_heads, num_kv_heads, config.get("head_dim") or hidden_size // num_heads, float(theta))
+
+    @property
+    def head_sizes(self) -> HeadSizes:
+        """What the cost of a selection depends on."""
+        return HeadSizes(self.num_heads, self.num_kv_heads, self.head_dim, self.hidden_size)
+
+    def on_rank(self, num_ranks: int) -> AttentionShape:
+        """Return the shape on one of so many tensor-parallel ranks, as vLLM divides it.
+
+        Raises:
+            InvalidInputError: The heads cannot be divided.
+        """
+        fewer, more = sorted((self.num_kv_heads, max(1, num_ranks)))
+        if num_ranks < 1 or self.num_heads % num_ranks or more % fewer:
+            raise InvalidInputError(
+                f"--tensor-parallel-size: {num_ranks} ranks cannot share {self.num_heads} heads, and {self.num_kv_heads} of keys "
+                "and values; choose a divisor of both"
+            )
+        return replace(self, num_heads=self.num_heads // num_ranks, num_kv_heads=max(1, self.num_kv_heads // num_ranks))
 
 
 def structured_llama(shape: AttentionShape, num_layers: int, max_tokens: int, seed: int) -> Any:  # noqa: ANN401 - a LlamaModel

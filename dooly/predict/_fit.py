@@ -112,9 +112,8 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
 
 def _selecting(latency: LatencyModel, store: Store) -> LatencyModel:
     """Return a latency model that prices selections by a store, or by what ships of its device."""
-    device = latency.environment.device
-    hardware = next((hardware for hardware in listed_hardware() if hardware.device == device), None)
-    latency.selections = Selections(latency.traced, hardware, store, device)
+    hardware = next((hardware for hardware in listed_hardware() if hardware.device == latency.environment.device), None)
+    latency.selections = Selections(latency.traced, latency.environment, hardware, store)
     return latency
 
 

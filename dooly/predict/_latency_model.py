@@ -78,7 +78,7 @@ class LatencyModel(Account):
         """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
         self.notes = notes
         """What is doubtful in the measurements that these latencies are from."""
-        self.selections = Selections(traced, hardware, device=environment.device)
+        self.selections = Selections(traced, environment, hardware)
         self._parts = parts
         self._prices = StepPrices(traced.model, parts, domain, captured_tokens)
 

@@ -8,9 +8,10 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dbstore import Environment
 from dooly.catalog import read_selection
 from dooly.errors import MissingOperationError, UnsupportedModelError
-from dooly.kv_policy import NUM_DENSE_LAYERS
+from dooly.kv_policy import NUM_DENSE_LAYERS, HeadSizes
 from dooly.predict._fit_module import load_module_latency
 from dooly.tracing import evaluate_form, layer_of
 
@@ -25,47 +26,27 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedModel
 
 
-@dataclass(frozen=True, slots=True)
-class HeadSizes:
-    """The sizes of one rank's attention that a selection's cost depends on."""
+_MEASURED_DTYPE = "float32"
+"""Element type that `dooly kv profile` measures in."""
 
-    num_heads: int
-    """Query heads."""
-    num_kv_heads: int
-    """Key/value heads."""
-    head_dim: int
-    """Size of a head."""
-    hidden_size: int
-    """Size of a token's state."""
-    num_layers: int
-    """Layers of attention."""
 
-    @classmethod
-    def of(cls, traced: TracedModel) -> HeadSizes:
-        """Return the sizes of a model's attention.
+def head_sizes(traced: TracedModel) -> tuple[HeadSizes, int]:
+    """Return the sizes of a model's attention on one rank, and how many layers have it.
 
-        Raises:
-            UnsupportedModelError: Its layers attend in different ways, or have no keys and values for each head.
-        """
-        layers = [op for op in traced.operations if op.depends_on_context]
-        shapes = {tuple(op.attributes.get(name, 0) for name in ("num_heads", "num_kv_heads", "head_size")) for op in layers}
-        plain = all(
-            op.attributes.get("kind") == "Attention" and op.attributes.get("sliding_window") in {None, -1} for op in layers
+    Raises:
+        UnsupportedModelError: Its layers attend in different ways, or have no keys and values for each head.
+    """
+    layers = [op for op in traced.operations if op.depends_on_context]
+    shapes = {tuple(op.attributes.get(name, 0) for name in ("num_heads", "num_kv_heads", "head_size")) for op in layers}
+    plain = all(op.attributes.get("kind") == "Attention" and op.attributes.get("sliding_window") in {None, -1} for op in layers)
+    outside = [op for op in traced.operations if op.stage == "decoder" and layer_of(op.module) is None]
+    if not plain or len(shapes) != 1 or not outside:
+        raise UnsupportedModelError(
+            f"--kv-policy: {traced.model}: simulated only where all layers attend to all tokens, with keys and values for "
+            "each head; leave it out"
         )
-        outside = [op for op in traced.operations if op.stage == "decoder" and layer_of(op.module) is None]
-        if not plain or len(shapes) != 1 or not outside:
-            raise UnsupportedModelError(
-                f"--kv-policy: {traced.model}: simulated only where all layers attend to all tokens, with keys and values for "
-                "each head; leave it out"
-            )
-        hidden_size = max(op.outputs[0].shape[-1].value or 0 for op in outside)
-        num_heads, num_kv_heads, head_dim = shapes.pop()
-        return cls(num_heads, num_kv_heads, head_dim, hidden_size, sum(op.count for op in layers))
-
-    @property
-    def of_layer(self) -> tuple[int, int, int, int]:
-        """Query heads, key/value heads, size of a head, hidden size."""
-        return self.num_heads, self.num_kv_heads, self.head_dim, self.hidden_size
+    hidden_size = max(op.outputs[0].shape[-1].value or 0 for op in outside)
+    return HeadSizes(*shapes.pop(), hidden_size), sum(op.count for op in layers)
 
 
 class SelectionLatency(NamedTuple):
@@ -85,57 +66,81 @@ class Selections:
 
     traced: TracedModel
     """The model."""
+    environment: Environment
+    """Where the model's latencies are from: a selection that was measured elsewhere does not count."""
     hardware: Hardware | None = None
     """Facts of the device, for estimates; None where nobody knows them."""
     store: Store | None = None
     """Where selections may have been measured."""
-    device: str | None = None
-    """Device of the model's latencies, by its driver's name, on which they count."""
     _measured: dict[KVPolicy, ModuleLatency | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def latency(self, policy: KVPolicy, num_tokens: int) -> SelectionLatency:
         """Return what selecting takes for a prompt of so many tokens, over all layers.
 
+        What was measured in another element type than the model's is an estimate.
+
         Raises:
             MissingOperationError: It was not measured, and nothing tells what the device moves.
             UnsupportedModelError: The model's attention has no heads that a policy chooses for.
         """
-        sizes = HeadSizes.of(self.traced)
-        layers = sizes.num_layers - (NUM_DENSE_LAYERS if policy.scope is None else 0)
+        sizes, num_layers = head_sizes(self.traced)
+        layers = num_layers - (NUM_DENSE_LAYERS if policy.scope is None else 0)
         if (own := self._own(policy, sizes)) is not None:
             found = own(num_tokens=num_tokens, extrapolate=True)
-            return SelectionLatency(layers * 1e9 * found.seconds, "measured", found.extrapolated)
+            source: Source = "measured" if self.environment.dtype == _MEASURED_DTYPE else "estimated"
+            return SelectionLatency(layers * 1e9 * found.seconds, source, found.extrapolated)
         if self.hardware is None:
             raise MissingOperationError(
-                f"--kv-policy: nobody measured what selecting by {policy} takes for {self.traced.model} on {self.device}; run "
-                f"`dooly kv profile {self.traced.model} --db PATH --policy {policy.name} --budget {policy.budget:g}`"
+                f"--kv-policy: nobody measured what selecting by {policy} takes for {self.traced.model} on "
+                f"{self.environment.device}; {self._next_step(policy)}"
             )
         return SelectionLatency(layers * estimate_ns(policy, sizes, num_tokens, self.hardware), "estimated")
 
     def _own(self, policy: KVPolicy, sizes: HeadSizes) -> ModuleLatency | None:
         """Return what was measured of a policy's selection on the device, None where nothing was."""
         if policy not in self._measured:
-            own = None if self.store is None else selection_latency(self.store, policy, sizes.of_layer)
-            self._measured[policy] = own if own is not None and self.device in {None, own.environment.device} else None
+            own = None if self.store is None else selection_latency(self.store, policy, sizes, self.environment)
+            self._measured[policy] = own
         return self._measured[policy]
 
+    def _next_step(self, policy: KVPolicy) -> str:
+        """Say what to do where nothing tells what a selection takes: `dooly kv profile` measures on CPUs, what drops tokens."""
+        if self.environment.device_kind != "cpu" or policy.scope is None:
+            return "leave it out, or simulate a device that `dooly hardware` lists with --hardware"
+        return (
+            f"run `dooly kv profile {self.traced.model} --db PATH --policy {policy.name} --budget {policy.budget:g}` there, with "
+            "the same --tensor-parallel-size"
+        )
 
-def selection_latency(store: Store, policy: KVPolicy, sizes: tuple[int, int, int, int]) -> ModuleLatency | None:
+
+def selection_latency(store: Store, policy: KVPolicy, sizes: HeadSizes, environment: Environment) -> ModuleLatency | None:
     """Return what a store holds of a policy's selection in one layer, by `dooly kv profile`; None where it holds nothing.
 
     Args:
         store: An open store.
         policy: The policy at its budget.
-        sizes: Query heads, key/value heads, size of a head, hidden size.
+        sizes: The sizes of attention.
+        environment: What it is to stand beside: one measured on its device is taken, the most alike in driver, torch and threads.
     """
-    found = read_selection(store, policy, sizes)
-    return load_module_latency(found[0][0], store) if found else None
+    found = [
+        (traced, Environment.from_json(store.read_document("environments", digest)))
+        for traced, digest in read_selection(store, policy, sizes)
+    ]
+    own = [each for each in found if each[1].device == environment.device]
+    if not own:
+        return None
+    traced, measured = max(own, key=lambda each: (_likeness(each[1], environment), each[1].digest))
+    return load_module_latency(traced, store, measured)
+
+
+def _likeness(one: Environment, other: Environment) -> int:
+    return sum(getattr(one, name) == getattr(other, name) for name in ("driver", "torch_version", "num_threads"))
 
 
 def selection_work(policy: KVPolicy, sizes: HeadSizes, num_tokens: int) -> Mapping[str, float]:
     """Return kernels, FLOPs and bytes of a selection in one layer, by the closed forms that traces of it give."""
-    names = dict(zip(("num_heads", "num_kv_heads", "head_dim", "hidden_size"), sizes.of_layer, strict=True))
-    return {name: float(evaluate_form(form, names | {"num_tokens": num_tokens})) for name, form in _forms()[policy.name].items()}
+    values = sizes._asdict() | {"num_tokens": num_tokens}
+    return {name: float(evaluate_form(form, values)) for name, form in _forms()[policy.name].items()}
 
 
 def estimate_ns(policy: KVPolicy, sizes: HeadSizes, num_tokens: int, hardware: Hardware) -> float:

@@ -126,7 +126,12 @@ def test_bursts_repeat_recent_tokens() -> None:
 
 def test_shapes_are_read_from_configurations() -> None:
     """Sizes are the configuration's; a model with latent keys is refused."""
-    assert AttentionShape.of(find_model("llama-3.1-8b")) == AttentionShape(4096, 32, 8, 128, 500000.0)
+    llama = AttentionShape.of(find_model("llama-3.1-8b"))
+    assert llama == AttentionShape(4096, 32, 8, 128, 500000.0)
+    assert [llama.on_rank(ranks).head_sizes for ranks in (1, 4, 16)] == [(32, 8, 128, 4096), (8, 2, 128, 4096), (2, 1, 128, 4096)]
+    for ranks in (0, 3, 64):
+        with pytest.raises(InvalidInputError, match=f"--tensor-parallel-size: {ranks} ranks cannot share 32 heads"):
+            llama.on_rank(ranks)
     with pytest.raises(UnsupportedModelError, match="deepseek-v2-lite: its attention has no keys and values for each head"):
         AttentionShape.of(find_model("deepseek-v2-lite"))
 

@@ -262,14 +262,21 @@ def test_terms_are_told_apart(h200: LatencyModel) -> None:
 
 
 def test_selecting_is_estimated_on_a_device_and_refused_where_nothing_tells(h200: LatencyModel) -> None:
-    """On an H200 it grows with the prompt; without a device's facts or records the command that measures it is named."""
+    """On an H200 it grows with the prompt; where nothing tells, the next step is one that works on such a device."""
     price = h200.selections
     short, long = (price.latency(KVPolicy("laprox", 0.2), number) for number in (8192, 131_072))
     assert short[1] == long[1] == "estimated"
     assert 8 < long[0] / short[0] < 16
     assert price.latency(KVPolicy("criticalkv", 0.2), 8192)[0] > short[0] > price.latency(KVPolicy("snapkv", 0.2), 8192)[0]
-    with pytest.raises(MissingOperationError, match=r"dooly kv profile llama-3.1-8b --db PATH --policy laprox --budget 0.2"):
-        replace(price, hardware=None).latency(KVPolicy("laprox", 0.2), 8192)
+    on_cpu = replace(price.environment, device="Xeon", device_kind="cpu")
+    cases = (
+        (on_cpu, "laprox", "run `dooly kv profile llama-3.1-8b --db PATH --policy laprox --budget 0.2` there"),
+        (on_cpu, "critiprefill", "leave it out, or simulate a device"),
+        (price.environment, "laprox", "leave it out, or simulate a device"),
+    )
+    for environment, name, step in cases:
+        with pytest.raises(MissingOperationError, match=step):
+            replace(price, hardware=None, environment=environment).latency(KVPolicy(name, 0.2), 8192)
 
 
 def test_what_is_not_simulated_is_refused() -> None:
