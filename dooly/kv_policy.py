@@ -64,6 +64,15 @@ class HeadSizes(NamedTuple):
     """Size of a token's state."""
 
 
+class SelectedPrompt(NamedTuple):
+    """A prompt that a policy selects of."""
+
+    num_tokens: int
+    """Its tokens."""
+    num_found_tokens: int = 0
+    """The first of them, which were found in the prefix cache: a sparse prefill chooses nothing for these."""
+
+
 KEPT_BY: Mapping[str, Scope | None] = {
     "snapkv": Scope.HEAD,
     "adakv": Scope.LAYER,

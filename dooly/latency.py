@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dooly.kv_policy import KVPolicy
+    from dooly.kv_policy import KVPolicy, SelectedPrompt
 
 
 class LatencyBackend(Protocol):
@@ -123,8 +123,8 @@ class SelectingBackend(LatencyBackend, Protocol):
     """A predictor that knows what a KV-cache policy's scoring and choosing takes; with others it takes nothing."""
 
     @abstractmethod
-    def selection_ns(self, policy: KVPolicy, num_tokens: Sequence[int]) -> int:
-        """Return what selecting takes for prompts of so many tokens that one step ends, one after the other, in nanoseconds."""
+    def selection_ns(self, policy: KVPolicy, prompts: Sequence[SelectedPrompt]) -> int:
+        """Return what selecting takes for prompts that one step ends, one after the other, in nanoseconds."""
         ...
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dooly.batch import Batch
     from dooly.catalog import KVCacheLayout
     from dooly.engines import ServingConfig
-    from dooly.kv_policy import KVPolicy
+    from dooly.kv_policy import KVPolicy, SelectedPrompt
     from dooly.latency import HostTimes
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
@@ -262,9 +262,9 @@ class LatencyModel(Account):
         """
         return self._prices.sheet
 
-    def selection_ns(self, policy: KVPolicy, num_tokens: Sequence[int]) -> int:
-        """Return what a policy takes to score and choose for prompts of so many tokens; raises as `Selections.latency`."""
-        found = [self.selections.latency(policy, number) for number in num_tokens]
+    def selection_ns(self, policy: KVPolicy, prompts: Sequence[SelectedPrompt]) -> int:
+        """Return what a policy takes to score and choose for prompts, in nanoseconds; raises as `Selections.latency`."""
+        found = [self.selections.latency(policy, *prompt) for prompt in prompts]
         for each in found:
             self.account_selection(each)
         return round(sum(each.ns for each in found))

@@ -74,10 +74,12 @@ class Selections:
     """Where selections may have been measured."""
     _measured: dict[KVPolicy, ModuleLatency | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def latency(self, policy: KVPolicy, num_tokens: int) -> SelectionLatency:
+    def latency(self, policy: KVPolicy, num_tokens: int, num_found_tokens: int = 0) -> SelectionLatency:
         """Return what selecting takes for a prompt of so many tokens, over all layers.
 
-        What was measured in another element type than the model's is an estimate.
+        A policy that selects while it prefills does so for the segments that are computed, each by all blocks of keys: where
+        `num_found_tokens` were found in the prefix cache, the share of the others counts. What was measured in another element
+        type than the model's is an estimate.
 
         Raises:
             MissingOperationError: It was not measured, and nothing tells what the device moves.
@@ -94,7 +96,8 @@ class Selections:
                 f"--kv-policy: nobody measured what selecting by {policy} takes for {self.traced.model} on "
                 f"{self.environment.device}; {self._next_step(policy)}"
             )
-        return SelectionLatency(layers * estimate_ns(policy, sizes, num_tokens, self.hardware), "estimated")
+        computed = 1.0 if policy.scope is not None else 1 - num_found_tokens / num_tokens
+        return SelectionLatency(computed * layers * estimate_ns(policy, sizes, num_tokens, self.hardware), "estimated")
 
     def _own(self, policy: KVPolicy, sizes: HeadSizes) -> ModuleLatency | None:
         """Return what was measured of a policy's selection on the device, None where nothing was."""

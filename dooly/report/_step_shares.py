@@ -67,8 +67,8 @@ def _selecting_s(run: LoggedSteps, latency: LatencyModel) -> dict[tuple[str, str
     if run.selection is None:
         return sums
     policy, prompts = run.selection
-    for num_tokens in prompts:
-        found = latency.selections.latency(policy, num_tokens)
+    for prompt in prompts:
+        found = latency.selections.latency(policy, *prompt)
         sums[_SELECTION, found.source] = sums.get((_SELECTION, found.source), 0.0) + found.ns / 1e9
     return sums
 

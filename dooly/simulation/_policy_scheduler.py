@@ -40,6 +40,8 @@ class PolicyScheduler(Scheduler):
         self._policy = config.kv_policy
         self._num_unread_tokens = np.zeros(len(requests), np.int64)
         """Tokens of each request's prompt that its attention reads no more."""
+        self._num_found_tokens = np.full(len(requests), -1, np.int64)
+        """Tokens of each request's prompt that were found in the prefix cache; -1 for those that have not begun."""
         self._num_launches = 0
         self._pruned_by = np.zeros(len(requests), np.int64)
         """The launch under way that ends each request's prompt, whose blocks get free when it has run; 0 without one."""
@@ -47,11 +49,14 @@ class PolicyScheduler(Scheduler):
     def schedule(self) -> PolicyStep:
         """Decide the next step as `Scheduler` does, and say what its attention reads."""
         step = super().schedule()
+        begin = self._num_found_tokens[step.requests] < 0
+        self._num_found_tokens[step.requests[begin]] = step.num_computed_tokens[begin]
         return PolicyStep.of(
             step,
             policy=self._policy,
             num_unread_tokens=self._num_unread_tokens[step.requests],
             num_prefill_tokens=self._num_prefill_tokens[step.requests],
+            num_found_tokens=self._num_found_tokens[step.requests],
             num_layers=self._config.num_attention_layers,
         )
 
@@ -63,6 +68,7 @@ class PolicyScheduler(Scheduler):
     def _evict(self, victim: Counts, num_granted: int = 0) -> None:
         super()._evict(victim, num_granted)
         self._num_unread_tokens[victim] = self._pruned_by[victim] = 0
+        self._num_found_tokens[victim] = -1
 
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:
         """Take a scheduled step's tokens for granted, and what the policy chooses of prompts that it ends."""

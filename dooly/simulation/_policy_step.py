@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from dooly.batch import Batch
-from dooly.kv_policy import NUM_DENSE_LAYERS, Term
+from dooly.kv_policy import NUM_DENSE_LAYERS, SelectedPrompt, Term
 from dooly.latency import SelectingBackend
 from dooly.simulation._steps import PricedRun, ScheduledStep
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from dooly.kv_policy import KVPolicy
@@ -28,6 +29,8 @@ class PolicyStep(ScheduledStep):
     """Computed tokens of each request that its attention reads no more, the mean over heads, shape (num_reqs,)."""
     num_prefill_tokens: npt.NDArray[np.int64]
     """Tokens that each request computes as a prompt, shape (num_reqs,)."""
+    num_found_tokens: npt.NDArray[np.int64]
+    """The first of them, which were found in the prefix cache, shape (num_reqs,)."""
     num_layers: int | None = None
     """Layers of attention; None for so many that the first count nothing."""
 
@@ -49,12 +52,12 @@ class PolicyStep(ScheduledStep):
         return self.num_computed_tokens - self.num_unread_tokens
 
     @property
-    def selection(self) -> tuple[KVPolicy, tuple[int, ...]] | None:
-        """The policy, and the tokens of prompts that the step ends and that it selects of; None where there are none."""
+    def selection(self) -> tuple[KVPolicy, tuple[SelectedPrompt, ...]] | None:
+        """The policy, and the prompts that the step ends and that it selects of; None where there are none."""
         if not self.policy.changes(Term.SELECTION):
             return None
-        ended = self.num_prefill_tokens[self.ends_prompt].tolist()
-        selected = tuple(number for number in ended if self.policy.acts_on(number))
+        counts = np.stack([self.num_prefill_tokens, self.num_found_tokens])[:, self.ends_prompt].T.tolist()
+        selected = tuple(SelectedPrompt(*ended) for ended in counts if self.policy.acts_on(ended[0]))
         return (self.policy, selected) if selected else None
 
     @property

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dooly.kv_policy import KVPolicy
+    from dooly.kv_policy import KVPolicy, SelectedPrompt
     from dooly.simulation._steps import ScheduledStep
 
     Ints = npt.NDArray[np.int64]
@@ -38,8 +38,8 @@ class LoggedSteps:
     """New tokens of each that are drafts to verify; None where none are drafted."""
     attended: tuple[tuple[float, Batch], ...] = ()
     """What attention sees, as `Batch` has it."""
-    selection: tuple[KVPolicy, tuple[int, ...]] | None = None
-    """The policy that selects of prompts which the step ends, and their tokens; None where there are none."""
+    selection: tuple[KVPolicy, tuple[SelectedPrompt, ...]] | None = None
+    """The policy that selects of prompts which the step ends, and these; None where there are none."""
 
     def batch(self, step: int) -> Batch:
         """Return what one of the steps computes."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dooly.kv_policy import KVPolicy
+    from dooly.kv_policy import KVPolicy, SelectedPrompt
     from dooly.latency import HostTimes, LatencyBackend
 
 
@@ -61,8 +61,8 @@ class ScheduledStep:
         return ()
 
     @property
-    def selection(self) -> tuple[KVPolicy, tuple[int, ...]] | None:
-        """The policy that selects of prompts which the step ends, and their tokens; None where there are none."""
+    def selection(self) -> tuple[KVPolicy, tuple[SelectedPrompt, ...]] | None:
+        """The policy that selects of prompts which the step ends, and these; None where there are none."""
         return None
 
     def step_ns(self, latency: LatencyBackend) -> int:

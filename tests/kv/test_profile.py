@@ -13,7 +13,7 @@ from dbstore import Store  # noqa: E402 - after the skip
 from dooly.catalog import describe_module_environment, read_selection, write_selection  # noqa: E402
 from dooly.cli import main  # noqa: E402
 from dooly.engines import find_model  # noqa: E402
-from dooly.kv_policy import HeadSizes, KVPolicy  # noqa: E402
+from dooly.kv_policy import HeadSizes, KVPolicy, SelectedPrompt  # noqa: E402
 from dooly.predict import load_latency_model, selection_latency  # noqa: E402
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def test_a_measured_selection_counts_as_measured(tmp_path: Path, capsys: pytest.
     latency.selections = here
     for num_tokens, is_beyond in ((256, False), (131_072, True)):
         latency.reset_account()
-        selecting_ns = latency.selection_ns(policy, [num_tokens])
+        selecting_ns = latency.selection_ns(policy, [SelectedPrompt(num_tokens)])
         assert latency.extrapolated_ns == pytest.approx(selecting_ns * is_beyond, abs=1)
         assert latency.extrapolated_share == (pytest.approx(1) if is_beyond else 0)
     assert main([*command[:-1], "0.2", "--num-tokens", "128"]) == 2

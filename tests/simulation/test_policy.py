@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dooly.batch import Batch
 from dooly.engines import find_model
 from dooly.errors import InvalidInputError, MissingOperationError, UnsupportedModelError
-from dooly.kv_policy import KVPolicy, Term
+from dooly.kv_policy import KVPolicy, SelectedPrompt, Term
 from dooly.latency import LinearLatency, SelectingBackend
 from dooly.predict import default_serving, load_latency_model
 from dooly.report._step_shares import step_shares
@@ -50,13 +50,13 @@ class Selecting(LinearLatency):
 
     def __init__(self) -> None:
         super().__init__(MS, per_cached_token_ns=1000)
-        self.selected: list[int] = []
+        self.selected: list[SelectedPrompt] = []
 
-    def selection_ns(self, policy: KVPolicy, num_tokens: Sequence[int]) -> int:
+    def selection_ns(self, policy: KVPolicy, prompts: Sequence[SelectedPrompt]) -> int:
         """Note the prompts."""
         assert policy.name
-        self.selected += num_tokens
-        return MS * len(num_tokens)
+        self.selected += prompts
+        return MS * len(prompts)
 
 
 def policy(name: str, *terms: Term, budget: float = 0.2) -> KVPolicy:
@@ -88,10 +88,24 @@ def test_selecting_follows_the_step_that_ends_a_prompt() -> None:
     assert isinstance(latency, SelectingBackend)
     config = replace(PLAIN, max_num_batched_tokens=600, kv_policy=policy("snapkv", Term.SELECTION))
     result = simulate(workload((1000, 1)), latency, config)
-    assert (latency.selected, finish_ms(result)) == ([1000], [pytest.approx(1 + 1 + 0.6 + 1)])
+    assert (latency.selected, finish_ms(result)) == ([(1000, 0)], [pytest.approx(1 + 1 + 0.6 + 1)])
     short = Selecting()
     assert finish_ms(simulate(workload((100, 1)), short, config)) == [1]
     assert short.selected == []
+
+
+def test_a_prefix_that_is_found_selects_nothing(h200: LatencyModel) -> None:
+    """A sparse prefill chooses for the segments that it computes: of a prompt whose first three quarters are found, a quarter."""
+    latency, sparse = Selecting(), policy("critiprefill", Term.SELECTION)
+    config = replace(PLAIN, max_num_batched_tokens=3000, enable_prefix_caching=True, kv_policy=sparse)
+    alike = tuple(Request(place, 100 * place * MS, 8000, 1, tuple(range(6)), 1000) for place in (0, 1))
+    simulate(Workload(alike, "made up"), latency, config)
+    assert latency.selected == [(8000, 0), (8000, 6000)]
+    price = h200.selections
+    whole, quarter, all_but = (price.latency(sparse, *found) for found in ((8000,), (8000, 6000), (8000, 7999)))
+    assert quarter.ns == pytest.approx(whole.ns / 4)
+    assert all_but.ns < 0.001 * whole.ns
+    assert price.latency(policy("snapkv"), 8000, 6000) == price.latency(policy("snapkv"), 8000)
 
 
 @pytest.mark.parametrize(("name", "held"), [("snapkv", 13), ("adakv", 13)])
@@ -284,7 +298,7 @@ def test_what_is_not_simulated_is_refused() -> None:
     deepseek = find_model("deepseek-v2-lite")
     latency = load_latency_model(model=deepseek, hardware="h200")
     with pytest.raises(UnsupportedModelError, match="keys and values for each head"):
-        latency.selection_ns(KVPolicy("snapkv", 0.2), [1000])
+        latency.selection_ns(KVPolicy("snapkv", 0.2), [SelectedPrompt(1000)])
     with pytest.raises(InvalidInputError, match="set enable_prefix_caching to False"):
         replace(PLAIN, enable_prefix_caching=True, kv_policy=KVPolicy("snapkv", 0.2))
     with pytest.raises(InvalidInputError, match="not simulated between prefill and decode replicas"):
