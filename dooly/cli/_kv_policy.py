@@ -77,6 +77,9 @@ def _policy(name: str, budget: str) -> KVPolicy | None:
 
 def one_policy(name: str | None, budget: str | None) -> dict[str, KVPolicy]:
     """Return the engine setting that these two options make; none where nothing changes."""
+    for flag, given in (("--kv-policy", name), ("--kv-budget", budget)):
+        if given is not None and "," in given:
+            raise typer.BadParameter(f"{flag}: {given!r} are several; give one, or try several with `dooly search`")
     (policy,) = policy_choices(name, budget).get("kv_policy", (None,))
     return {} if policy is None else {"kv_policy": policy}
 

@@ -201,6 +201,8 @@ def test_a_policy_at_budget_1_is_none_to_the_byte(
     ("options", "message"),
     [
         (("--kv-policy", "snap", "--kv-budget", "0.2"), "--kv-policy: 'snap' is not one of snapkv"),
+        (("--kv-policy", "snapkv,adakv", "--kv-budget", "0.2"), "--kv-policy: 'snapkv,adakv' are several; give one"),
+        (("--kv-policy", "snapkv", "--kv-budget", "0.1,0.2"), "--kv-budget: '0.1,0.2' are several; give one"),
         (("--kv-policy", "snapkv"), "give --kv-budget too"),
         (("--kv-budget", "0.2"), "give --kv-policy too"),
         (("--kv-policy", "snapkv", "--kv-budget", "much"), "'much' is no number"),
