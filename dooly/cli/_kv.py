@@ -49,7 +49,8 @@ def error(  # noqa: PLR0913 - one argument an option
     lengths, budgets = _numbers("--num-tokens", num_tokens, int), _numbers("--budget", budget, float)
     names = list(POLICIES) if policy is None else [name.strip() for name in policy.split(",")]
     policies = {name: find_policy(name) for name in names}
-    _check(lengths, seeds)
+    _check("--seeds", seeds)
+    _check("--num-tokens", min(lengths))
     layers = min(layers, int(source.text_config.get("num_hidden_layers", layers)))
     found: list[OutputError] = []
     with progress_bar(f"{source.name}: attention errors") as progress:
@@ -80,11 +81,14 @@ def profile(  # noqa: PLR0913 - one argument an option
     from dbstore import Store
     from dooly.catalog import describe_module_environment
     from dooly.engines import find_model
-    from dooly.kv import AttentionShape, profile_selection
-    from dooly.kv_policy import KVPolicy
+    from dooly.kv import AttentionShape, find_policy, profile_selection
+    from dooly.kv_policy import KVPolicy, check_budget
     from dooly.predict import selection_latency
 
+    find_policy(policy)
+    check_budget(budget)
     source, told, lengths = find_model(model), KVPolicy(policy, budget), _numbers("--num-tokens", num_tokens, int)
+    _check("--num-tokens", min(lengths))
     shape, store = AttentionShape.of(source).on_rank(tensor_parallel_size), Store.open(db, "a")
     with progress_bar(f"{source.name}: selecting by {told}") as progress:
         profile_selection(store, told, shape, lengths, progress=progress)
@@ -116,9 +120,9 @@ def _numbers(flag: str, text: str, kind: type[Any]) -> list[Any]:
         raise typer.BadParameter(f"{flag}: {text!r} must be numbers with commas between them") from wrong
 
 
-def _check(lengths: Sequence[int], seeds: int) -> None:
-    if seeds < 1 or min(lengths) < 1:
-        raise typer.BadParameter("--seeds and --num-tokens must be at least 1")
+def _check(flag: str, least: int) -> None:
+    if least < 1:
+        raise typer.BadParameter(f"{flag}: {least} is not at least 1")
 
 
 def _document(model: str, found: Sequence[OutputError]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_json_on_stdout_has_no_table(dooly: Callable[..., Outcome], small: Path)
         (("--budget", "1.5"), "--budget: 1.5 does not lie above 0 and up to 1"),
         (("--budget", "half"), "--budget: 'half' must be numbers"),
         (("--budget", "0.1", "--num-tokens", "100"), "0.1 of 100 tokens are 10, fewer than the window of 32"),
-        (("--seeds", "0"), "--seeds and --num-tokens must be at least 1"),
+        (("--seeds", "0"), "--seeds: 0 is not at least 1"),
         (("--layers", "0"), "--layers: 0 is not at least 1"),
     ],
 )
@@ -68,3 +68,21 @@ def test_wrong_input_is_one_line(dooly: Callable[..., Outcome], small: Path, opt
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("--policy", "nope"), "--policy: 'nope' is not one of snapkv, adakv"),
+        (("--budget", "1.5"), "--budget: 1.5 does not lie above 0 and up to 1"),
+        (("--num-tokens", "0"), "--num-tokens: 0 is not at least 1"),
+        (("--tensor-parallel-size", "3"), "--tensor-parallel-size: 3 ranks cannot share 2 heads"),
+    ],
+)
+def test_profile_names_its_own_options(
+    dooly: Callable[..., Outcome], small: Path, tmp_path: Path, changed: tuple[str, ...], message: str
+) -> None:
+    """What cannot be measured ends with 2 and one line that names an option of the command."""
+    done = dooly("kv", "profile", small, "--db", tmp_path / "db", "--policy", "snapkv", "--budget", "0.5", *changed)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert message in done.err
