@@ -46,10 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dooly.predict import Interconnect, LatencyModel, StepLatency
-    from dooly.simulation import FleetLayout, SchedulerConfig, SimulationResult, TermEffect, Workload
+    from dooly.simulation import FleetLayout, FleetResult, SchedulerConfig, SimulationResult, StepLog, TermEffect, Workload
     from dooly.speculation import SpeculativeConfig
 
-_ROOM = "use a larger one, or longer prompts: a window of 32 tokens is always kept, and 4,096 are always prefilled whole"
 _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
 _LEAST_SHARE = 0.005
@@ -89,7 +88,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
     check_source(db, hardware)
     from dooly.predict import default_serving, load_latency_model
-    from dooly.simulation import StepLog, parse_workload, scheduler_config
+    from dooly.simulation import StepLog, check_acts, parse_workload, scheduler_config
 
     layout = fleet_layout(data_parallel_size, router, prefill_replicas, decode_replicas, kv_transfer)
     is_fleet = layout.num_replicas > 1
@@ -107,9 +106,9 @@ def simulate(  # noqa: PLR0913 - one argument an option
         store = None if db is None else open_to_answer(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
         config = scheduler_config(serving, latency)
-        terms = _terms(requests, latency, serving, layout)
+        check_acts(serving.kv_policy, requests)
         logs = None if html_file is None and perfetto is None else [StepLog() for _ in range(layout.num_replicas)]
-        fleet = layout.serve(requests, latency, config, serving, logs)
+        fleet, terms = _serve(requests, latency, config, serving, layout, logs)
         result = fleet.result
     if hardware is None:
         _warn_if_uncertain(source.name, latency.step(_DECODE))
@@ -143,19 +142,29 @@ def simulate(  # noqa: PLR0913 - one argument an option
         _show_sources(latency, serving, config, result, layout.num_replicas)
 
 
-def _terms(requests: Workload, latency: LatencyModel, serving: ServingConfig, layout: FleetLayout) -> tuple[TermEffect, ...]:
-    """Return what each term of a policy contributes, none without one; the account of `latency` is as before."""
+def _serve(  # noqa: PLR0913, PLR0917 - what serves what
+    requests: Workload,
+    latency: LatencyModel,
+    config: SchedulerConfig,
+    serving: ServingConfig,
+    layout: FleetLayout,
+    logs: list[StepLog] | None,
+) -> tuple[FleetResult, tuple[TermEffect, ...]]:
+    """Return what serving the workload comes to, and what each term of a policy contributes, none without one."""
     from dooly.simulation import policy_terms
 
-    policy = serving.kv_policy
-    if policy is None:
-        return ()
-    longest = max(request.num_prompt_tokens for request in requests.requests)
-    if not policy.acts_on(longest):
-        raise typer.BadParameter(f"--kv-budget: {policy} changes nothing for prompts of {longest:,} tokens at most; {_ROOM}")
-    found = policy_terms(serving, latency, lambda config: layout.serve(requests, latency, config, serving).result)
-    latency.reset_account()
-    return found
+    if serving.kv_policy is None:
+        return layout.serve(requests, latency, config, serving, logs), ()
+    last: list[FleetResult] = []
+
+    def serve(config: SchedulerConfig) -> SimulationResult:
+        for log in logs or ():
+            log.runs.clear()
+        last[:] = [layout.serve(requests, latency, config, serving, logs)]
+        return last[0].result
+
+    terms = policy_terms(serving, latency, serve)
+    return last[0], terms
 
 
 def _link(interconnect: str | None, serving: ServingConfig) -> Interconnect | None:

@@ -11,7 +11,7 @@ from dooly.engines import ServingConfig
 from dooly.errors import DoolyError
 from dooly.predict import LatencyModel, load_latency_model, with_limits
 from dooly.searching._limits import LIMITED
-from dooly.simulation import SchedulerConfig, load_compiled_loop, scheduler_config
+from dooly.simulation import SchedulerConfig, check_acts, load_compiled_loop, scheduler_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,7 @@ def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluatio
         rate: How many a second they are in the mean.
     """
     try:
+        check_acts(candidate.serving.kv_policy, workload)
         latency, config = _load(candidate)
         latency.reset_account()
         summary = candidate.fleet.serve(workload, latency, config, candidate.serving).result.summary()

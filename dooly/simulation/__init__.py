@@ -16,7 +16,7 @@ from dooly.simulation._fleet_result import FleetResult, ReplicaResult
 from dooly.simulation._generate import add_turns, generate_workload
 from dooly.simulation._kv_transfer import KVTransfer
 from dooly.simulation._lengths import LengthRange, NormalLengths
-from dooly.simulation._policy_terms import TermEffect, num_at_once, policy_terms
+from dooly.simulation._policy_terms import TermEffect, check_acts, num_at_once, policy_terms
 from dooly.simulation._prefix_router import PrefixAware
 from dooly.simulation._results import ErrorReport, MetricError, NoiseReport, RequestTimes, SimulationResult, compare, noise
 from dooly.simulation._router import LeastLoaded, ReplicaLoad, RoundRobin, Router
@@ -66,6 +66,7 @@ __all__ = [
     "VllmBalancing",
     "Workload",
     "add_turns",
+    "check_acts",
     "compare",
     "compare_runs",
     "generate_workload",

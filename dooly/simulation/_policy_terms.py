@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dooly.engines import ServingConfig
+    from dooly.kv_policy import KVPolicy
     from dooly.predict import LatencyModel
     from dooly.simulation._results import SimulationResult
     from dooly.simulation._scheduler_config import SchedulerConfig
+    from dooly.simulation._workload import Workload
+
+
+_ROOM = "a window of 32 tokens is always kept, and 4,096 are always prefilled whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +41,27 @@ class TermEffect:
     """Most requests between their first step and their last."""
 
 
+def check_acts(policy: KVPolicy | None, workload: Workload) -> None:
+    """Refuse a policy that changes nothing for any prompt.
+
+    Raises:
+        InvalidInputError: All prompts are too short for it.
+    """
+    if policy is None:
+        return
+    longest = max(request.num_prompt_tokens for request in workload.requests)
+    if not policy.acts_on(longest):
+        raise InvalidInputError(f"--kv-budget: {policy} changes nothing for prompts of {longest:,} tokens at most; {_ROOM}")
+
+
 def policy_terms(
     serving: ServingConfig, latency: LatencyModel, serve: Callable[[SchedulerConfig], SimulationResult]
 ) -> tuple[TermEffect, ...]:
-    """Simulate an engine without its policy, then with one term of it more at a time; the last has all.
+    """Simulate an engine without its policy, then with one term of it more at a time; the last has all, and is the policy's own.
 
     Args:
         serving: The engine's settings, with a policy.
-        latency: Prices its steps. Its account afterwards is that of all simulations.
+        latency: Prices its steps. Its account afterwards is that of the last simulation.
         serve: Simulates the workload with the settings of a scheduler.
 
     Raises:
@@ -54,6 +72,7 @@ def policy_terms(
     found = []
     for policy in serving.kv_policy.one_by_one():
         name = str(policy.terms[-1]) if policy.terms else "none"
+        latency.reset_account()
         found.append(_effect(name, serve(scheduler_config(replace(serving, kv_policy=policy), latency))))
     return tuple(found)
 

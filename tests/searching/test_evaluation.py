@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dooly import find_model
+from dooly.kv_policy import KVPolicy
 from dooly.searching import Evaluation, combine, evaluate
 from dooly.simulation import parse_workload
 
@@ -20,3 +21,11 @@ def test_doubts_are_of_one_simulation_alone() -> None:
         shares.append(found.extrapolated)
         assert Evaluation.from_json(found.to_json()) == found
     assert shares == [pytest.approx(1.0), 0.0, shares[0]]
+
+
+def test_a_policy_that_changes_nothing_is_refused() -> None:
+    """A candidate whose policy has no room in any prompt says so, as a simulation does, and is not told to be as good as none."""
+    (candidate,) = combine([find_model("llama-3.1-8b")], ["h200"], {"kv_policy": (KVPolicy("snapkv", 0.1),)})
+    found = evaluate(candidate, parse_workload("constant:rate=1,requests=2,prompt=100,output=1"), 1.0)
+    assert isinstance(found, str)
+    assert "--kv-budget: snapkv at 0.1 changes nothing for prompts of 100 tokens at most" in found
