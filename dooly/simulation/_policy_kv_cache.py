@@ -30,9 +30,13 @@ class PolicyKVCache(CountedKVCache):
 
     def _num_filled(self, requests: Counts, num_tokens: Counts) -> Counts:
         """Return how many blocks so many tokens of requests fill, less those that are dropped."""
-        dropped, size = self._num_dropped[requests], self._block_size
-        half_pages = (size - 1) * (dropped > 0) if self._has_pages else 0
-        return np.asarray(-(-(2 * (num_tokens - dropped) + half_pages) // (2 * size)))
+        return np.asarray(-(-self.num_half_tokens(requests, num_tokens) // (2 * self._block_size)))
+
+    def num_half_tokens(self, requests: Counts, num_tokens: Counts) -> Counts:
+        """Return twice what blocks have to hold of so many tokens of requests, half pages included, of shape (num_reqs,) all."""
+        dropped = self._num_dropped[requests]
+        half_pages = (self._block_size - 1) * (dropped > 0) if self._has_pages else 0
+        return np.asarray(2 * (num_tokens - dropped) + half_pages)
 
     def drop(self, requests: Counts, num_dropped: Counts, num_tokens: Counts) -> None:
         """Free the blocks that requests of so many tokens need no more without so many; all arrays have shape (num_reqs,)."""

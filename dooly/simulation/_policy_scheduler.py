@@ -51,12 +51,16 @@ class PolicyScheduler(Scheduler):
         step = super().schedule()
         begin = self._num_found_tokens[step.requests] < 0
         self._num_found_tokens[step.requests[begin]] = step.num_computed_tokens[begin]
+        cached = 2 * step.num_computed_tokens
+        if isinstance(self._kv_cache, PolicyKVCache):
+            cached = self._kv_cache.num_half_tokens(step.requests, step.num_computed_tokens)
         return PolicyStep.of(
             step,
             policy=self._policy,
             num_unread_tokens=self._num_unread_tokens[step.requests],
             num_prefill_tokens=self._num_prefill_tokens[step.requests],
             num_found_tokens=self._num_found_tokens[step.requests],
+            num_cached_half_tokens=cached,
             num_layers=self._config.num_attention_layers,
         )
 

@@ -31,6 +31,8 @@ class PolicyStep(ScheduledStep):
     """Tokens that each request computes as a prompt, shape (num_reqs,)."""
     num_found_tokens: npt.NDArray[np.int64]
     """The first of them, which were found in the prefix cache, shape (num_reqs,)."""
+    num_cached_half_tokens: npt.NDArray[np.int64]
+    """Twice what the KV cache has to hold of the tokens computed before, half pages included, shape (num_reqs,)."""
     num_layers: int | None = None
     """Layers of attention; None for so many that the first count nothing."""
 
@@ -50,6 +52,11 @@ class PolicyStep(ScheduledStep):
     def num_read_tokens(self) -> npt.NDArray[np.int64]:
         """Computed tokens of each request that its attention reads, shape (num_reqs,)."""
         return self.num_computed_tokens - self.num_unread_tokens
+
+    @property
+    def num_half_tokens(self) -> npt.NDArray[np.int64]:
+        """Twice what the KV cache has to hold of the tokens computed before, half pages included, shape (num_reqs,)."""
+        return self.num_cached_half_tokens
 
     @property
     def selection(self) -> tuple[KVPolicy, tuple[SelectedPrompt, ...]] | None:

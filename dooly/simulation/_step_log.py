@@ -32,6 +32,8 @@ class LoggedSteps:
     """Tokens that each request computes in a step, shape (num_reqs,)."""
     num_computed_tokens: Ints
     """Tokens that each had computed before the first, less those that a policy has dropped, shape (num_reqs,)."""
+    num_half_tokens: Ints
+    """Twice what the KV cache had to hold of each before the first, half pages of heads included, shape (num_reqs,)."""
     num_new_requests: int
     """How many of the requests no earlier step held."""
     num_draft_tokens: Ints | None = None
@@ -49,8 +51,8 @@ class LoggedSteps:
 
     def num_kv_blocks(self, step: int, block_size: int) -> int:
         """Return how many KV blocks the requests of one of the steps fill at its end; each counts those it shares with others."""
-        num_tokens = self.num_computed_tokens + self.num_new_tokens + step
-        return int((-(-num_tokens // block_size)).sum())
+        num_half_tokens = self.num_half_tokens + 2 * (self.num_new_tokens + step)
+        return int((-(-num_half_tokens // (2 * block_size))).sum())
 
 
 class StepLog:
@@ -69,6 +71,6 @@ class StepLog:
 
     def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, step: ScheduledStep) -> None:
         """Note a step, or repetitions of it, that the device runs one after another."""
-        batch = (step.num_new_tokens, step.num_read_tokens, len(step.first_scheduled), step.num_draft_tokens)
-        seen = (step.attended, step.selection)
+        batch = (step.num_new_tokens, step.num_read_tokens, step.num_half_tokens)
+        seen = (len(step.first_scheduled), step.num_draft_tokens, step.attended, step.selection)
         self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), *batch, *seen))

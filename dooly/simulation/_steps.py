@@ -56,6 +56,11 @@ class ScheduledStep:
         return self.num_computed_tokens
 
     @property
+    def num_half_tokens(self) -> npt.NDArray[np.int64]:
+        """Twice what the KV cache has to hold of the tokens computed before, shape (num_reqs,): all without a policy."""
+        return 2 * self.num_computed_tokens
+
+    @property
     def attended(self) -> tuple[tuple[float, Batch], ...]:
         """What attention sees, as `Batch` has it; nothing where it sees the batch itself."""
         return ()

@@ -136,6 +136,23 @@ def test_head_wise_pages_take_half_a_page_more() -> None:
         assert scheduler._kv_cache.capacity - scheduler._kv_cache.num_free == held
 
 
+@pytest.mark.parametrize("name", ["snapkv", "layer-defensivekv"])
+@pytest.mark.parametrize("terms", [(Term.READS,), (Term.BLOCKS,), ()])
+def test_a_log_counts_the_blocks_that_the_cache_holds(name: str, terms: tuple[Term, ...]) -> None:
+    """Half pages and dropped tokens count as the cache counts them, and what is kept but not read counts too."""
+    requests, config = workload((1040, 40)), replace(PLAIN, kv_policy=policy(name, *terms))
+    log = StepLog()
+    simulate(requests, LinearLatency(MS), config, steps=log)
+    logged = [run.num_kv_blocks(step, 16) for run in log.runs for step in range(len(run.ends_ns))]
+    scheduler, held = make_scheduler(requests.requests, config), []
+    scheduler.add(0)
+    while scheduler.has_unfinished:
+        step = scheduler.schedule()
+        held.append(scheduler._kv_cache.capacity - scheduler._kv_cache.num_free)
+        scheduler.complete(step)
+    assert logged == held
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_all_requests_end_and_all_blocks_get_free(data: st.DataObject) -> None:
