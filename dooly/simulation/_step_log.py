@@ -72,5 +72,6 @@ class StepLog:
     def add(self, starts_ns: Sequence[int] | Ints, ends_ns: Sequence[int] | Ints, step: ScheduledStep) -> None:
         """Note a step, or repetitions of it, that the device runs one after another."""
         batch = (step.num_new_tokens, step.num_read_tokens, step.num_half_tokens)
-        seen = (len(step.first_scheduled), step.num_draft_tokens, step.attended, step.selection)
-        self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), *batch, *seen))
+        new = len(step.first_scheduled)
+        seen = (step.num_draft_tokens, step.attended, step.selection)
+        self.runs.append(LoggedSteps(np.asarray(starts_ns), np.asarray(ends_ns), *batch, new, *seen))
