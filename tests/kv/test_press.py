@@ -1,25 +1,22 @@
-"""Policies as presses of kvpress, where it is installed with a Transformers that it takes."""
+"""Policies as presses: by what they take of kvpress's base class, and by kvpress itself where it runs with this Transformers."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-kvpress = pytest.importorskip("kvpress", reason="kvpress 0.5.5 wants transformers < 5.3", exc_type=ImportError)
-
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 3),
-    reason="kvpress 0.5.5 asks for a cache_position that transformers 5.3 and later do not give",
-)
-
-from dooly.errors import InvalidInputError  # noqa: E402 - after the skips
+from dooly.errors import InvalidInputError, UnsupportedModelError  # noqa: E402 - after the skips
 from dooly.kv import POLICIES, AdaKV, CriticalAdaKV, CriticalKV, Policy, SnapKV, apply, as_press  # noqa: E402
+from dooly.kv._press import _press_class, _window_queries  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 TOKENS, WINDOW, LAYERS, HEADS = 200, 16, 3, 2
 
@@ -68,19 +65,95 @@ def left(model: Any, press: Any, tokens: torch.Tensor) -> list[torch.Tensor]:  #
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if isinstance(policy, Policy)])
-def test_a_press_keeps_what_apply_keeps(name: str, model: Any) -> None:  # noqa: ANN401
-    """Every policy that drops tokens keeps the same as in `dooly.kv.apply`, and the model generates with it."""
-    with torch.no_grad():
-        found = left(model, as_press(name, 0.3), prompt())
-        with apply(model, name, 0.3) as applied:
-            cache = model(prompt(), use_cache=True).past_key_values
-            expected = model(prompt()[:, :1], past_key_values=cache).logits
+class HookedPress:
+    """What a policy takes of `kvpress.BasePress`: a scope in which each attention hands over what a prompt left in the cache."""
+
+    @contextmanager
+    def __call__(self, model: Any) -> Iterator[None]:  # noqa: ANN401 - a LlamaForCausalLM
+        """Compress what the model computes in the scope."""
+        self.post_init_from_model(model)  # type: ignore[attr-defined]
+        hooks = [layer.self_attn.register_forward_hook(self._compress, with_kwargs=True) for layer in model.model.layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _compress(self, module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401 - a hook
+        held = kwargs["past_key_values"].layers[module.layer_idx]
+        given = (kwargs["hidden_states"], held.keys, held.values, output[1], kwargs)
+        held.keys, held.values = self.compress(module, *given)  # type: ignore[attr-defined]
+
+
+def real_kvpress() -> Any:  # noqa: ANN401 - a module
+    """Return kvpress; skip where it is not installed with a Transformers that it takes."""
+    found = pytest.importorskip("kvpress", reason="kvpress 0.5.5 wants transformers < 5.3", exc_type=ImportError)
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 3):
+        pytest.skip("kvpress 0.5.5 asks for a cache_position that transformers 5.3 and later do not give")
+    return found
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Presses of the class above."""
+    monkeypatch.setitem(sys.modules, "kvpress", SimpleNamespace(BasePress=HookedPress))  # type: ignore[arg-type]
+    _press_class.cache_clear()
+    yield
+    _press_class.cache_clear()
+
+
+DROPPING = [name for name, policy in POLICIES.items() if isinstance(policy, Policy)]
+
+
+def check_kept(name: str, model: Any) -> None:  # noqa: ANN401
+    """Hold a press to what `apply` keeps, for prompts one after another."""
+    press = as_press(name, 0.3)
+    for seed in (0, 1):
+        with torch.no_grad():
+            found = left(model, press, prompt(seed))
+            with apply(model, name, 0.3) as applied:
+                cache = model(prompt(seed), use_cache=True).past_key_values
+                model(prompt(seed)[:, :1], past_key_values=cache)  # it chooses when tokens come after
         for at in range(LAYERS):
             assert torch.equal(found[at], applied.kept[0, at])
-        press = as_press(name, 0.3)
-        assert press.compression_ratio == pytest.approx(0.7)
-        with press(model):
+
+
+@pytest.mark.usefixtures("hooked")
+@pytest.mark.parametrize("name", DROPPING)
+def test_a_press_keeps_what_apply_keeps(name: str, model: Any) -> None:  # noqa: ANN401
+    """Every policy that drops tokens leaves in the cache, or masks beside it, what `dooly.kv.apply` keeps and drops."""
+    check_kept(name, model)
+
+
+@pytest.mark.usefixtures("hooked")
+def test_a_press_is_told_what_is_dropped(model: Any) -> None:  # noqa: ANN401
+    """`compression_ratio` is 1 less the budget, both ways; where all is kept nothing changes."""
+    press = as_press("snapkv", 0.3)
+    assert press.compression_ratio == pytest.approx(0.7)
+    press.compression_ratio = 0.5
+    assert press.budget == 0.5
+    with pytest.raises(InvalidInputError, match="does not lie above 0"):
+        press.compression_ratio = 1.5
+    press.compression_ratio = 0
+    assert all(bool(kept.all()) for kept in left(model, press, prompt()))
+
+
+def test_attention_without_queries_of_its_own_is_refused() -> None:
+    """A module that projects queries, keys and values as one cannot be scored."""
+    with pytest.raises(UnsupportedModelError, match="has no q_proj"):
+        _window_queries(torch.nn.Identity(), torch.ones(1, 4, 8), 2, (torch.ones(1), torch.ones(1)))
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_kvpress_keeps_what_apply_keeps(name: str, model: Any) -> None:  # noqa: ANN401
+    """So it is in kvpress itself, and the model generates with it."""
+    real_kvpress()
+    check_kept(name, model)
+    with torch.no_grad():
+        with apply(model, name, 0.3):
+            cache = model(prompt(), use_cache=True).past_key_values
+            expected = model(prompt()[:, :1], past_key_values=cache).logits
+        with as_press(name, 0.3)(model):
             cache = model(prompt(), use_cache=True).past_key_values
             position = torch.tensor([TOKENS])
             logits = model(prompt()[:, :1], past_key_values=cache, position_ids=position[None], cache_position=position).logits
@@ -89,14 +162,11 @@ def test_a_press_keeps_what_apply_keeps(name: str, model: Any) -> None:  # noqa:
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
 
-MAKE: dict[str, tuple[Policy, Callable[[float], Any]]] = {
-    "snapkv": (SnapKV(WINDOW), lambda ratio: kvpress.SnapKVPress(ratio, window_size=WINDOW)),
-    "criticalkv": (CriticalKV(WINDOW), lambda ratio: kvpress.CriticalKVPress(kvpress.SnapKVPress(ratio, window_size=WINDOW))),
-    "adakv": (AdaKV(WINDOW), lambda ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio, window_size=WINDOW))),
-    "critical-adakv": (
-        CriticalAdaKV(WINDOW),
-        lambda ratio: kvpress.CriticalAdaKVPress(kvpress.SnapKVPress(ratio, window_size=WINDOW)),
-    ),
+MAKE: dict[str, tuple[Policy, Callable[[Any, Any], Any]]] = {
+    "snapkv": (SnapKV(WINDOW), lambda _kvpress, snap: snap),
+    "criticalkv": (CriticalKV(WINDOW), lambda kvpress, snap: kvpress.CriticalKVPress(snap)),
+    "adakv": (AdaKV(WINDOW), lambda kvpress, snap: kvpress.AdaKVPress(snap)),
+    "critical-adakv": (CriticalAdaKV(WINDOW), lambda kvpress, snap: kvpress.CriticalAdaKVPress(snap)),
 }
 ALIKE = {"snapkv": 1.0, "adakv": 1.0, "criticalkv": 0.95, "critical-adakv": 0.95}
 """Least share of kept tokens that both keep: ours count shares beside the window, kvpress's with it."""
@@ -106,11 +176,11 @@ ALIKE = {"snapkv": 1.0, "adakv": 1.0, "criticalkv": 0.95, "critical-adakv": 0.95
 @pytest.mark.parametrize("budget", [0.25, 0.5])
 def test_kvpress_keeps_much_the_same(name: str, budget: float, model: Any) -> None:  # noqa: ANN401
     """SnapKV and Ada-KV keep the very tokens that kvpress keeps; CriticalKV keeps as many, and nearly all of them the same."""
-    policy, make = MAKE[name]
-    shares = []
+    kvpress, (policy, make), shares = real_kvpress(), MAKE[name], []
     with torch.no_grad():
         for seed in range(5):
-            ours, theirs = left(model, as_press(policy, budget), prompt(seed)), left(model, make(1 - budget), prompt(seed))
+            theirs = make(kvpress, kvpress.SnapKVPress(1 - budget, window_size=WINDOW))
+            ours, theirs = (left(model, press, prompt(seed)) for press in (as_press(policy, budget), theirs))
             for own, other in zip(ours, theirs, strict=True):
                 assert int(own.sum()) == int(other.sum())
                 shares.append(float((own & other).sum() / own.sum()))
