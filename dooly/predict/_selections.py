@@ -45,8 +45,9 @@ def head_sizes(traced: TracedModel) -> tuple[HeadSizes, int]:
             f"--kv-policy: {traced.model}: simulated only where all layers attend to all tokens, with keys and values for "
             "each head; leave it out"
         )
+    (num_heads, num_kv_heads, head_dim), *_ = shapes
     hidden_size = max(op.outputs[0].shape[-1].value or 0 for op in outside)
-    return HeadSizes(*shapes.pop(), hidden_size), sum(op.count for op in layers)
+    return HeadSizes(num_heads, num_kv_heads, head_dim, hidden_size), sum(op.count for op in layers)
 
 
 class SelectionLatency(NamedTuple):
