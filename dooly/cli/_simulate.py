@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _DECODE = Batch((1,), (1,))
 """The step that every profile knows."""
 _LEAST_SHARE = 0.005
-"""Share of the seconds from which on a source is named."""
+"""Share of the seconds from which on a source, or what goes beyond it, is named."""
 _MUCH_UNCERTAINTY = 0.25
 """Fraction of a step's latency from which on its uncertainty is worth a warning."""
 
@@ -192,8 +192,8 @@ def _show_sources(
     )
     table.add_row(
         "seconds",
-        f"{shares}; the kernels of one decode step are typically off by {step.uncertainty_s / step.seconds:.1%}, "
-        "whole runs of real engines by more",
+        f"{shares}{_beyond_text(latency.extrapolated_share)}; the kernels of one decode step are typically off by "
+        f"{step.uncertainty_s / step.seconds:.1%}, whole runs of real engines by more",
     )
     table.add_row(
         "engine",
@@ -213,6 +213,15 @@ def _show_sources(
         table.add_row("device", f"{latency.hardware.device}, kernels of {latency.hardware.engine}")
         table.add_row("source", latency.hardware.source)
     show(table)
+
+
+def _beyond_text(share: float | None) -> str:
+    """Say how much of the seconds goes beyond what was measured, which no share of sources tells."""
+    return (
+        ""
+        if share is None or share < _LEAST_SHARE
+        else f", of which {share:.0%} beyond what was measured, whose error nobody knows"
+    )
 
 
 def _drafts_text(config: SpeculativeConfig) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dooly.catalog import MODULE, check_sizes
 from dooly.errors import OutOfDomainError
+from dooly.predict._sources import ESTIMATE_ERROR
 from dooly.predict._step_latency import StepLatency
 from dooly.tracing import generic_path
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dbstore import Environment
     from dooly.predict._operation import OperationWork
     from dooly.predict._regressor import Regressor
+    from dooly.predict._sources import Source
     from dooly.tracing import TracedModel, TracedOperation
 
     Floats = npt.NDArray[np.float64]
@@ -61,7 +63,8 @@ class ModuleLatency:
         """Predict one forward, operation by operation.
 
         Args:
-            extrapolate: Predict outside what was measured as well, and flag it, instead of refusing.
+            extrapolate: Predict outside what was measured as well, and flag it, instead of refusing: estimated, with the error
+                that estimates are taken to have.
             sizes: Each request dimension by its name; `**{"x.size(0)": 4}` for one without a name of its own.
 
         Raises:
@@ -82,7 +85,9 @@ class ModuleLatency:
         whole_ns = float(self.whole.predict_ns(whole_terms(np.array([inner])), features)[0])
         parts[MODULE] = parts.get(MODULE, 0.0) + whole_ns - inner
         seconds = {name: ns / 1e9 for name, ns in parts.items()}
-        return StepLatency(whole_ns / 1e9, self.whole.relative_error * whole_ns / 1e9, seconds, outside, {"measured": 1.0})
+        error = max(self.whole.relative_error, ESTIMATE_ERROR) if outside else self.whole.relative_error
+        source: Source = "estimated" if outside else "measured"
+        return StepLatency(whole_ns / 1e9, error * whole_ns / 1e9, seconds, outside, {source: 1.0})
 
     def _covers(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether sizes lie between two measured combinations, in every dimension."""

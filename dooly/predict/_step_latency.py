@@ -46,7 +46,8 @@ class StepLatency:
     attention to read than it was measured to."""
     provenance: Mapping[Source, float]
     """Share of the seconds that is from records of the very operations (`measured`), from others of their families or from what
-    these say of most of a sparse sweep (`family`), or from bytes over a measured bandwidth (`estimated`); they add up to 1."""
+    these say of most of a sparse sweep (`family`), or from bytes over a measured bandwidth, and of a plain module beyond what was
+    measured (`estimated`); they add up to 1."""
     by_source_s: Mapping[tuple[str, Source], float] = field(default_factory=dict)
     """Seconds of each operation apart by where they are from: what a collective takes may be known otherwise than its layer."""
 

@@ -69,6 +69,15 @@ def test_much_extrapolation_is_told(share: float, warned: str, capsys: pytest.Ca
     assert warned in err
 
 
+def test_what_an_answer_stands_on_says_how_much_lies_beyond(dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Seconds of steps beyond what was measured stand beside the shares of sources, which count them as measured."""
+    arguments = ("simulate", "llama-3.1-8b", "--hardware", "rtxpro6000", "--workload")
+    _, out, _ = dooly(*arguments, "constant:rate=1,requests=1,prompt=4000,output=2")
+    assert "beyond what was measured, whose error nobody knows" in out
+    _, out, _ = dooly(*arguments, "constant:rate=1,requests=1,prompt=64,output=2")
+    assert "nobody knows" not in out
+
+
 def test_a_simulation_leaves_a_page_and_a_trace(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
     """With `--html` and `--perfetto`, limits are judged on the page and every step is in the trace; a bad limit is named."""
     page, trace = tmp_path / "page.html", tmp_path / "trace.json"

@@ -165,6 +165,8 @@ def test_outside_what_was_measured(latency: ModuleLatency, table: TracedModel, s
     assert "\n" not in str(caught.value)
     step = latency(**sizes, extrapolate=True)
     assert step.extrapolated
+    assert step.provenance == {"estimated": 1.0}
+    assert step.uncertainty_s >= 0.5 * step.seconds
     assert step.seconds == pytest.approx(law_ns(table, sizes) / 1e9, rel=0.15)
 
 
