@@ -44,7 +44,10 @@ def search(  # noqa: PLR0913 - one argument an option
         typer.Option(metavar="NAME=COST,...", help="What a GPU costs an hour, as h200=3.5,h100=2, to find the cheapest."),
     ] = None,
     interconnect: InterconnectText = None,
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many to find the highest rate of; others are left.")] = 10,
+    top: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="How many to find the highest rate of; the table has others too, with >=."),
+    ] = 10,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -130,7 +133,6 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
         typer.echo(" no candidate meets the limits")
         return
     assert best.best is not None
-    typer.echo(f"\n {best.candidate.command}")
     for note in best.best.notes:
         typer.echo(f"dooly: note: {best.candidate.hardware}: {note}", err=True)
     warn_if_extrapolated(best.candidate.model.name, best.best.extrapolated)
@@ -141,6 +143,7 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
             "them at once; a longer workload, with a larger requests=, may tell more",
             err=True,
         )
+    typer.echo(f"\n {best.candidate.command}")
 
 
 def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: list[str]) -> None:

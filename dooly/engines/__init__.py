@@ -3,6 +3,7 @@
 from dooly.engines._adapter import engine_packages, engine_variables, how_to_install, start_engine, trace_model, trace_plain_model
 from dooly.engines._config import ENGINES, ModelSource, ServingConfig, find_model, listed_models
 from dooly.engines._engine import Engine, EngineAdapter, StepOutput
+from dooly.engines._hub_ids import hub_id
 from dooly.engines._quantization import declared_quantization
 from dooly.engines._targets import TARGETS, Target, find_target
 
@@ -21,6 +22,7 @@ __all__ = [
     "find_model",
     "find_target",
     "how_to_install",
+    "hub_id",
     "listed_models",
     "start_engine",
     "trace_model",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines import ModelSource, ServingConfig
+from dooly.engines import ModelSource, ServingConfig, hub_id
 from dooly.errors import InvalidInputError
 from dooly.predict import default_serving
 from dooly.simulation import FleetLayout
@@ -47,8 +47,11 @@ class Candidate:
 
     @property
     def command(self) -> str:
-        """The `vllm serve` line with the settings that make a difference; behind it, what is more than one such line."""
-        words = ["vllm", "serve", self.model.name]
+        """The `vllm serve` line with the settings that make a difference; behind it, what is more than one such line.
+
+        A listed model stands there by its maker's Hugging Face id; of others, the reader knows where the weights are.
+        """
+        words = ["vllm", "serve", hub_id(self.model) or f"<folder or Hugging Face id of {self.model.name}>"]
         for field in fields(ServingConfig):
             value, flag = getattr(self.serving, field.name), field.name.replace("_", "-")
             if field.name == "kv_policy" or (field.name not in _ALWAYS_NAMED and value == field.default):
@@ -70,8 +73,11 @@ class Candidate:
         return f"{shlex.join(words)}{remark}"
 
     def shown(self, name: str) -> str:
-        """Return a setting as text, by its name in `ServingConfig`, or `engines`."""
-        return self.fleet.label if name == "engines" else str(getattr(self.serving, name))
+        """Return a setting as text, by its name in `ServingConfig`, or `engines`; `none` as the command line takes it."""
+        if name == "engines":
+            return self.fleet.label
+        value = getattr(self.serving, name)
+        return "none" if value is None else str(value)
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits that name what a candidate's simulations depend on beside their requests."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import shlex
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from dooly import find_model
+from dooly.engines import hub_id, listed_models
 from dooly.kv_policy import KVPolicy
 from dooly.predict import Interconnect
 from dooly.searching import FoundCandidate, SearchResult, combine
@@ -29,6 +31,16 @@ def test_every_combination_is_a_candidate_in_the_order_given() -> None:
     assert shown == [(name, seqs, "float16", length) for name, length in lengths.items() for seqs in (1, 2)]
 
 
+def test_the_command_names_what_an_engine_loads(tmp_path: Path) -> None:
+    """Every listed model has its maker's id; of a folder, even one of a listed name, it says what to put there."""
+    assert all(hub_id(model) for model in listed_models())
+    folder = tmp_path / MODEL.name
+    shutil.copytree(MODEL.folder, folder)
+    (candidate,) = combine([find_model(str(folder))], ["h200"], {})
+    assert shlex.split(candidate.command)[:3] == ["vllm", "serve", "<folder or Hugging Face id of llama-3.1-8b>"]
+    assert candidate.shown("quantization") == "none"
+
+
 def test_the_command_names_what_differs_from_the_defaults() -> None:
     """Settings that the engine has other defaults for always stand there, others where they differ; switches have no value."""
     switches = {"async_scheduling": (False,), "enable_expert_parallel": (True,)}
@@ -41,8 +53,8 @@ def test_the_command_names_what_differs_from_the_defaults() -> None:
     (candidate,) = combine([MODEL], ["h200"], choices | switches)
     assert candidate.num_gpus == 4
     assert candidate.command == (
-        "vllm serve llama-3.1-8b --dtype bfloat16 --max-model-len 131072 --max-num-batched-tokens 8192 --max-num-seqs 64 "
-        "--gpu-memory-utilization 0.8 --tensor-parallel-size 2 --pipeline-parallel-size 2 --enable-expert-parallel "
+        "vllm serve meta-llama/Llama-3.1-8B --dtype bfloat16 --max-model-len 131072 --max-num-batched-tokens 8192 "
+        "--max-num-seqs 64 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 --pipeline-parallel-size 2 --enable-expert-parallel "
         "--no-async-scheduling"
     )
 
