@@ -54,8 +54,8 @@ def test_the_command_names_what_differs_from_the_defaults() -> None:
     assert candidate.num_gpus == 4
     assert candidate.command == (
         "vllm serve meta-llama/Llama-3.1-8B --dtype bfloat16 --max-model-len 131072 --max-num-batched-tokens 8192 "
-        "--max-num-seqs 64 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 --pipeline-parallel-size 2 --enable-expert-parallel "
-        "--no-async-scheduling"
+        "--max-num-seqs 64 --gpu-memory-utilization 0.8 --tensor-parallel-size 2 --pipeline-parallel-size 2 "
+        "--enable-expert-parallel --no-async-scheduling"
     )
 
 

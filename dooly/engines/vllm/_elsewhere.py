@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dooly import errors
 from dooly.engines._config import ModelSource, ServingConfig
 from dooly.engines._targets import find_target
-from dooly.errors import DoolyError, EngineError
+from dooly.errors import DoolyError, EngineError, MeasurementError
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: i
 
     Raises:
         DoolyError: What it raises there.
-        EngineError: The other process ended without an answer.
+        MeasurementError: The other process was killed.
+        EngineError: It ended without an answer.
     """
     without_drafts = replace(serving, speculative_config=None)  # a model is traced without its drafter
     asked = {"name": model.name, "folder": str(model.folder), "serving": asdict(without_drafts), "rank": pipeline_rank}
@@ -45,15 +47,25 @@ def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: i
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - Python itself
         if not answer.is_file():
-            lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
-            raise EngineError(
-                f"{model.name}: the process that traces it ended with code {run.returncode}: {lines[-1]}; "
-                "see whether memory is short, and trace again"
-            )
+            raise _no_answer(model.name, run)
         found = json.loads(answer.read_text())
     if "error" in found:
         raise getattr(errors, found["error"])(found["message"])
     return TracedModel.from_json(found["traced"])
+
+
+def _no_answer(name: str, run: subprocess.CompletedProcess[str]) -> DoolyError:
+    """Return the error for a process that left no answer: killed from outside, or ended by itself."""
+    if run.returncode < 0:
+        return MeasurementError(
+            f"{name}: the process that traces it was killed by signal {-run.returncode}"
+            f"{' (out of memory?)' if run.returncode == -signal.SIGKILL else ''}; free memory, and trace again"
+        )
+    lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
+    return EngineError(
+        f"{name}: the process that traces it ended with code {run.returncode}: {lines[-1]}; see whether memory is short, "
+        "and trace again"
+    )
 
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:
