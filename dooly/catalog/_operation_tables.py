@@ -42,6 +42,7 @@ def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | 
 
     Raises:
         MissingOperationError: The table does not ship, is in no cache, and there is no engine to trace the model with.
+        EngineError: The engine that is there fails, or its process is killed.
         UnsupportedModelError: The engine does not know the architecture, or cannot divide it so.
     """
     target = TARGETS.get(hardware or "")
@@ -57,6 +58,8 @@ def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | 
     try:
         return _traced(model, serving, None if target is None else target.name)
     except (EngineError, ModuleNotFoundError) as error:
+        if isinstance(error, EngineError) and any(installed_version(package) for package in engine_packages(serving.engine)):
+            raise  # it is there, and says itself what it lacks
         layout = f"{serving.tensor_parallel_size} tensor-parallel ranks, {serving.quantization or serving.dtype}"
         raise MissingOperationError(
             f"{model.name}: its table of operations for {layout} does not ship with Dooly, and tracing it needs the engine "

@@ -36,6 +36,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
         raise EngineError("engine vllm: not installed")
 
     monkeypatch.setattr(_operation_tables, "trace_operations", refuse)
+    monkeypatch.setattr(_operation_tables, "installed_version", lambda _: None)
 
 
 def _other(tmp_path: Path) -> ModelSource:
@@ -60,6 +61,14 @@ def test_listed_models_ship_at_every_number_of_ranks() -> None:
 def test_a_name_is_not_enough(tmp_path: Path) -> None:
     """A model of a listed name and another configuration is not given the shipped table."""
     with pytest.raises(MissingOperationError, match=r"llama-3\.1-8b: its table .* does not ship .* needs the engine"):
+        operation_table(_other(tmp_path), ServingConfig())
+
+
+@pytest.mark.usefixtures("untraced", "cache")
+def test_an_engine_that_is_there_speaks_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the engine is installed but failed, as when its process was killed, nobody is told to install it."""
+    monkeypatch.setattr(_operation_tables, "installed_version", lambda _: "0.32.0")
+    with pytest.raises(EngineError, match=r"^engine vllm: not installed$"):
         operation_table(_other(tmp_path), ServingConfig())
 
 

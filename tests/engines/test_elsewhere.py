@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sympy
 
-from dooly.errors import DoolyError, InvalidInputError, UnsupportedModelError
+from dooly.engines import ServingConfig, find_model
+from dooly.engines.vllm import _elsewhere
+from dooly.errors import DoolyError, EngineError, InvalidInputError, UnsupportedModelError
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -198,6 +200,21 @@ finders = list(sys.meta_path)
 trace_vllm_model(find_model("smollm2-135m"), ServingConfig(), hardware="h100")
 print([name for name in ("vllm", "torch", "triton") if name in sys.modules], sys.meta_path == finders)
 """
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("os.kill(os.getpid(), 9)", r"was killed by signal 9 \(out of memory\?\); free memory"),
+        ("os.kill(os.getpid(), 15)", "was killed by signal 15; free memory"),
+        ("sys.exit('no room')", "ended with code 1: no room; see"),
+    ],
+)
+def test_a_process_that_leaves_no_answer(last: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the process that traces was killed, and by which signal, or ended by itself stands in the error."""
+    monkeypatch.setattr(_elsewhere, "_THERE", f"import os, sys; {last}")
+    with pytest.raises(EngineError, match=f"^llama-3.1-8b: the process that traces it {message}"):
+        _elsewhere.trace_elsewhere(find_model("llama-3.1-8b"), ServingConfig(), 0, None)
 
 
 def test_another_process_has_the_stand_ins() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dooly import errors
 from dooly.engines._config import ModelSource, ServingConfig
 from dooly.engines._targets import find_target
-from dooly.errors import DoolyError, EngineError, MeasurementError
+from dooly.errors import DoolyError, EngineError
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: i
 
     Raises:
         DoolyError: What it raises there.
-        MeasurementError: The other process was killed.
-        EngineError: It ended without an answer.
+        EngineError: The other process ended without an answer, or was killed.
     """
     without_drafts = replace(serving, speculative_config=None)  # a model is traced without its drafter
     asked = {"name": model.name, "folder": str(model.folder), "serving": asdict(without_drafts), "rank": pipeline_rank}
@@ -54,10 +53,10 @@ def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: i
     return TracedModel.from_json(found["traced"])
 
 
-def _no_answer(name: str, run: subprocess.CompletedProcess[str]) -> DoolyError:
+def _no_answer(name: str, run: subprocess.CompletedProcess[str]) -> EngineError:
     """Return the error for a process that left no answer: killed from outside, or ended by itself."""
     if run.returncode < 0:
-        return MeasurementError(
+        return EngineError(
             f"{name}: the process that traces it was killed by signal {-run.returncode}"
             f"{' (out of memory?)' if run.returncode == -signal.SIGKILL else ''}; free memory, and trace again"
         )
