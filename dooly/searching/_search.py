@@ -77,6 +77,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     Raises:
         InvalidInputError: An argument breaks a rule, which the message names; or there is no such cluster.
         WorkloadError: The workload is malformed, or its requests have no rate.
+        DoolyError: A process that simulates was killed, as where memory is short.
 
     Examples:
         >>> model, limits = dooly.find_model("llama-3.1-8b"), {"ttft_p90": 0.1, "tpot_p90": 0.015}

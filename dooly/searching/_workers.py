@@ -8,10 +8,11 @@ import os
 import signal
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dooly.errors import InvalidInputError
+from dooly.errors import DoolyError, InvalidInputError
 from dooly.searching._evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def open_workers(num_processes: int | None, ray_address: str | None) -> Iterator
 
     Raises:
         InvalidInputError: There is no such cluster, it is told how many processes it has, or Ray is not installed.
+        DoolyError: A process was killed while the scope lasted.
     """
     if ray_address is not None:
         if num_processes is not None and ray_address != "local":
@@ -49,6 +51,11 @@ def open_workers(num_processes: int | None, ray_address: str | None) -> Iterator
     )
     try:
         yield lambda *task: pool.submit(evaluate, *task)
+    except BrokenProcessPool as error:
+        raise DoolyError(
+            f"search: one of {num_processes} processes was killed, perhaps as memory ran out; go on with fewer --processes, "
+            "and with --state FILE, which keeps what is done"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dooly import find_model, search
-from dooly.errors import InvalidInputError
-from dooly.searching import Evaluation, combine, rate_at, read_load
+from dooly.errors import DoolyError, InvalidInputError
+from dooly.searching import Evaluation, _workers, combine, rate_at, read_load
 from dooly.searching import _search as module
 from dooly.searching._evaluation import evaluate
 from dooly.searching._limits import LIMITED, room
@@ -123,6 +125,19 @@ def test_ray_is_asked_for_where_it_lacks(small_search: Callable[..., SearchResul
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(InvalidInputError, match=r"pip install 'dooly-llm\[ray\]'"):
         small_search(ray="auto")
+
+
+def _die(*_: object) -> None:
+    """End this process as the kernel does where memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says that a process was killed, how to need less memory, and how to keep what is done."""
+    monkeypatch.setattr(_workers, "evaluate", _die)
+    with pytest.raises(DoolyError, match=r"^search: one of 2 processes was killed.*fewer --processes.*--state") as caught:
+        search(*MADE_UP, num_processes=2)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
 
 
 def test_prices_decide_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
