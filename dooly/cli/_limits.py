@@ -29,10 +29,15 @@ def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None
         named: Times by the names that have flags of their own, in seconds where they have no unit; those without one are left
             out.
     """
-    from dooly.searching import check_limits
+    from dooly.searching import LIMITED, check_limits
 
     limits_s = {name: _seconds(name, time, _UNITS | {"": 1.0}) for name, time in (named or {}).items() if time is not None}
-    for name, time in (_split(text) for text in texts or ()):
+    for typed, time in (_split(text) for text in texts or ()):
+        if (name := typed.replace("-", "_")) not in LIMITED:
+            metrics, statistics = (
+                ", ".join(dict.fromkeys(words)) for words in zip(*(n.split("_") for n in LIMITED), strict=True)
+            )
+            raise typer.BadParameter(f"--slo: {typed!r} is none of {metrics} with one of {statistics}, as ttft-p90=500ms")
         if name in limits_s:
             raise typer.BadParameter(f"--slo: {name} is limited twice; give one time for it")
         limits_s[name] = _seconds(name, time, _UNITS)
@@ -42,9 +47,9 @@ def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return the name and the time of a limit such as `ttft-p90=500ms`."""
+    """Return the name and the time of a limit such as `ttft-p90=500ms`, as they were typed."""
     name, _, time = text.partition("=")
-    return name.strip().replace("-", "_"), time.strip()
+    return name.strip(), time.strip()
 
 
 def _seconds(name: str, text: str, units: Mapping[str, float]) -> float:

@@ -88,7 +88,7 @@ def test_a_simulation_leaves_a_page_and_a_trace(tmp_path: Path, dooly: Callable[
     assert sum(event["ph"] == "X" for event in json.loads(trace.read_text())["traceEvents"]) > 3
     code, _, err = dooly(*arguments, "--slo", "ttft=1s")
     assert (code, err.count("\n")) == (2, 1)
-    assert "'ttft' is none of" in err
+    assert "--slo: 'ttft' is none of" in err
 
 
 def test_limits_are_judged_where_there_is_no_page(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
