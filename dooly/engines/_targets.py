@@ -36,13 +36,13 @@ TARGETS = {target.name: target for target in _KNOWN}
 
 
 def find_target(name: str) -> Target:
-    """Return the GPU of a name.
+    """Return the GPU of a name, in whatever case.
 
     Raises:
         InvalidInputError: No such GPU is known.
     """
-    if name not in TARGETS:
+    if name.lower() not in TARGETS:
         raise InvalidInputError(
             f"--hardware: {name!r} is no GPU that a trace can be made for; choose one of {', '.join(TARGETS)}"
         )
-    return TARGETS[name]
+    return TARGETS[name.lower()]

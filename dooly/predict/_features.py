@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.errors import InvalidInputError
+from dooly.batch import Batch
+from dooly.errors import InvalidInputError, spell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
-
-    from dooly.batch import Batch
 
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -96,7 +95,15 @@ class BatchArrays:
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> BatchArrays:
-        """Return batches as arrays."""
+        """Return batches as arrays.
+
+        Raises:
+            InvalidInputError: One is no batch.
+        """
+        if (wrong := next((batch for batch in batches if not isinstance(batch, Batch)), None)) is not None:
+            raise InvalidInputError(
+                f"step: {spell(wrong)} is no batch; give dooly.Batch(num_new_tokens, num_computed_tokens), one of each a request"
+            )
         width = max(b.num_reqs for b in batches)
         new = np.zeros((len(batches), width), dtype=np.int64)
         computed = np.zeros_like(new)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
 from dooly.catalog import CUDA_GRAPHS, LAYER, operation_table
-from dooly.engines import ServingConfig
-from dooly.errors import InvalidInputError
+from dooly.engines import ModelSource, ServingConfig
+from dooly.errors import InvalidInputError, spell
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
@@ -24,7 +24,6 @@ from dooly.predict._step_parts import laid_out
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dooly.engines import ModelSource
     from dooly.latency import HostTimes
     from dooly.predict._interconnect import Interconnect
     from dooly.predict._sources import OperationLatency
@@ -56,13 +55,15 @@ def default_serving(model: ModelSource, hardware: str, **settings: Any) -> Servi
         **settings: Settings of `ServingConfig`, by name.
 
     Raises:
-        InvalidInputError: There is no such device, or a setting makes no sense.
+        InvalidInputError: There is no such device, a setting makes no sense, or `model` is none that `find_model` returned.
 
     Examples:
         >>> serving = dooly.default_serving(dooly.find_model("llama-3.1-8b"), "h200", max_model_len=8192)
         >>> serving.max_num_seqs, serving.max_num_batched_tokens
         (1024, 8192)
     """
+    if not isinstance(model, ModelSource):
+        raise InvalidInputError(f"default_serving: {spell(model)} is no model; give dooly.find_model(NAME)")
     ServingConfig(**settings)  # what is given is checked by its own name
     with device_folder(hardware) as folder:
         device = Hardware.read(folder)
@@ -199,13 +200,14 @@ def _environment(hardware: Hardware, traced: TracedModel, serving: ServingConfig
 
 @contextmanager
 def device_folder(name: str) -> Iterator[Path]:
-    """Give the folder of a device whose measurements ship with Dooly, or that `name` is the path of.
+    """Give the folder of a device whose measurements ship with Dooly, in whatever case, or that `name` is the path of.
 
     Raises:
         InvalidInputError: There is no such device, and the message names those there are.
     """
     with _data() as data:
-        folder = next((place for place in (data / name, Path(name)) if (place / "hardware.json").is_file()), None)
+        places = (data / name, Path(name), data / name.lower())
+        folder = next((place for place in places if (place / "hardware.json").is_file()), None)
         if folder is None:
             known = ", ".join(hardware.name for hardware in listed_hardware())
             raise InvalidInputError(f"--hardware: {name!r} is none of {known}; or profile a device of your own, and use --db")

@@ -137,6 +137,7 @@ class LatencyModel(Account):
             extrapolate: Predict beyond the measured tokens, requests or context as well, and flag it, instead of refusing.
 
         Raises:
+            InvalidInputError: It is no batch.
             OutOfDomainError: The batch exceeds what was measured.
         """
         return self.steps([batch], extrapolate=extrapolate)[0]
@@ -152,7 +153,7 @@ class LatencyModel(Account):
             Seconds, uncertainties, parts and provenance of each step, as arrays of shape (num_batches,).
 
         Raises:
-            InvalidInputError: There is no batch.
+            InvalidInputError: There is no batch, or something else in its place.
             OutOfDomainError: A batch exceeds what was measured.
         """
         if not len(batches):

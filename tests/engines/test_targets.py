@@ -15,6 +15,7 @@ def test_an_unknown_gpu_is_refused() -> None:
         InvalidInputError, match=r"^--hardware: 'h9000' is no GPU that a trace can be made for; choose one of a100"
     ):
         find_target("h9000")
+    assert find_target("H200") is TARGETS["h200"]
 
 
 def test_targets_are_the_devices_that_ship() -> None:

@@ -395,3 +395,17 @@ def test_drafts_are_within_what_the_engine_allows() -> None:
     assert not latency.schedules_ahead
     with pytest.raises(OutOfDomainError, match="36 requests and drafts where 32 are allowed"):
         latency.step_ns(Batch((4,) * 9, (100,) * 9, 0, (3,) * 9))
+
+
+def test_a_device_goes_by_any_case() -> None:
+    """`H200` is `h200`; what is no device is still named as it was typed."""
+    model = find_model("llama-3.1-8b")
+    assert default_serving(model, "H200") == default_serving(model, "h200")
+    with pytest.raises(InvalidInputError, match=r"^--hardware: 'H9000' is none of h100, "):
+        default_serving(model, "H9000")
+
+
+def test_a_name_is_no_model() -> None:
+    """A model's name in place of the model is quoted, with what to give."""
+    with pytest.raises(InvalidInputError, match=r"^default_serving: 'llama-3\.1-70b' is no model; give dooly\.find_model"):
+        default_serving("llama-3.1-70b", "h200")  # type: ignore[arg-type]

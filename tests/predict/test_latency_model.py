@@ -500,6 +500,13 @@ def test_arrays_that_are_no_batches_are_refused(new: Any, computed: Any, fresh: 
         BatchArrays.checked(new, computed, fresh)
 
 
+def test_what_is_no_batch_is_refused(latency: LatencyModel) -> None:
+    """A list of pairs, which is no batch, is quoted with what to give; so is one among many."""
+    for price in (lambda: latency.step([(1, 10)]), lambda: latency.steps([Batch((1,), (10,)), [(1, 10)]])):  # type: ignore[arg-type, list-item]
+        with pytest.raises(InvalidInputError, match=r"^step: \[\(1, 10\)\] is no batch; give dooly\.Batch\(num_new_tokens, "):
+            price()
+
+
 def test_no_steps_are_refused(latency: LatencyModel) -> None:
     """No batch, no step and no context of decodes are input errors."""
     with pytest.raises(InvalidInputError, match="no batch"):
