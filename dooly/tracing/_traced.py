@@ -73,7 +73,8 @@ class Traced(nn.Module):
     """A module that computes what it always did, gradients included, and knows the operations of its inference once it has run.
 
     It stands in for the module: attributes, parameters, buffers, children, mode and `state_dict` are the module's own, under the
-    same names. Each new kind of call is traced first, without running; then the module itself runs.
+    same names. Each new kind of call is traced first, on stand-ins without data; then the module itself runs,
+    once also where it could not be traced, so that an error of its own is told as it is.
     """
 
     if TYPE_CHECKING:
