@@ -25,32 +25,9 @@ def profiled_model(
     store: Store, model: ModelSource, serving: ServingConfig, wanted: Environment | None
 ) -> tuple[TracedModel, Environment]:
     """Return the trace of a model that fits the serving settings, with its environment; this machine's if there are several."""
-    found: dict[Environment, Any] = {}
-    for name in store.documents("traces"):
-        document: Any = store.read_document("traces", name)
-        if document["config"] != model.digest:
-            continue
-        environment = Environment.from_json(store.read_document("environments", document["environment"]))
-        if wanted is None and not _executes_so(environment, serving):
-            continue
-        if _suits(environment, document["traced"]["environment"], serving) and _is_quantised_so(environment, model, serving):
-            found[environment] = max(found.get(environment, document), document, key=_recency)
+    found = _fitting(store, model, serving, wanted)
     if not found:
-        if serving.tensor_parallel_size > 1 and _is_imported(store):
-            raise MissingOperationError(
-                f"{model.name}: the store holds nothing of this model over {serving.tensor_parallel_size} ranks; import it with "
-                f"`dooly db import --tensor-parallel-size {serving.tensor_parallel_size}`"
-            )
-        serving.require_one_rank()
-        backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
-        quantised = "" if serving.quantization is None else f" --quantization {serving.quantization}"
-        cache = "" if serving.kv_cache_dtype == "auto" else f" --kv-cache-dtype {serving.kv_cache_dtype}"
-        compiled = " --no-enforce-eager" if serving.enforce_eager is False else ""
-        engine = "" if serving.engine == ServingConfig().engine else f" --engine {serving.engine}"
-        flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}{compiled}{engine}"
-        raise MissingOperationError(
-            f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
-        )
+        raise _nothing_found(store, model, serving)
     if wanted is not None and wanted not in found:
         # A GPU's engine in CUDA graphs runs the kernels that were measured in the eager one.
         like = replace(wanted, execution_mode="eager", model_runner=None)
@@ -69,6 +46,44 @@ def profiled_model(
             "or keep them in stores of their own"
         )
     return TracedModel.from_json(found[candidates[0]]["traced"]), candidates[0]
+
+
+def _fitting(store: Store, model: ModelSource, serving: ServingConfig, wanted: Environment | None) -> dict[Environment, Any]:
+    """Return the latest document of a trace that fits the serving settings, for each environment that has one."""
+    found: dict[Environment, Any] = {}
+    for name in store.documents("traces"):
+        document: Any = store.read_document("traces", name)
+        if document["config"] != model.digest:
+            continue
+        environment = Environment.from_json(store.read_document("environments", document["environment"]))
+        if wanted is None and not _executes_so(environment, serving):
+            continue
+        if _suits(environment, document["traced"]["environment"], serving) and _is_quantised_so(environment, model, serving):
+            found[environment] = max(found.get(environment, document), document, key=_recency)
+    return found
+
+
+def _nothing_found(store: Store, model: ModelSource, serving: ServingConfig) -> MissingOperationError:
+    """Return the error that names the command by which a store would hold a fitting profile.
+
+    Raises:
+        InvalidInputError: No command would: several ranks cannot be measured here.
+    """
+    if serving.tensor_parallel_size > 1 and _is_imported(store):
+        return MissingOperationError(
+            f"{model.name}: the store holds nothing of this model over {serving.tensor_parallel_size} ranks; import it with "
+            f"`dooly db import --tensor-parallel-size {serving.tensor_parallel_size}`"
+        )
+    serving.require_one_rank()
+    backend = f" --attention-backend {serving.attention_backend}" if serving.attention_backend else ""
+    quantised = "" if serving.quantization is None else f" --quantization {serving.quantization}"
+    cache = "" if serving.kv_cache_dtype == "auto" else f" --kv-cache-dtype {serving.kv_cache_dtype}"
+    compiled = " --no-enforce-eager" if serving.enforce_eager is False else ""
+    engine = "" if serving.engine == ServingConfig().engine else f" --engine {serving.engine}"
+    flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}{compiled}{engine}"
+    return MissingOperationError(
+        f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
+    )
 
 
 def _recency(document: Mapping[str, Any]) -> tuple[bool, float, int]:
