@@ -22,9 +22,9 @@ _HELP = {
     "max_model_len": "Longest sequence, prompt and output together, in tokens.",
     "max_num_batched_tokens": "Most tokens that one step computes.",
     "max_num_seqs": "Most requests that one step works on.",
-    "kv_cache_memory_bytes": "Size of the KV cache, in bytes; by default 1 GiB, or with --hardware what its memory has room for.",
+    "kv_cache_memory_bytes": "Size of the KV cache, in bytes: by default 1 GiB, on a listed device what memory has room for.",
     "num_gpu_blocks_override": "Blocks of the KV cache, in place of what memory has room for.",
-    "gpu_memory_utilization": "Share of a device's memory for weights, activations and KV cache; counts with --hardware.",
+    "gpu_memory_utilization": "Share of a device's memory for weights, activations and KV cache; counts for listed devices.",
     "tensor_parallel_size": "Ranks that share each layer.",
     "pipeline_parallel_size": "Ranks that each run a part of the layers.",
     "enable_expert_parallel": "Share whole experts over the tensor-parallel ranks, instead of parts of each.",
@@ -34,7 +34,7 @@ _HELP = {
     "attention_backend": "Attention backend by the engine's name; by default the engine chooses.",
     "moe_backend": "Kernels of mixtures of experts, as marlin, by the engine's name; counts with --hardware.",
     "max_cudagraph_capture_size": "Tokens of the largest step in a CUDA graph; by default twice --max-num-seqs, and 512 at most.",
-    "enforce_eager": "With a GPU's --db: the engine without CUDA graphs. A CPU's is eager anyway.",
+    "enforce_eager": "The engine without CUDA graphs, which your own records of a GPU tell, no listed device; on a CPU always.",
     "scheduling_policy": "Who is served first: fcfs, who came first; priority, whose is lower in the workload file's column.",
     "max_num_active_seqs": "Most requests that run at once, where fewer than --max-num-seqs.",
     "max_num_scheduled_tokens": "Most tokens scheduled for one step, where fewer than --max-num-batched-tokens.",
@@ -78,15 +78,15 @@ Database = Annotated[str, typer.Option("--db", metavar="PATH", help="Latency sto
 OptionalDatabase = Annotated[str | None, typer.Option("--db", metavar="PATH", help="Latency store: a folder or an fsspec URL.")]
 HardwareName = Annotated[
     str | None,
-    typer.Option("--hardware", metavar="NAME", help="A device that `dooly hardware` lists, in place of --db."),
+    typer.Option("--hardware", metavar="NAME", help="A device that `dooly hardware` lists, in place of a store."),
 ]
 InterconnectText = Annotated[
     str | None,
     typer.Option(
         "--interconnect",
         metavar="SPEC",
-        help="With --hardware, or a --db of imported records: a link between ranks in place of measured collectives, as "
-        "bandwidth=16,latency=20 (GB/s, us).",
+        help="A link between ranks in place of measured collectives, as bandwidth=16,latency=20 (GB/s, us); for listed devices "
+        "and imported records.",
     ),
 ]
 WorkloadText = Annotated[

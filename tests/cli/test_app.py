@@ -39,7 +39,10 @@ def commands(command: Any, *path: str) -> list[tuple[str, ...]]:  # noqa: ANN401
 def test_help_fits_80_columns(
     path: tuple[str, ...], dooly: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a terminal of 80 columns the help of every command cuts nothing: each option stands there by its whole name."""
+    """In a terminal of 80 columns the help of every command cuts nothing: each option stands there by its whole name.
+
+    No help speaks of a store or a device that its command does not take.
+    """
     monkeypatch.setenv("COLUMNS", "80")
     command: Any = typer.main.get_command(app)
     for name in path:
@@ -50,6 +53,8 @@ def test_help_fits_80_columns(
     assert names - set(re.findall(r"--[a-z0-9-]+", out)) == set()
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
+    told = {name for option in command.params for name in re.findall(r"--db|--hardware", getattr(option, "help", None) or "")}
+    assert told <= names
 
 
 @pytest.mark.parametrize(
