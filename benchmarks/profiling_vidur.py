@@ -166,13 +166,15 @@ def _thinned(sweeps: Mapping[Key, Sweep], every: Sequence[Key], wanted: Mapping[
         found = spread(errors)
         if found["median"] <= wanted["median"] and found["p90"] <= wanted["p90"]:
             break
+    else:
+        raise SystemExit(f"no grid of even sizes is as near as {wanted}: there is none to compare with")
     alone_s = sum(float(costs_s(sweeps[key])[chosen[key]].sum()) for key in every)
     shared_s = sum(float(costs_s(sweep)[chosen[key]].sum()) for key, sweep in sweeps.items())
     return {"points": max(map(len, chosen.values())), "alone_s": alone_s, "shared_s": shared_s, "errors": found}
 
 
 def _even(sweep: Sweep, count: int) -> npt.NDArray[np.int64]:
-    """Return the places of about so many sizes that may be drawn, the smallest and the largest among them."""
+    """Return the places of about so many sizes that may be drawn, the smallest and the largest among them, even in logarithms."""
     places = sweep.drawable
     sizes = sweep.sizes[places, 0]
     nearest = np.abs(sizes[None, :] - np.linspace(sizes.min(), sizes.max(), count)[:, None]).argmin(axis=1)
