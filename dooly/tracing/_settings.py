@@ -37,7 +37,26 @@ def symbolic_sizes() -> Iterator[None]:
     log = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, log.disabled = log.disabled, True
     try:
-        with dynamo, shapes, torch.no_grad():
+        with dynamo, shapes, torch.no_grad(), _norms_by_their_weights():
             yield
     finally:
         log.disabled = disabled
+
+
+@contextmanager
+def _norms_by_their_weights() -> Iterator[None]:
+    """Let `torch.nn.LayerNorm` normalise what its weight is as large as: its own tuple of plain numbers would fix the size."""
+    import torch
+    from torch.nn.functional import layer_norm
+
+    forward = torch.nn.LayerNorm.forward
+
+    def by_weight(self: torch.nn.LayerNorm, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+        shape = self.normalized_shape if self.weight is None else self.weight.shape
+        return layer_norm(input, shape, self.weight, self.bias, self.eps)
+
+    torch.nn.LayerNorm.forward = by_weight  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.LayerNorm.forward = forward  # type: ignore[method-assign]

@@ -88,22 +88,22 @@ def test_own_code_splits_by_connected_piece(table: Table) -> None:
     """Residual additions before and behind the leaves are two operations of the module itself."""
     assert table(Residual(8), torch.ones(3, 8), torch.ones(3, 8)) == cleandoc("""
         . -: add
-            in  [x.size(0), 8]
-            in  [x.size(0), 8]
-            out [x.size(0), 8]
+            in  [x.size(0), norm.bias.size(0)=8]
+            in  [x.size(0), norm.bias.size(0)=8]
+            out [x.size(0), norm.bias.size(0)=8]
         norm LayerNorm: native_layer_norm getitem
-            in  [x.size(0), 8]
-            in  *[8]
-            in  *[8]
-            out [x.size(0), 8]
+            in  [x.size(0), norm.bias.size(0)=8]
+            in  *[norm.bias.size(0)=8]
+            in  *[norm.bias.size(0)=8]
+            out [x.size(0), norm.bias.size(0)=8]
         proj Linear: t mm
-            in  *[8, 8]
-            in  [x.size(0), 8]
-            out [x.size(0), 8]
+            in  *[norm.bias.size(0)=8, norm.bias.size(0)=8]
+            in  [x.size(0), norm.bias.size(0)=8]
+            out [x.size(0), norm.bias.size(0)=8]
         . -: add
-            in  [x.size(0), 8]
-            in  [x.size(0), 8]
-            out [x.size(0), 8]
+            in  [x.size(0), norm.bias.size(0)=8]
+            in  [x.size(0), norm.bias.size(0)=8]
+            out [x.size(0), norm.bias.size(0)=8]
     """)
 
 
@@ -138,10 +138,10 @@ def test_a_layer_norm_has_one_result(table: Table) -> None:
     """Of an operator with several results, those that nobody reads are no outputs."""
     assert table(nn.Sequential(nn.LayerNorm(8)), torch.ones(3, 8)) == cleandoc("""
         0 LayerNorm: native_layer_norm getitem
-            in  [args[0].size(0), 8]
-            in  *[8]
-            in  *[8]
-            out [args[0].size(0), 8]
+            in  [args[0].size(0), 0.bias.size(0)=8]
+            in  *[0.bias.size(0)=8]
+            in  *[0.bias.size(0)=8]
+            out [args[0].size(0), 0.bias.size(0)=8]
     """)
 
 

@@ -289,3 +289,24 @@ def test_a_patched_forward_keeps_the_paths_of_its_module() -> None:
     traced(torch.randn(5, 8))
     found = {path for op in traced.traced.operations for path, _ in op.placements if path.endswith(".up")}
     assert found == {"0.up", "1.forward.__self__.up", "2.up"}
+
+
+def test_a_norm_keeps_the_names_of_sizes() -> None:
+    """LayerNorm takes its width as plain numbers; it is the constructor's argument all the same, there and in what follows."""
+
+    @trace(request_dims={"x": ("batch", "seq")})
+    class Normed(torch.nn.Module):
+        def __init__(self, hidden_size: int) -> None:
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(hidden_size)
+            self.up = torch.nn.Linear(hidden_size, 4 * hidden_size)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(self.norm(x))  # type: ignore[no-any-return]
+
+    forward = torch.nn.LayerNorm.forward
+    module = Normed(16)
+    module(torch.randn(2, 3, 16))
+    assert torch.nn.LayerNorm.forward is forward
+    up = next(operation for operation in module.traced.operations if operation.module == "up")
+    assert next([dim.expr for dim in tensor.shape] for tensor in up.inputs) == ["4*hidden_size", "hidden_size"]
