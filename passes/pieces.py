@@ -1,7 +1,7 @@
 """Split a captured graph as a compiling engine runs it: into stateful operations, and the compiled pieces between them.
 
 A compiler fuses across modules, but not across an operator whose effects it does not see: all that the program has between one
-stateful operation and the next runs as one. Collectives cut pieces likewise.
+stateful operation and the next runs as one. Collectives would cut pieces likewise, and are refused.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed._functional_collectives import all_reduce
 
-from passes import analyse
+from passes import PassError, analyse, name_origins, split_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -145,6 +145,14 @@ def test_waiting_is_part_of_a_collective(table: Callable[..., str], ranks: Calla
         ". all_reduce: _c10d_functional.all_reduce _c10d_functional.wait_tensor",
         ". -: mul",
     ]
+
+
+def test_pieces_of_several_ranks_are_refused(capture: Callable[..., CapturedGraph], ranks: Callable[[int], None]) -> None:
+    """What ranks exchange would cut a piece, whose halves nobody could time: one line says so."""
+    ranks(2)
+    captured = capture(Summed(), torch.ones(3, 8), stateful={"proj": {"kind": "State"}})
+    with pytest.raises(PassError, match=r"pieces: _c10d_functional.all_reduce exchanges tensors between ranks"):
+        split_pieces(captured, name_origins(captured))
 
 
 def test_held_parameters_belong_to_the_state(canonical: Callable[..., nx.DiGraph[int]]) -> None:
