@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from dooly.engines import ModelSource, find_model
 from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
@@ -34,6 +36,36 @@ def modules() -> ModuleType:
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelSource]:
+    """Return a function that makes the configuration of a Llama of two small layers and 512 tokens, with any field replaced."""
+
+    def make(name: str = "tiny", **fields: object) -> ModelSource:
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "num_hidden_layers": 2,
+            "vocab_size": 512,
+            "max_position_embeddings": 256,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+        }
+        folder = tmp_path_factory.mktemp("models") / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | fields))
+        return find_model(str(folder))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -19,27 +18,13 @@ from dooly.tracing import layer_of
 from dooly.validation import RealRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
-    from dooly.engines import Engine
+    from dooly.engines import Engine, ModelSource
     from dooly.tracing import TracedModel
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "num_hidden_layers": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
 BATCHES = (
     Batch((1, 1, 1), (16, 90, 41)),
     Batch((128,), (0,), 1),
@@ -64,16 +49,14 @@ class EngineContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def started(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    def started(cls, tiny_llama: Callable[..., ModelSource]) -> Iterator[Started]:
         """Trace a tiny model, then start the engine with it."""
         pytest.importorskip(cls.name, reason=f"{cls.name} is not installed; it comes with the cpu extra")
-        folder = tmp_path_factory.mktemp("models") / "tiny"
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(CONFIG))
+        model = tiny_llama()
         limits = {"max_model_len": 256, "max_num_batched_tokens": 128, "max_num_seqs": 4, "kv_cache_memory_bytes": 16 << 20}
         serving = ServingConfig(engine=cls.name, dtype=native_dtype(), enable_prefix_caching=False, **limits)
-        traced = trace_operations(find_model(str(folder)), serving)
-        engine = start_engine(find_model(str(folder)), serving, 1)
+        traced = trace_operations(model, serving)
+        engine = start_engine(model, serving, 1)
         yield Started(engine, serving, traced)
         engine.close()
 
@@ -96,7 +79,7 @@ class EngineContract:
         """A prompt has the length that is asked for, of tokens that the model has."""
         prompt = started.engine.prompt(5000)
         assert len(prompt) == 5000
-        assert max(prompt) < CONFIG["vocab_size"]  # type: ignore[operator]
+        assert max(prompt) < 512
 
     def test_requests_generate_as_many_tokens_as_asked(self, started: Started) -> None:
         """A request runs to its number of output tokens under the name that `add` gave, and none is left."""

@@ -291,22 +291,23 @@ def test_a_patched_forward_keeps_the_paths_of_its_module() -> None:
     assert found == {"0.up", "1.forward.__self__.up", "2.up"}
 
 
-def test_a_norm_keeps_the_names_of_sizes() -> None:
-    """LayerNorm takes its width as plain numbers; it is the constructor's argument all the same, there and in what follows."""
+@pytest.mark.parametrize("kind", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_a_norm_keeps_the_names_of_sizes(kind: type[torch.nn.LayerNorm | torch.nn.RMSNorm]) -> None:
+    """Norms take their width as plain numbers; it is the constructor's argument all the same, there and in what follows."""
 
     @trace(request_dims={"x": ("batch", "seq")})
     class Normed(torch.nn.Module):
         def __init__(self, hidden_size: int) -> None:
             super().__init__()
-            self.norm = torch.nn.LayerNorm(hidden_size)
+            self.norm = kind(hidden_size)
             self.up = torch.nn.Linear(hidden_size, 4 * hidden_size)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.up(self.norm(x))  # type: ignore[no-any-return]
 
-    forward = torch.nn.LayerNorm.forward
+    forward = kind.forward
     module = Normed(16)
     module(torch.randn(2, 3, 16))
-    assert torch.nn.LayerNorm.forward is forward
+    assert kind.forward is forward
     up = next(operation for operation in module.traced.operations if operation.module == "up")
     assert next([dim.expr for dim in tensor.shape] for tensor in up.inputs) == ["4*hidden_size", "hidden_size"]

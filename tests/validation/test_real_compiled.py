@@ -5,20 +5,21 @@ One engine starts, and compiles once: what compiling takes is most of these test
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
 
 from dbstore import Environment, Store
 from dooly.batch import Batch
-from dooly.engines import ServingConfig, find_model
+from dooly.engines import ServingConfig
 from dooly.errors import MissingOperationError
 from dooly.measure import profile
 from dooly.measure.engine import _profiler as profiler_module
 from dooly.predict import load_latency_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dooly.engines import ModelSource
     from dooly.measure import ProfileResult
 
@@ -28,30 +29,12 @@ pytestmark = pytest.mark.engine
 LIMITS = {"dtype": "float32", "max_model_len": 128, "max_num_batched_tokens": 32, "max_num_seqs": 2}
 COMPILED = ServingConfig(enforce_eager=False, kv_cache_memory_bytes=64 << 20, **LIMITS)
 EAGER = ServingConfig(kv_cache_memory_bytes=64 << 20, **LIMITS)
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "num_hidden_layers": 5,
-    "vocab_size": 512,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+def model(tiny_llama: Callable[..., ModelSource]) -> ModelSource:
     """A Llama of five layers."""
-    folder = tmp_path_factory.mktemp("models")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return find_model(str(folder))
+    return tiny_llama(num_hidden_layers=5, torch_dtype="float32")
 
 
 @pytest.fixture(scope="module")

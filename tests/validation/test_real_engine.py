@@ -29,7 +29,7 @@ from dooly.simulation import parse_workload
 from dooly.validation import KeptRuns, read_runs, serve, validate, validate_kept, write_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dbstore import Record
     from dooly.engines import Engine
@@ -41,23 +41,6 @@ ROOT = Path(__file__).parents[2]
 SERVING = ServingConfig(
     dtype=native_dtype(), max_model_len=256, max_num_batched_tokens=128, max_num_seqs=4, kv_cache_memory_bytes=64 << 20
 )
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "num_hidden_layers": 3,
-    "vocab_size": 512,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
 PROFILE = f"""
 import sys
 from dbstore import Store
@@ -77,20 +60,14 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def _model(folder: Path, **changes: object) -> ModelSource:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    return find_model(str(folder))
-
-
 def _num_records(db: Path) -> int:
     return Store.open(db).info().num_records
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+def model(tiny_llama: Callable[..., ModelSource]) -> ModelSource:
     """A Llama of three layers."""
-    return _model(tmp_path_factory.mktemp("models") / "tiny")
+    return tiny_llama(num_hidden_layers=3)
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +164,11 @@ def test_a_second_profile_measures_nothing(model: ModelSource, db: Path) -> None
 
 
 @pytest.mark.usefixtures("profiled")
-def test_a_model_that_shares_layers_measures_the_rest(db: Path, tmp_path: Path) -> None:
+def test_a_model_that_shares_layers_measures_the_rest(db: Path, tiny_llama: Callable[..., ModelSource]) -> None:
     """Another width of the MLP is measured; attention, norms, logits and the step are there already."""
     before = _num_records(db)
-    result = profile(_model(tmp_path / "wider", intermediate_size=192), Store.open(db, "a"), SERVING, target_error=0)
+    wider = tiny_llama("wider", num_hidden_layers=3, intermediate_size=192)
+    result = profile(wider, Store.open(db, "a"), SERVING, target_error=0)
     assert 0 < result.num_measured < 0.7 * result.num_points
     assert _num_records(db) >= before + result.num_measured  # and what was disturbed once more
 
@@ -401,7 +379,7 @@ def test_a_batch_beyond_the_kv_cache_is_infeasible(engine: Engine) -> None:
 
 def test_prompts_stay_in_the_vocabulary(engine: Engine) -> None:
     """A model of few tokens gets prompts of those."""
-    assert max(engine.prompt(5000)) < CONFIG["vocab_size"]  # type: ignore[operator]
+    assert max(engine.prompt(5000)) < 512
 
 
 def test_requests_generate_as_many_tokens_as_asked(engine: Engine) -> None:

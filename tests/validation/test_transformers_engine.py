@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import pytest
 
 from dbstore import Store
 from dooly.batch import Batch
-from dooly.engines import ModelSource, ServingConfig, find_model, start_engine
+from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import EngineError, InvalidInputError, MissingOperationError
 from dooly.measure import profile
 from dooly.measure.engine import _profiler as profiler_module
@@ -20,7 +19,7 @@ from dooly.simulation import parse_workload, scheduler_config, simulate
 from dooly.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dooly.measure import ProfileResult
 
@@ -34,18 +33,6 @@ SERVING = ServingConfig(
     max_num_seqs=2,
     kv_cache_memory_bytes=16 << 20,
 )
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "num_hidden_layers": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 128,
-}
 SPEC = "poisson:rate=40,requests=6,prompt=8-60,output=4-10,seed=0"
 
 
@@ -60,12 +47,9 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+def model(tiny_llama: Callable[..., ModelSource]) -> ModelSource:
     """A Llama of two layers."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return find_model(str(folder))
+    return tiny_llama(max_position_embeddings=128)
 
 
 @pytest.fixture(scope="module")
