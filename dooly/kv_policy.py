@@ -94,14 +94,20 @@ def share_of(number: int, share: float) -> int:
     return number * exact.numerator // exact.denominator
 
 
-def check_budget(budget: float) -> None:
+def check_budget(budget: float, flag: str = "--budget") -> None:
     """Refuse a budget that is no share.
 
+    Args:
+        budget: The budget.
+        flag: What messages call it.
+
     Raises:
-        InvalidInputError: It does not lie above 0 and up to 1.
+        InvalidInputError: It is no number above 0 and up to 1.
     """
-    if not 0 < budget <= 1:
-        raise InvalidInputError(f"--budget: {budget:g} does not lie above 0 and up to 1; it is the share of tokens that are kept")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+        raise InvalidInputError(
+            f"{flag}: {spell(budget)} does not lie above 0 and up to 1; it is the share of a prompt's tokens that are kept"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +136,7 @@ class KVPolicy:
     def __post_init__(self) -> None:
         if self.name not in KEPT_BY:
             raise InvalidInputError(f"--kv-policy: {spell(self.name)} is not one of {', '.join(KEPT_BY)}")
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int | float) or not 0 < self.budget <= 1:
-            raise InvalidInputError(
-                f"--kv-budget: {spell(self.budget)} does not lie above 0 and up to 1; it is the share of a prompt's tokens that "
-                "are kept"
-            )
+        check_budget(self.budget, "--kv-budget")
         if self.terms is not None and not {*self.terms} <= {*self.all_terms}:
             raise InvalidInputError(f"KVPolicy: terms of {self.name} are {', '.join(self.all_terms)}, got {self.terms}")
 

@@ -13,8 +13,9 @@ from dooly.kv_policy import KEPT_BY, KVPolicy, Scope, Term
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dooly.engines import ServingConfig
     from dooly.predict import LatencyModel
-    from dooly.simulation import TermEffect, Workload
+    from dooly.simulation import FleetLayout, FleetResult, SchedulerConfig, SimulationResult, StepLog, TermEffect, Workload
 
 _PANEL = "KV-cache policies"
 PolicyName = Annotated[
@@ -82,6 +83,31 @@ def one_policy(name: str | None, budget: str | None) -> dict[str, KVPolicy]:
             raise typer.BadParameter(f"{flag}: {given!r} are several; give one, or try several with `dooly search`")
     (policy,) = policy_choices(name, budget).get("kv_policy", (None,))
     return {} if policy is None else {"kv_policy": policy}
+
+
+def serve_by_terms(  # noqa: PLR0913, PLR0917 - what serves what
+    requests: Workload,
+    latency: LatencyModel,
+    config: SchedulerConfig,
+    serving: ServingConfig,
+    layout: FleetLayout,
+    logs: list[StepLog] | None,
+) -> tuple[FleetResult, tuple[TermEffect, ...]]:
+    """Return what serving the workload comes to, and what each term of a policy contributes, none without one."""
+    from dooly.simulation import policy_terms
+
+    if serving.kv_policy is None:
+        return layout.serve(requests, latency, config, serving, logs), ()
+    last: list[FleetResult] = []
+
+    def serve(config: SchedulerConfig) -> SimulationResult:
+        for log in logs or ():
+            log.runs.clear()
+        last[:] = [layout.serve(requests, latency, config, serving, logs)]
+        return last[0].result
+
+    terms = policy_terms(serving, latency, serve)
+    return last[0], terms
 
 
 def policy_document(policy: KVPolicy | None, terms: Sequence[TermEffect]) -> dict[str, Any]:

@@ -237,7 +237,8 @@ def _with_flags(
 
 def _off_flag(setting: str) -> inspect.Parameter:
     """Return the flag that turns a setting off which neither is on nor off by itself."""
-    option = typer.Option(_UNSET, f"--no-{setting.replace('_', '-')}", help=_CHOSEN[setting], rich_help_panel="Engine")
+    flag = f"--no-{setting.replace('_', '-')}"
+    option = typer.Option(False, flag, help=_CHOSEN[setting], rich_help_panel="Engine")  # noqa: FBT003 - typer's default
     return inspect.Parameter(f"no_{setting}", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool)
 
 
@@ -285,7 +286,6 @@ def _several(setting: str) -> inspect.Parameter:
 
 
 _DEFAULTS = {field.name: field.default for field in fields(ServingConfig) if field.name not in _WITHOUT_FLAG}
-_UNSET = False
 _CHOSEN = {"enforce_eager": "On a CPU: the engine compiles the model, as vllm serve does there."}
 """Settings whose default is another on each device: a second flag turns them off."""
 _ON = {name for name, default in _DEFAULTS.items() if default is True}

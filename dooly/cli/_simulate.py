@@ -19,7 +19,7 @@ from dooly.cli._fleet import (
     fleet_layout,
     show_replicas,
 )
-from dooly.cli._kv_policy import PolicyBudget, PolicyName, one_policy, policy_document, show_terms
+from dooly.cli._kv_policy import PolicyBudget, PolicyName, one_policy, policy_document, serve_by_terms, show_terms
 from dooly.cli._limits import LimitTexts, judge_limits, parse_limits
 from dooly.cli._options import (
     LIMITS,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dooly.predict import Interconnect, LatencyModel, StepLatency
-    from dooly.simulation import FleetLayout, FleetResult, SchedulerConfig, SimulationResult, StepLog, TermEffect, Workload
+    from dooly.simulation import SchedulerConfig, SimulationResult
     from dooly.speculation import SpeculativeConfig
 
 _DECODE = Batch((1,), (1,))
@@ -108,7 +108,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
         config = scheduler_config(serving, latency)
         check_acts(serving.kv_policy, requests)
         logs = None if html_file is None and perfetto is None else [StepLog() for _ in range(layout.num_replicas)]
-        fleet, terms = _serve(requests, latency, config, serving, layout, logs)
+        fleet, terms = serve_by_terms(requests, latency, config, serving, layout, logs)
         result = fleet.result
     if hardware is None:
         _warn_if_uncertain(source.name, latency.step(_DECODE))
@@ -140,31 +140,6 @@ def simulate(  # noqa: PLR0913 - one argument an option
             show_replicas(fleet)
         show_terms(serving.kv_policy, terms, latency, requests)
         _show_sources(latency, serving, config, result, layout.num_replicas)
-
-
-def _serve(  # noqa: PLR0913, PLR0917 - what serves what
-    requests: Workload,
-    latency: LatencyModel,
-    config: SchedulerConfig,
-    serving: ServingConfig,
-    layout: FleetLayout,
-    logs: list[StepLog] | None,
-) -> tuple[FleetResult, tuple[TermEffect, ...]]:
-    """Return what serving the workload comes to, and what each term of a policy contributes, none without one."""
-    from dooly.simulation import policy_terms
-
-    if serving.kv_policy is None:
-        return layout.serve(requests, latency, config, serving, logs), ()
-    last: list[FleetResult] = []
-
-    def serve(config: SchedulerConfig) -> SimulationResult:
-        for log in logs or ():
-            log.runs.clear()
-        last[:] = [layout.serve(requests, latency, config, serving, logs)]
-        return last[0].result
-
-    terms = policy_terms(serving, latency, serve)
-    return last[0], terms
 
 
 def _link(interconnect: str | None, serving: ServingConfig) -> Interconnect | None:

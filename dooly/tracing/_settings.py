@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @contextmanager
@@ -45,18 +45,23 @@ def symbolic_sizes() -> Iterator[None]:
 
 @contextmanager
 def _norms_by_their_weights() -> Iterator[None]:
-    """Let `torch.nn.LayerNorm` normalise what its weight is as large as: its own tuple of plain numbers would fix the size."""
+    """Let layer norms normalise what their weight is as large as: their own tuple of plain numbers would fix the size."""
     import torch
-    from torch.nn.functional import layer_norm
+    from torch.nn import functional
 
-    forward = torch.nn.LayerNorm.forward
+    def layer_norm(self: torch.nn.LayerNorm, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+        return functional.layer_norm(input, _normalized_shape(self), self.weight, self.bias, self.eps)
 
-    def by_weight(self: torch.nn.LayerNorm, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
-        shape = self.normalized_shape if self.weight is None else self.weight.shape
-        return layer_norm(input, shape, self.weight, self.bias, self.eps)
+    def rms_norm(self: torch.nn.RMSNorm, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+        return functional.rms_norm(input, _normalized_shape(self), self.weight, self.eps)
 
-    torch.nn.LayerNorm.forward = by_weight  # type: ignore[method-assign]
-    try:
+    with ExitStack() as scope:
+        for kind, forward in ((torch.nn.LayerNorm, layer_norm), (torch.nn.RMSNorm, rms_norm)):
+            scope.callback(setattr, kind, "forward", kind.forward)
+            setattr(kind, "forward", forward)  # noqa: B010 - a method that torch declares
         yield
-    finally:
-        torch.nn.LayerNorm.forward = forward  # type: ignore[method-assign]
+
+
+def _normalized_shape(norm: Any) -> Sequence[int]:  # noqa: ANN401 - either norm
+    shape: Sequence[int] = norm.normalized_shape if norm.weight is None else norm.weight.shape
+    return shape
