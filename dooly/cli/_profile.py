@@ -102,12 +102,13 @@ def _warn_if_unsteady(result: ProfileResult) -> None:
 
 
 def _show(results: list[ProfileResult]) -> None:
-    numbers = ("operations", "grid points", "measured now", "left", "unsteady", "disturbed", "seconds", "error")
-    table = new_table("model", *numbers, numbers=numbers)
+    numbers = ("operations", "grid points", "measured now", "left", "unsteady", "disturbed", "seconds", "step error")
+    table = new_table("model", *numbers, "known least", numbers=numbers)
     for r in results:
         counts = (r.num_operations, r.num_points, r.num_measured, r.num_left, r.num_unsteady, r.num_spoiled)
         error = "-" if r.expected_error is None else f"{r.expected_error:.1%}"
-        table.add_row(r.model, *map(str, counts), f"{r.measuring_s:.1f}", error)
+        least = "-" if r.known_least is None else f"{r.known_least[0]} {r.known_least[1]:.1%}"
+        table.add_row(r.model, *map(str, counts), f"{r.measuring_s:.1f}", error, least)
     show(table)
 
 

@@ -207,8 +207,17 @@ class AdaptivePlan(Generic[AnyTask]):
 
     @property
     def error(self) -> float | None:
-        """Median relative error expected of the operation that is known least; None before the corners are measured."""
-        return None if self._sampler is None else self._sampler.error()
+        """Relative error expected of a step where nobody measured; None before the corners are measured."""
+        counts = {key: operation.count for key, operation in self._operations.items()}
+        return None if self._sampler is None else self._sampler.error(counts)
+
+    @property
+    def known_least(self) -> tuple[str, float] | None:
+        """The operation of the largest expected error, by name, and that error; None before the corners are measured."""
+        if self._sampler is None or not (errors := self._sampler.errors()):
+            return None
+        key = max(errors, key=errors.__getitem__)
+        return self._operations[key].name, errors[key]
 
     def _num_again(self) -> int:
         """Return how many records the other passes want of the points that are measured."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Store
@@ -63,6 +64,7 @@ def profile_on_ray(  # noqa: PLR0913 - one argument an option of `dooly profile`
 def combined(results: Sequence[ProfileResult]) -> ProfileResult:
     """Return the result of all shares: what they measured and left together, in as long as the slowest took."""
     errors = [result.expected_error for result in results if result.expected_error is not None]
+    least = [result.known_least for result in results if result.known_least is not None]
     return replace(
         results[0],
         num_measured=sum(result.num_measured for result in results),
@@ -71,6 +73,7 @@ def combined(results: Sequence[ProfileResult]) -> ProfileResult:
         num_left=sum(result.num_left for result in results),
         measuring_s=max(result.measuring_s for result in results),
         expected_error=max(errors, default=None),
+        known_least=max(least, key=itemgetter(1), default=None),
     )
 
 

@@ -28,10 +28,13 @@ class ProfileResult:
     measuring_s: float
     """Wall-clock seconds spent measuring."""
     expected_error: float | None = None
-    """Median relative error expected of the operation that is known least; None where a whole grid is measured."""
+    """Relative error expected of a step where nobody measured: each operation's median, by the time that a step spends in it.
+    None where a whole grid is measured."""
     num_spoiled: int = 0
     """Points measured now that something disturbed, also when they were measured again; the next call measures them anew."""
     forecast: Forecast | None = None
     """What is left to measure; of a dry run of adaptive sweeps only."""
     forecast_s: float | None = None
     """Seconds that this takes, by what the records of the environment took; None where there are none."""
+    known_least: tuple[str, float] | None = None
+    """The operation of the largest expected error, by name, and that error; None where a whole grid is measured."""

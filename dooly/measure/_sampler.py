@@ -41,6 +41,8 @@ class Outlook:
     """The error at points that are not measured."""
     gains: Floats
     """How much measuring each point is expected to lower the variance over the sweeps of its family, shape (num_points,)."""
+    latency_ns: float
+    """What it takes on average over its sweep, in nanoseconds."""
 
 
 @dataclass
@@ -162,9 +164,15 @@ class Sampler(Generic[AnyKey]):
         """Return the operations whose sweeps go on, by key."""
         return tuple(k for k in self.sweeps if not self._done[k].all() and not self._is_known(k))
 
-    def error(self) -> float:
-        """Return the median relative error expected of the operation that is known least, where nobody measured it."""
-        return max(self.errors().values(), default=0.0)
+    def error(self, counts: Mapping[AnyKey, int] | None = None) -> float:
+        """Return the relative error expected of a step: that of each operation where nobody measured it, by the time it takes.
+
+        Args:
+            counts: How often a step runs each operation; None where it runs each once.
+        """
+        times = {key: self._outlook(key).latency_ns * (1 if counts is None else counts[key]) for key in self.sweeps}
+        off = sum(error * times[key] for key, error in self.errors().items())
+        return off / sum(times.values()) if times else 0.0
 
     def errors(self) -> dict[AnyKey, float]:
         """Return the median relative error that is expected of each operation, by key."""
@@ -191,7 +199,8 @@ class Sampler(Generic[AnyKey]):
         start = Knowledge.nothing(self.sweeps[keys[0]].points.coordinates.shape[1])
         knowledge = self._knowledge.get(family, start)
         points = Points.joined([self.sweeps[key].points for key in keys])
-        _, covariance = knowledge.process.predict(points)
+        mean, covariance = knowledge.process.predict(points)
+        took = np.concatenate([self.sweeps[key].roofline_ns for key in keys]) * np.exp(mean + self._centres.get(family, 0.0))
         rough, weights = knowledge.process.parameters.rough, np.zeros(len(points))
         ends = np.cumsum([len(self._done[key]) for key in keys])
         places = {key: slice(end - len(self._done[key]), end) for key, end in zip(keys, ends, strict=True)}
@@ -203,7 +212,7 @@ class Sampler(Generic[AnyKey]):
             if not (self._has_enough(key) and errors[key].is_within(self.target)):
                 weights[own] = feasible / max(1, feasible.sum())
         found = gains(covariance, rough, weights)
-        self._outlooks |= {key: Outlook(errors[key], found[own]) for key, own in places.items()}
+        self._outlooks |= {key: Outlook(errors[key], found[own], float(took[own].mean())) for key, own in places.items()}
 
     def _learn(self, told: Sequence[tuple[Sweep, npt.NDArray[np.int64], Floats]]) -> None:
         """Take in what sweeps of one family took at some of their points, in nanoseconds."""

@@ -64,6 +64,21 @@ def test_a_product_of_new_widths_needs_fewer_points_where_others_are_known() -> 
     assert sampler.error() < 0.06
 
 
+def test_the_error_of_a_step_counts_operations_by_their_time() -> None:
+    """A large product that is known well and a small one that is not: a step is as far off as the one that takes its time."""
+    products = {key_of(op): op for op in (_product(8192, 8192), replace(_product(64, 64), family="other", signature="small"))}
+    large, small = products
+    places = [{key: JsonObject({"d0": t}) for key in products} for t in TOKENS]
+    sampler = sampler_of(products, places, {large: _latencies(8192, 8192)}, (), 0.03)
+    for t in TOKENS[::8]:
+        sampler.told(small, JsonObject({"d0": t}), 3000.0 * (3 if t % 2 else 1))
+    errors = sampler.errors()
+    assert errors[large] == 0.0  # all of its points are known
+    assert errors[small] > 0.05
+    assert 0 < sampler.error() < errors[small] / 20
+    assert errors[small] / 2 < sampler.error({large: 1, small: 10**6}) < errors[small]
+
+
 def test_imagining_changes_nothing() -> None:
     """A forecast leaves what is known as it was, and asks for no more than all points."""
     count, sampler = _num_drawn((6144, 2048), [])

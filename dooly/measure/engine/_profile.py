@@ -66,7 +66,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         share: Which of how many equal parts of the operations to measure, counted from 0, where several workers fill one store.
         dry_run: Plan only: measure and write nothing.
         progress: Called with (points done, points planned) after each batch.
-        on_error: Called before with the median relative error that is expected of the operation that is known least.
+        on_error: Called before with the relative error that is expected of a step.
 
     Raises:
         UnsupportedModelError: The engine does not know the model.
@@ -124,6 +124,7 @@ def _result(
         seconds,
         plan.error if isinstance(plan, AdaptivePlan) else None,
         sum(bool(record.attributes.get("spoiled")) for record in records),
+        known_least=plan.known_least if isinstance(plan, AdaptivePlan) else None,
     )
 
 

@@ -124,6 +124,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
         seconds,
         plan.error if isinstance(plan, AdaptivePlan) else None,
         sum(bool(record.attributes.get("spoiled")) for record in records),
+        known_least=plan.known_least if isinstance(plan, AdaptivePlan) else None,
     )
 
 
