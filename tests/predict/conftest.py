@@ -13,6 +13,7 @@ import pytest
 from dbstore import Environment, Record, Store
 from dooly.catalog import LAYER, STEP, engine_operations, measurement_batches, point_of
 from dooly.engines import ModelSource, ServingConfig
+from dooly.predict import LatencyModel, load_latency_model
 from dooly.tracing import TracedModel, TracedOperation
 
 if TYPE_CHECKING:
@@ -228,3 +229,9 @@ def make_store(model: ModelSource) -> Callable[..., Store]:
 def store(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with every record of the small model."""
     return make_store(tmp_path_factory.mktemp("store") / "db", ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def latency(store: Store, model: ModelSource, serving: ServingConfig) -> LatencyModel:
+    """The latency model of the small model."""
+    return load_latency_model(store, model, serving)

@@ -1,0 +1,104 @@
+"""Many steps at once: each as it is alone, and what is no step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dooly.batch import Batch
+from dooly.errors import InvalidInputError, OutOfDomainError
+from dooly.predict import BatchArrays, LatencyModel
+
+BATCHES = (
+    Batch((1,) * 7, (33, 90, 200, 14, 60, 301, 5)),
+    Batch((75,), (0,), 1),
+    Batch((40, 30), (0, 0), 2),
+    Batch((1, 1, 70), (150, 90, 0), 1),
+)
+requests = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 400)), min_size=1, max_size=8)
+
+
+@given(st.lists(requests, min_size=1, max_size=5), st.integers(0, 1))
+def test_steps_agree_alone_and_together(latency: LatencyModel, many: list[list[tuple[int, int]]], fresh: int) -> None:
+    """`steps_ns` gives each batch what `step_ns` gives it."""
+    batches = [Batch(*zip(*pairs, strict=True), fresh) for pairs in many]  # type: ignore[arg-type]
+    together = latency.steps_ns(BatchArrays.of(batches))
+    assert together.tolist() == [latency.step_ns(batch) for batch in batches]
+    assert together.dtype == np.int64
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 20))
+def test_a_decode_run_agrees_with_its_steps(latency: LatencyModel, contexts: list[int], num_steps: int) -> None:
+    """`decode_run_ns` gives each step what `step_ns` gives its batch."""
+    steps = [Batch((1,) * len(contexts), tuple(c + i for c in contexts)) for i in range(num_steps)]
+    run = latency.decode_run_ns(np.array(contexts), num_steps)
+    assert run.tolist() == [latency.step_ns(batch) for batch in steps]
+
+
+def test_many_steps_are_priced_as_one_by_one(latency: LatencyModel) -> None:
+    """Arrays of batches give what each batch gives alone: seconds, uncertainty, parts and provenance."""
+    many = latency.steps(BATCHES)
+    assert len(many) == len(BATCHES)
+    for index, batch in enumerate(BATCHES):
+        one = latency.step(batch)
+        assert many[index].breakdown_s == pytest.approx(one.breakdown_s, rel=1e-12)
+        assert many[index].provenance == pytest.approx(one.provenance, rel=1e-12)
+        assert many[index].by_source_s == pytest.approx(one.by_source_s, rel=1e-12)
+        assert many[index].uncertainty_s == pytest.approx(one.uncertainty_s, rel=1e-12)
+        assert many.seconds[index] == pytest.approx(latency.step_ns(batch) / 1e9, rel=1e-6)
+        assert sum(one.breakdown_s.values()) == pytest.approx(one.seconds)
+        assert sum(one.provenance.values()) == pytest.approx(1)
+    arrays = BatchArrays.checked([[1, 1, 70]], [[150, 90, 0]])
+    assert latency.steps(arrays)[0] == latency.step(Batch((1, 1, 70), (150, 90, 0)))
+
+
+def test_a_run_of_decodes_is_its_steps(latency: LatencyModel) -> None:
+    """Consecutive decodes, in seconds, are the steps whose contexts grow by one."""
+    run = latency.decode_run([33, 90], 3)
+    assert run.seconds == pytest.approx([latency.step(Batch((1, 1), (33 + grown, 90 + grown), 0)).seconds for grown in range(3)])
+    assert run.seconds == pytest.approx(latency.decode_run_ns(np.array([33, 90]), 3) / 1e9, rel=1e-6)
+
+
+def test_only_the_batch_beyond_is_extrapolated(latency: LatencyModel) -> None:
+    """One batch beyond the limits makes many a refusal, and asked to extrapolate, is the only one that is flagged."""
+    batches = [Batch((100,), (0,)), Batch((100_000,), (0,))]
+    with pytest.raises(OutOfDomainError, match="100000 tokens where"):
+        latency.steps(batches)
+    assert latency.steps(batches, extrapolate=True).extrapolated.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("new", "computed", "fresh", "rule"),
+    [
+        ([1], [0], None, r"shapes \(1,\) and \(1,\); give both"),
+        ([[1]], [[0, 1]], None, r"shapes \(1, 1\) and \(1, 2\); give both"),
+        ([[1.5]], [[0]], None, "give whole numbers"),
+        ([[1]], [[0]], [1, 1], "one a batch"),
+        ([[1]], [[-1]], None, "a count is negative"),
+        ([[1], [0]], [[0], [0]], None, "a batch has no request"),
+    ],
+)
+def test_arrays_that_are_no_batches_are_refused(new: Any, computed: Any, fresh: Any, rule: str) -> None:  # noqa: ANN401
+    """The message says what arrays of batches are."""
+    with pytest.raises(InvalidInputError, match=rule):
+        BatchArrays.checked(new, computed, fresh)
+
+
+def test_what_is_no_batch_is_refused(latency: LatencyModel) -> None:
+    """A list of pairs, which is no batch, is quoted with what to give; so is one among many."""
+    for price in (lambda: latency.step([(1, 10)]), lambda: latency.steps([Batch((1,), (10,)), [(1, 10)]])):  # type: ignore[arg-type, list-item]
+        with pytest.raises(InvalidInputError, match=r"^step: \[\(1, 10\)\] is no batch; give dooly\.Batch\(num_new_tokens, "):
+            price()
+
+
+def test_no_steps_are_refused(latency: LatencyModel) -> None:
+    """No batch, no step and no context of decodes are input errors."""
+    with pytest.raises(InvalidInputError, match="no batch"):
+        latency.steps([])
+    for contexts, steps in (([], 1), ([3], 0), ([-1], 1), ([[1]], 1)):
+        with pytest.raises(InvalidInputError, match="give a step, and contexts"):
+            latency.decode_run(contexts, steps)  # type: ignore[arg-type]  # as a caller may
