@@ -195,9 +195,10 @@ _STATE = """
 import sys
 from dooly.engines import ServingConfig, find_model
 from dooly.engines.vllm import trace_vllm_model
+from dooly.kv_policy import KVPolicy
 
 finders = list(sys.meta_path)
-trace_vllm_model(find_model("smollm2-135m"), ServingConfig(), hardware="h100")
+trace_vllm_model(find_model("smollm2-135m"), ServingConfig(kv_policy=KVPolicy("snapkv", 0.2)), hardware="h100")
 print([name for name in ("vllm", "torch", "triton") if name in sys.modules], sys.meta_path == finders)
 """
 
@@ -218,7 +219,7 @@ def test_a_process_that_leaves_no_answer(last: str, message: str, monkeypatch: p
 
 
 def test_another_process_has_the_stand_ins() -> None:
-    """The process that asks loads neither engine nor torch, and finds modules as it did."""
+    """The process that asks loads neither engine nor torch, and finds modules as it did; a policy is in no trace."""
     run = subprocess.run([sys.executable, "-c", _STATE], check=True, capture_output=True, text=True)
     assert run.stdout == "[] True\n"
 

@@ -37,8 +37,8 @@ def trace_elsewhere(model: ModelSource, serving: ServingConfig, pipeline_rank: i
         DoolyError: What it raises there.
         EngineError: The other process ended without an answer, or was killed.
     """
-    without_drafts = replace(serving, speculative_config=None)  # a model is traced without its drafter
-    asked = {"name": model.name, "folder": str(model.folder), "serving": asdict(without_drafts), "rank": pipeline_rank}
+    alone = replace(serving, speculative_config=None, kv_policy=None)  # neither is in a model's trace
+    asked = {"name": model.name, "folder": str(model.folder), "serving": asdict(alone), "rank": pipeline_rank}
     asked |= {"target": target and target.name}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
