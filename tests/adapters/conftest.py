@@ -8,6 +8,7 @@ import pytest
 
 from dbstore import Store
 from dooly.adapters import export_llmservingsim
+from dooly.adapters.service import ModelSlot
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.imports import import_measurements
 from dooly.predict import LatencyModel, default_serving, load_latency_model
@@ -32,6 +33,12 @@ def serving(model: ModelSource) -> ServingConfig:
 def latency(model: ModelSource, serving: ServingConfig) -> LatencyModel:
     """The latency model, on a device whose kernels have gaps between them."""
     return load_latency_model(model=model, serving=serving, hardware="rtxpro6000")
+
+
+@pytest.fixture(scope="session")
+def slot(model: ModelSource, serving: ServingConfig) -> ModelSlot:
+    """What a service answers from: the model on a device that ships."""
+    return ModelSlot(model, serving, hardware="rtxpro6000")
 
 
 @pytest.fixture(scope="session")

@@ -46,12 +46,6 @@ STATE = {
 
 
 @pytest.fixture(scope="module")
-def slot(model: ModelSource, serving: ServingConfig) -> ModelSlot:
-    """The model on a device that ships."""
-    return ModelSlot(model, serving, hardware="rtxpro6000")
-
-
-@pytest.fixture(scope="module")
 def client(slot: ModelSlot) -> Iterator[TestClient]:
     """A client of the service."""
     with TestClient(create_app(slot, ServiceLimits(body_bytes=100_000)), raise_server_exceptions=False) as found:
@@ -83,7 +77,7 @@ def test_bulk_keeps_the_order_and_tells_what_fails(client: TestClient) -> None:
     assert "exceeds the 512 of --max-model-len" in error["error"]
     assert error["request"]["input_token_length"] == 100_000
     assert body["predictions"][0]["ttft_ms"] == pytest.approx(client.post("/predict", json=STATE).json()["ttft_ms"])
-    assert client.post("/predict/bulk/strict", json={"requests": requests}).status_code == 422
+    assert client.post("/predict/bulk/strict", json={"requests": requests}).status_code == 409
     assert client.post("/predict/bulk/strict", json={"requests": requests[::2]}).json()["successful_predictions"] == 2
 
 
@@ -96,7 +90,7 @@ def test_all_or_none_goes_by_what_was_measured_too(slot: ModelSlot, monkeypatch:
     with TestClient(create_app(slot)) as client:
         answer = client.post("/predict/bulk/strict", json=body)
         assert client.post("/predict/bulk", json=body).json()["failed_predictions"] == 1
-    assert answer.status_code == 422
+    assert answer.status_code == 409
     assert "128" in answer.json()["detail"]
 
 
@@ -114,7 +108,7 @@ def test_step_prices_batches(client: TestClient, slot: ModelSlot) -> None:
     assert sum(second["provenance"].values()) == pytest.approx(1)
     assert client.post("/step", json={"batches": batches}).json()["steps"][0]["breakdown_s"] is None
     beyond = {"batches": [{"num_new_tokens": [129], "num_computed_tokens": [0]}]}
-    assert client.post("/step", json=beyond).status_code == 422
+    assert client.post("/step", json=beyond).status_code == 409
     assert client.post("/step", json=beyond | {"extrapolate": True}).json()["steps"][0]["extrapolated"] is True
 
 
@@ -133,15 +127,15 @@ def test_step_prices_batches(client: TestClient, slot: ModelSlot) -> None:
         ),
         ("/predict", json.dumps(STATE | {"prefix_cache_score": float("nan")}).encode(), 422, "body.prefix_cache_score"),
         ("/predict", json.dumps(STATE | {"input_token_length": 10**30}).encode(), 422, "body.input_token_length"),
-        ("/predict", json.dumps(STATE | {"input_token_length": 5000}).encode(), 422, "input_token_length: a request of 5005"),
+        ("/predict", json.dumps(STATE | {"input_token_length": 5000}).encode(), 409, "input_token_length: a request of 5005"),
         ("/predict/bulk", b'{"requests": []}', 422, "body.requests: list should have at least 1 item"),
         ("/step", b'{"batches": [{"num_new_tokens": [0], "num_computed_tokens": [0]}]}', 422, "body.batches.0.num_new_tokens.0"),
-        ("/step", b'{"batches": [{"num_new_tokens": [1], "num_computed_tokens": [0, 1]}]}', 422, "1 num_new_tokens but 2"),
+        ("/step", b'{"batches": [{"num_new_tokens": [1], "num_computed_tokens": [0, 1]}]}', 409, "1 num_new_tokens but 2"),
         ("/step", b'{"batches": [{"num_new_tokens": [1], "num_computed_tokens": [0], "n": 1}]}', 422, "extra inputs are not"),
         (
             "/step",
             b'{"batches": [{"num_new_tokens": [1], "num_computed_tokens": [600]}]}',
-            422,
+            409,
             "601 tokens in one request where 512",
         ),
         ("/step", b" " * 100_001, 413, "body: larger than 100000 bytes"),
@@ -155,6 +149,18 @@ def test_what_is_wrong_is_said_in_one_line(client: TestClient, path: str, body: 
     detail = answer.json()["detail"]
     assert rule in detail
     assert "\n" not in detail
+
+
+def test_whole_numbers_are_taken_however_they_are_written(client: TestClient) -> None:
+    """144.0 is an integer in JSON Schema; 144.5, "144" and true are none."""
+    counts = [name for name, value in STATE.items() if isinstance(value, int)]
+    same = client.post("/predict", json=STATE | {name: float(STATE[name]) for name in counts}).json()
+    assert same["ttft_ms"] == client.post("/predict", json=STATE).json()["ttft_ms"]
+    batch = {"num_new_tokens": [1, 2.0], "num_computed_tokens": [30.0, 0], "num_new_requests": 1.0}
+    assert client.post("/step", json={"batches": [batch]}).status_code == 200
+    for wrong in (144.5, "144", True):
+        assert client.post("/predict", json=STATE | {"input_token_length": wrong}).status_code == 422
+        assert client.post("/step", json={"batches": [batch | {"num_new_tokens": [1, wrong]}]}).status_code == 422
 
 
 def test_a_body_that_does_not_say_how_long_it_is_is_bounded_too(client: TestClient) -> None:
@@ -180,7 +186,7 @@ def test_work_that_is_given_up_is_bounded(slot: ModelSlot, monkeypatch: pytest.M
         ends.wait(30)
         return []
 
-    body = {"batches": [{"num_new_tokens": [1], "num_computed_tokens": [1]}]}
+    body = {"batches": [{"num_new_tokens": [1], "num_computed_tokens": [1]}] * 65}
     monkeypatch.setattr("dooly.adapters.service._app._steps", endless)
     with TestClient(create_app(slot, ServiceLimits(seconds=0.1, num_threads=2))) as client:
         assert [client.post("/step", json=body).status_code for _ in range(8)] == [503] * 8
@@ -190,6 +196,21 @@ def test_work_that_is_given_up_is_bounded(slot: ModelSlot, monkeypatch: pytest.M
         while client.post("/step", json=body).status_code != 200:
             assert time.monotonic() < until
         assert len(set(begun)) == 2
+
+
+def test_short_work_waits_for_no_thread(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While all threads are taken, what takes a few milliseconds is answered, and what takes longer waits its time out."""
+    ends = threading.Event()
+    monkeypatch.setattr("dooly.adapters.service._app._bulk_strict", lambda *_asked: ends.wait(30))
+    batch = {"num_new_tokens": [1], "num_computed_tokens": [1]}
+    wide = {"num_new_tokens": [1] * 4097, "num_computed_tokens": [1] * 4097}
+    with TestClient(create_app(slot, ServiceLimits(seconds=0.5, num_threads=1))) as client:
+        assert client.post("/predict/bulk/strict", json={"requests": [STATE] * 65}).status_code == 503
+        assert client.post("/predict/bulk", json={"requests": [STATE] * 64}).status_code == 200
+        assert client.post("/step", json={"batches": [batch] * 64}).status_code == 200
+        for long in ([batch] * 65, [wide]):
+            assert client.post("/step", json={"batches": long, "extrapolate": True}).status_code == 503
+        ends.set()
 
 
 def test_a_wide_batch_among_many_takes_little_memory(slot: ModelSlot) -> None:
@@ -244,7 +265,7 @@ def test_no_body_breaks_the_service(client: TestClient, asked: tuple[str, Any]) 
     """Whatever JSON comes, the answer is one of the contract or a 4xx of one line."""
     path, body = asked
     answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
-    assert answer.status_code in {200, 400, 422}, answer.text
+    assert answer.status_code in {200, 400, 409, 422}, answer.text
     if answer.status_code != 200:
         assert "\n" not in answer.json()["detail"]
 

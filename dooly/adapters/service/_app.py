@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -39,13 +40,16 @@ if TYPE_CHECKING:
     from dooly.adapters.service._server_state import ServerLatency, ServerState
 
 Answer = TypeVar("Answer")
-_WRONG_INPUT, _NOT_OURS = 422, 500
+_INVALID, _CONFLICT, _FAILED = 422, 409, 500
+_SHORT = 64
+"""Predictions, or batches of up to so many requests, that take a few milliseconds together."""
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in (
         (400, "The body is no JSON."),
+        (409, "The body is as the schema says, but its numbers conflict with one another or with what is served."),
         (413, "The body is too large."),
-        (422, "The body breaks a rule."),
+        (422, "The body is not as the schema says."),
         (503, "It took too long."),
     )
 }
@@ -82,8 +86,14 @@ def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
 
 
 def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: ThreadPoolExecutor) -> None:
-    async def run(work: Callable[..., Answer], *asked: object) -> Answer:
-        """Work beside the requests; when nobody waits any longer, work that has begun keeps its thread, and other is dropped."""
+    async def run(work: Callable[..., Answer], *asked: object, size: int) -> Answer:
+        """Do short work at once, and other beside the requests.
+
+        A thread shares the interpreter with the requests that come meanwhile: what takes a few milliseconds delays them, and
+        itself, longer there. When nobody waits any longer, work that has begun keeps its thread, and other is dropped.
+        """
+        if size <= _SHORT:
+            return work(*asked)
         return await asyncio.get_running_loop().run_in_executor(threads, work, *asked)
 
     @app.post("/predict", responses=_PROBLEMS)
@@ -97,21 +107,22 @@ def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: T
     @app.post("/predict/bulk", responses=_PROBLEMS)
     async def predict_bulk(request: BulkPredictionRequest) -> BulkPredictionResponse:
         """Predict many, each on its own: one that fails leaves the others."""
-        answer = await run(_bulk, slot.served, request.requests)
+        answer = await run(_bulk, slot.served, request.requests, size=len(request.requests))
         metrics.predictions.labels("/predict/bulk").inc(answer.successful_predictions)
         return answer
 
     @app.post("/predict/bulk/strict", responses=_PROBLEMS)
     async def predict_bulk_strict(request: BulkPredictionRequest) -> BulkPredictionResponse:
         """Predict many, all or none."""
-        answer = await run(_bulk_strict, slot.served, request.requests)
+        answer = await run(_bulk_strict, slot.served, request.requests, size=len(request.requests))
         metrics.predictions.labels("/predict/bulk/strict").inc(answer.successful_predictions)
         return answer
 
     @app.post("/step", responses=_PROBLEMS)
     async def step(request: StepRequest) -> StepResponse:
         """Price scheduled batches, each as `LatencyModel.step` does."""
-        prices = await run(_steps, slot.served, request)
+        widest = max(len(batch.num_new_tokens) for batch in request.batches)
+        prices = await run(_steps, slot.served, request, size=len(request.batches) * math.ceil(widest / _SHORT))
         metrics.predictions.labels("/step").inc(len(prices))
         return StepResponse(steps=prices)
 
@@ -246,12 +257,10 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     first, *others = error.errors()
     place = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" * bool(others)
-    return JSONResponse(
-        {"detail": f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}{more}; see /openapi.json"}, _WRONG_INPUT
-    )
+    return JSONResponse({"detail": f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}{more}; see /openapi.json"}, _INVALID)
 
 
 async def _refused(_request: Request, error: Exception) -> JSONResponse:
-    """Say in one line what Dooly refuses: 422 where it is for what was asked."""
-    status = _WRONG_INPUT if isinstance(error, InvalidInputError | OutOfDomainError) else _NOT_OURS
+    """Say in one line what Dooly refuses: 409 where it is for what was asked."""
+    status = _CONFLICT if isinstance(error, InvalidInputError | OutOfDomainError) else _FAILED
     return JSONResponse({"detail": str(error)}, status)

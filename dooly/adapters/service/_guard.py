@@ -37,7 +37,7 @@ class ServiceLimits:
     seconds: float = 10.0
     """Longest time from a request's first byte to its answer; work that it then gives up goes on in its thread until it ends."""
     num_threads: int = 4
-    """Threads that price bulks and steps: what waits for one is dropped with its request."""
+    """Threads that price long bulks and steps: what waits for one is dropped with its request."""
     reload_s: float = 5.0
     """Seconds between two looks at a store; 0 never looks again."""
 

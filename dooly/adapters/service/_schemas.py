@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - pydantic reads the annotations
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
 from dooly.adapters.service._server_state import ServerState
 
@@ -18,19 +18,32 @@ _MAX_BATCHES = 1024
 _MAX_REQS = 8192
 
 
+def _whole(value: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
+    """Take 144.0 as 144: a whole number in JSON, and in JSON Schema, however it is written."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _all_whole(values: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
+    """Take each as `_whole`; a list without fractions, as nearly all are, is looked at only once."""
+    return [_whole(value) for value in values] if isinstance(values, list) and float in {*map(type, values)} else values
+
+
+_Count = Annotated[int, Field(ge=0, le=_MOST), BeforeValidator(_whole)]
+
+
 class PredictionRequest(BaseModel):
     """What a gateway knows of a server and of a request; llm-d's further fields are taken and not read."""
 
     model_config = ConfigDict(strict=True)
 
     kv_cache_percentage: float = Field(ge=0, le=1, description="Share of the KV cache in use, from 0 to 1.")
-    input_token_length: int = Field(ge=0, le=_MOST, description="Tokens of the prompt.")
-    num_request_waiting: int = Field(ge=0, le=_MOST, description="Requests whose prompts wait at the server.")
-    num_request_running: int = Field(ge=0, le=_MOST, description="Requests that it decodes.")
-    num_tokens_generated: int = Field(ge=0, le=_MOST, description="Tokens that the request has put out already.")
+    input_token_length: _Count = Field(description="Tokens of the prompt.")
+    num_request_waiting: _Count = Field(description="Requests whose prompts wait at the server.")
+    num_request_running: _Count = Field(description="Requests that it decodes.")
+    num_tokens_generated: _Count = Field(description="Tokens that the request has put out already.")
     prefix_cache_score: float = Field(ge=0, le=1, description="Share of the prompt that lies in the cache, from 0 to 1.")
-    prefill_tokens_in_flight: int = Field(
-        default=0, ge=0, le=_MOST, description="Tokens of the prompts that wait; 0: as many as this one's for each."
+    prefill_tokens_in_flight: _Count = Field(
+        default=0, description="Tokens of the prompts that wait; 0: as many as this one's for each."
     )
 
     def state(self) -> ServerState:
@@ -84,11 +97,13 @@ class StepBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    num_new_tokens: list[_NewTokens] = Field(min_length=1, max_length=_MAX_REQS, description="Tokens to compute of each request.")
-    num_computed_tokens: list[_ComputedTokens] = Field(
+    num_new_tokens: Annotated[list[_NewTokens], BeforeValidator(_all_whole)] = Field(
+        min_length=1, max_length=_MAX_REQS, description="Tokens to compute of each request."
+    )
+    num_computed_tokens: Annotated[list[_ComputedTokens], BeforeValidator(_all_whole)] = Field(
         min_length=1, max_length=_MAX_REQS, description="Tokens of each that lie in the cache."
     )
-    num_new_requests: StrictInt | None = Field(
+    num_new_requests: Annotated[StrictInt | None, BeforeValidator(_whole)] = Field(
         default=None, ge=0, le=_MAX_REQS, description="Requests new to the engine; by default without tokens."
     )
 
