@@ -148,6 +148,23 @@ def predict_counts() -> Iterator[list[str]]:
         yield [f"{row['rate_per_s']}, {row['mean_running']}", *cells]
 
 
+def profiles_cpu() -> Iterator[list[str]]:
+    """Yield fresh profiles of a stated length against the real engine: errors of the means, each with its noise, by workload."""
+    yield ["model, profile", "workload", "TTFT (noise), by profile", "TPOT (noise), by profile", "all steps together"]
+    for file in sorted((HERE / "results" / "cpu").glob("serving-accuracy-*.json")):
+        found = _read(f"cpu/{file.name}")
+        model, shown = found["rows"][0]["model"], f"{found['rows'][0]['model']}, {found['budget_s']:.0f} s"
+        assert all(row["model"] == model for row in found["rows"])
+        for workload in dict.fromkeys(row["workload"] for row in found["rows"]):
+            rows = [row for row in found["rows"] if row["workload"] == workload]
+            errors = [
+                ", ".join(f"{_percent(row[metric]['mean_error'])} ({_percent(row[metric]['noise'], sign=False)})" for row in rows)
+                for metric in ("ttft", "tpot")
+            ]
+            yield [shown, workload, *errors, ", ".join(_percent(row["step"]["mean_error"]) for row in rows)]
+            shown = ""
+
+
 def overview() -> Iterator[list[str]]:
     """Yield the errors of TTFT and TPOT of all comparisons with real engines, each with its device and command."""
     yield ["compared with", "device", "TTFT", "TPOT", "by"]
@@ -194,6 +211,7 @@ def kv_serving() -> Iterator[list[str]]:
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "overview": overview,
     "serving-cpu": serving_cpu,
+    "profiles-cpu": profiles_cpu,
     "gpu-runs": gpu_runs,
     "gpu-loads": gpu_loads,
     "gpu-servers": gpu_servers,
