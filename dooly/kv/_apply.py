@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, UnsupportedModelError
 from dooly.kv._critiprefill import CritiPrefill
 from dooly.kv._interface import AttentionModule, attending, attention_modules
 from dooly.kv._layer import LayerInputs
@@ -20,10 +21,25 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
+    from transformers import Cache
 
     Prompts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    """Queries, keys and values of a batch of prompts, each (batch, heads, num_tokens, head_dim)."""
+    """Queries, keys and values of a batch of prompts, each (batch, heads, num_tokens, head_dim); of queries the last alone."""
     Attended = tuple[torch.Tensor, torch.Tensor | None]
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """The prompts of one cache: what is computed of them until a token comes alone, and then what is kept."""
+
+    num_tokens: int = 0
+    """Tokens of each."""
+    queries: dict[int, torch.Tensor] = field(default_factory=dict)
+    """The last queries of each layer, as many as the window has: (batch, num_heads, up to window_size, head_dim)."""
+    scores: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    """What each layer's tokens are chosen by, one tensor a request."""
+    kept: torch.Tensor | None = None
+    """As `AppliedPolicy.kept`."""
 
 
 @dataclass(slots=True)
@@ -37,58 +53,100 @@ class AppliedPolicy:
     kept: torch.Tensor | None = None
     """Whether each token of the last prompts is kept: (batch, num_layers, num_kv_heads, num_tokens). None before the first token
     after a prompt, and where all are: at budget 1, and under CritiPrefill."""
-    _scores: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    _prompts: WeakKeyDictionary[Cache, _Prompt] = field(default_factory=WeakKeyDictionary)
     _previous: dict[int, torch.Tensor] = field(default_factory=dict)
-    _num_kept: int = 0
+    _cache: Cache | None = None
+    _num_before: int = 0
+
+    def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - a hook
+        """Note the cache that an attention module is called with, and how many tokens it holds of the module's layer."""
+        from transformers import Cache
+
+        self._cache = next((given for given in (*args, *kwargs.values()) if isinstance(given, Cache)), None)
+        self._num_before = 0 if self._cache is None else int(self._cache.get_seq_length(module.layer_idx))
 
     def attend(self, at: int, layer: AttentionModule, module: nn.Module, *args: Any, **kwargs: Any) -> Attended:  # noqa: ANN401 - as called
         """Compute the attention of the module that is number `at` among those of the policy."""
-        query, key, value, mask, *more = args
-        is_prompt = query.shape[2] == key.shape[2] and query.shape[2] > 1
-        if is_prompt and mask is not None:
-            _check_causal(mask)
+        cache, self._cache = self._cache, None
         if self.budget == 1:
             return layer.attend(module, *args, **kwargs)
+        query, key, value, mask, *more = args
+        if key.shape[2] != self._num_before + query.shape[2]:
+            raise UnsupportedModelError(
+                f"kv.apply: a cache gives {key.shape[2]} keys for {self._num_before + query.shape[2]} tokens; use one that holds "
+                "what it was given, as DynamicCache, and no sliding window"
+            )
         if isinstance(self.policy, CritiPrefill):
-            if not is_prompt or at < self.policy.num_dense_layers or self.policy.is_whole(query.shape[2]):
+            if not self._is_sparse(at, query, mask):
                 return layer.attend(module, *args, **kwargs)
             return self._prefill(at, (query, key, value), kwargs["scaling"]), None
-        if is_prompt:
-            self._score(at, (query, key, value), layer.output_projection, kwargs["scaling"])
-        elif self._scores or self.kept is not None:
-            mask = self._mask(at, query, key, mask)
+        if cache is None:
+            raise UnsupportedModelError(
+                f"kv.apply: {type(self.policy).__name__} keeps tokens of a cache; call with use_cache=True"
+            )
+        prompt = self._prompt(at, cache)
+        if at == 0 and prompt.kept is None and prompt.num_tokens and query.shape[2] == 1:
+            self.kept = prompt.kept = self._choose(prompt)
+        if prompt.kept is not None:
+            mask = _mask(prompt.kept[:, at], query, key, mask)
+        else:
+            if mask is not None:
+                _check_causal(mask)
+            self._score(prompt, at, (query, key, value), layer.output_projection, kwargs["scaling"])
         return layer.attend(module, query, key, value, mask, *more, **kwargs)
 
-    def _score(self, at: int, attended: Prompts, projection: torch.Tensor, scaling: float) -> None:
-        """Score one layer's prompts; which tokens are kept is chosen when all layers are there."""
-        assert isinstance(self.policy, Policy)
-        if at == 0:
+    def _prompt(self, at: int, cache: Cache) -> _Prompt:
+        """Return what is known of a cache's prompts."""
+        if not self._num_before and at == 0:
             self.kept = None
-            self._scores.clear()
-        query, key, value = attended
-        self._num_kept = self.policy.num_kept(key.shape[2], self.budget)
-        window = query[:, :, -self.policy.window_size :]
-        self._scores[at] = [
-            self.policy.score(LayerInputs(*inputs, projection, scaling)) for inputs in zip(window, key, value, strict=True)
-        ]
+            self._prompts[cache] = _Prompt()
+        prompt = self._prompts.get(cache)
+        known = 0 if prompt is None else prompt.num_tokens
+        if prompt is None or (at == 0 and (self._num_before < known or (prompt.kept is None and self._num_before > known))):
+            raise InvalidInputError(
+                f"kv.apply: a cache holds {self._num_before} tokens where {known} of its prompt were computed in the scope; "
+                "compute prompts in it, whole, and leave their caches as they are"
+            )
+        return prompt
 
-    def _mask(self, at: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return a mask for each head in which a request's dropped tokens are left out: (batch, num_heads, queries, keys)."""
+    def _score(self, prompt: _Prompt, at: int, attended: Prompts, projection: torch.Tensor, scaling: float) -> None:
+        """Score one layer's prompts as far as they are computed; which tokens are kept is chosen when a token comes alone."""
         import torch
 
         assert isinstance(self.policy, Policy)
-        if self._scores:
-            requests = zip(*(self._scores[at] for at in sorted(self._scores)), strict=True)
-            kept = [with_window(self.policy, torch.stack(layers), self._num_kept) for layers in requests]
-            self.kept = torch.stack(kept)
-            self._scores.clear()
-        assert self.kept is not None
-        num_queries, num_keys, num_prompt = query.shape[2], key.shape[2], self.kept.shape[3]
-        after = self.kept.new_ones(*self.kept.shape[:1], self.kept.shape[2], num_keys - num_prompt)
-        seen = torch.cat([self.kept[:, at], after], -1).repeat_interleave(query.shape[1] // key.shape[1], 1)[:, :, None]
-        if mask is None:
-            return seen & seen.new_ones(num_queries, num_keys).tril(num_keys - num_queries)
-        return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+        query, key, value = attended
+        before = [prompt.queries[at]] if at in prompt.queries else []
+        prompt.num_tokens, prompt.queries[at] = key.shape[2], torch.cat([*before, query], 2)[:, :, -self.policy.window_size :]
+        if key.shape[2] > self.policy.window_size:
+            rows = zip(prompt.queries[at], key, value, strict=True)
+            prompt.scores[at] = [self.policy.score(LayerInputs(*row, projection, scaling)) for row in rows]
+
+    def _choose(self, prompt: _Prompt) -> torch.Tensor:
+        """Return what is kept of prompts that are whole: (batch, num_layers, num_kv_heads, num_tokens)."""
+        import torch
+
+        assert isinstance(self.policy, Policy)
+        num_kept = self.policy.num_kept(prompt.num_tokens, self.budget)
+        requests = zip(*(prompt.scores[at] for at in sorted(prompt.scores)), strict=True)
+        kept = torch.stack([with_window(self.policy, torch.stack(layers), num_kept) for layers in requests])
+        prompt.scores.clear()
+        prompt.queries.clear()
+        return kept
+
+    def _is_sparse(self, at: int, query: torch.Tensor, mask: torch.Tensor | None) -> bool:
+        """Return whether CritiPrefill computes a layer's attention."""
+        assert isinstance(self.policy, CritiPrefill)
+        num_tokens = self._num_before + query.shape[2]
+        if query.shape[2] == 1 or self.policy.is_whole(num_tokens):
+            return False
+        if self._num_before:
+            raise InvalidInputError(
+                f"kv.apply: CritiPrefill computes prompts in one forward, and {query.shape[2]} tokens follow {self._num_before}; "
+                "leave out prefill_chunk_size, and give more tokens one by one"
+            )
+        if mask is not None:
+            _check_causal(mask)
+        return at >= self.policy.num_dense_layers
 
     def _prefill(self, at: int, attended: Prompts, scaling: float) -> torch.Tensor:
         """Return the sparse attention of prompts: (batch, num_tokens, num_heads, head_dim)."""
@@ -110,10 +168,11 @@ class AppliedPolicy:
 def apply(model: Any, policy: str | Policy | CritiPrefill, budget: float) -> Iterator[AppliedPolicy]:  # noqa: ANN401 - a PreTrainedModel
     """Apply a policy to a Transformers model within the scope, generation included.
 
-    A prompt is one forward whose queries are all its tokens; its attention is computed whole, and every later token attends to
-    what the policy kept of it and to all that came after. Dropped tokens are masked, each head's own, so that results are those
-    of a cache without them; the model's cache itself stays as it is, and so does its memory. At budget 1 the model computes what
-    it computes without. Layers with a sliding window go on as before. CritiPrefill acts on prompts instead, and drops nothing.
+    A prompt is all that a cache is given before the first token that comes alone, in one forward or in chunks; a last chunk of
+    one token counts as such. Its attention is computed whole, and every later token attends to what the policy kept of it and to
+    all that came after. Dropped tokens are masked, each head's own, so that results are those of a cache without them; the
+    model's cache itself stays as it is, and so does its memory. At budget 1 the model computes what it computes without. Layers
+    with a sliding window go on as before. CritiPrefill acts on prompts instead, each in one forward, and drops nothing.
 
     Args:
         model: A `PreTrainedModel` whose attention is `sdpa` or `eager`, with an `o_proj` in each attention module.
@@ -125,8 +184,9 @@ def apply(model: Any, policy: str | Policy | CritiPrefill, budget: float) -> Ite
 
     Raises:
         InvalidInputError: There is no such policy, or the budget does not lie above 0 and up to 1. In the scope: it has no room
-            for the window, or prompts are padded.
-        UnsupportedModelError: The model's attention cannot be reached, or a policy is applied to it already.
+            for the window, prompts are padded, a cache was filled elsewhere or cut, or CritiPrefill gets a prompt in chunks.
+        UnsupportedModelError: The model's attention cannot be reached, or a policy is applied to it already. In the scope: there
+            is no cache, or one that gives other keys than it was given, as `StaticCache`.
 
     Examples:
         >>> with dooly.kv.apply(model, "laprox", 0.2) as applied:
@@ -137,8 +197,29 @@ def apply(model: Any, policy: str | Policy | CritiPrefill, budget: float) -> Ite
     applied = AppliedPolicy(find_policy(policy) if isinstance(policy, str) else policy, budget)
     modules = attention_modules(model)
     functions = {layer.module: partial(applied.attend, at, layer) for at, layer in enumerate(modules)}
-    with attending(model, functions):
+    with ExitStack() as hooks, attending(model, functions):
+        for layer in modules:
+            hooks.callback(layer.module.register_forward_pre_hook(applied.enter, with_kwargs=True).remove)
         yield applied
+
+
+def _mask(kept: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return a mask for each head in which a request's dropped tokens are left out: (batch, num_heads, queries, keys).
+
+    Args:
+        kept: Whether each token of the prompts is kept in the layer: (batch, num_kv_heads, num_prompt).
+        query: (batch, num_heads, queries, head_dim).
+        key: (batch, num_kv_heads, keys, head_dim).
+        mask: The model's own.
+    """
+    import torch
+
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    after = kept.new_ones(*kept.shape[:2], num_keys - kept.shape[2])
+    seen = torch.cat([kept, after], -1).repeat_interleave(query.shape[1] // key.shape[1], 1)[:, :, None]
+    if mask is None:
+        return seen & seen.new_ones(num_queries, num_keys).tril(num_keys - num_queries)
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
 def _check_causal(mask: torch.Tensor) -> None:
@@ -146,5 +227,5 @@ def _check_causal(mask: torch.Tensor) -> None:
     import torch
 
     seen = mask if mask.dtype == torch.bool else mask >= 0
-    if not seen.eq(seen.new_ones(seen.shape[-2:]).tril()).all():
+    if not seen.eq(seen.new_ones(seen.shape[-2:]).tril(seen.shape[-1] - seen.shape[-2])).all():
         raise InvalidInputError("kv.apply: the prompts are padded or packed; give prompts of one length in a batch")

@@ -41,11 +41,10 @@ def prompt(num_tokens: int = 80, batch: int = 2) -> torch.Tensor:
     return torch.randint(1, 64, (batch, num_tokens), generator=torch.Generator().manual_seed(1))
 
 
-def generate(model: transformers.LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+def generate(model: transformers.LlamaForCausalLM, tokens: torch.Tensor, **settings: int | str | bool) -> torch.Tensor:
     """Return the logits of six greedy tokens."""
-    done = model.generate(
-        tokens, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True, attention_mask=tokens >= 0
-    )
+    settings |= {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    done = model.generate(tokens, attention_mask=tokens >= 0, **settings)
     return torch.stack(done.logits)
 
 
@@ -120,14 +119,48 @@ def test_what_is_kept_is_what_select_keeps(model: transformers.LlamaForCausalLM)
     assert torch.equal(applied.kept[0, 0], select(policy, [inputs], 0.5)[0])
 
 
-def test_a_prompt_goes_on_in_several_tokens(model: transformers.LlamaForCausalLM) -> None:
-    """Several tokens after a prompt in one forward see what one after the other see."""
-    tokens, more = prompt(), prompt(5)
-    with apply(model, "adakv", 0.5):
-        together = model(more, past_key_values=model(tokens, use_cache=True).past_key_values).logits
+def test_what_follows_goes_on_in_several_tokens(model: transformers.LlamaForCausalLM) -> None:
+    """Once a token was generated, several tokens in one forward see what one after the other see."""
+    tokens, more = prompt(), prompt(6)
+
+    def start() -> transformers.DynamicCache:
         cache = model(tokens, use_cache=True).past_key_values
-        single = torch.cat([model(more[:, i : i + 1], past_key_values=cache).logits for i in range(5)], 1)
+        model(more[:, :1], past_key_values=cache)
+        return cache
+
+    with apply(model, "adakv", 0.5):
+        together = model(more[:, 1:], past_key_values=start()).logits
+        cache = start()
+        single = torch.cat([model(more[:, i : i + 1], past_key_values=cache).logits for i in range(1, 6)], 1)
     torch.testing.assert_close(together, single, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["snapkv", "laprox"])
+@pytest.mark.parametrize("size", [70, 50, 16])
+def test_a_prompt_in_chunks_is_one_prompt(model: transformers.LlamaForCausalLM, name: str, size: int) -> None:
+    """A prompt whose attention is computed in chunks keeps what it keeps in one forward, the window across chunks included."""
+    tokens, chunks = prompt(120), {"prefill_chunk_size": size}
+    with apply(model, name, 0.5) as applied:
+        whole, kept = generate(model, tokens), applied.kept
+        chunked = generate(model, tokens, **chunks)
+    assert torch.equal(applied.kept, kept)
+    torch.testing.assert_close(chunked, whole, atol=1e-3, rtol=1e-3)
+
+
+def test_each_cache_has_its_own_prompt(model: transformers.LlamaForCausalLM) -> None:
+    """Prompts of two caches in turn are decoded as each would be alone."""
+    with apply(model, "laprox", 0.5) as applied:
+        alone = [decode(model, model(tokens, use_cache=True).past_key_values) for tokens in (prompt(80), prompt(120))]
+        caches = [model(tokens, use_cache=True).past_key_values for tokens in (prompt(80), prompt(120))]
+        assert applied.kept is None
+        for cache, expected, length in zip(caches, alone, (80, 120), strict=True):
+            assert torch.equal(decode(model, cache), expected)
+            assert applied.kept.shape[3] == length
+
+
+def decode(model: transformers.LlamaForCausalLM, cache: transformers.DynamicCache) -> torch.Tensor:
+    """Return the logits after one more token."""
+    return model(prompt(1), past_key_values=cache).logits
 
 
 def test_critiprefill_is_exact_where_all_blocks_are_chosen(model: transformers.LlamaForCausalLM) -> None:
@@ -160,9 +193,35 @@ def test_what_cannot_be_applied_is_refused(model: transformers.LlamaForCausalLM)
         apply(model, "snapkv", 0.2),
         pytest.raises(InvalidInputError, match=r"0.2 of 80 tokens are 16, fewer than the window of 32"),
     ):
-        model(prompt())
+        generate(model, prompt())
+    with apply(model, "snapkv", 0.5), pytest.raises(InvalidInputError, match=r"0.5 of 1 tokens are 0, fewer"):
+        generate(model, prompt(1))
     with pytest.raises(UnsupportedModelError, match="Linear: "), apply(_Other(model.config), "snapkv", 0.5):
         pass
+
+
+def test_caches_that_do_not_tell_are_refused(model: transformers.LlamaForCausalLM) -> None:
+    """No cache, one of a fixed size, one filled elsewhere, one cut into the prompt, and chunks of a sparse prefill."""
+    before = model(prompt(), use_cache=True).past_key_values
+    with apply(model, "snapkv", 0.5):
+        with pytest.raises(UnsupportedModelError, match="SnapKV keeps tokens of a cache; call with use_cache=True"):
+            generate(model, prompt(), use_cache=False)
+        with pytest.raises(UnsupportedModelError, match=r"a cache gives 8\d keys for 80 tokens; use .* DynamicCache"):
+            generate(model, prompt(), cache_implementation="static")
+        with pytest.raises(InvalidInputError, match=r"holds 80 tokens where 0 of its prompt were computed in the scope"):
+            decode(model, before)
+        cache = model(prompt(), use_cache=True).past_key_values
+        decode(model, cache)
+        cache.crop(-5)
+        with pytest.raises(InvalidInputError, match=r"holds 76 tokens where 80 of its prompt"):
+            decode(model, cache)
+    sparse = CritiPrefill(segment_size=16, block_size=4, num_dense_tokens=16)
+    with apply(model, sparse, 0.5):
+        with pytest.raises(InvalidInputError, match=r"in one forward, and 40 tokens follow 40; leave out prefill_chunk"):
+            generate(model, prompt(), prefill_chunk_size=40)
+        with pytest.raises(UnsupportedModelError, match="use one that holds what it was given"):
+            generate(model, prompt(), cache_implementation="static")
+    assert not any(layer.self_attn._forward_pre_hooks for layer in model.model.layers)
 
 
 class _Other(torch.nn.Linear):
