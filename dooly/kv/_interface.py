@@ -56,14 +56,24 @@ def attention_modules(model: Any) -> tuple[AttentionModule, ...]:  # noqa: ANN40
         raise UnsupportedModelError(
             f"{name}: attention implementation {base!r} takes no mask for each head; call model.set_attn_implementation('sdpa')"
         )
+    return tuple(AttentionModule(module, _own_attention(module, base)) for module in whole_attention(model))
+
+
+def whole_attention(model: Any) -> tuple[nn.Module, ...]:  # noqa: ANN401 - a PreTrainedModel
+    """Return the modules of a Transformers model whose attention is over all tokens, in the order of its layers.
+
+    Raises:
+        UnsupportedModelError: There is none.
+    """
     found = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj") and hasattr(m, "head_dim")]
     # Where layers differ each module knows its window; where all have one, the configuration alone does.
     whole = [m for m in found if getattr(m, "sliding_window", getattr(m.config, "sliding_window", None)) is None]
     if not whole:
         raise UnsupportedModelError(
-            f"{name}: none of its modules is an attention over all tokens with head_dim and o_proj; use a Llama-like model"
+            f"{type(model).__name__}: none of its modules is an attention over all tokens with head_dim and o_proj; use a "
+            "Llama-like model"
         )
-    return tuple(AttentionModule(module, _own_attention(module, base)) for module in sorted(whole, key=lambda m: m.layer_idx))
+    return tuple(sorted(whole, key=lambda m: m.layer_idx))
 
 
 def _own_attention(module: nn.Module, base: str) -> Attention:

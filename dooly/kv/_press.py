@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError, UnsupportedModelError
+from dooly.kv._interface import whole_attention
 from dooly.kv._layer import LayerInputs
 from dooly.kv._policy import Policy, with_window
 from dooly.kv._registry import find_policy
@@ -21,7 +22,8 @@ def as_press(policy: str | Policy, budget: float) -> Any:  # noqa: ANN401 - a kv
     """Return a policy as a press: `with press(model): ...` drops tokens from the model's cache as prompts are computed.
 
     Where all heads keep as many tokens the cache gets shorter. Where they do not, it stays as it is and kvpress masks what is
-    dropped, as it does for Ada-KV; a policy of the whole model chooses when the last layer is there.
+    dropped, as it does for Ada-KV; a policy of the whole model chooses when the last layer is there. Layers with a sliding window
+    stay as they are.
 
     Args:
         policy: A policy that drops tokens, or its name.
@@ -52,7 +54,8 @@ class _Compressing:
     """Share of a prompt's tokens that are kept."""
     _scored: list[tuple[nn.Module, torch.Tensor]] = field(default_factory=list, repr=False)
     """Attention modules of the prompt at hand, with the scores of each: (batch, num_scores, num_kv_heads, num_past)."""
-    _num_layers: int = 0
+    _modules: tuple[nn.Module, ...] = field(default=(), repr=False)
+    """The attention modules that the policy acts on."""
 
     @property
     def compression_ratio(self) -> float:
@@ -65,30 +68,37 @@ class _Compressing:
         self.budget = 1 - ratio
 
     def post_init_from_model(self, model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel
-        """Learn how many layers there are."""
-        self._num_layers = model.config.get_text_config().num_hidden_layers
+        """Learn which layers the policy acts on."""
+        self._modules = whole_attention(model)
 
-    def compress(self, module: nn.Module, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401 - as called
+    def compress(  # noqa: PLR0913, PLR0917 - as kvpress calls it
+        self,
+        module: nn.Module,
+        hidden_states: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        attentions: torch.Tensor | None,  # noqa: ARG002 - kvpress hands it over
+        kwargs: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what is left of one layer's keys and values, or have kvpress mask the rest of all layers."""
-        hidden_states, keys, values, _attentions, kwargs = given
         num_kept = self.policy.num_kept(keys.shape[2], self.budget)
-        if num_kept == keys.shape[2]:
+        if num_kept == keys.shape[2] or module not in self._modules:
             return keys, values
-        scores = self._score(module, hidden_states, keys, values, kwargs)
+        queries = _window_queries(module, hidden_states, self.policy.window_size, kwargs["position_embeddings"])
+        scores = self._score(module, queries, keys, values)
         if self.policy.is_even:
             return _gathered(self._kept([scores], num_kept)[:, 0], keys, values)
-        if module.layer_idx == 0:
+        if module is self._modules[0]:
             self._scored.clear()
         self._scored.append((module, scores))
-        if len(self._scored) == self._num_layers:
+        if len(self._scored) == len(self._modules):
             kept = self._kept([layer for _, layer in self._scored], num_kept)
             for at, (scored, _) in enumerate(self._scored):
                 scored.masked_key_indices = (~kept[:, at]).nonzero(as_tuple=True)  # type: ignore[assignment]
+            self._scored.clear()
         return keys, values
 
-    def _score(self, module: nn.Module, *given: Any) -> torch.Tensor:  # noqa: ANN401 - as above
-        hidden_states, keys, values, kwargs = given
-        queries = _window_queries(module, hidden_states, self.policy.window_size, kwargs["position_embeddings"])
+    def _score(self, module: nn.Module, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = module.o_proj.weight.detach()  # type: ignore[union-attr, operator]
         projection = weight.T.reshape(queries.shape[1], -1, weight.shape[0])
         rows = zip(queries, keys, values, strict=True)

@@ -66,13 +66,17 @@ def left(model: Any, press: Any, tokens: torch.Tensor) -> list[torch.Tensor]:  #
 
 
 class HookedPress:
-    """What a policy takes of `kvpress.BasePress`: a scope in which each attention hands over what a prompt left in the cache."""
+    """What a policy takes of `kvpress.BasePress`: a scope in which each attention hands over what a prompt left in the cache.
+
+    As there for Gemma3, layers with a sliding window do not.
+    """
 
     @contextmanager
     def __call__(self, model: Any) -> Iterator[None]:  # noqa: ANN401 - a LlamaForCausalLM
         """Compress what the model computes in the scope."""
         self.post_init_from_model(model)  # type: ignore[attr-defined]
-        hooks = [layer.self_attn.register_forward_hook(self._compress, with_kwargs=True) for layer in model.model.layers]
+        modules = [layer.self_attn for layer in model.model.layers if not getattr(layer.self_attn, "is_sliding", False)]
+        hooks = [module.register_forward_hook(self._compress, with_kwargs=True) for module in modules]
         try:
             yield
         finally:
@@ -105,8 +109,8 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 DROPPING = [name for name, policy in POLICIES.items() if isinstance(policy, Policy)]
 
 
-def check_kept(name: str, model: Any) -> None:  # noqa: ANN401
-    """Hold a press to what `apply` keeps, for prompts one after another."""
+def check_kept(name: str, model: Any, layers: tuple[int, ...] = tuple(range(LAYERS))) -> None:  # noqa: ANN401
+    """Hold a press to what `apply` keeps in layers, for prompts one after another."""
     press = as_press(name, 0.3)
     for seed in (0, 1):
         with torch.no_grad():
@@ -114,8 +118,9 @@ def check_kept(name: str, model: Any) -> None:  # noqa: ANN401
             with apply(model, name, 0.3) as applied:
                 cache = model(prompt(seed), use_cache=True).past_key_values
                 model(prompt(seed)[:, :1], past_key_values=cache)  # it chooses when tokens come after
-        for at in range(LAYERS):
-            assert torch.equal(found[at], applied.kept[0, at])
+        for at, layer in enumerate(layers):
+            assert torch.equal(found[layer], applied.kept[0, at])
+        assert all(found[layer].all() for layer in set(range(LAYERS)) - {*layers})
 
 
 @pytest.mark.usefixtures("hooked")
@@ -123,6 +128,26 @@ def check_kept(name: str, model: Any) -> None:  # noqa: ANN401
 def test_a_press_keeps_what_apply_keeps(name: str, model: Any) -> None:  # noqa: ANN401
     """Every policy that drops tokens leaves in the cache, or masks beside it, what `dooly.kv.apply` keeps and drops."""
     check_kept(name, model)
+
+
+@pytest.mark.usefixtures("hooked")
+@pytest.mark.parametrize("name", ["adakv", "laprox"])
+def test_a_press_leaves_sliding_windows(name: str) -> None:
+    """Where some layers have a sliding window, the first among them, the others share their budget, prompt after prompt."""
+    torch.manual_seed(0)
+    config = transformers.Gemma3TextConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=HEADS,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=TOKENS + 8,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    )
+    check_kept(name, transformers.Gemma3ForCausalLM(config).eval(), (1, 2))
 
 
 @pytest.mark.usefixtures("hooked")
