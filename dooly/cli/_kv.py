@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +13,9 @@ from dooly.cli._options import Database, HtmlFile, JsonFile, Model  # noqa: TC00
 from dooly.cli._output import new_table, progress_bar, show, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from dooly.kv import OutputError
+    from dooly.kv import AttentionShape, CritiPrefill, OutputError, Policy
 
 kv = typer.Typer(name="kv", help="What KV-cache and prefill policies do to the output of attention, and what selecting takes.")
 
@@ -26,7 +28,12 @@ def error(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
     policy: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Policies, as snapkv or laprox; by default all.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Policies, as snapkv or laprox (after its paper's abstract); by default all.",
+            show_default=False,
+        ),
     ] = None,
     budget: Annotated[
         str, typer.Option(metavar="SHARE,...", help="Shares of a prompt's tokens that are kept.")
@@ -51,12 +58,14 @@ def error(  # noqa: PLR0913 - one argument an option
     policies = {name: find_policy(name) for name in names}
     _check("--seeds", seeds)
     _check("--num-tokens", min(lengths))
+    for length, share, each in product(lengths, budgets, policies.values()):
+        _check_room(each, length, share)
     layers = min(layers, int(source.text_config.get("num_hidden_layers", layers)))
     found: list[OutputError] = []
     with progress_bar(f"{source.name}: attention errors") as progress:
         for done, (length, seed) in enumerate((length, seed) for length in lengths for seed in range(seeds)):
             progress(done, len(lengths) * seeds)
-            found += _errors(shape, layers, length, seed, policies, budgets)
+            found += _errors(_Text(shape, layers, length, seed), policies, budgets)
     if html_file is not None:
         from dooly.report import write_kv_errors
 
@@ -70,7 +79,9 @@ def profile(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
     db: Database,
-    policy: Annotated[str, typer.Option(metavar="NAME", help="A policy that drops tokens, as laprox.")],
+    policy: Annotated[
+        str, typer.Option(metavar="NAME", help="A policy that drops tokens, as laprox (after its paper's abstract).")
+    ],
     budget: Annotated[float, typer.Option(metavar="SHARE", help="Share of a prompt's tokens that are kept.")],
     num_tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of prompts.")] = "1024,2048,4096,8192",
     tensor_parallel_size: Annotated[int, typer.Option(metavar="N", help="Ranks that share the heads; one is measured.")] = 1,
@@ -100,17 +111,41 @@ def profile(  # noqa: PLR0913 - one argument an option
     show(table, f"{told}, as fitted to what was measured")
 
 
-def _errors(*setting: Any) -> list[OutputError]:  # noqa: ANN401 - as given below
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text and the model that computes it."""
+
+    shape: AttentionShape
+    """Sizes of the model's attention."""
+    num_layers: int
+    """Its layers."""
+    num_prompt: int
+    """Tokens of the prompt."""
+    seed: int
+    """Of weights and text."""
+
+
+def _errors(text: _Text, policies: Mapping[str, Policy | CritiPrefill], budgets: Sequence[float]) -> list[OutputError]:
     """Return the errors of policies at budgets on one text."""
     import torch
 
     from dooly.kv import capture_attention, output_errors, structured_llama, structured_text
 
-    shape, num_layers, length, seed, policies, budgets = setting
-    network = structured_llama(shape, num_layers, length + _NUM_LATER, seed)
-    captured = capture_attention(network, structured_text(length + _NUM_LATER, seed))
+    length = text.num_prompt + _NUM_LATER
+    network = structured_llama(text.shape, text.num_layers, length, text.seed)
+    captured = capture_attention(network, structured_text(length, text.seed))
     with torch.no_grad():
-        return list(output_errors(captured, length, policies, budgets, seed))
+        return list(output_errors(captured, text.num_prompt, policies, budgets, text.seed))
+
+
+def _check_room(policy: Policy | CritiPrefill, num_tokens: int, budget: float) -> None:
+    """Refuse a budget before anything is computed."""
+    from dooly.kv import Policy
+
+    if isinstance(policy, Policy):
+        policy.num_kept(num_tokens, budget)
+    elif budget != 1:
+        policy.num_critical_blocks(num_tokens, budget)
 
 
 def _numbers(flag: str, text: str, kind: type[Any]) -> list[Any]:
@@ -155,10 +190,23 @@ def _show(found: Sequence[OutputError]) -> None:
     num_layers = len(found[0].layers)
     layers = [f"layer {at}" for at in range(num_layers)]
     table = new_table("policy", "tokens", *columns, *layers, numbers=("tokens", *columns, *layers))
+    caption = f"Relative error after the output projection, mean over layers and seeds; by layer at budget {columns[0]}."
     for name, length in dict.fromkeys((each.policy, each.num_tokens) for each in found):
+        if _is_idle(name, length):
+            caption += f" {name} computes {length:,} tokens whole."
+            table.add_row(name, f"{length:,}", *["-"] * (len(columns) + num_layers))
+            continue
         rows = [each for each in found if (each.policy, each.num_tokens) == (name, length)]
         means = [fmean(each.output for each in rows if each.budget == budget) for budget in budgets]
         first = [each for each in rows if each.budget == budgets[0]]
         by_layer = [fmean(each.layers[at].output for each in first) for at in range(num_layers)]
         table.add_row(name, f"{length:,}", *(f"{mean:.2%}" for mean in (*means, *by_layer)))
-    show(table, f"Relative error after the output projection, mean over layers and seeds; by layer at budget {columns[0]}.")
+    show(table, caption)
+
+
+def _is_idle(policy: str, num_tokens: int) -> bool:
+    """Tell whether a policy acts on no prompt of a length."""
+    from dooly.kv import CritiPrefill, find_policy
+
+    found = find_policy(policy)
+    return isinstance(found, CritiPrefill) and found.is_whole(num_tokens)

@@ -23,7 +23,7 @@ PolicyName = Annotated[
     typer.Option(
         "--kv-policy",
         metavar="NAME",
-        help=f"What is kept of a prompt, or computed of its attention: {', '.join(KEPT_BY)}.",
+        help=f"What is kept of a prompt, or computed of its attention: {', '.join(KEPT_BY)} (laprox after its paper's abstract).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -36,7 +36,7 @@ PolicyChoices = Annotated[
     typer.Option(
         "--kv-policy",
         metavar="NAME,...",
-        help=f"Policies, all tried: {', '.join(KEPT_BY)}, or none.",
+        help=f"Policies, all tried: {', '.join(KEPT_BY)}, or none (laprox after its paper's abstract).",
         rich_help_panel=_PANEL,
     ),
 ]

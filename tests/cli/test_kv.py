@@ -33,6 +33,8 @@ def test_errors_as_table_json_and_page(dooly: Callable[..., Outcome], small: Pat
     done = dooly("kv", "error", small, "--num-tokens", "100,200", "--budget", "0.5,1", "--seeds", 2, *files)
     assert done.code == 0, done.err
     assert all(name in done.out for name in ("snapkv", "layer-defensivekv", "laprox", "critiprefill", "layer 1"))
+    assert re.search(r"critiprefill +. +100 +(. +- *){4}", done.out)
+    assert "critiprefill computes 100 tokens whole" in " ".join(done.out.split())
     document = json.loads((tmp_path / "errors.json").read_text())
     assert len(document["errors"]) == 8 * 2 * 2 * 2
     first = document["errors"][0]
@@ -42,6 +44,13 @@ def test_errors_as_table_json_and_page(dooly: Callable[..., Outcome], small: Pat
     page = (tmp_path / "errors.html").read_text()
     assert all(name in page for name in ("snapkv", "laprox", 'id="heads-200"'))
     assert re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", page) == []
+
+
+@pytest.mark.parametrize("command", [("kv", "error"), ("kv", "profile"), ("simulate",), ("search",)])
+def test_help_says_what_laprox_is(dooly: Callable[..., Outcome], command: tuple[str, ...]) -> None:
+    """LaProx is after its paper's abstract, wherever it can be asked for."""
+    assert "laprox" in (told := " ".join(re.sub("[│|]", " ", dooly(*command, "--help").out).split()))
+    assert "after its paper's abstract" in told
 
 
 def test_json_on_stdout_has_no_table(dooly: Callable[..., Outcome], small: Path) -> None:
@@ -58,12 +67,17 @@ def test_json_on_stdout_has_no_table(dooly: Callable[..., Outcome], small: Path)
         (("--budget", "1.5"), "--budget: 1.5 does not lie above 0 and up to 1"),
         (("--budget", "half"), "--budget: 'half' must be numbers"),
         (("--budget", "0.1", "--num-tokens", "100"), "0.1 of 100 tokens are 10, fewer than the window of 32"),
+        (("--budget", "0.5,0.1", "--num-tokens", "400,100"), "0.1 of 100 tokens are 10, fewer than the window of 32"),
+        (("--policy", "critiprefill", "--budget", "0.1", "--num-tokens", "200"), "0.1 of 200 tokens are less than a block of 32"),
         (("--seeds", "0"), "--seeds: 0 is not at least 1"),
         (("--layers", "0"), "--layers: 0 is not at least 1"),
     ],
 )
-def test_wrong_input_is_one_line(dooly: Callable[..., Outcome], small: Path, options: tuple[str, ...], message: str) -> None:
-    """What cannot be asked ends with 2 and one line that says why."""
+def test_wrong_input_is_one_line(
+    dooly: Callable[..., Outcome], small: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    """What cannot be asked ends with 2 and one line that says why, before anything is computed."""
+    monkeypatch.setattr("dooly.kv.capture_attention", None)
     done = dooly("kv", "error", small, *options)
     assert done.code == 2
     assert message in done.err
