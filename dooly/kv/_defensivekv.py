@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dooly.kv._allocation import keep_top
+from dooly.kv._layer import positive
 from dooly.kv._snapkv import SnapKV, pool
 from dooly.kv_policy import Scope
 
@@ -50,16 +51,9 @@ def core_attention(attention: torch.Tensor, num_past: int) -> torch.Tensor:
     """
     window_share = attention[..., num_past:].sum(-1).mean()
     mean = attention[..., :num_past].mean((1, 2))
-    largest, places = (mean / _positive(mean.sum(-1, keepdim=True))).sort(dim=-1, descending=True, stable=True)
+    largest, places = (mean / positive(mean.sum(-1, keepdim=True))).sort(dim=-1, descending=True, stable=True)
     inside = (largest.cumsum(-1) < _MASS - window_share).to(mean.dtype)
     return mean * inside.new_zeros(inside.shape).scatter(-1, places, inside)
-
-
-def _positive(sums: torch.Tensor) -> torch.Tensor:
-    """Return sums to divide by; a head that attends to the window alone has none."""
-    import torch
-
-    return sums.clamp(min=torch.finfo(sums.dtype).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +77,10 @@ class DefensiveKV(SnapKV):
         attention = layer.window_attention()
         past = attention[..., : layer.num_past]
         smooth = pool(past, self.kernel_size)
-        smooth = smooth / _positive(smooth.sum(-1, keepdim=True)) * past.sum(-1, keepdim=True)
+        smooth = smooth / positive(smooth.sum(-1, keepdim=True)) * past.sum(-1, keepdim=True)
         case = worst_case(smooth) if self.defensive else mean_case(smooth)
         norms = layer.projected_norms(1).mean(1)
-        return torch.stack([case * (norms / _positive(norms.sum(0))), core_attention(attention, layer.num_past)])
+        return torch.stack([case * (norms / positive(norms.sum(0))), core_attention(attention, layer.num_past)])
 
     def keep(self, scores: torch.Tensor, num_kept: int) -> torch.Tensor:
         """Return the top of all that share; each head's core, as far as its even budget goes, ties with the layer's highest."""

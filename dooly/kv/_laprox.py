@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dooly.kv._allocation import keep_top
+from dooly.kv._layer import positive
 from dooly.kv._policy import Policy
 from dooly.kv_policy import Scope
 
@@ -28,7 +29,7 @@ def product_scores(layer: LayerInputs) -> torch.Tensor:
     """
     attention = layer.window_attention()
     columns = attention[..., : layer.num_past].square().sum(2).sqrt()
-    scores: torch.Tensor = (columns * layer.projected_norms(2)).sum(1) / _output_norm(layer, attention)
+    scores: torch.Tensor = (columns * layer.projected_norms(2)).sum(1) / positive(_output_norm(layer, attention))
     return scores
 
 

@@ -55,8 +55,9 @@ class LayerInputs:
 
         num_heads, window_size, head_dim = self.queries.shape
         num_kv_heads, num_tokens, _ = self.keys.shape
-        rows = self.queries.reshape(num_kv_heads, num_heads // num_kv_heads * window_size, head_dim)
-        logits = _float(rows @ self.keys.transpose(1, 2)) * self.scaling
+        # Scaled before the product, which overflows float16 otherwise.
+        rows = (self.queries * self.scaling).reshape(num_kv_heads, num_heads // num_kv_heads * window_size, head_dim)
+        logits = _float(rows @ self.keys.transpose(1, 2))
         logits = logits.reshape(num_kv_heads, num_heads // num_kv_heads, window_size, num_tokens)
         places = torch.arange(num_tokens, device=logits.device)
         later = places > places[num_tokens - window_size :, None]
@@ -88,6 +89,13 @@ class LayerInputs:
             for value, group in zip(values, projections, strict=True)
         ]
         return torch.stack(norms)
+
+
+def positive(sums: torch.Tensor) -> torch.Tensor:
+    """Return sums to divide by, where all that is summed may be 0: as attention before the window, or values."""
+    import torch
+
+    return sums.clamp(min=torch.finfo(sums.dtype).tiny)
 
 
 def _float(tensor: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,8 @@ def select(policy: Policy, layers: Sequence[LayerInputs], budget: float) -> torc
         Whether each token is kept: (num_layers, num_kv_heads, num_tokens), bool.
 
     Raises:
-        InvalidInputError: The budget does not lie above 0 and up to 1 or has no room for the window, or layers differ.
+        InvalidInputError: The budget does not lie above 0 and up to 1 or has no room for the window, layers differ, or scores are
+            no numbers.
     """
     import torch
 
@@ -92,10 +93,22 @@ def select(policy: Policy, layers: Sequence[LayerInputs], budget: float) -> torc
 
 
 def with_window(policy: Policy, scores: torch.Tensor, num_kept: int) -> torch.Tensor:
-    """Return which tokens are kept by the layers' scores, the window included."""
+    """Return which tokens are kept by the layers' scores, the window included.
+
+    Raises:
+        InvalidInputError: Scores are no numbers, so that they have no order.
+    """
     import torch
 
-    kept = policy.keep(scores, num_kept - policy.window_size)
+    num_before = num_kept - policy.window_size
+    kept = policy.keep(scores, num_before)
+    if not torch.compiler.is_compiling():  # a trace has no values
+        if scores.isnan().any():
+            raise InvalidInputError(
+                f"{type(policy).__name__}: queries, keys or values give scores that are no numbers; look for weights that are "
+                "not finite, and use bfloat16 or float32 in place of float16"
+            )
+        assert int(kept.sum()) == num_before * kept.shape[0] * kept.shape[1]
     window = torch.ones(*kept.shape[:2], policy.window_size, dtype=torch.bool, device=kept.device)
     return torch.cat([kept, window], -1)
 
