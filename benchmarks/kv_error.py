@@ -52,6 +52,7 @@ POLICIES = {
     "Ada-KV, no pooling": AdaKV(kernel_size=1),
     "CriticalKV, no pooling": CriticalKV(kernel_size=1),
     "Critical-Ada-KV, no pooling": CriticalAdaKV(kernel_size=1),
+    "CriticalKV, no pooling, no epsilon": CriticalKV(kernel_size=1, epsilon=0),
 }
 EXPECTED = (
     ("Ada-KV", "SnapKV", "output"),
@@ -64,6 +65,8 @@ EXPECTED = (
     ("Ada-KV, no pooling", "SnapKV, no pooling", "window"),
     ("CriticalKV, no pooling", "SnapKV, no pooling", "output"),
     ("CriticalKV, no pooling", "SnapKV, no pooling", "window"),
+    ("CriticalKV, no pooling, no epsilon", "SnapKV, no pooling", "output"),
+    ("CriticalKV, no pooling, no epsilon", "SnapKV, no pooling", "window"),
     ("Critical-Ada-KV, no pooling", "Ada-KV, no pooling", "output"),
     ("Critical-Ada-KV, no pooling", "Ada-KV, no pooling", "window"),
     ("DefensiveKV", "DefensiveKV by the mean", "worst"),
@@ -133,7 +136,7 @@ def main() -> None:
         for policy in POLICIES:
             means = ([100 * fmean(found[policy, b, kind]) for kind in ("output", "worst", "window")] for b in BUDGETS)
             cells = ("{:6.2f} /{:6.2f} /{:6.2f}".format(*mean) for mean in means)
-            print(f"{policy:28}", *cells)
+            print(f"{policy:36}", *cells)
         for row in compare(found):
             print(
                 f"{row['lower']} <= {row['higher']} ({row['error']}) at {row['budget']:.0%}: "

@@ -15,16 +15,13 @@ if TYPE_CHECKING:
 
     from dooly.kv._layer import LayerInputs
 
-_EPSILON = 1e-4
-"""What is added to attention, so that a large value counts where hardly anything was attended to."""
 
-
-def critical_scores(layer: LayerInputs, kernel_size: int) -> torch.Tensor:
+def critical_scores(layer: LayerInputs, kernel_size: int, epsilon: float) -> torch.Tensor:
     """Return attention, and attention times the projected values' mean norm over a group: (2, num_kv_heads, num_past)."""
     import torch
 
     attention = attention_scores(layer, kernel_size)
-    return torch.stack([attention, (attention + _EPSILON) * layer.projected_norms(1).mean(1)])
+    return torch.stack([attention, (attention + epsilon) * layer.projected_norms(1).mean(1)])
 
 
 def keep_in_two_stages(scores: torch.Tensor, counts: torch.Tensor, first_stage: float) -> torch.Tensor:
@@ -45,15 +42,16 @@ class CriticalKV(SnapKV):
 
     first_stage: float = 0.5
     """Share of the budget that goes by attention alone."""
+    epsilon: float = 1e-4
+    """What is added to attention, so that a large value counts where hardly anything was attended to; not below 0."""
 
     def __post_init__(self) -> None:
         SnapKV.__post_init__(self)
-        if not 0 <= self.first_stage <= 1:
-            raise InvalidInputError(f"{type(self).__name__}: first_stage {self.first_stage:g} does not lie between 0 and 1")
+        _check_stages(self)
 
     def score(self, layer: LayerInputs) -> torch.Tensor:
         """Return attention, and attention times norm: (2, num_kv_heads, num_past)."""
-        return critical_scores(layer, self.kernel_size)
+        return critical_scores(layer, self.kernel_size, self.epsilon)
 
     def keep(self, scores: torch.Tensor, num_kept: int) -> torch.Tensor:
         """Return each head's own two stages."""
@@ -66,20 +64,28 @@ class CriticalAdaKV(AdaKV):
 
     first_stage: float = 0.5
     """Share of the budget that goes by attention alone."""
+    epsilon: float = 1e-4
+    """What is added to attention, so that a large value counts where hardly anything was attended to; not below 0."""
 
     def __post_init__(self) -> None:
         AdaKV.__post_init__(self)
-        if not 0 <= self.first_stage <= 1:
-            raise InvalidInputError(f"{type(self).__name__}: first_stage {self.first_stage:g} does not lie between 0 and 1")
+        _check_stages(self)
 
     def score(self, layer: LayerInputs) -> torch.Tensor:
         """Return attention, and attention times norm: (2, num_kv_heads, num_past)."""
-        return critical_scores(layer, self.kernel_size)
+        return critical_scores(layer, self.kernel_size, self.epsilon)
 
     def keep(self, scores: torch.Tensor, num_kept: int) -> torch.Tensor:
         """Return the two stages of each head within its share of the layer's budget."""
         counts = keep_adaptively(scores[:, 0], num_kept, self.safeguard).sum(-1)
         return keep_in_two_stages(scores, counts, self.first_stage)
+
+
+def _check_stages(policy: CriticalKV | CriticalAdaKV) -> None:
+    if not 0 <= policy.first_stage <= 1:
+        raise InvalidInputError(f"{type(policy).__name__}: first_stage {policy.first_stage:g} does not lie between 0 and 1")
+    if not policy.epsilon >= 0:
+        raise InvalidInputError(f"{type(policy).__name__}: epsilon {policy.epsilon:g} is below 0")
 
 
 def _counts(scores: torch.Tensor, num_kept: int) -> torch.Tensor:

@@ -79,6 +79,16 @@ def test_equal_scores_match_brute_force(  # noqa: PLR0913, PLR0917 - what Hypoth
     assert {tuple(at) for at in kept.nonzero().tolist()} == getattr(Drawn(scores, count), name.replace("-", "_"))()
 
 
+def test_what_is_added_to_attention_is_a_setting() -> None:
+    """Where it outweighs attention the norms alone order tokens; without it, a token that nothing attends to counts nothing."""
+    (layer,) = make_layers(0, 1, 1, 2, 30)
+    norms = layer.projected_norms(1).mean(1)[0]
+    kept = CriticalKV(WINDOW, first_stage=0, epsilon=1e9)
+    assert torch.equal(select(kept, [layer], 0.5)[0, 0, :26].nonzero().flatten(), norms.topk(11).indices.sort().values)
+    plain = CriticalKV(WINDOW, epsilon=0).score(layer)
+    torch.testing.assert_close(plain[1], plain[0] * norms)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_full_budget_keeps_all_and_a_share_keeps_its_share(name: str) -> None:
     """At budget 1 nothing is dropped; below, the mean over heads is the budget's share rounded down."""
@@ -162,13 +172,14 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
         ({"kernel_size": 4}, "kernel_size 4 is not an odd number"),
         ({"safeguard": 1.5}, "safeguard 1.5 does not lie between 0 and 1"),
         ({"first_stage": -1}, "first_stage -1 does not lie between 0 and 1"),
+        ({"epsilon": -1}, "epsilon -1 is below 0"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, float], message: str) -> None:
     """A policy's settings have bounds."""
     with pytest.raises(InvalidInputError, match=message):
         CriticalAdaKV(**changes)
-    if "first_stage" in changes:
+    if {"first_stage", "epsilon"} & changes.keys():
         with pytest.raises(InvalidInputError, match=message):
             CriticalKV(**changes)
 
