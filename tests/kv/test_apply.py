@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,46 @@ def test_a_full_budget_changes_no_bit(model: transformers.LlamaForCausalLM, name
         assert torch.equal(generate(model, prompt()), plain)
         assert torch.equal(model(prompt()).logits, whole)
     assert torch.equal(generate(model, prompt()), plain)
+
+
+@pytest.mark.parametrize("name", [n for n, p in POLICIES.items() if isinstance(p, Policy)])
+def test_what_nothing_attends_to_is_dropped_first(name: str) -> None:
+    """With room for all tokens but one, the one that has no attention goes, and the logits stay."""
+    tokens, model = prompt(), turned_away(token=63)
+    tokens[tokens == 63], tokens[:, 20] = 1, 63
+    policy = POLICIES[name]
+    # A pooled score is its neighbours' too, and a defensive one is no less than the mean.
+    alone = {field: value for field, value in {"kernel_size": 1, "defensive": False}.items() if hasattr(policy, field)}
+    policy = replace(policy, **alone)
+    plain = generate(model, tokens)
+    with apply(model, policy, 79.5 / 80) as applied:
+        torch.testing.assert_close(generate(model, tokens), plain, atol=1e-5, rtol=1e-5)
+    assert {tuple(at) for at in (~applied.kept).nonzero()[:, [3]].tolist()} == {(20,)}
+    assert int((~applied.kept).sum()) == 2 * 3 * 2
+
+
+def turned_away(token: int) -> transformers.LlamaForCausalLM:
+    """Return a Llama in which nothing attends to a token: its hidden dimension 0, as no other has, turns its keys away."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(
+        vocab_size=64, num_hidden_layers=3, initializer_range=0.4, attention_bias=True, eos_token_id=None, pad_token_id=0, **sizes
+    )
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e12}  # the last pair of a head does not turn
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        embeddings = model.model.embed_tokens.weight
+        embeddings[:, 0], embeddings[token, 0] = 0, 50
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            attention.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = attention.o_proj.bias[0] = 0
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                projection.weight[:, 0] = 0
+            query, key = attention.q_proj, attention.k_proj
+            query.weight[7::8], query.bias[7::8] = 0, 10
+            key.weight[7::8] = 0
+            key.weight[7::8, 0] = -100
+    return model
 
 
 @pytest.mark.parametrize("name", [n for n, p in POLICIES.items() if isinstance(p, Policy)])

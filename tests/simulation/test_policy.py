@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -187,10 +188,11 @@ def test_without_terms_and_at_budget_1_nothing_changes(data: st.DataObject) -> N
     sizes = data.draw(st.lists(st.tuples(st.integers(1, 6000), st.integers(1, 60)), min_size=1, max_size=12))
     latency = LinearLatency(MS, per_token_ns=100, per_cached_token_ns=3, per_query_key_pair_ns=0.25)
     config = replace(PLAIN, num_kv_blocks=600, async_scheduling=data.draw(st.booleans()))
+    load_compiled_loop()
     plain = simulate(workload(*sizes), latency, config)
-    for name in ("snapkv", "laprox", "critiprefill"):
+    for name, steps in product(("snapkv", "laprox", "critiprefill"), (None, StepLog())):
         for same in (KVPolicy(name, 0.2, ()), KVPolicy(name, 1)):
-            found = simulate(workload(*sizes), latency, replace(config, kv_policy=same))
+            found = simulate(workload(*sizes), latency, replace(config, kv_policy=same), steps=steps)
             assert [*found.rows] == [*plain.rows]
             assert (found.num_steps, found.num_preemptions) == (plain.num_steps, plain.num_preemptions)
 
