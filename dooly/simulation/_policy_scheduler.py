@@ -65,9 +65,10 @@ class PolicyScheduler(Scheduler):
         )
 
     def _decode_step(self, requests: Counts, granted: Counts) -> ScheduledStep:
-        """Return a step, which is not repeated while one under way is to free blocks."""
+        """Return a step, which is not repeated where it ends a prompt, nor while one under way is to free blocks."""
         step = super()._decode_step(requests, granted)
-        return replace(step, max_num_steps=1) if self._pruned_by[self._running].any() else step
+        is_alone = self._pruned_by[self._running].any() or not self._decodes_now(self._running).all()
+        return replace(step, max_num_steps=1) if is_alone else step
 
     def _evict(self, victim: Counts, num_granted: int = 0) -> None:
         super()._evict(victim, num_granted)

@@ -95,6 +95,16 @@ def test_selecting_follows_the_step_that_ends_a_prompt() -> None:
     assert short.selected == []
 
 
+def test_a_prompt_computed_anew_is_selected_from_once() -> None:
+    """A step that ends a prompt is run once, though all requests lack one token: a preempted one's last chunk may be a token."""
+    latency, log = Selecting(), StepLog()
+    config = replace(PLAIN, num_kv_blocks=37, max_num_batched_tokens=64, kv_policy=policy("snapkv", budget=0.5))
+    result = simulate(workload((323, 82), (341, 117), (215, 121)), latency, config, steps=log)
+    assert result.num_preemptions > 0
+    assert len(latency.selected) == 3 + result.num_preemptions
+    assert {len(run.ends_ns) for run in log.runs if run.selection is not None} == {1}
+
+
 def test_a_prefix_that_is_found_selects_nothing(h200: LatencyModel) -> None:
     """A sparse prefill chooses for the segments that it computes: of a prompt whose first three quarters are found, a quarter."""
     latency, sparse = Selecting(), policy("critiprefill", Term.SELECTION)
