@@ -175,7 +175,8 @@ class KVPolicy:
     def acts_on(self, num_tokens: int) -> bool:
         """Tell whether a prompt of so many tokens is long enough for the policy to change anything."""
         if self.scope is None:
-            return self.budget < 1 and num_tokens > NUM_DENSE_TOKENS and self._num_critical_tokens(num_tokens) > 0
+            last = (num_tokens - 1) // SEGMENT_SIZE * SEGMENT_SIZE - SEGMENT_SIZE  # of those that choose among what is before
+            return self.budget < 1 and last >= NUM_DENSE_TOKENS and 0 < self._num_critical_tokens(num_tokens) < last
         return self.num_kept(num_tokens) < num_tokens
 
     def _num_critical_tokens(self, num_tokens: int) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dooly.errors import InvalidInputError
 from dooly.kv import POLICIES, CritiPrefill, Policy
-from dooly.kv_policy import KEPT_BY, WINDOW_SIZE, KVPolicy, Scope, Term
+from dooly.kv_policy import KEPT_BY, WINDOW_SIZE, KVPolicy, Scope, Term, share_of
 
 SCOPES = {"AdaKV": Scope.LAYER, "CriticalAdaKV": Scope.LAYER, "SnapKV": Scope.HEAD, "CriticalKV": Scope.HEAD}
 
@@ -34,9 +34,13 @@ def test_as_many_tokens_are_kept_as_the_policies_keep(num_tokens: int, budget: f
         assert found == num_tokens
 
 
-@given(st.integers(1, 40_000), st.sampled_from([0.1, 0.2, 1.0]), st.integers(1, 9000))
+@given(st.integers(1, 40_000), st.sampled_from([0.1, 0.2, 0.95, 1.0]), st.integers(1, 9000))
+@example(4400, 0.2, 9000)
 def test_chunks_of_a_sparse_prefill_make_up_its_pairs(num_tokens: int, budget: float, chunk: int) -> None:
-    """However a prompt is cut into steps, its queries are all there, and pairs are as many as `CritiPrefill.num_pairs` says."""
+    """However a prompt is cut into steps, its queries are all there, and pairs are as many as `CritiPrefill.num_pairs` says.
+
+    The policy acts where these are fewer than all.
+    """
     policy, whole = KVPolicy("critiprefill", budget), POLICIES["critiprefill"]
     assert isinstance(whole, CritiPrefill)
     pairs = 0
@@ -45,10 +49,9 @@ def test_chunks_of_a_sparse_prefill_make_up_its_pairs(num_tokens: int, budget: f
         seen = policy.attended(num_tokens, start, stop)
         assert sum(queries for queries, _ in seen) == stop - start
         pairs += sum(queries * keys + queries * (queries + 1) // 2 for queries, keys in seen)
-    if policy.acts_on(num_tokens):
-        assert pairs == whole.num_pairs(num_tokens, whole.num_critical_blocks(num_tokens, budget))
-    else:
-        assert pairs == num_tokens * (num_tokens + 1) // 2
+    blocks = share_of(num_tokens, budget) // whole.block_size
+    assert pairs == (whole.num_pairs(num_tokens, blocks) if blocks else num_tokens * (num_tokens + 1) // 2)
+    assert policy.acts_on(num_tokens) == (pairs < num_tokens * (num_tokens + 1) // 2)
 
 
 def test_terms_come_one_by_one() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.errors import InvalidInputError
+from dooly.kv_policy import CRITICAL_BLOCK_SIZE, NUM_DENSE_TOKENS, SEGMENT_SIZE, WINDOW_SIZE
 from dooly.simulation._columns import column
 from dooly.simulation._serving import scheduler_config
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from dooly.simulation._results import SimulationResult
     from dooly.simulation._scheduler_config import SchedulerConfig
     from dooly.simulation._workload import Workload
-
-
-_ROOM = "a window of 32 tokens is always kept, and 4,096 are always prefilled whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +47,13 @@ def check_acts(policy: KVPolicy | None, workload: Workload) -> None:
     """
     if policy is None:
         return
-    longest = max(request.num_prompt_tokens for request in workload.requests)
-    if not policy.acts_on(longest):
-        raise InvalidInputError(f"--kv-budget: {policy} changes nothing for prompts of {longest:,} tokens at most; {_ROOM}")
+    lengths = {request.num_prompt_tokens for request in workload.requests}
+    if not any(map(policy.acts_on, lengths)):
+        room = f"the window of {WINDOW_SIZE} tokens is always kept"
+        if policy.scope is None:
+            whole = f"the first {NUM_DENSE_TOKENS:,} tokens and the last segment, of up to {SEGMENT_SIZE}, are prefilled whole"
+            room = f"{whole}, and the others choose blocks of {CRITICAL_BLOCK_SIZE}"
+        raise InvalidInputError(f"--kv-budget: {policy} changes nothing for prompts of {max(lengths):,} tokens at most; {room}")
 
 
 def policy_terms(

@@ -26,6 +26,7 @@ from dooly.simulation import (
     SchedulerConfig,
     StepLog,
     Workload,
+    check_acts,
     load_compiled_loop,
     parse_workload,
     policy_terms,
@@ -313,6 +314,21 @@ def test_selecting_is_estimated_on_a_device_and_refused_where_nothing_tells(h200
     for environment, name, step in cases:
         with pytest.raises(MissingOperationError, match=step):
             replace(price, hardware=None, environment=environment).latency(KVPolicy(name, 0.2), 8192)
+
+
+@pytest.mark.parametrize(
+    ("name", "longest", "room"),
+    [
+        ("snapkv", 150, "; the window of 32 tokens is always kept$"),
+        ("critiprefill", 4600, "; the first 4,096 tokens and the last segment, of up to 512, are prefilled whole"),
+    ],
+)
+def test_a_policy_that_changes_nothing_is_refused_by_what_it_keeps_whole(name: str, longest: int, room: str) -> None:
+    """The message says what this policy keeps or computes whole, and no more; one longer prompt is enough."""
+    with pytest.raises(InvalidInputError, match=f"changes nothing for prompts of {longest:,} tokens at most{room}"):
+        check_acts(policy(name), workload((40, 1), (longest, 1)))
+    check_acts(policy(name), workload((40, 1), (longest + 20, 1)))
+    check_acts(None, workload((40, 1)))
 
 
 def test_what_is_not_simulated_is_refused() -> None:
