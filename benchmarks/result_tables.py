@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
+from dooly.kv_policy import KEPT_BY, NUM_DENSE_LAYERS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -193,7 +195,7 @@ def overview() -> Iterator[list[str]]:
 
 
 def kv_serving() -> Iterator[list[str]]:
-    """Yield what users of each policy see, by length of prompts, and the error of attention at the same budget."""
+    """Yield what users of each policy see, by length of prompts, and attention's error at the same budget, where it acts."""
     found, errors = _read("gpu/kv-serving-h200.json")["rows"], _read("cpu/kv-error-llama-3.1-8b.json")["errors"]
     lengths = dict.fromkeys(row["num_tokens"] for row in found)
     yield ["", *(f"{length:,} tokens" for length in lengths), "error"]
@@ -203,9 +205,28 @@ def kv_serving() -> Iterator[list[str]]:
             for row in found
             if row["policy"] == policy
         ]
-        known = [each["output"] for each in errors if each["policy"] == policy]
-        error = _percent(known[0], sign=False) if known else "0"
+        layers = next((each["layers"] for each in errors if each["policy"] == policy), [])
+        acting = layers if KEPT_BY.get(policy) else layers[NUM_DENSE_LAYERS:]
+        error = _percent(mean(layer["output"] for layer in acting), sign=False) if acting else "0"
         yield [policy if policy == "none" else f"`{policy}`", *cells, error]
+
+
+def kv_cost() -> Iterator[list[str]]:
+    """Yield what CritiPrefill's attention and LaProx's selection take on a CPU, by length of prompts."""
+    yield [
+        *("tokens", "whole attention", "CritiPrefill", "FLOPs fall", "time falls"),
+        *("LaProx selection, one layer", "its closed form", "ratio"),
+    ]
+    found = _read("cpu/kv-cost.json")
+    for attention, selection in zip(found["prefill"], found["selection"], strict=True):
+        flops, seconds = ([attention[f"{how}_{what}"] for how in ("whole", "sparse")] for what in ("flops", "s"))
+        yield [
+            f"{attention['num_tokens']:,}",
+            *(f"{number / 1e9:.1f} GFLOP, {taken:.2f} s" for number, taken in zip(flops, seconds, strict=True)),
+            *(f"{whole / sparse:.2f}x" for whole, sparse in (flops, seconds)),
+            *(f"{1e3 * selection[name]:.1f} ms" for name in ("measured_s", "closed_form_s")),
+            f"{selection['measured_s'] / selection['closed_form_s']:.2f}",
+        ]
 
 
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
@@ -218,6 +239,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "families-known": families_known,
     "predict-counts": predict_counts,
     "kv-serving": kv_serving,
+    "kv-cost": kv_cost,
 }
 """What a page can ask for, by name."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def test_pages_are_made_of_the_results(script: Any) -> None:  # noqa: ANN401 - a
         assert script.filled(text) == text, f"{page}: run benchmarks/result_tables.py"
     for name in script.TABLES:
         assert any(f"<!-- table {name} -->" in text for text in pages.values()), name
+
+
+def test_an_error_is_that_of_layers_where_a_policy_acts(script: Any) -> None:  # noqa: ANN401 - a module
+    """CritiPrefill computes its first layer whole, which has no error and does not count; others act in all."""
+    told = {row[0]: row[-1] for row in script.kv_serving()}
+    found = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "kv-error-llama-3.1-8b.json").read_text())["errors"]
+    layers = {each["policy"]: [layer["output"] for layer in each["layers"]] for each in found}
+    whole, second = layers["critiprefill"]
+    assert whole == 0
+    assert told["`critiprefill`"] == f"{100 * second:.1f} %"
+    assert told["`snapkv`"] == f"{50 * sum(layers['snapkv']):.1f} %"
 
 
 def test_a_table_takes_the_place_of_an_older_one(script: Any) -> None:  # noqa: ANN401 - a module
