@@ -49,15 +49,15 @@ OWN = ("h200", "llama-3.1-8b")
 OWN_SOURCE = "single operations of Llama 3.1 8B and their families by Dooly, Apache-2.0, with vLLM 0.26.0"
 CARRIED, CACHE_BYTES = "h100", 50e6
 """The device with the multiprocessors and the last cache of `OWN`'s, and slower memory, and what that cache holds."""
-FLOPS_PER_S, NUM_SMS = 989e12, 132
+FLOPS_PER_S, FLOAT32_FLOPS_PER_S, NUM_SMS = 989e12, 67e12, 132
 RANKS = (1, 2, 4, 8)
 QUANTISED, QUANTISED_FOR = ("llama-3.1-8b", "llama-3.1-70b"), "h200"
 """Models whose tables ship in FP8 too, and the GPU that they are traced for; one table serves its compute capability."""
 BUNDLES = "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT, CASYS Lab at KAIST: tables of vLLM 0.19.0"
 BUNDLED = (("llama-3.1-8b", 1), ("llama-3.1-8b", 2), ("qwen3-32b", 2))
 """Models and ranks whose operations were measured; mixtures of experts are not read yet."""
-RTX = ("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 101_973_261_025, 1.597e12, 503.8e12, 188)
-"""Name, device; memory, bandwidth, bf16 rate and multiprocessors by the datasheet. Its bundles do not tell the attention."""
+RTX = ("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 101_973_261_025, 1.597e12, 503.8e12, 120e12, 188)
+"""Name, device; memory, bandwidth, rates in bf16 and float32, multiprocessors by the datasheet. Its bundles tell no attention."""
 GAP_NS = 500.0
 """Between two kernels of a CUDA graph: one of 2.9 us took 3.4 us there (A. Gray, NVIDIA Technical Blog, 5 September 2019)."""
 
@@ -70,7 +70,8 @@ def build_devices(gpudata: Path) -> None:
 
     for name, (folder, device, memory_bytes, bandwidth) in SYSTEMS.items():
         speeds = (memory_bytes, bandwidth, FLOPS_PER_S, NUM_SMS, bandwidth, 0.0)
-        facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN", notes=NOTES, host=HostTimes(*HOST))
+        more = {"notes": NOTES, "host": HostTimes(*HOST), "float32_flops_per_s": FLOAT32_FLOPS_PER_S}
+        facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN", **more)
         for family, found in build_device(gpudata / "aiconfigurator" / folder, DATA / name, facts).items():
             errors = f"{found.relative_error:.1%} median, {found.relative_error_p90:.1%} p90"
             print(f"{name} {family}: {found.num_points} points of {found.num_configurations} configurations, held out {errors}")
@@ -82,10 +83,10 @@ def build_bundled(gpudata: Path) -> None:
     from dooly.imports import build_bundled_device
     from dooly.predict import Hardware
 
-    name, device, memory_bytes, bandwidth, flops_per_s, num_sms = RTX
-    facts = Hardware(
-        name, device, memory_bytes, bandwidth, flops_per_s, num_sms, bandwidth, 0.0, "vllm 0.19.0", BUNDLES, gap_ns=GAP_NS
-    )
+    name, device, memory_bytes, bandwidth, flops_per_s, float32_flops_per_s, num_sms = RTX
+    speeds = (memory_bytes, bandwidth, flops_per_s, num_sms, bandwidth, 0.0)
+    more = {"gap_ns": GAP_NS, "float32_flops_per_s": float32_flops_per_s}
+    facts = Hardware(name, device, *speeds, "vllm 0.19.0", BUNDLES, **more)
     bundles = {
         gpudata / "llmservingsim" / name / model / f"tp{ranks}": operation_table(
             find_model(model), ServingConfig(tensor_parallel_size=ranks)

@@ -6,18 +6,16 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dbstore import Environment
 from dooly.catalog import read_selection
 from dooly.errors import MissingOperationError, UnsupportedModelError
-from dooly.kv_policy import NUM_DENSE_LAYERS, HeadSizes
+from dooly.kv_policy import NUM_DENSE_LAYERS, SEGMENT_SIZE, HeadSizes
 from dooly.predict._fit_module import load_module_latency
 from dooly.tracing import evaluate_form, layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from dbstore import Store
     from dooly.kv_policy import KVPolicy
     from dooly.predict._hardware import Hardware
@@ -98,7 +96,8 @@ class Selections:
                 f"{self.environment.device}; {self._next_step(policy)}"
             )
         computed = 1.0 if policy.scope is not None else 1 - num_found_tokens / num_tokens
-        return SelectionLatency(computed * layers * estimate_ns(policy, sizes, num_tokens, self.hardware), "estimated")
+        ns = estimate_ns(policy, sizes, num_tokens, self.hardware, self.environment.dtype)
+        return SelectionLatency(computed * layers * ns, "estimated")
 
     def _own(self, policy: KVPolicy, sizes: HeadSizes) -> ModuleLatency | None:
         """Return what was measured of a policy's selection on the device, None where nothing was."""
@@ -141,20 +140,47 @@ def _likeness(one: Environment, other: Environment) -> int:
     return sum(getattr(one, name) == getattr(other, name) for name in ("driver", "torch_version", "num_threads"))
 
 
-def selection_work(policy: KVPolicy, sizes: HeadSizes, num_tokens: int) -> Mapping[str, float]:
-    """Return kernels, FLOPs and bytes of a selection in one layer, by the closed forms that traces of it give."""
-    values = sizes._asdict() | {"num_tokens": num_tokens}
-    return {name: float(evaluate_form(form, values)) for name, form in _forms()[policy.name].items()}
+class SelectionWork(NamedTuple):
+    """What the kernels of a selection in one layer do."""
+
+    kernels: float
+    """Their number."""
+    bytes: float
+    """What they read and write."""
+    bfloat16_flops: float = 0.0
+    """FLOPs of products in bfloat16, or in another type of two bytes."""
+    float32_flops: float = 0.0
+    """FLOPs of products in float32."""
 
 
-def estimate_ns(policy: KVPolicy, sizes: HeadSizes, num_tokens: int, hardware: Hardware) -> float:
+def selection_work(policy: KVPolicy, sizes: HeadSizes, num_tokens: int, dtype: str = "bfloat16") -> SelectionWork:
+    """Return what a selection in one layer does, by the closed forms that traces of it give.
+
+    Args:
+        policy: The policy at its budget.
+        sizes: The sizes of attention.
+        num_tokens: Tokens of the prompt.
+        dtype: Element type of queries, keys and values; any but float32 counts as one of two bytes.
+    """
+    segments = (num_tokens - 1) // SEGMENT_SIZE
+    # What the segments between the first tokens and the last segment choose of earlier keys.
+    gathered = sum(keys for _, keys in policy.attended(num_tokens, 0, num_tokens)[1:-1])
+    values = sizes._asdict() | {"num_tokens": num_tokens, "num_segments": segments, "num_gathered_tokens": gathered}
+    forms = _forms()[policy.name]["float32" if dtype == "float32" else "bfloat16"]
+    return SelectionWork(**{name: float(evaluate_form(form, values)) for name, form in forms.items()})
+
+
+def estimate_ns(policy: KVPolicy, sizes: HeadSizes, num_tokens: int, hardware: Hardware, dtype: str = "bfloat16") -> float:
     """Return what a selection in one layer takes by its launches, bytes and FLOPs one after the other, in nanoseconds."""
-    work = selection_work(policy, sizes, num_tokens)
-    moved_s = work["bytes"] / hardware.moved_bytes_per_s + work["flops"] / hardware.flops_per_s
-    return hardware.launch_ns * work["kernels"] + 1e9 * moved_s
+    work = selection_work(policy, sizes, num_tokens, dtype)
+    multiplied_s = work.bfloat16_flops / hardware.flops_per_s
+    multiplied_s += work.float32_flops / (hardware.float32_flops_per_s or hardware.flops_per_s)
+    return hardware.launch_ns * work.kernels + 1e9 * (work.bytes / hardware.moved_bytes_per_s + multiplied_s)
 
 
 @cache
-def _forms() -> dict[str, dict[str, str]]:
-    found: Any = json.loads((resources.files("dooly") / "data" / "kv_selections.json").read_text())
-    return {str(name): dict(forms) for name, forms in found.items()}
+def _forms() -> dict[str, dict[str, dict[str, str]]]:
+    found: dict[str, dict[str, dict[str, str]]] = json.loads(
+        (resources.files("dooly") / "data" / "kv_selections.json").read_text()
+    )
+    return found
