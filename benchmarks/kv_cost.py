@@ -2,13 +2,12 @@
 
 CritiPrefill computes a prompt's attention for one layer, its choice of blocks included, in turns with whole causal attention,
 so that whatever else runs disturbs both; the smallest time of each counts. FLOPs are 4 * head_dim for each pair of a query and a
-key.
+key. At 16,384 tokens and more its time must fall at least half as much as its FLOPs.
 
-LaProx's closed form, for one layer with H heads of size d, a window of w queries and n tokens, hidden size m:
-    FLOPs  2 H w n d (logits) + 2 H w n d (output) + 2 H w d m (projection) + 2 H d^2 (n + m) (norms)
-    bytes  4 (11 H w n + 4 H n d): each pass over the attention and the projected values, read or written
-    time   FLOPs / rate + bytes / bandwidth, both measured in turns with it: a product of the logits' shape, and a float32 copy
-Its times are CPU time of one thread, which other processes disturb less.
+LaProx's closed form, for one layer, is the one that the simulator prices selections by (`dooly/data/kv_selections.json`), in
+float32: FLOPs over a rate and bytes over a bandwidth, both measured in turns with it, a product of the logits' shape and a
+copy. Its times are CPU time of one thread, which other processes disturb less; time and form must be within 1.5 times of each
+other. Beyond either bound the script says so and exits with 1.
 
     python benchmarks/kv_cost.py [--num-tokens 16384] [--heads 8] [--kv-heads 2] [--head-dim 64] [--repeats 5] [--json FILE]
 """
@@ -20,18 +19,25 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from dooly.kv import CritiPrefill, LaProx, LayerInputs, select
+from dooly.kv_policy import HeadSizes, KVPolicy
+from dooly.predict._selections import selection_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LENGTHS = (4096, 8192, 16384)
 HIDDEN = 2048
+BUDGET = 0.2
+LONG, LEAST_SHARE = 16_384, 0.5
+"""From so many tokens on, time falls by at least this share of what FLOPs fall by."""
+MOST_APART = 1.5
+"""How many times a selection's time may be its closed form, or the form its time."""
 
 
 def smallest(
@@ -87,21 +93,38 @@ def selection(args: argparse.Namespace, num_tokens: int) -> dict[str, float]:
     rows = layer.queries.reshape(args.kv_heads, -1, size)
     many = torch.randn(heads * window * num_tokens)
     product = layer.keys.transpose(1, 2)
-    runs = {"select": lambda: select(policy, [layer], 0.2), "product": lambda: rows @ product, "copy": many.clone}
+    runs = {"select": lambda: select(policy, [layer], BUDGET), "product": lambda: rows @ product, "copy": many.clone}
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times = smallest(runs, 6 * args.repeats, time.process_time)
     torch.set_num_threads(num_threads)
     rate = 2 * heads * window * num_tokens * size / times["product"]
     bandwidth = 2 * many.nbytes / times["copy"]
-    flops = 2 * heads * size * (2 * window * num_tokens + window * HIDDEN + size * (num_tokens + HIDDEN))
-    traffic = 4 * (11 * heads * window * num_tokens + 4 * heads * num_tokens * size)
-    closed = flops / rate + traffic / bandwidth
-    return {"num_tokens": num_tokens, "flops": flops, "bytes": traffic, "closed_form_s": closed, "measured_s": times["select"]}
+    work = selection_work(KVPolicy("laprox", BUDGET), HeadSizes(heads, args.kv_heads, size, HIDDEN), num_tokens, "float32")
+    closed = work.float32_flops / rate + work.bytes / bandwidth
+    found = {"num_tokens": num_tokens, "flops": work.float32_flops, "bytes": work.bytes}
+    return {**found, "closed_form_s": closed, "measured_s": times["select"]}
+
+
+def beyond_bounds(document: dict[str, Any]) -> list[str]:
+    """Return what of a result lies beyond the bounds, a line each."""
+    found = []
+    for row in document["prefill"]:
+        fewer, faster = row["whole_flops"] / row["sparse_flops"], row["whole_s"] / row["sparse_s"]
+        if row["num_tokens"] >= LONG and faster < LEAST_SHARE * fewer:
+            found.append(
+                f"CritiPrefill, {row['num_tokens']:,} tokens: {faster:.2f}x faster by {fewer:.2f}x fewer FLOPs, "
+                f"less than {LEAST_SHARE:g} of it"
+            )
+    for row in document["selection"]:
+        ratio = row["measured_s"] / row["closed_form_s"]
+        if max(ratio, 1 / ratio) > MOST_APART:
+            found.append(f"LaProx, {row['num_tokens']:,} tokens: {ratio:.2f} times its closed form, beyond {MOST_APART:g}")
+    return found
 
 
 def main() -> None:
-    """Measure and print; write JSON where asked."""
+    """Measure and print; write JSON where asked; fail beyond the bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-tokens", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--heads", type=int, default=8)
@@ -129,9 +152,12 @@ def main() -> None:
             f"closed form {1e3 * row['closed_form_s']:.1f} ms (ratio {row['measured_s'] / row['closed_form_s']:.2f})"
         )
     sizes = {"heads": args.heads, "kv_heads": args.kv_heads, "head_dim": args.head_dim, "hidden_size": HIDDEN}
-    document = {**sizes, "threads": torch.get_num_threads(), "load_average": load, "prefill": prefills, "selection": selections}
+    how = {"threads": torch.get_num_threads(), "load_average": load, "repeats": args.repeats}
+    document = {**sizes, **how, "prefill": prefills, "selection": selections}
     if args.json:
         args.json.write_text(json.dumps(document, indent=1) + "\n")
+    if beyond := beyond_bounds(document):
+        raise SystemExit("\n".join(beyond))
 
 
 if __name__ == "__main__":
