@@ -3,8 +3,9 @@
 Simulated on a device whose measurements ship with Dooly; selecting is estimated by the bytes and launches of its kernels.
     TTFT       mean of a prompt alone, two one after the other
     TPOT       mean of 8 users who wait for their answers of 1,024 tokens, each twice; the others' prompts stand in its way
-    fit        requests that the KV cache holds together, each with what is kept of its prompt and its whole answer
-    users      most users, a multiple of 2, whose mean TPOT stays within the limit, all in the cache at once
+    fit        requests served at once of as many users as kept tokens and whole answers fill the KV cache: fewer where the last
+               prompt, which needs all its blocks until it is computed, finds too few beside them
+    users      most users whose mean TPOT stays within the limit, all in the cache at once; from 20 on a multiple of 2
 
 With --uneven: what attention of decodes takes where layers keep a quarter to 2.25 times the mean, or each key/value head is a
 request of its own, over what it takes where all read as much; by the same tables.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 LENGTHS = (8192, 16_384, 32_768, 65_536, 130_000)
 OUTPUT = 1024
-MOST_USERS = 256
+USERS = (*range(20), *range(20, 257, 2))
+"""Numbers of users that are tried."""
 SHARES = (0.25, 0.4, 0.6, 0.8, 1, 1.2, 1.5, 2.25)
 """What unequal layers keep, in units of the mean."""
 
@@ -50,12 +53,16 @@ class Engine:
         self.prompt = prompt
 
     @property
-    def num_fit(self) -> int:
+    def num_held(self) -> int:
         """Requests whose kept tokens and answers fill the cache; head-wise pages are half empty at each head's end."""
         policy, size = self.config.kv_policy, self.config.block_size
         kept = self.prompt if policy is None else policy.num_kept(self.prompt)
         num_tokens = kept + OUTPUT - 1 + (0 if policy is None or policy.is_even else (size - 1) / 2)
         return int((self.config.num_kv_blocks - 1) // -(-num_tokens // size))
+
+    def num_fit(self) -> int:
+        """Return how many of these are served at once."""
+        return num_at_once(self.serve(self.num_held, 2 * self.num_held))
 
     def serve(self, users: int, requests: int) -> SimulationResult:
         """Serve users who wait for their answers."""
@@ -68,12 +75,12 @@ class Engine:
         return num_at_once(served) == users and served.summary()["tpot_s"]["mean"] <= limit_s
 
     def most_users(self, limit_s: float) -> int:
-        """Return the most users within a limit."""
-        low, high = 0, MOST_USERS
-        while high - low > 2:  # noqa: PLR2004 - users are tried in twos
-            middle = (low + high) // 4 * 2
-            low, high = (middle, high) if self.within(middle, limit_s) else (low, middle)
-        return low
+        """Return the most users within a limit, of as many as are held."""
+        low, high = 0, bisect_right(USERS, self.num_held)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.within(USERS[middle], limit_s) else (low, middle)
+        return USERS[low]
 
 
 def row(engine: Engine, limit_s: float) -> dict[str, float | int]:
@@ -83,7 +90,7 @@ def row(engine: Engine, limit_s: float) -> dict[str, float | int]:
         "ttft_s": alone["ttft_s"]["mean"],
         "tpot_alone_s": alone["tpot_s"]["mean"],
         "tpot_s": loaded["tpot_s"]["mean"],
-        "fit": engine.num_fit,
+        "fit": engine.num_fit(),
         "users": engine.most_users(limit_s),
     }
 
