@@ -7,13 +7,24 @@ Holds no torch and no engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isclose
+from operator import index
+from typing import TYPE_CHECKING
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, spell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One engine step's work, a request an entry, in the order scheduled.
+
+    Counts may be given as lists or numpy arrays of whole numbers too; they are kept as tuples.
+
+    Raises:
+        InvalidInputError: There is no request, a count is no whole number or out of range, or attention sees other tokens.
 
     Examples:
         >>> batch = dooly.Batch(num_new_tokens=(1, 1, 512), num_computed_tokens=(900, 3000, 0))
@@ -30,10 +41,13 @@ class Batch:
     num_draft_tokens: tuple[int, ...] = ()
     """How many of the new tokens are drafts that the step verifies, one count a request; none where it is empty."""
     attended: tuple[tuple[float, Batch], ...] = ()
-    """Shares of the attention layers, adding up to 1, each with the batch as its attention sees it: as many tokens, of requests
-    that read otherwise than they hold, as where a policy prefills sparsely; none where it sees this very batch."""
+    """What attention sees, where that is another batch: pairs of a share of the attention layers and the `Batch` that these see,
+    with as many new tokens, cut into requests by what each reads. Shares add up to 1, as in `((1.0, Batch(...)),)`; empty where
+    all layers see this very batch. So a sparse prefill is told; see `dooly.kv_policy.KVPolicy.attended`."""
 
     def __post_init__(self) -> None:
+        for name in ("num_new_tokens", "num_computed_tokens", "num_draft_tokens"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
         if not self.num_new_tokens:
             raise InvalidInputError("Batch: no request; a step needs at least one; give num_new_tokens an entry")
         if len(self.num_new_tokens) != len(self.num_computed_tokens):
@@ -48,6 +62,7 @@ class Batch:
             )
         if self.num_new_requests is None:
             object.__setattr__(self, "num_new_requests", self.num_computed_tokens.count(0))
+        object.__setattr__(self, "num_new_requests", _whole("num_new_requests", (self.num_new_requests,))[0])
         if self.num_draft_tokens and (
             len(self.num_draft_tokens) != len(self.num_new_tokens)
             or any(not 0 <= drafts < new for drafts, new in zip(self.num_draft_tokens, self.num_new_tokens, strict=True))
@@ -56,12 +71,26 @@ class Batch:
                 f"Batch: num_draft_tokens {self.num_draft_tokens} must be one count a request, at least 0 and below its "
                 "num_new_tokens; the token ahead of the drafts is new too"
             )
-        if any(view.num_tokens != self.num_tokens for _, view in self.attended):
+        if self.attended:
+            self._check_attended()
+        if not 0 <= self.num_new_requests <= len(self.num_new_tokens):
+            raise InvalidInputError(f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}")
+
+    def _check_attended(self) -> None:
+        try:
+            shares, views = zip(*self.attended, strict=True)
+            is_whole = isclose(sum(shares), 1) and all(isinstance(view, Batch) for view in views)
+        except (TypeError, ValueError):
+            is_whole = False
+        if not is_whole:
+            raise InvalidInputError(
+                f"Batch: attended: {spell(self.attended)} are no shares of the layers, adding up to 1, each with the Batch that "
+                "they see; give ((1.0, Batch(...)),). What decodes read of their context is num_computed_tokens"
+            )
+        if any(view.num_tokens != self.num_tokens for view in views):
             raise InvalidInputError(
                 f"Batch: attended: attention must see the {self.num_tokens} tokens of the step, no more and no less"
             )
-        if not 0 <= self.num_new_requests <= len(self.num_new_tokens):
-            raise InvalidInputError(f"Batch: num_new_requests {self.num_new_requests} is outside 0..{len(self.num_new_tokens)}")
 
     @property
     def num_reqs(self) -> int:
@@ -83,3 +112,10 @@ class Batch:
     def num_sampled(self) -> int:
         """Places that a token is sampled at: the last of each request, and each draft."""
         return len(self.num_new_tokens) + sum(self.num_draft_tokens)
+
+
+def _whole(name: str, counts: Iterable[int]) -> tuple[int, ...]:
+    try:
+        return tuple(map(index, counts))
+    except TypeError as error:
+        raise InvalidInputError(f"Batch: {name}: {spell(counts)} are no whole numbers") from error

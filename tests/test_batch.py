@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from dooly.batch import Batch
@@ -27,6 +28,11 @@ def test_requests_without_computed_tokens_are_new_by_default() -> None:
         ((1,), (-1,), 0, "num_computed_tokens at least 0"),
         ((1,), (3,), 2, "num_new_requests 2 is outside 0..1"),
         ((1,), (3,), -1, "num_new_requests -1 is outside 0..1"),
+        ((1.0,), (3,), 0, r"num_new_tokens: \(1.0,\) are no whole numbers"),
+        ((1,), np.array([0.5]), 0, r"num_computed_tokens: array\(\[0.5\]\) are no whole numbers"),
+        ((1,), 3, 0, "num_computed_tokens: 3 are no whole numbers"),
+        ((1,), np.ones((1, 2), int), 0, "num_computed_tokens: .* are no whole numbers"),
+        ((1,), (3,), 0.5, r"num_new_requests: \(0.5,\) are no whole numbers"),
     ],
 )
 def test_an_impossible_batch_is_refused(
@@ -35,6 +41,30 @@ def test_an_impossible_batch_is_refused(
     """Each rule that a batch breaks is named in one line."""
     with pytest.raises(InvalidInputError, match=rule) as caught:
         Batch(new, computed, num_new_requests)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_and_lists_are_kept_as_tuples_of_integers() -> None:
+    """A batch of numpy's integers is the batch of Python's, and can be hashed as that."""
+    of_arrays = Batch(np.ones(2, int), np.full(2, 10), np.int64(1), np.zeros(2, int))
+    assert of_arrays == Batch([1, 1], [10, 10], 1, [0, 0]) == Batch((1, 1), (10, 10), 1, (0, 0))
+    assert hash(of_arrays) == hash(Batch((1, 1), (10, 10), 1, (0, 0)))
+    assert {type(count) for count in (*of_arrays.num_computed_tokens, of_arrays.num_new_requests)} == {int}
+
+
+@pytest.mark.parametrize(
+    ("attended", "rule"),
+    [
+        ((6554,) * 2, r"\(6554, 6554\) are no shares of the layers"),
+        (((1.0, 6554),), "are no shares of the layers"),
+        (((0.5, Batch((2,), (9,))),), "adding up to 1"),
+        (((1.0, Batch((3,), (9,))),), "must see the 2 tokens of the step"),
+    ],
+)
+def test_what_attention_cannot_see_is_refused(attended: tuple[tuple[float, Batch], ...], rule: str) -> None:
+    """Views of attention are shares of all layers, each with a batch of the step's own tokens; one line says so."""
+    with pytest.raises(InvalidInputError, match=rule) as caught:
+        Batch((1, 1), (10, 10), attended=attended)
     assert "\n" not in str(caught.value)
 
 

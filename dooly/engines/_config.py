@@ -152,7 +152,8 @@ class ServingConfig:
     speculative_config: SpeculativeConfig | None = None
     """How a simulated engine drafts tokens, and how many it accepts; None where it drafts none, as where Dooly measures."""
     kv_policy: KVPolicy | None = None
-    """What a simulated engine keeps of prompts, or computes of their attention; None for all."""
+    """What a simulated engine keeps of prompts, or computes of their attention; None for all. A latency model's `step` prices the
+    batch that it is given, and knows no policy."""
     engine: str = "vllm"
     """Which engine serves, of those that `--engine` takes; names of other settings are vLLM's, whichever it is."""
 

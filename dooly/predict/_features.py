@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,9 +129,19 @@ class BatchArrays:
         return tuple((share, cls.of(view)) for share, view in zip(shares, views, strict=True))
 
     @classmethod
-    def decode_run(cls, num_computed_tokens: Ints, num_steps: int) -> BatchArrays:
-        """Return `num_steps` consecutive decode steps over the same requests, each context one longer than the step before."""
-        computed = num_computed_tokens[None, :] + np.arange(num_steps)[:, None]
+    def decode_run(cls, num_computed_tokens: Ints | Sequence[int], num_steps: int) -> BatchArrays:
+        """Return `num_steps` consecutive decode steps over the same requests, each context one longer than the step before.
+
+        Raises:
+            InvalidInputError: There is no request or no step, or a context is negative or no whole number.
+        """
+        contexts, counts = np.asarray(num_computed_tokens), isinstance(num_steps, Integral) and num_steps > 0
+        if contexts.dtype.kind not in "iu" or contexts.ndim != 1 or not contexts.size or contexts.min() < 0 or not counts:
+            raise InvalidInputError(
+                f"decode_run: {num_steps} steps over contexts {spell(num_computed_tokens)}; give a whole number of steps from 1, "
+                "and of tokens from 0, one a request"
+            )
+        computed = contexts.astype(np.int64, copy=False)[None, :] + np.arange(num_steps)[:, None]
         return cls(np.ones_like(computed), computed, np.zeros(num_steps, dtype=np.int64))
 
     @classmethod

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dooly.catalog import kv_cache_layout
-from dooly.errors import InvalidInputError, spell
+from dooly.errors import InvalidInputError
 from dooly.predict._account import Account
 from dooly.predict._features import BatchArrays
 from dooly.predict._memory import num_kv_blocks
@@ -17,6 +15,7 @@ from dooly.predict._step_prices import StepPrices
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     import numpy.typing as npt
 
     from dbstore import Environment
@@ -132,6 +131,9 @@ class LatencyModel(Account):
     def step(self, batch: Batch, *, extrapolate: bool = False) -> StepLatency:
         """Predict one step, operation by operation.
 
+        A KV-cache policy of the serving settings is not priced here: it shows in what a batch's requests read, in its `attended`,
+        and in `selection_ns`.
+
         Args:
             batch: The scheduled batch.
             extrapolate: Predict beyond the measured tokens, requests or context as well, and flag it, instead of refusing.
@@ -172,15 +174,10 @@ class LatencyModel(Account):
             extrapolate: As `step` has it.
 
         Raises:
-            InvalidInputError: There is no request or no step, or a context is negative.
+            InvalidInputError: There is no request or no step, or a context is negative or no whole number.
             OutOfDomainError: A step exceeds what was measured.
         """
-        contexts = np.asarray(num_computed_tokens, dtype=np.int64)
-        if contexts.ndim != 1 or not contexts.size or contexts.min() < 0 or num_steps < 1:
-            raise InvalidInputError(
-                f"decode_run: {num_steps} steps over contexts {spell(num_computed_tokens)}; give a step, and contexts from 0"
-            )
-        return self.steps(BatchArrays.decode_run(contexts, num_steps), extrapolate=extrapolate)
+        return self.steps(BatchArrays.decode_run(num_computed_tokens, num_steps), extrapolate=extrapolate)
 
     def operations_ns(self, batches: BatchArrays) -> Iterator[tuple[TracedOperation, Floats]]:
         """Yield the operations of a step, each of which it runs `count` times, and what one run takes in each batch.
@@ -226,7 +223,7 @@ class LatencyModel(Account):
         Raises:
             OutOfDomainError: A step exceeds what was measured.
         """
-        return self.steps_ns(BatchArrays.decode_run(np.asarray(num_computed_tokens, dtype=np.int64), num_steps))
+        return self.steps_ns(BatchArrays.decode_run(num_computed_tokens, num_steps))
 
     def steps_ns(self, batches: BatchArrays) -> Ints:
         """Return the latencies of many steps, in nanoseconds, shape (num_batches,).
@@ -254,7 +251,7 @@ class LatencyModel(Account):
         Raises:
             OutOfDomainError: A step exceeds what was measured.
         """
-        return self._prices.quote(BatchArrays.decode_run(np.asarray(num_computed_tokens, dtype=np.int64), num_steps))
+        return self._prices.quote(BatchArrays.decode_run(num_computed_tokens, num_steps))
 
     def price_sheet(self) -> PriceSheet | None:
         """Return what steps are priced by, as arrays for compiled loops; None where layers or steps take time of their own.

@@ -96,9 +96,9 @@ def test_what_is_no_batch_is_refused(latency: LatencyModel) -> None:
 
 
 def test_no_steps_are_refused(latency: LatencyModel) -> None:
-    """No batch, no step and no context of decodes are input errors."""
+    """No batch, no step and no context of decodes are input errors, and so are halves of them."""
     with pytest.raises(InvalidInputError, match="no batch"):
         latency.steps([])
-    for contexts, steps in (([], 1), ([3], 0), ([-1], 1), ([[1]], 1)):
-        with pytest.raises(InvalidInputError, match="give a step, and contexts"):
+    for contexts, steps in (([], 1), ([3], 0), ([3], 2.5), ([-1], 1), ([[1]], 1), ([10.5], 1), (["3"], 1)):
+        with pytest.raises(InvalidInputError, match=r"decode_run: .* give a whole number of steps from 1"):
             latency.decode_run(contexts, steps)  # type: ignore[arg-type]  # as a caller may
