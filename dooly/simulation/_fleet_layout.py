@@ -109,6 +109,7 @@ class FleetLayout:
             steps: A log for each, filled with its steps, where they are given; those that prefill come first.
 
         Raises:
+            InvalidInputError: There is a KV-cache policy, and prefill and decode have engines of their own.
             UnsupportedModelError: vLLM would share the experts of a mixture over the engines; or a KV cache that cannot be moved.
             WorkloadError: A request is too long.
         """
@@ -122,6 +123,11 @@ class FleetLayout:
                     "not priced yet; give another --router, for engines of their own"
                 )
             return simulate_fleet(workload, [replica] * self.data_parallel_size, router, steps=steps)
+        if (policy := config.kv_policy) is not None and policy.budget < 1:
+            raise InvalidInputError(
+                f"--kv-policy: {latency.traced.model}: {policy} is not simulated between engines that prefill and engines "
+                "that decode; leave out --kv-policy, or --prefill-replicas and --decode-replicas"
+            )
         link, block_bytes = self.kv_transfer, latency.kv_cache_layout(serving).block_bytes
         return simulate_disaggregated(
             workload,

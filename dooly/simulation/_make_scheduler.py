@@ -49,7 +49,9 @@ def make_scheduler(requests: Sequence[Request], config: SchedulerConfig, remote:
         return made(requests, config, remote)
     if config.kv_policy is not None and config.kv_policy.budget < 1:
         if remote is not None:
-            raise InvalidInputError("SchedulerConfig: kv_policy: not simulated between prefill and decode replicas; leave it out")
+            raise InvalidInputError(
+                "SchedulerConfig: kv_policy: not simulated between prefill and decode replicas; set it to None"
+            )
         return PolicyScheduler(requests, config)
     if config.speculative is None:
         return Scheduler(requests, config, remote)

@@ -99,10 +99,13 @@ class SchedulerConfig:
     def _check_policy(self) -> None:
         if (policy := self.kv_policy) is None:
             return
-        if self.kv_cache_groups != FULL_ATTENTION or self.speculative is not None:
+        if self.kv_cache_groups != FULL_ATTENTION:
             raise InvalidInputError(
-                f"SchedulerConfig: kv_policy: {policy} is simulated only where all layers have full attention and no tokens are "
-                "drafted; leave it out"
+                f"SchedulerConfig: kv_policy: {policy} is simulated only where all layers have full attention; set it to None"
+            )
+        if self.speculative is not None:
+            raise InvalidInputError(
+                f"SchedulerConfig: kv_policy: {policy} is not simulated where tokens are drafted; set it or speculative to None"
             )
         if self.enable_prefix_caching and policy.changes(Term.BLOCKS):
             raise InvalidInputError(

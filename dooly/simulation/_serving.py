@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, UnsupportedModelError
 from dooly.kv_cache_groups import AttentionKind
 from dooly.kv_policy import Term
 from dooly.simulation._make_scheduler import scheduled_as, scheduler_class
@@ -15,6 +15,7 @@ from dooly.speculation import HEAD_METHODS
 if TYPE_CHECKING:
     from dooly.engines import ServingConfig
     from dooly.kv_cache_groups import KVCacheGroup
+    from dooly.kv_policy import KVPolicy
     from dooly.predict import LatencyModel
 
 _SHAPES_A_TABLE = ("dtype", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel")
@@ -38,8 +39,8 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
 
     Raises:
         InvalidInputError: The KV cache is too small for the longest request, for which no engine would start; or the latency
-            model was made for another layout or element type.
-        UnsupportedModelError: The model caches something that the scheduler does not model.
+            model was made for another layout or element type; or there are a policy and drafts.
+        UnsupportedModelError: The model caches something that the scheduler does not model, or not as a policy needs it.
 
     Examples:
         >>> model = dooly.find_model("llama-3.1-8b")
@@ -56,6 +57,8 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
                 "both the same settings"
             )
     layout, policy = latency.kv_cache_layout(serving), serving.kv_policy
+    if policy is not None:
+        _check_policy(policy, serving, latency.traced.model, layout.groups)
     num_kv_blocks, block_size = _num_kv_blocks(serving, latency), layout.block_size
     if num_kv_blocks < _MIN_BLOCKS:
         given = "--kv-cache-memory-bytes" if serving.num_gpu_blocks_override is None else "--num-gpu-blocks-override"
@@ -85,6 +88,20 @@ def scheduler_config(serving: ServingConfig, latency: LatencyModel) -> Scheduler
         num_attention_layers=sum(op.count for op in latency.traced.operations if op.depends_on_context),
         engine=scheduled_as(latency.environment.engine),
     )
+
+
+def _check_policy(policy: KVPolicy, serving: ServingConfig, model: str, groups: tuple[KVCacheGroup, ...]) -> None:
+    """Refuse a policy where `SchedulerConfig` does, by the names that users gave."""
+    if others := {group.kind.replace("_", " ") for group in groups} - {"full attention"}:
+        raise UnsupportedModelError(
+            f"--kv-policy: {model}: {policy} is simulated only where all layers have full attention, and some have "
+            f"{', '.join(sorted(others))}; leave --kv-policy out, or choose another model"
+        )
+    if serving.speculative_config is not None:
+        raise InvalidInputError(
+            f"--kv-policy: {model}: {policy} is not simulated where tokens are drafted; leave out --kv-policy or "
+            "--speculative-config"
+        )
 
 
 def _num_kv_blocks(serving: ServingConfig, latency: LatencyModel) -> int:

@@ -6,8 +6,10 @@ import pytest
 
 from dooly import find_model
 from dooly.kv_policy import KVPolicy
+from dooly.predict import Interconnect
 from dooly.searching import Evaluation, combine, evaluate
-from dooly.simulation import parse_workload
+from dooly.simulation import FleetLayout, parse_workload
+from dooly.speculation import SpeculativeConfig
 
 
 def test_doubts_are_of_one_simulation_alone() -> None:
@@ -29,3 +31,31 @@ def test_a_policy_that_changes_nothing_is_refused() -> None:
     found = evaluate(candidate, parse_workload("constant:rate=1,requests=2,prompt=100,output=1"), 1.0)
     assert isinstance(found, str)
     assert "--kv-budget: snapkv at 0.1 changes nothing for prompts of 100 tokens at most" in found
+
+
+DRAFTS = SpeculativeConfig("ngram", 3, (0.5,) * 3)
+APART = FleetLayout(1, None, 1, 1, Interconnect(1e9, 1e3))
+
+
+@pytest.mark.parametrize(
+    ("model", "drafts", "fleet", "reason"),
+    [
+        ("gemma-2-9b", None, FleetLayout(), "simulated only where all layers have full attention, and some have sliding window;"),
+        ("llama-3.1-8b", DRAFTS, FleetLayout(), "not simulated where tokens are drafted; leave out --kv-policy or --spec"),
+        (
+            "llama-3.1-8b",
+            None,
+            APART,
+            "not simulated between engines that prefill and engines that decode; leave out --kv-policy, or",
+        ),
+    ],
+)
+def test_a_policy_that_is_not_simulated_says_why(
+    model: str, drafts: SpeculativeConfig | None, fleet: FleetLayout, reason: str
+) -> None:
+    """Windows, drafts and engines apart by role: the reason names the model, the flags and which of these it is."""
+    settings = {"kv_policy": (KVPolicy("snapkv", 0.2),), "speculative_config": (drafts,), "async_scheduling": (drafts is None,)}
+    (candidate,) = combine([find_model(model)], ["h200"], settings, fleets=(fleet,))
+    found = evaluate(candidate, parse_workload("constant:rate=1,requests=2,prompt=1000,output=2"), 1.0)
+    assert isinstance(found, str)
+    assert found.startswith(f"--kv-policy: {model}: snapkv at 0.2 is {reason}")
