@@ -88,6 +88,14 @@ _DROPPING = (Term.CACHING, Term.SELECTION, Term.READS, Term.BLOCKS)
 _SPARSE = (Term.SELECTION, Term.PREFILL)
 
 
+_BY_SPELLING = {name.replace("-", ""): name for name in KEPT_BY}
+
+
+def known_name(name: object) -> str | None:
+    """Return a policy's name as `KEPT_BY` has it, by any case and with hyphens or without; None where there is none."""
+    return _BY_SPELLING.get(str(name).lower().replace("-", ""))
+
+
 def share_of(number: int, share: float) -> int:
     """Return a share of a number, rounded down; the share counts as the decimal fraction that was written."""
     exact = Fraction(str(share))
@@ -104,7 +112,11 @@ def check_budget(budget: float, flag: str = "--budget") -> None:
     Raises:
         InvalidInputError: It is no number above 0 and up to 1.
     """
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise InvalidInputError(
+            f"{flag}: {spell(budget)} is no number; give the share of a prompt's tokens that are kept, as 0.2"
+        )
+    if not 0 < budget <= 1:
         raise InvalidInputError(
             f"{flag}: {spell(budget)} does not lie above 0 and up to 1; it is the share of a prompt's tokens that are kept"
         )
@@ -127,16 +139,17 @@ class KVPolicy:
     """
 
     name: str
-    """A name of `dooly.kv.POLICIES`."""
+    """A name of `dooly.kv.POLICIES`, by any case and with hyphens or without; kept as it stands there."""
     budget: float
     """Share of a prompt's tokens that are kept, the mean over heads; for CritiPrefill, that segments attend to besides."""
     terms: tuple[Term, ...] | None = None
     """What counts, for what each contributes; None for all that the policy changes."""
 
     def __post_init__(self) -> None:
-        if self.name not in KEPT_BY:
-            raise InvalidInputError(f"--kv-policy: {spell(self.name)} is not one of {', '.join(KEPT_BY)}")
-        check_budget(self.budget, "--kv-budget")
+        if (name := known_name(self.name)) is None:
+            raise InvalidInputError(f"KVPolicy: name: {spell(self.name)} is not one of {', '.join(KEPT_BY)}")
+        object.__setattr__(self, "name", name)
+        check_budget(self.budget, "KVPolicy: budget")
         if self.terms is not None and not {*self.terms} <= {*self.all_terms}:
             raise InvalidInputError(f"KVPolicy: terms of {self.name} are {', '.join(self.all_terms)}, got {self.terms}")
 

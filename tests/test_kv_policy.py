@@ -64,12 +64,23 @@ def test_terms_come_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("spelt", "name"),
+    [("SnapKV", "snapkv"), ("Ada-KV", "adakv"), ("Critical-Ada-KV", "critical-adakv"), ("layerDefensiveKV", "layer-defensivekv")],
+)
+def test_names_go_by_any_case(spelt: str, name: str) -> None:
+    """Names as papers write them are those of the policies."""
+    assert KVPolicy(spelt, 0.2) == KVPolicy(name, 0.2)
+
+
+@pytest.mark.parametrize(
     ("name", "budget", "terms", "message"),
     [
-        ("snap", 0.2, None, "--kv-policy: 'snap' is not one of snapkv, adakv"),
-        ("snapkv", 0, None, "--kv-budget: 0 does not lie above 0 and up to 1"),
-        ("snapkv", 1.5, None, "--kv-budget: 1.5 does not lie above 0"),
-        ("snapkv", True, None, "--kv-budget: True does not lie"),
+        ("snap", 0.2, None, "^KVPolicy: name: 'snap' is not one of snapkv, adakv"),
+        (None, 0.2, None, "^KVPolicy: name: None is not one of snapkv"),
+        ("snapkv", 0, None, "^KVPolicy: budget: 0 does not lie above 0 and up to 1"),
+        ("snapkv", 1.5, None, "^KVPolicy: budget: 1.5 does not lie above 0"),
+        ("snapkv", True, None, "^KVPolicy: budget: True is no number"),
+        ("snapkv", "0.2", None, "^KVPolicy: budget: '0.2' is no number; give the share"),
         ("snapkv", 0.2, (Term.PREFILL,), "terms of snapkv are no prefix caching, selection"),
     ],
 )

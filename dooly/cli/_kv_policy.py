@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dooly.cli._output import new_table, show
-from dooly.kv_policy import KEPT_BY, KVPolicy, Scope, Term
+from dooly.kv_policy import KEPT_BY, KVPolicy, Scope, Term, check_budget, known_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from dooly.simulation import FleetLayout, FleetResult, SchedulerConfig, SimulationResult, StepLog, TermEffect, Workload
 
 _PANEL = "KV-cache policies"
+_NAMES = f"{', '.join(KEPT_BY)}, or none"
 PolicyName = Annotated[
     str | None,
     typer.Option(
         "--kv-policy",
         metavar="NAME",
-        help=f"What is kept of a prompt, or computed of its attention: {', '.join(KEPT_BY)} (laprox after its paper's abstract).",
+        help=f"What is kept of a prompt, or computed of its attention: {_NAMES} (laprox after its paper's abstract).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -36,7 +37,7 @@ PolicyChoices = Annotated[
     typer.Option(
         "--kv-policy",
         metavar="NAME,...",
-        help=f"Policies, all tried: {', '.join(KEPT_BY)}, or none (laprox after its paper's abstract).",
+        help=f"Policies, all tried: {_NAMES} (laprox after its paper's abstract).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -57,23 +58,32 @@ def policy_choices(names: str | None, budgets: str | None) -> dict[str, tuple[KV
 
     At budget 1, and for `none`, an engine has no policy.
     """
-    if names is None or budgets is None:
-        if names is not None and names != "none":
-            raise typer.BadParameter("--kv-policy: how much is kept? give --kv-budget too, as 0.2")
-        if budgets is not None:
-            raise typer.BadParameter("--kv-budget: of which policy? give --kv-policy too")
+    tried = () if names is None else [_name(name.strip()) for name in names.split(",")]
+    if any(tried) and budgets is None:
+        raise typer.BadParameter("--kv-policy: how much is kept? give --kv-budget too, as 0.2")
+    if budgets is None:
         return {}
-    found = [_policy(name.strip(), budget.strip()) for name in names.split(",") for budget in budgets.split(",")]
+    if not any(tried):
+        raise typer.BadParameter("--kv-budget: of which policy? give --kv-policy too, other than none")
+    shares = [_share(budget.strip()) for budget in budgets.split(",")]
+    found = [None if name is None or share == 1 else KVPolicy(name, share) for name in tried for share in shares]
     return {"kv_policy": tuple(dict.fromkeys(found))}
 
 
-def _policy(name: str, budget: str) -> KVPolicy | None:
+def _name(text: str) -> str | None:
+    name = known_name(text)
+    if name is None and text.lower() != "none":
+        raise typer.BadParameter(f"--kv-policy: {text!r} is not one of {_NAMES}")
+    return name
+
+
+def _share(text: str) -> float:
     try:
-        share = float(budget)
+        share = float(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--kv-budget: {budget!r} is no number, as 0.2") from error
-    policy = KVPolicy(next(iter(KEPT_BY)) if name == "none" else name, share)
-    return None if name == "none" or share == 1 else policy
+        raise typer.BadParameter(f"--kv-budget: {text!r} is no number, as 0.2") from error
+    check_budget(share, "--kv-budget")
+    return share
 
 
 def one_policy(name: str | None, budget: str | None) -> dict[str, KVPolicy]:

@@ -177,7 +177,7 @@ LONG = "closed:concurrency=2,requests=3,prompt=16384,output=8"
 def test_a_policy_is_simulated_term_by_term(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
     """Each term stands in JSON and in the terminal, the last with what the whole simulation comes to; and what it stands on."""
     command = ("simulate", "smollm2-135m", "--hardware", "h200", "--max-model-len", 17_000, "--workload", LONG)
-    code, out, _ = dooly(*command, "--kv-policy", "adakv", "--kv-budget", 0.2, "--json", tmp_path / "found.json")
+    code, out, _ = dooly(*command, "--kv-policy", "Ada-KV", "--kv-budget", 0.2, "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert code == 0
     document = found["kv_policy"]
@@ -209,13 +209,15 @@ def test_a_policy_at_budget_1_is_none_to_the_byte(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--kv-policy", "snap", "--kv-budget", "0.2"), "--kv-policy: 'snap' is not one of snapkv"),
+        (("--kv-policy", "snap", "--kv-budget", "0.2"), "--kv-policy: 'snap' is not one of snapkv, adakv, "),
+        (("--kv-policy", "snap", "--kv-budget", "0.2"), "critiprefill, or none"),
+        (("--kv-policy", "none", "--kv-budget", "0.2"), "--kv-budget: of which policy? give --kv-policy too, other than none"),
         (("--kv-policy", "snapkv,adakv", "--kv-budget", "0.2"), "--kv-policy: 'snapkv,adakv' are several; give one"),
         (("--kv-policy", "snapkv", "--kv-budget", "0.1,0.2"), "--kv-budget: '0.1,0.2' are several; give one"),
         (("--kv-policy", "snapkv"), "give --kv-budget too"),
         (("--kv-budget", "0.2"), "give --kv-policy too"),
         (("--kv-policy", "snapkv", "--kv-budget", "much"), "'much' is no number"),
-        (("--kv-policy", "snapkv", "--kv-budget", "1.2"), "1.2 does not lie above 0 and up to 1"),
+        (("--kv-policy", "snapkv", "--kv-budget", "1.2"), "--kv-budget: 1.2 does not lie above 0 and up to 1"),
         (("--kv-policy", "snapkv", "--kv-budget", "0.001"), "changes nothing for prompts of 16,384 tokens"),
     ],
 )
