@@ -123,7 +123,8 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
     shown = [found for found in result.candidates if found.best is not None]
     if shown:
         names = (*settings, "engines")
-        _show_table(result, shown, [name for name in names if len({f.candidate.shown(name) for f in shown}) > 1])
+        varied = [name for name in names if len({found.candidate.shown(name) for found in result.candidates}) > 1]
+        _show_table(result, shown, varied)
     for reason, candidates in result.without_rate[:_SHOWN_REASONS]:
         typer.echo(f" {len(candidates)} × {reason}")  # noqa: RUF001 - as counts are written
     if (hidden := len(result.without_rate) - _SHOWN_REASONS) > 0:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ModelSource, ServingConfig, hub_id
 from dooly.errors import InvalidInputError
+from dooly.kv_policy import Term
 from dooly.predict import default_serving
 from dooly.simulation import FleetLayout
 from dooly.speculation import DRAFTER_METHODS
@@ -51,9 +52,12 @@ class Candidate:
 
         A listed model stands there by its maker's Hugging Face id; of others, the reader knows where the weights are.
         """
+        serving = self.serving
+        if serving.kv_policy is not None and serving.kv_policy.changes(Term.CACHING):
+            serving = replace(serving, enable_prefix_caching=False)
         words = ["vllm", "serve", hub_id(self.model) or f"<folder or Hugging Face id of {self.model.name}>"]
         for field in fields(ServingConfig):
-            value, flag = getattr(self.serving, field.name), field.name.replace("_", "-")
+            value, flag = getattr(serving, field.name), field.name.replace("_", "-")
             if field.name == "kv_policy" or (field.name not in _ALWAYS_NAMED and value == field.default):
                 continue
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
@@ -65,11 +69,11 @@ class Candidate:
             words += ["--data-parallel-size", str(fleet.num_replicas)]
         elif fleet.num_replicas > 1:
             remark = f"  # {fleet.num_replicas} of these, behind a router: {fleet.router_name}"
-        drafts = self.serving.speculative_config
+        drafts = serving.speculative_config
         if drafts is not None and drafts.method in DRAFTER_METHODS:
             remark += f"{',' if remark else '  #'} with the drafter as model in --speculative-config"
-        if self.serving.kv_policy is not None:
-            remark += f"{',' if remark else '  #'} with {self.serving.kv_policy}, which vLLM lacks"
+        if serving.kv_policy is not None:
+            remark += f"{',' if remark else '  #'} with {serving.kv_policy}, which vLLM lacks"
         return f"{shlex.join(words)}{remark}"
 
     def shown(self, name: str) -> str:

@@ -183,3 +183,13 @@ def test_policies_are_tried(tmp_path: Path, dooly: Callable[..., tuple[int, str,
     assert "snapkv at 0.1" in out
     assert "# with snapkv at 0.1, which vLLM lacks" in out
     assert "snapkv at 0.5" in (tmp_path / "found.csv").read_text()
+
+
+def test_what_was_varied_keeps_its_column(dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """Where all policies but none are refused, the row that is left says which it is."""
+    workload = ("--hardware", "h200", "--workload", "poisson:prompt=2000,output=8,requests=10", "--tpot-p90", "0.05")
+    code, out, _ = dooly("search", "gemma-2-9b", *workload, "--kv-policy", "none,SnapKV", "--kv-budget", 0.2, "--processes", 1)
+    assert code == 0
+    assert "1 × --kv-policy: gemma-2-9b: snapkv at 0.2 is simulated only where" in out  # noqa: RUF001 - as counts are written
+    head, row = (line.split() for line in out.splitlines() if line.startswith((" model", " gemma-2-9b")))
+    assert row[head.index("kv_policy")] == "none"

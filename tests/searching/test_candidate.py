@@ -126,8 +126,16 @@ def test_a_digest_tells_candidates_apart() -> None:
 
 
 def test_a_policy_is_a_choice_that_vllm_lacks() -> None:
-    """Candidates with a policy and without are told apart; the command names what vLLM has no flag for in a remark."""
-    plain, policed = combine([MODEL], ["h200"], {"kv_policy": (None, KVPolicy("snapkv", 0.2))})
+    """Candidates with a policy and without are told apart; the command names what vLLM has no flag for in a remark.
+
+    What a policy drops is found by no other request, and the command turns prefix caching off, as the simulation does.
+    """
+    plain, policed, sparse = combine(
+        [MODEL], ["h200"], {"kv_policy": (None, KVPolicy("snapkv", 0.2), KVPolicy("critiprefill", 0.2))}
+    )
     assert plain.digest() != policed.digest()
-    assert policed.command == f"{plain.command}  # with snapkv at 0.2, which vLLM lacks"
+    words, _, remark = policed.command.partition("  # ")
+    assert remark == "with snapkv at 0.2, which vLLM lacks"
+    assert set(words.split()) - set(plain.command.split()) == {"--no-enable-prefix-caching"}
+    assert sparse.command == f"{plain.command}  # with critiprefill at 0.2, which vLLM lacks"
     assert policed.shown("kv_policy") == "snapkv at 0.2"
