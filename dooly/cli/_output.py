@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _LINE_EVERY_S = 30
 """Seconds between two lines of progress where stderr is no terminal."""
 _WIDTH = 240
-"""Columns of a table that goes to a file or a pipe: enough that rows do not fold."""
+"""Columns of a table that goes to a file or a pipe: enough that rows do not fold; COLUMNS says otherwise."""
 _MUCH_EXTRAPOLATED = 0.05
 """Fraction of all seconds from which on extrapolation is worth one."""
 
@@ -39,9 +40,14 @@ def show(table: Table, summary: str | None = None) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+    else:
+        if "COLUMNS" not in os.environ:
+            console.width = _WIDTH
+        with console.capture() as printed:
+            console.print(table)
+        typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
     if summary is not None:
         console.print(f" {summary}", markup=False, soft_wrap=True)
 

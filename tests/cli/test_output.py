@@ -1,11 +1,11 @@
-"""How progress is told."""
+"""How tables are printed, and how progress is told."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from dooly.cli import _output
-from dooly.cli._output import progress_bar
+from dooly.cli._output import new_table, progress_bar, show
 
 if TYPE_CHECKING:
     import pytest
@@ -21,3 +21,19 @@ def test_a_log_hears_now_and_then_how_far_work_is(monkeypatch: pytest.MonkeyPatc
             update(2, 4, "smollm2-135m: profiling")
         heard.append(capsys.readouterr().err.splitlines())
     assert heard == [[], ["profiling: 1 of 4", "smollm2-135m: profiling: 2 of 4"]]
+
+
+def test_rows_in_a_pipe_end_where_their_words_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A long cell makes other rows no longer, and folds where COLUMNS says so, as a terminal's would."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = new_table("name", "words")
+    table.add_row("short", "one")
+    table.add_row("long", "two " * 40)
+    show(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert " short   one" in lines
+    assert not [line for line in lines if line != line.rstrip()]
+    assert max(map(len, lines)) > 160
+    monkeypatch.setenv("COLUMNS", "60")
+    show(table)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
