@@ -102,23 +102,23 @@ def share_of(number: int, share: float) -> int:
     return number * exact.numerator // exact.denominator
 
 
-def check_budget(budget: float, flag: str = "--budget") -> None:
+def check_budget(budget: float, place: str = "budget") -> None:
     """Refuse a budget that is no share.
 
     Args:
         budget: The budget.
-        flag: What messages call it.
+        place: What messages call it.
 
     Raises:
         InvalidInputError: It is no number above 0 and up to 1.
     """
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         raise InvalidInputError(
-            f"{flag}: {spell(budget)} is no number; give the share of a prompt's tokens that are kept, as 0.2"
+            f"{place}: {spell(budget)} is no number; give the share of a prompt's tokens that are kept, as 0.2"
         )
     if not 0 < budget <= 1:
         raise InvalidInputError(
-            f"{flag}: {spell(budget)} does not lie above 0 and up to 1; it is the share of a prompt's tokens that are kept"
+            f"{place}: {spell(budget)} does not lie above 0 and up to 1; it is the share of a prompt's tokens that are kept"
         )
 
 

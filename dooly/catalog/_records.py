@@ -101,6 +101,12 @@ def repeatability(records: Sequence[Record]) -> float:
     return median(spreads) if spreads else math.inf
 
 
+def count_disturbed(records: Sequence[Record]) -> tuple[int, int]:
+    """Return at how many points something disturbed every pass, and how many points there are."""
+    points = {record.point for record in records}
+    return len(points - {record.point for record in records if not record.attributes.get("spoiled")}), len(points)
+
+
 def _passes(records: Sequence[Record]) -> dict[Any, list[float]]:
     """Return by point the medians of its passes, of those that nothing disturbed where there are any."""
     passes: dict[Any, list[float]] = {}

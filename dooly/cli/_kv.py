@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -11,19 +12,35 @@ import typer
 
 from dooly.cli._options import Database, HtmlFile, JsonFile, Model  # noqa: TC001 - typer reads the annotations
 from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from dooly.engines import ModelSource
     from dooly.kv import AttentionShape, CritiPrefill, OutputError, Policy
 
 kv = typer.Typer(name="kv", help="What KV-cache and prefill policies do to the output of attention, and what selecting takes.")
 
 _NUM_LATER = 64
 """Tokens that follow a prompt, whose error is measured."""
+_NUM_LAYERS = 4
+"""Layers that are made by default, where a model has as many."""
+
+
+@contextmanager
+def _naming_flags() -> Iterator[None]:
+    """Have messages that begin with an argument of the library begin with the flag that gave it."""
+    try:
+        yield
+    except InvalidInputError as error:
+        if str(error).startswith(("policy: ", "budget: ")):
+            raise InvalidInputError(f"--{error}") from error
+        raise
 
 
 @kv.command()
+@_naming_flags()
 def error(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
@@ -39,7 +56,14 @@ def error(  # noqa: PLR0913 - one argument an option
         str, typer.Option(metavar="SHARE,...", help="Shares of a prompt's tokens that are kept.")
     ] = "0.05,0.1,0.2,0.5",
     num_tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of prompts.")] = "2048",
-    layers: Annotated[int, typer.Option(metavar="N", help="Layers of the model that is made; not more than it has.")] = 4,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Layers of the model that is made; not more than it has.",
+            show_default=f"{_NUM_LAYERS}, or all where it has fewer",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="Number of weights and texts.")] = 3,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
@@ -60,12 +84,21 @@ def error(  # noqa: PLR0913 - one argument an option
     _check("--num-tokens", min(lengths))
     for length, share, each in product(lengths, budgets, policies.values()):
         _check_room(each, length, share)
-    layers = min(layers, int(source.text_config.get("num_hidden_layers", layers)))
+    num_layers = _num_layers(source, layers)
+    if source.is_windowed:
+        typer.echo(
+            f"dooly: note: {source.name}: layers with a sliding window stay as they are under policies; errors are those of layers "
+            "whose attention is over all tokens",
+            err=True,
+        )
     found: list[OutputError] = []
+    num_errors = len(lengths) * seeds * len(policies) * len(budgets)
     with progress_bar(f"{source.name}: attention errors") as progress:
-        for done, (length, seed) in enumerate((length, seed) for length in lengths for seed in range(seeds)):
-            progress(done, len(lengths) * seeds)
-            found += _errors(_Text(shape, layers, length, seed), policies, budgets)
+        for length, seed in product(lengths, range(seeds)):
+            progress(len(found), num_errors)
+            for each in _errors(_Text(shape, num_layers, length, seed), policies, budgets):
+                found.append(each)
+                progress(len(found), num_errors)
     if html_file is not None:
         from dooly.report import write_kv_errors
 
@@ -75,6 +108,7 @@ def error(  # noqa: PLR0913 - one argument an option
 
 
 @kv.command()
+@_naming_flags()
 def profile(  # noqa: PLR0913 - one argument an option
     model: Model,
     *,
@@ -90,7 +124,7 @@ def profile(  # noqa: PLR0913 - one argument an option
     from torch.nn import Identity
 
     from dbstore import Store
-    from dooly.catalog import describe_module_environment
+    from dooly.catalog import count_disturbed, describe_module_environment, read_selection
     from dooly.engines import find_model
     from dooly.kv import AttentionShape, find_policy, profile_selection
     from dooly.kv_policy import KVPolicy, check_budget
@@ -104,11 +138,16 @@ def profile(  # noqa: PLR0913 - one argument an option
     with progress_bar(f"{source.name}: selecting by {told}") as progress:
         profile_selection(store, told, shape, lengths, progress=progress)
     table = new_table("tokens", "ms a layer", numbers=("tokens", "ms a layer"))
-    latency = selection_latency(store, told, shape.head_sizes, describe_module_environment(Identity()))
+    environment = describe_module_environment(Identity())
+    latency = selection_latency(store, told, shape.head_sizes, environment)
     assert latency is not None
     for length in lengths:
         table.add_row(f"{length:,}", f"{1e3 * latency(num_tokens=length).seconds:.2f}")
-    show(table, f"{told}, as fitted to what was measured")
+    (traced,) = (each for each, digest in read_selection(store, told, shape.head_sizes) if digest == environment.digest)
+    counts = [count_disturbed(store.read(op.signature, environment.digest)) for op in traced.operations]
+    disturbed, points = (sum(numbers) for numbers in zip(*counts, strict=True))
+    doubt = f"; other work disturbed {disturbed} of {points} points: measure again on a machine left alone" if disturbed else ""
+    show(table, f"{told}, as fitted to what was measured{doubt}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +164,22 @@ class _Text:
     """Of weights and text."""
 
 
-def _errors(text: _Text, policies: Mapping[str, Policy | CritiPrefill], budgets: Sequence[float]) -> list[OutputError]:
-    """Return the errors of policies at budgets on one text."""
-    import torch
-
+def _errors(text: _Text, policies: Mapping[str, Policy | CritiPrefill], budgets: Sequence[float]) -> Iterator[OutputError]:
+    """Yield the errors of policies at budgets on one text."""
     from dooly.kv import capture_attention, output_errors, structured_llama, structured_text
 
     length = text.num_prompt + _NUM_LATER
     network = structured_llama(text.shape, text.num_layers, length, text.seed)
     captured = capture_attention(network, structured_text(length, text.seed))
-    with torch.no_grad():
-        return list(output_errors(captured, text.num_prompt, policies, budgets, text.seed))
+    yield from output_errors(captured, text.num_prompt, policies, budgets, text.seed)
+
+
+def _num_layers(model: ModelSource, asked: int | None) -> int:
+    """Return how many layers to make."""
+    most = int(model.text_config.get("num_hidden_layers", _NUM_LAYERS if asked is None else asked))
+    if asked is not None and not 1 <= asked <= most:
+        raise typer.BadParameter(f"--layers: {asked} is not within 1..{most}, the layers of {model.name}")
+    return min(_NUM_LAYERS, most) if asked is None else asked
 
 
 def _check_room(policy: Policy | CritiPrefill, num_tokens: int, budget: float) -> None:

@@ -44,6 +44,12 @@ class ModelSource:
         return config | nested
 
     @property
+    def is_windowed(self) -> bool:
+        """Whether some layers attend to a sliding window of tokens alone."""
+        config = self.text_config
+        return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))
+
+    @property
     def max_model_len(self) -> int:
         """Longest sequence that the model is made for, in tokens, as vLLM takes it from the configuration."""
         config = self.text_config
@@ -55,8 +61,7 @@ class ModelSource:
         if kind == "longrope":  # up to here short sequences are as good as without
             longest = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or longest
         # Layers under a window have positions of their own: the factor is of the others, whose length the configuration says.
-        is_windowed = bool(config.get("sliding_window")) and config.get("use_sliding_window", True)
-        stretched = kind in _STRETCHING and not is_windowed
+        stretched = kind in _STRETCHING and not self.is_windowed
         stretch = (rope.get("factor") or 1) if stretched else 1
         return int(stretch * longest)
 

@@ -92,7 +92,7 @@ class CritiPrefill:
         check_budget(budget)
         if not (blocks := share_of(num_tokens, budget) // self.block_size):
             raise InvalidInputError(
-                f"--budget: {budget:g} of {num_tokens} tokens are less than a block of {self.block_size}; use a larger budget"
+                f"budget: {budget:g} of {num_tokens} tokens are less than a block of {self.block_size}; use a larger budget"
             )
         return blocks
 

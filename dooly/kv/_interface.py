@@ -48,8 +48,10 @@ def attention_modules(model: Any) -> tuple[AttentionModule, ...]:  # noqa: ANN40
     Raises:
         UnsupportedModelError: The model's attention takes no mask, has other parts, or is computed in such a scope already.
     """
-    base = model.config._attn_implementation  # noqa: SLF001 - Transformers' name for it
     name = type(model).__name__
+    base = getattr(getattr(model, "config", None), "_attn_implementation", None)  # Transformers' name for it
+    if base is None:
+        raise UnsupportedModelError(f"{name}: is no Transformers model; use a Llama-like PreTrainedModel")
     if base in map(_name, _BASES):
         raise UnsupportedModelError(f"{name}: a policy is applied to it already; leave that scope first")
     if base not in _BASES:

@@ -59,7 +59,7 @@ class Policy(ABC):
         kept = share_of(num_tokens, budget)
         if budget < 1 and kept < self.window_size:
             raise InvalidInputError(
-                f"--budget: {budget:g} of {num_tokens} tokens are {kept}, fewer than the window of {self.window_size} that is "
+                f"budget: {budget:g} of {num_tokens} tokens are {kept}, fewer than the window of {self.window_size} that is "
                 f"always kept; use at least {min(1.0, self.window_size / num_tokens):.3g} or a longer prompt"
             )
         return kept

@@ -11,7 +11,7 @@ from dooly.kv._critiprefill import CritiPrefill
 from dooly.kv._defensivekv import DefensiveKV
 from dooly.kv._laprox import LaProx
 from dooly.kv._snapkv import SnapKV
-from dooly.kv_policy import Scope
+from dooly.kv_policy import Scope, known_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,12 +32,12 @@ POLICIES: Mapping[str, Policy | CritiPrefill] = {
 
 
 def find_policy(name: str) -> Policy | CritiPrefill:
-    """Return the policy of a name.
+    """Return the policy of a name, by any case and with hyphens or without.
 
     Raises:
         InvalidInputError: There is none.
     """
-    try:
-        return POLICIES[name]
-    except KeyError:
-        raise InvalidInputError(f"--policy: {spell(name)} is not one of {', '.join(POLICIES)}") from None
+    known = known_name(name)
+    if known is None:
+        raise InvalidInputError(f"policy: {spell(name)} is not one of {', '.join(POLICIES)}")
+    return POLICIES[known]

@@ -100,7 +100,7 @@ def structured_llama(shape: AttentionShape, num_layers: int, max_tokens: int, se
     from transformers import LlamaConfig, LlamaModel
 
     if num_layers < 1:
-        raise InvalidInputError(f"--layers: {num_layers} is not at least 1")
+        raise InvalidInputError(f"structured_llama: num_layers: {num_layers} is not at least 1")
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=shape.hidden_size,

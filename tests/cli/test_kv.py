@@ -54,8 +54,8 @@ def test_help_says_what_laprox_is(dooly: Callable[..., Outcome], command: tuple[
 
 
 def test_json_on_stdout_has_no_table(dooly: Callable[..., Outcome], small: Path) -> None:
-    """`--json -` prints the document alone; the number of layers is at most the model's."""
-    done = dooly("kv", "error", small, "--policy", "adakv", "--budget", 0.5, "--num-tokens", 100, "--layers", 9, "--json", "-")
+    """`--json -` prints the document alone; by default as many layers as the model has, up to four."""
+    done = dooly("kv", "error", small, "--policy", "adakv", "--budget", 0.5, "--num-tokens", 100, "--json", "-")
     assert {each["policy"] for each in json.loads(done.out)["errors"]} == {"adakv"}
     assert len(json.loads(done.out)["errors"][0]["layers"]) == 2
 
@@ -66,11 +66,12 @@ def test_json_on_stdout_has_no_table(dooly: Callable[..., Outcome], small: Path)
         (("--policy", "h2o"), "--policy: 'h2o' is not one of snapkv, adakv"),
         (("--budget", "1.5"), "--budget: 1.5 does not lie above 0 and up to 1"),
         (("--budget", "half"), "--budget: 'half' must be numbers"),
-        (("--budget", "0.1", "--num-tokens", "100"), "0.1 of 100 tokens are 10, fewer than the window of 32"),
-        (("--budget", "0.5,0.1", "--num-tokens", "400,100"), "0.1 of 100 tokens are 10, fewer than the window of 32"),
+        (("--budget", "0.1", "--num-tokens", "100"), "--budget: 0.1 of 100 tokens are 10, fewer than the window of 32"),
+        (("--budget", "0.5,0.1", "--num-tokens", "400,100"), "--budget: 0.1 of 100 tokens are 10, fewer than the window of 32"),
         (("--policy", "critiprefill", "--budget", "0.1", "--num-tokens", "200"), "0.1 of 200 tokens are less than a block of 32"),
         (("--seeds", "0"), "--seeds: 0 is not at least 1"),
-        (("--layers", "0"), "--layers: 0 is not at least 1"),
+        (("--layers", "0"), "--layers: 0 is not within 1..2, the layers of small"),
+        (("--layers", "99"), "--layers: 99 is not within 1..2, the layers of small"),
     ],
 )
 def test_wrong_input_is_one_line(

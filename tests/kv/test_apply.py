@@ -239,6 +239,9 @@ def test_what_cannot_be_applied_is_refused(model: transformers.LlamaForCausalLM)
         generate(model, prompt(1))
     with pytest.raises(UnsupportedModelError, match="Linear: "), apply(_Other(model.config), "snapkv", 0.5):
         pass
+    plain = pytest.raises(UnsupportedModelError, match="Linear: is no Transformers model; use a Llama-like PreTrainedModel")
+    with plain, apply(torch.nn.Linear(3, 3), "snapkv", 0.2):
+        pass
 
 
 def test_caches_that_do_not_tell_are_refused(model: transformers.LlamaForCausalLM) -> None:
