@@ -87,8 +87,8 @@ def error(  # noqa: PLR0913 - one argument an option
     num_layers = _num_layers(source, layers)
     if source.is_windowed:
         typer.echo(
-            f"dooly: note: {source.name}: layers with a sliding window stay as they are under policies; errors are those of layers "
-            "whose attention is over all tokens",
+            f"dooly: note: {source.name}: layers with a sliding window stay as they are under policies; errors are those of "
+            "layers whose attention is over all tokens",
             err=True,
         )
     found: list[OutputError] = []
@@ -96,8 +96,8 @@ def error(  # noqa: PLR0913 - one argument an option
     with progress_bar(f"{source.name}: attention errors") as progress:
         for length, seed in product(lengths, range(seeds)):
             progress(len(found), num_errors)
-            for each in _errors(_Text(shape, num_layers, length, seed), policies, budgets):
-                found.append(each)
+            for measured in _errors(_Text(shape, num_layers, length, seed), policies, budgets):
+                found.append(measured)
                 progress(len(found), num_errors)
     if html_file is not None:
         from dooly.report import write_kv_errors

@@ -60,6 +60,22 @@ def test_json_on_stdout_has_no_table(dooly: Callable[..., Outcome], small: Path)
     assert len(json.loads(done.out)["errors"][0]["layers"]) == 2
 
 
+def test_progress_counts_errors(dooly: Callable[..., Outcome], small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log hears of each policy at each budget, not of whole texts alone."""
+    monkeypatch.setattr("dooly.cli._output._LINE_EVERY_S", 0)
+    done = dooly("kv", "error", small, "--policy", "SnapKV,adakv", "--budget", "0.5,1", "--num-tokens", 100, "--seeds", 1)
+    assert re.findall(r"small: attention errors: (\d) of 4", done.err) == ["0", "1", "2", "3", "4"]
+
+
+def test_windows_are_told(dooly: Callable[..., Outcome], small: Path) -> None:
+    """Policies leave layers with a sliding window as they are, and errors are none of theirs."""
+    words = ("--policy", "snapkv", "--budget", 0.5, "--num-tokens", 100, "--seeds", 1)
+    assert "sliding window" not in dooly("kv", "error", small, *words).err
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"sliding_window": 64}))
+    assert "dooly: note: small: layers with a sliding window stay as they are" in dooly("kv", "error", small, *words).err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -114,5 +114,5 @@ def test_wrong_sizes_and_budgets_are_refused() -> None:
         CritiPrefill(segment_size=100)
     with pytest.raises(InvalidInputError, match="previous_weight 1 does not lie between 0 and 1"):
         CritiPrefill(previous_weight=1)
-    with pytest.raises(InvalidInputError, match=r"--budget: 0.1 of 200 tokens are less than a block of 32"):
+    with pytest.raises(InvalidInputError, match=r"^budget: 0.1 of 200 tokens are less than a block of 32"):
         CritiPrefill().num_critical_blocks(200, 0.1)

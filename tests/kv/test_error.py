@@ -142,5 +142,5 @@ def test_what_has_no_error_is_refused(layers: tuple[CapturedLayer, ...]) -> None
         next(output_errors(layers, 220, {"snap": SnapKV()}, [0.5]))
     with pytest.raises(InvalidInputError, match="are not one text"):
         capture_attention(structured_llama(SHAPE, 1, 8, 0), torch.zeros(2, 8, dtype=torch.int64))
-    with pytest.raises(InvalidInputError, match="--layers: 0 is not at least 1"):
+    with pytest.raises(InvalidInputError, match="structured_llama: num_layers: 0 is not at least 1"):
         structured_llama(SHAPE, 0, 8, 0)

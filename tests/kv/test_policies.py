@@ -102,7 +102,7 @@ def test_a_full_budget_keeps_all_and_a_share_keeps_its_share(name: str) -> None:
 @pytest.mark.parametrize("budget", [0, -0.1, 1.01, math.nan])
 def test_a_budget_that_is_no_share_is_refused(budget: float) -> None:
     """A budget is above 0 and at most 1."""
-    with pytest.raises(InvalidInputError, match=r"--budget: .* does not lie above 0 and up to 1"):
+    with pytest.raises(InvalidInputError, match=r"^budget: .* does not lie above 0 and up to 1"):
         select(small("snapkv"), make_layers(0, 1, 1, 1, 30), budget)
 
 
@@ -113,9 +113,10 @@ def test_a_budget_below_the_window_is_refused() -> None:
 
 
 def test_policies_by_name() -> None:
-    """An unknown name is refused with those that there are."""
-    with pytest.raises(InvalidInputError, match="'h2o' is not one of snapkv, adakv"):
+    """Names go by any case; an unknown one is refused with those that there are."""
+    with pytest.raises(InvalidInputError, match=r"^policy: 'h2o' is not one of snapkv, adakv"):
         find_policy("h2o")
+    assert find_policy("Ada-KV") is POLICIES["adakv"]
 
 
 @pytest.mark.parametrize(("scope", "num_sets"), [(Scope.HEAD, 4), (Scope.LAYER, 2), (Scope.MODEL, 1)])

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dbstore import Store  # noqa: E402 - after the skip
-from dooly.catalog import describe_module_environment, read_selection, write_selection  # noqa: E402
+from dooly.catalog import count_disturbed, describe_module_environment, read_selection, write_selection  # noqa: E402
 from dooly.cli import main  # noqa: E402
 from dooly.engines import find_model  # noqa: E402
 from dooly.kv_policy import HeadSizes, KVPolicy, SelectedPrompt  # noqa: E402
@@ -25,9 +25,14 @@ def test_a_measured_selection_counts_as_measured(tmp_path: Path, capsys: pytest.
     db, model = tmp_path / "db", find_model("smollm2-135m")
     command = ["kv", "profile", "smollm2-135m", "--db", str(db), "--policy", "snapkv", "--budget", "0.5"]
     assert main([*command, "--num-tokens", "128,192,256"]) == 0
-    assert "snapkv at 0.5, as fitted to what was measured" in " ".join(capsys.readouterr().out.split())
     policy, store = KVPolicy("snapkv", 0.5), Store.open(str(db))
     environment = describe_module_environment(torch.nn.Identity())
+    ((traced, _),) = read_selection(store, policy, HeadSizes(9, 3, 64, 576))
+    counts = [count_disturbed(store.read(op.signature, environment.digest)) for op in traced.operations]
+    disturbed, points = map(sum, zip(*counts, strict=True))
+    told = f"; other work disturbed {disturbed} of {points} points: measure again" if disturbed else ""
+    assert f"snapkv at 0.5, as fitted to what was measured{told}" in (out := " ".join(capsys.readouterr().out.split()))
+    assert ("disturbed" in out) == bool(disturbed)
     own = selection_latency(store, policy, HeadSizes(9, 3, 64, 576), environment)
     assert own is not None
     price = load_latency_model(model=model, hardware="h200").selections
