@@ -98,10 +98,11 @@ class Store:
             if not before[key] and (key[0] in BOUNDING or key[0] not in known):
                 self.drawn[key] += corners(sweep)
         places = [{key: place} for key, sweep in own.items() for place in sweep.drawable.tolist()]
-        cost_s = np.concatenate([costs_s(sweep)[sweep.drawable] for sweep in own.values()])
         laid = {key: self._laid(key, sweep.drawable) for key, sweep in own.items()}
         measured = {key: {place: sweep.latency_ns[place] for place in self.drawn[key]} for key, sweep in own.items()}
         sampler = Sampler(laid, places, measured, others, TARGET_ERROR)
+        # What a draw takes is not known before: by its latency the sampler would choose those that happened to be fast.
+        cost_s = np.concatenate([POINT_S + RUNS * sweep.roofline_ns * 1e-9 for sweep in laid.values()])
 
         at_corners = [(key, place) for key, sweep in own.items() for place in corners(sweep)]
         while True:

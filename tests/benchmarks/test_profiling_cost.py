@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,3 +72,24 @@ def test_the_page_tells_what_vidurs_grid_costs() -> None:
             assert told in page, row
             assert f"{100 * errors['median']:.1f} %, {100 * errors['p90']:.1f} %" in page, row
     assert sum(row["drawn"] for row in found["families"].values()) == found["points"]["dooly"]
+
+
+def test_what_nobody_drew_decides_on_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other latencies at all points that were not drawn, half of them a quarter, and the sampler draws the same."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    cost, sweeps = importlib.import_module("profiling_cost"), importlib.import_module("profiling_sweeps")
+    rng, sizes = np.random.default_rng(0), np.log(np.arange(1.0, 61.0))[:, None]
+    roofline_ns = 1e6 + 1e5 * np.exp(sizes[:, 0])
+    held = np.arange(60) % 5 == 0
+
+    def drawn(latency_ns: npt.NDArray[np.float64]) -> list[int]:
+        store = cost.Store()
+        store.add({("linear", (1.0,)): sweeps.Sweep("linear", sizes, sizes, roofline_ns, latency_ns, held)})
+        (places,) = store.drawn.values()
+        return list(places)
+
+    latency_ns = roofline_ns * rng.choice([1.1, 1.3], 60)
+    places = drawn(latency_ns)
+    left = ~np.isin(np.arange(60), places)
+    assert 3 <= len(places) < 48
+    assert drawn(np.where(left & (np.arange(60) % 2 == 0), latency_ns / 4, latency_ns)) == places
