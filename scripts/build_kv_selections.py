@@ -55,6 +55,7 @@ BASES = {
 }
 """Products that what each token costs is made of, then what a prompt costs whatever its length; of kernels, that of a prompt."""
 VIEWS = {"view", "unsqueeze", "squeeze", "slice", "select", "t", "transpose", "permute", "expand", "getitem", "_unsafe_view"}
+_CONVERSION = re.compile(r"_to_copy|prims\.convert_element_type")
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "bfloat16": 2, "bool": 1}
 DTYPES = ("bfloat16", "float32")
 """Element types of queries, keys and values that forms are for; another of two bytes costs what bfloat16 does."""
@@ -106,7 +107,8 @@ def work(operation: TracedOperation, num_tokens: int, dtype: str = "bfloat16") -
         if place[:1].isdigit():
             operands.setdefault(target, []).append(source)
     sizes = [_size(label, num_tokens) for label in labels]
-    kernels = [at for at, label in enumerate(labels) if _is_kernel(label) and (dtype != "float32" or "_to_copy" not in label)]
+    skips = _CONVERSION.match if dtype == "float32" else lambda _: None
+    kernels = [at for at, label in enumerate(labels) if _is_kernel(label) and not skips(label)]
     moved = sum(sizes[at].bytes + sum(sizes[source].bytes for source in operands.get(at, ())) for at in kernels)
     products = [at for at in kernels if labels[at].split(maxsplit=1)[0] in {"mm", "bmm"}]
     flops = dict.fromkeys(DTYPES, 0.0)
