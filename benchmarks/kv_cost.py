@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dooly.kv import CritiPrefill, LaProx, LayerInputs, select
 from dooly.kv_policy import HeadSizes, KVPolicy
-from dooly.predict._selections import selection_work
+from dooly.predict import selection_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable

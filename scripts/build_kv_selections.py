@@ -23,7 +23,7 @@ import torch
 
 from dooly.kv import POLICIES, AttentionShape, CritiPrefill, Policy, Selection
 from dooly.kv_policy import HeadSizes, KVPolicy
-from dooly.predict._selections import selection_work
+from dooly.predict import selection_work
 from dooly.tracing import TracedOperation, evaluate_form, trace
 
 FILE = Path(__file__).parents[1] / "dooly" / "data" / "kv_selections.json"

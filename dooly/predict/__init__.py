@@ -13,7 +13,7 @@ from dooly.predict._kept_fits import drop_fits_of_other_code
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
-from dooly.predict._selections import selection_latency
+from dooly.predict._selections import selection_latency, selection_work
 from dooly.predict._step_latency import StepLatencies, StepLatency
 from dooly.predict._sweep import Rates, Sweep, lay_out
 
@@ -41,5 +41,6 @@ __all__ = [
     "load_latency_model",
     "load_module_latency",
     "selection_latency",
+    "selection_work",
     "with_limits",
 ]

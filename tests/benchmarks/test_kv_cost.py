@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch")
 
 from dooly.kv_policy import HeadSizes, KVPolicy
-from dooly.predict._selections import selection_work
+from dooly.predict import selection_work
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kv_cost.py"
