@@ -11,7 +11,7 @@ MODEL    ?= smollm2-135m
 DB       ?= .quickstart/db
 LIMITS   ?= --max-model-len 512 --max-num-batched-tokens 512 --max-num-seqs 16
 GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=512-1536,output=64-192
-WORKLOAD ?= poisson:rate=2,requests=40,prompt=64-256,output=16-64,seed=0
+WORKLOAD ?= closed:concurrency=4,requests=40,prompt=64-256,output=16-64,seed=0
 
 # Tests that time nothing and run no engine: two at a time.
 TOGETHER := tests/imports tests/kv tests/predict tests/simulation
