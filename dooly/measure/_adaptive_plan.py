@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic
 import numpy as np
 
 from dbstore import JsonObject
-from dooly.catalog import PASSES
+from dooly.catalog import LAYER, MODULE, PASSES
 from dooly.measure._sampler import sampler_of
 from dooly.measure._tasks import AnyTask, shuffled
 
@@ -208,7 +208,7 @@ class AdaptivePlan(Generic[AnyTask]):
     @property
     def error(self) -> float | None:
         """Relative error expected of a step where nobody measured; None before the corners are measured."""
-        counts = {key: operation.count for key, operation in self._operations.items()}
+        counts = {key: 0 if _is_whole(operation) else operation.count for key, operation in self._operations.items()}
         return None if self._sampler is None else self._sampler.error(counts)
 
     @property
@@ -277,6 +277,11 @@ class AdaptivePlan(Generic[AnyTask]):
                 if keys:
                     tasks.append(self._task(number, place, keys))
         return shuffled(tasks)[::-1]
+
+
+def _is_whole(operation: TracedOperation) -> bool:
+    """Tell whether an operation is a whole layer or module, whose time is that of operations within it."""
+    return operation.stage == "engine" and operation.name in {LAYER, MODULE}
 
 
 def _bounds(operation: TracedOperation) -> bool:

@@ -168,11 +168,11 @@ class Sampler(Generic[AnyKey]):
         """Return the relative error expected of a step: that of each operation where nobody measured it, by the time it takes.
 
         Args:
-            counts: How often a step runs each operation; None where it runs each once.
+            counts: How often a step runs each operation, 0 of one whose time others make up; None where it runs each once.
         """
         times = {key: self._outlook(key).latency_ns * (1 if counts is None else counts[key]) for key in self.sweeps}
-        off = sum(error * times[key] for key, error in self.errors().items())
-        return off / sum(times.values()) if times else 0.0
+        total_ns = sum(times.values())
+        return sum(error * times[key] for key, error in self.errors().items()) / total_ns if total_ns else 0.0
 
     def errors(self) -> dict[AnyKey, float]:
         """Return the median relative error that is expected of each operation, by key."""

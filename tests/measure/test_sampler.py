@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dbstore import JsonObject
-from dooly.catalog import PASSES, Known, key_of, plain_linear
+from dooly.catalog import LAYER, PASSES, Known, key_of, plain_linear
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._sampler import Sampler, sampler_of
 
@@ -77,6 +77,21 @@ def test_the_error_of_a_step_counts_operations_by_their_time() -> None:
     assert errors[small] > 0.05
     assert 0 < sampler.error() < errors[small] / 20
     assert errors[small] / 2 < sampler.error({large: 1, small: 10**6}) < errors[small]
+
+
+def test_a_whole_layer_counts_by_its_operations() -> None:
+    """A layer's time is that of what it runs: however little is known of the layer as a whole, a step is as unsure as these."""
+    product = _product(1024, 1024)
+    layer = replace(product, signature="layer", name=LAYER, stage="engine", family="")
+    operations = {key_of(op): op for op in (product, layer)}
+    points, law = [JsonObject({"d0": t}) for t in TOKENS], _latencies(1024, 1024)
+    ends = {key: {point: law[point] for point in (points[0], points[-1])} for key in operations}
+    counts = {key: Counter(dict.fromkeys(found, PASSES)) for key, found in ends.items()}
+    places, sizes = [dict.fromkeys(operations, point) for point in points], np.array(TOKENS, dtype=np.float64)[:, None]
+    plan = AdaptivePlan(operations, places, sizes, (), counts, ends, (), 0.03, SimpleNamespace)
+    errors = plan.sampler.errors()
+    assert errors[key_of(layer)] != pytest.approx(errors[key_of(product)])
+    assert plan.error == pytest.approx(errors[key_of(product)])
 
 
 def test_imagining_changes_nothing() -> None:
