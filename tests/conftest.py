@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+ROOT = Path(__file__).parents[1]
+
 # No test fails for the time that a machine takes.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -28,13 +31,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
-def modules() -> ModuleType:
+def load_script() -> Callable[[str], Any]:
+    """Loads a script as a module, given its path from the root of the repository."""
+
+    def load(path: str) -> Any:  # noqa: ANN401 - a module
+        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # where its dataclasses look themselves up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def modules(load_script: Callable[[str], Any]) -> ModuleType:
     """The small plain modules of `plain_modules.py`; torch loads when a test first asks for them."""
-    spec = importlib.util.spec_from_file_location("plain_modules", Path(__file__).with_name("plain_modules.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
+    found: ModuleType = load_script("tests/plain_modules.py")
     return found
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib.util
+import importlib
 import operator
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import dooly
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,16 +97,11 @@ def test_importing_dooly_is_light() -> None:
     assert done.stdout == "\n\n"
 
 
-def test_signatures_are_those_promised() -> None:
+def test_signatures_are_those_promised(load_script: Callable[[str], Any]) -> None:
     """Names, arguments, defaults and methods are pinned: a change of them is deliberate, and stands in CHANGELOG.md."""
-    script = ROOT / "scripts" / "public_api.py"
-    spec = importlib.util.spec_from_file_location("public_api", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("scripts/public_api.py")
     pinned = (ROOT / "tests" / "public_api.txt").read_text().splitlines()
-    assert list(module.public_api()) == pinned, f"run {script}, and say in CHANGELOG.md what changed"
+    assert list(module.public_api()) == pinned, "run scripts/public_api.py, and say in CHANGELOG.md what changed"
 
 
 def test_the_changelog_tells_of_this_version() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
@@ -21,14 +21,9 @@ SCRIPT = ROOT / "benchmarks" / "gpu_run.py"
 
 
 @pytest.fixture(scope="module")
-def gpu_run() -> ModuleType:
+def gpu_run(load_script: Callable[[str], Any]) -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("gpu_run", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_run"] = module  # where its dataclasses look themselves up
-    spec.loader.exec_module(module)
+    module: ModuleType = load_script("benchmarks/gpu_run.py")
     return module
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -29,13 +29,9 @@ def test_benchmarks_import_public_names_only(script: Path) -> None:
 
 
 @pytest.fixture
-def ground_truth() -> ModuleType:
+def ground_truth(load_script: Callable[[str], Any]) -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("ground_truth", BENCHMARKS / "ground_truth.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module: ModuleType = load_script("benchmarks/ground_truth.py")
     return module
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,19 +15,17 @@ pytest.importorskip("torch")
 from dooly.kv_policy import HeadSizes, KVPolicy
 from dooly.predict import selection_work
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "kv_cost.py"
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:  # noqa: ANN401 - a module
+def script(load_script: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a module
     """`benchmarks/kv_cost.py`."""
-    spec = importlib.util.spec_from_file_location("kv_cost", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/kv_cost.py")
 
 
 def test_a_selection_is_held_to_the_form_that_the_simulator_has(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,18 +12,16 @@ from dooly.kv_policy import KVPolicy
 from dooly.predict import default_serving, load_latency_model
 from dooly.simulation import num_at_once
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:  # noqa: ANN401 - a module
+def script(load_script: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a module
     """`benchmarks/kv_serving.py`."""
-    spec = importlib.util.spec_from_file_location("kv_serving", ROOT / "benchmarks" / "kv_serving.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/kv_serving.py")
 
 
 def test_no_more_fit_than_an_engine_serves_at_once(script: Any) -> None:  # noqa: ANN401 - a module

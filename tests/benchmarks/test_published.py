@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 
 
-def _script() -> Any:  # noqa: ANN401 - a module
-    spec = importlib.util.spec_from_file_location("published_page", ROOT / "benchmarks" / "published_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(load_script: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a module
+    """`benchmarks/published_page.py`."""
+    return load_script("benchmarks/published_page.py")
 
 
-def test_the_page_is_made_of_the_results() -> None:
+def test_the_page_is_made_of_the_results(script: Any) -> None:  # noqa: ANN401 - a module
     """Results, makers' counts and page change together; each configuration has one row, and each count a configuration."""
-    script = _script()
     rows, counts = (json.loads(path.read_text()) for path in (script.RESULTS, script.COUNTS))
     assert (ROOT / "docs" / "published-models.md").read_text() == script.page(rows, counts)
     names = [row["configuration"] for row in rows]
@@ -29,9 +29,8 @@ def test_the_page_is_made_of_the_results() -> None:
     assert {name for entry in counts for name in entry["configurations"]} <= set(names)
 
 
-def test_counts_are_as_published() -> None:
+def test_counts_are_as_published(script: Any) -> None:  # noqa: ANN401 - a module
     """Where a maker tells the count to three digits, the trace has it within 1 %."""
-    script = _script()
     rows = {row["configuration"]: row for row in json.loads(script.RESULTS.read_text())}
     for entry in json.loads(script.COUNTS.read_text()):
         for name in entry["configurations"] if entry["exact"] else ():
@@ -42,9 +41,8 @@ def test_counts_are_as_published() -> None:
                 assert abs((rows[name]["active_parameters"] + more) / entry["active_parameters"] - 1) < 0.01, name
 
 
-def test_checkpoints_are_as_large_as_published() -> None:
+def test_checkpoints_are_as_large_as_published(script: Any) -> None:  # noqa: ANN401 - a module
     """Within 2 %, where a maker's files tell; in bfloat16 two bytes for each parameter of those told to three digits."""
-    script = _script()
     rows = {row["configuration"]: row for row in json.loads(script.RESULTS.read_text())}
     told = {}
     for entry in json.loads(script.COUNTS.read_text()):

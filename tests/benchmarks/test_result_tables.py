@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:  # noqa: ANN401 - a module
+def script(load_script: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a module
     """`benchmarks/result_tables.py`."""
-    spec = importlib.util.spec_from_file_location("result_tables", ROOT / "benchmarks" / "result_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/result_tables.py")
 
 
 def test_pages_are_made_of_the_results(script: Any) -> None:  # noqa: ANN401 - a module

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "silicon_truth.py"
@@ -19,13 +18,9 @@ REAL = {"silicon_ttft_ms": 10.0, "silicon_tpot_ms": 5.0}
 
 
 @pytest.fixture(scope="module")
-def silicon() -> ModuleType:
+def silicon(load_script: Callable[[str], Any]) -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("silicon_truth", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["silicon_truth"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module: ModuleType = load_script("benchmarks/silicon_truth.py")
     return module
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,19 +16,17 @@ from dooly.kv_policy import CRITICAL_BLOCK_SIZE, KEPT_BY, SEGMENT_SIZE, HeadSize
 from dooly.predict._selections import selection_work  # noqa: E402
 from dooly.tracing import TracedOperation, trace  # noqa: E402
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).parents[2]
 DROPPING = [name for name, scope in KEPT_BY.items() if scope is not None]
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:  # noqa: ANN401 - a module
+def script(load_script: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a module
     """`scripts/build_kv_selections.py`."""
-    spec = importlib.util.spec_from_file_location("build_kv_selections", ROOT / "scripts" / "build_kv_selections.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("scripts/build_kv_selections.py")
 
 
 def as_traced(name: str, sizes: HeadSizes, num_tokens: int, dtype: str, found: dict[str, float]) -> None:

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,15 +11,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def oracle() -> Any:  # noqa: ANN401 -- a module
+def oracle(load_script: Callable[[str], Any]) -> Any:  # noqa: ANN401 -- a module
     """Return `oracle.py`, which runs our scheduler beside vLLM's."""
-    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tests/simulation/oracle.py")
 
 
 @pytest.fixture(scope="session")
