@@ -21,9 +21,13 @@ import subprocess
 import sys
 import tarfile
 import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -34,25 +38,43 @@ MARGIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """A profile of one model."""
+
+    model: str
+    seconds: int
+    """Seconds to measure."""
+    quantization: str | None = None
+    backend: str = "FLASH_ATTN"
+    """Attention backend; empty text lets the engine choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Runs of the real engine on one model."""
+
+    model: str
+    loads: tuple[str, ...]
+    """Workloads, NAME=SPEC, from light to heavy."""
+    mode: str = "default"
+    """As the engine runs by itself, `default`, which compiles and runs chosen batches too, or `eager`."""
+    quantization: str | None = None
+    backend: str = "FLASH_ATTN"
+
+    @property
+    def stem(self) -> str:
+        """How its files begin."""
+        return f"{named(self.model, self.quantization)}.{self.backend or 'auto'}.{self.mode}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to run on one kind of device."""
 
-    model: str
-    """The model to profile, and to validate by runs of the whole engine."""
-    others: tuple[str, ...]
-    """Models to profile too, and to run whole as they run by default."""
-    backends: tuple[str, ...]
-    """Attention backends; the first serves the real engine's runs, empty text lets the engine choose."""
+    work: tuple[Profile | Truth, ...]
+    """In order of worth: records and the engine's own runs, the rest can be had from them anywhere."""
     serving: tuple[str, ...]
     """Engine flags."""
-    loads: tuple[str, ...]
-    """Workloads of the engine as it runs by default, NAME=SPEC, from light to heavy."""
-    eager_loads: tuple[str, ...]
-    """Workloads of the eager engine."""
-    other_loads: tuple[str, ...]
-    """Workloads of the other models, by default."""
-    profile_s: int
-    """Seconds to measure in one part."""
     start_s: int
     """Seconds that an engine may take to start and a model to be traced."""
     serve_s: int
@@ -65,32 +87,31 @@ LONG = "long=poisson:rate=3,requests=24,prompt=2048-7000,output=64-128,seed=4"
 HEAVY = "heavy=poisson:rate=32,requests=256,prompt=128-1024,output=64-256,seed=3"
 PLANS = {
     "cuda": Plan(
-        model="llama-3.1-8b",
-        others=("qwen2.5-7b",),
-        backends=("FLASH_ATTN", "TRITON_ATTN"),
+        work=(
+            Truth("llama-3.1-8b", (MEDIUM, HEAVY), quantization="fp8"),
+            Profile("llama-3.1-8b", 90, quantization="fp8"),
+            Truth("qwen3-30b-a3b", (MEDIUM,)),
+            Truth("llama-3.1-8b", (MEDIUM,), mode="eager"),
+            Truth("qwen2.5-7b", (HEAVY,)),
+            Profile("qwen3-30b-a3b", 60),
+        ),
         serving=(
             *("--max-model-len", "8192", "--max-num-batched-tokens", "2048", "--max-num-seqs", "256"),
             *("--kv-cache-memory-bytes", str(32 << 30)),
         ),
-        loads=(MEDIUM, HEAVY),
-        eager_loads=(MEDIUM,),
-        other_loads=(LONG, HEAVY),
-        profile_s=130,
         start_s=70,
         serve_s=75,
     ),
     "cpu": Plan(
-        model="smollm2-135m",
-        others=(),
-        backends=("",),
+        work=(
+            Profile("smollm2-135m", 20, backend=""),
+            Truth("smollm2-135m", ("heavy=poisson:rate=8,requests=8,prompt=8-64,output=4-8,seed=3",), backend=""),
+            Truth("smollm2-135m", ("light=poisson:rate=2,requests=4,prompt=8-64,output=4-8,seed=1",), mode="eager", backend=""),
+        ),
         serving=(
             *("--max-model-len", "256", "--max-num-batched-tokens", "128", "--max-num-seqs", "4"),
             *("--kv-cache-memory-bytes", str(64 << 20)),
         ),
-        loads=("heavy=poisson:rate=8,requests=8,prompt=8-64,output=4-8,seed=3",),
-        eager_loads=("light=poisson:rate=2,requests=4,prompt=8-64,output=4-8,seed=1",),
-        other_loads=(),
-        profile_s=20,
         start_s=120,
         serve_s=60,
     ),
@@ -112,58 +133,48 @@ class Part:
 
 
 def parts(plan: Plan, device: str, state: Path) -> tuple[Part, ...]:
-    """Return what to run, in order of worth: records and the engine's own runs first, the rest can be had from them anywhere."""
-    kernels = (PYTHON, str(ROOT / "benchmarks" / "kernel_sanity.py"), plan.model)
-    kernels_file = ("--out", str(state / "results" / "kernels.json"))
+    """Return what to run, in order of worth."""
     marker = "gpu" if device == "cuda" else "not gpu and not engine"
-    backend, *other_backends = plan.backends
+    sustained = (PYTHON, str(ROOT / "benchmarks" / "sustained.py"), "--device", device)
     # The eager engine's records tell CUDA graphs, but not what a CPU's compiler makes of the model.
-    judged = {"eager": plan.eager_loads} | ({"default": plan.loads} if device == "cuda" else {})
+    judged = [w for w in plan.work if isinstance(w, Truth) and (w.mode == "eager" or device == "cuda")]
     return (
         Part("timer-tests", (PYTHON, "-m", "pytest", "-q", "-m", marker, "tests/measure"), 120),
-        Part("kernels", (*kernels, *kernels_file, "--device", device), 60),
-        profile(plan, plan.model, backend, state, plan.profile_s),
-        ground_truth(plan, plan.model, backend, "default", plan.loads, state),
-        *(ground_truth(plan, other, backend, "default", plan.other_loads, state) for other in plan.others),
-        ground_truth(plan, plan.model, backend, "eager", plan.eager_loads, state),
-        *(profile(plan, plan.model, other, state, plan.profile_s // 3) for other in other_backends),
-        *(profile(plan, other, backend, state, plan.profile_s // 2) for other in plan.others),
-        profile(plan, plan.model, backend, state, plan.profile_s, "-more"),
-        *(judge(plan.model, backend, mode, load, state) for mode, loads in judged.items() for load in loads),
-        Part("kernels-predicted", (*kernels, *kernels_file, "--db", str(state / "db"), *flags(backend)), 60, needs="catboost"),
+        Part("sustained", (*sustained, "--json", str(state / "results" / "sustained.json")), 60),
+        *(measured(work, plan, state) for work in plan.work),
+        *(judge(truth, load, state) for truth in judged for load in truth.loads),
     )
 
 
-def ground_truth(plan: Plan, model: str, backend: str, mode: str, loads: tuple[str, ...], state: Path) -> Part:  # noqa: PLR0913, PLR0917 - a part's own
-    """Return the part that runs the real engine on loads; one that compiles starts later, and runs batch by batch too."""
-    given = [word for load in loads for word in ("--load", load)]
+def measured(work: Profile | Truth, plan: Plan, state: Path) -> Part:
+    """Return the part that profiles a model, or runs the real engine on its loads; one that compiles starts later."""
+    quantised = ("--quantization", work.quantization) if work.quantization else ()
+    common = (*quantised, *(("--attention-backend", work.backend) if work.backend else ()), *plan.serving)
+    if isinstance(work, Profile):
+        budget = ("--budget-seconds", str(work.seconds))
+        command = (PYTHON, "-m", "dooly", "profile", work.model, "--db", str(state / "db"), *budget, *common)
+        name = f"profile.{named(work.model, work.quantization)}.{work.backend or 'auto'}"
+        return Part(name, command, plan.start_s + work.seconds)
+    given = [word for load in work.loads for word in ("--load", load)]
     script = str(ROOT / "benchmarks" / "ground_truth.py")
-    kept = ("--out", str(state / "groundtruth"), "--mode", mode, *(() if mode == "eager" else ("--steps",)))
-    start_s = plan.start_s * (1 if mode == "eager" else 2)
-    command = (PYTHON, script, model, *kept, *given, *flags(backend), *plan.serving)
-    return Part(f"ground-truth.{model}.{backend or 'auto'}.{mode}", command, start_s + plan.serve_s)
+    kept = ("--out", str(state / "groundtruth"), "--mode", work.mode, *(() if work.mode == "eager" else ("--steps",)))
+    start_s = plan.start_s * (1 if work.mode == "eager" else 2)
+    return Part(f"ground-truth.{work.stem}", (PYTHON, script, work.model, *kept, *given, *common), start_s + plan.serve_s)
 
 
-def profile(plan: Plan, model: str, backend: str, state: Path, seconds: int, suffix: str = "") -> Part:  # noqa: PLR0913, PLR0917 - a part's own
-    """Return the part that profiles a model for so many seconds."""
-    budget = ("--budget-seconds", str(seconds))
-    command = (PYTHON, "-m", "dooly", "profile", model, "--db", str(state / "db"), *budget, *flags(backend), *plan.serving)
-    return Part(f"profile{suffix}.{model}.{backend or 'auto'}", command, plan.start_s + seconds)
+def named(model: str, quantization: str | None) -> str:
+    """Return a model's name in names of files."""
+    return model if quantization is None else f"{model}-{quantization}"
 
 
-def judge(model: str, backend: str, mode: str, load: str, state: Path) -> Part:
+def judge(truth: Truth, load: str, state: Path) -> Part:
     """Return the part that simulates a load, and compares it with the real engine's runs; needs no device."""
     name, spec = load.split("=", 1)
-    stem = f"{model}.{backend or 'auto'}.{mode}.{name}"
+    stem = f"{truth.stem}.{name}"
     real = ("--real", str(state / "groundtruth" / f"{stem}.json.xz"))
     result = ("--json", str(state / "results" / f"validate.{stem}.json"))
-    command = (PYTHON, "-m", "dooly", "validate", model, "--db", str(state / "db"), "--workload", spec, *real, *result)
+    command = (PYTHON, "-m", "dooly", "validate", truth.model, "--db", str(state / "db"), "--workload", spec, *real, *result)
     return Part(f"validate.{stem}", command, 120, needs="catboost")
-
-
-def flags(backend: str) -> tuple[str, ...]:
-    """Return the flags that choose an attention backend."""
-    return ("--attention-backend", backend) if backend else ()
 
 
 def run(part: Part, state: Path, limit_s: float) -> int | None:
@@ -232,7 +243,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=500, help="end within so long")
     parser.add_argument("--part-seconds", type=float, default=600, help="stop each part after so long at most")
     parser.add_argument("--device", choices=tuple(PLANS), default="cuda")
-    parser.add_argument("--model", help="in place of the plan's; no others are profiled")
     parser.add_argument("--only", default="", help="parts whose name starts so")
     parser.add_argument("--list", action="store_true", help="print the parts, and which are done")
     return parser.parse_args()
@@ -243,29 +253,47 @@ def main() -> int:
     args = arguments()
     begin = time.monotonic()
     plan = PLANS[args.device]
-    if args.model:
-        plan = replace(plan, model=args.model, others=())
     state = args.state.resolve()
     for name in ("logs", "done", "results", "groundtruth"):
         (state / name).mkdir(parents=True, exist_ok=True)
+    wanted = [part for part in parts(plan, args.device, state) if part.name.startswith(args.only)]
     failed = 0
-    for part in parts(plan, args.device, state):
-        if not part.name.startswith(args.only):
-            continue
-        left_s = args.seconds - (time.monotonic() - begin) - MARGIN_S
-        outcome = before(part, state, min(part.limit_s, args.part_seconds), left_s)
-        row: dict[str, object] = {"part": part.name, "limit_s": part.limit_s}
-        if outcome is None and not args.list:
-            started = time.monotonic()
-            code = run(part, state, min(part.limit_s, args.part_seconds))
-            failed += code != 0
-            row |= {"exit": code, "wall_s": round(time.monotonic() - started, 1)}
-            if args.out:
-                archive(state, args.out)
-        else:
-            row["left"] = outcome or "to do"
-        print(json.dumps(row), flush=True)
+    with watched(state / "logs" / "machine.txt", on=not args.list):
+        for part in wanted:
+            failed += attempt(part, state, args, begin)
     return 1 if failed else 0
+
+
+def attempt(part: Part, state: Path, args: argparse.Namespace, begin: float) -> bool:
+    """Run a part if it is to be run now, and tell what became of it; return whether it failed."""
+    limit_s = min(part.limit_s, args.part_seconds)
+    outcome = before(part, state, limit_s, args.seconds - (time.monotonic() - begin) - MARGIN_S)
+    row: dict[str, object] = {"part": part.name, "limit_s": limit_s}
+    code: int | None = 0
+    if outcome is None and not args.list:
+        started = time.monotonic()
+        code = run(part, state, limit_s)
+        row |= {"exit": code, "wall_s": round(time.monotonic() - started, 1)}
+        if args.out:
+            archive(state, args.out)
+    else:
+        row["left"] = outcome or "to do"
+    print(json.dumps(row), flush=True)
+    return code != 0
+
+
+@contextmanager
+def watched(file: Path, *, on: bool) -> Iterator[None]:
+    """Watch host and GPU within the scope, beside all that runs."""
+    if not on:
+        yield
+        return
+    watcher = subprocess.Popen((PYTHON, str(ROOT / "benchmarks" / "watch_machine.py"), str(file)))
+    try:
+        yield
+    finally:
+        watcher.kill()
+        watcher.wait()
 
 
 def before(part: Part, state: Path, limit_s: float, left_s: float) -> str | None:

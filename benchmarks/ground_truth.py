@@ -4,8 +4,9 @@
 
 Starts the engine once, with dummy weights, and serves each load, from light to heavy, `--repeat` times after a warm-up. Every
 load becomes a file MODEL.BACKEND.MODE.LOAD.json.xz with each request's times and each step's batch and duration, which
-`dooly validate --real` reads. Loads whose file is there are left out, so a run that was cut off continues. MODE is `eager`, as
-Dooly measures, or `default`, as the engine runs by itself: compiled, with CUDA graphs, scheduling ahead.
+`dooly validate --real` reads; MODEL is `llama-3.1-8b-fp8` with `--quantization fp8`. Loads whose file is there are left out, so a
+run that was cut off continues. MODE is `eager`, as Dooly measures, or `default`, as the engine runs by itself: compiled, with
+CUDA graphs, scheduling ahead.
 
 `--steps` first runs chosen batches over and over, and keeps every step in MODEL.BACKEND.MODE.steps.json.xz: what a step takes
 in that mode, at sizes that a load meets by chance only.
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--attention-backend")
+    parser.add_argument("--quantization")
     for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "kv_cache_memory_bytes"):
         default = ServingConfig.__dataclass_fields__[name].default
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
@@ -58,7 +60,8 @@ def main() -> None:
     args = arguments()
     model = find_model(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{model.name}.{args.attention_backend or 'auto'}.{args.mode}"
+    name = model.name if args.quantization is None else f"{model.name}-{args.quantization}"
+    stem = f"{name}.{args.attention_backend or 'auto'}.{args.mode}"
     loads = dict(text.split("=", 1) for text in args.load)
     missing = {name: spec for name, spec in loads.items() if not (args.out / f"{stem}.{name}.json.xz").exists()}
     steps = args.out / f"{stem}.steps.json.xz"
@@ -70,6 +73,7 @@ def main() -> None:
         max_num_seqs=args.max_num_seqs,
         kv_cache_memory_bytes=args.kv_cache_memory_bytes,
         attention_backend=args.attention_backend,
+        quantization=args.quantization,
         enforce_eager=args.mode == "eager",
         async_scheduling=args.mode != "eager",
         enable_prefix_caching=False,

@@ -11,7 +11,7 @@ from dooly.catalog._given import check_sizes, check_store, given_sizes
 from dooly.catalog._grid import measurement_batches
 from dooly.catalog._kv_cache_layout import KVCacheLayout, kv_cache_layout
 from dooly.catalog._models import NO_MODEL, read_traced, write_described, write_imported, write_traced
-from dooly.catalog._operation_tables import operation_table, shipped_file, write_table
+from dooly.catalog._operation_tables import operation_table, operations_here, shipped_file, write_table
 from dooly.catalog._plain_linear import plain_linear
 from dooly.catalog._points import (
     DECODE_GROWTH_TOKENS,
@@ -67,6 +67,7 @@ __all__ = [
     "module_environment",
     "on_this_machine",
     "operation_table",
+    "operations_here",
     "parameter_bytes",
     "plain_linear",
     "point_at",

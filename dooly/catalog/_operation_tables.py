@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog._environment import installed_version
 from dooly.catalog._table import trace_operations
 from dooly.catalog._trace_version import trace_version
-from dooly.engines import TARGETS, engine_packages
+from dooly.engines import TARGETS, device_target, engine_packages
 from dooly.errors import EngineError, MissingOperationError, UnsupportedModelError
 from dooly.tracing import TracedModel
 
@@ -65,6 +65,25 @@ def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | 
             f"{model.name}: its table of operations for {layout} does not ship with Dooly, and tracing it needs the engine "
             f"({error}); install it with `pip install 'dooly-llm[cpu]'`"
         ) from error
+
+
+def operations_here(model: ModelSource, serving: ServingConfig) -> TracedModel:
+    """Return the operations of one step of a model on the device at hand.
+
+    On a GPU that tables are made for they are those of its table, so that its records lie under the signatures that ship.
+
+    Raises:
+        MissingOperationError: As `operation_table` raises.
+        EngineError: The engine that is there fails, or its process is killed.
+        UnsupportedModelError: The engine does not know the architecture, or cannot divide it so.
+    """
+    import torch
+
+    target = device_target(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if target is None:
+        return trace_operations(model, serving)
+    table = operation_table(model, serving, target.name)
+    return replace(table, environment=table.environment | {"device": target.device, "platform": "cuda"})
 
 
 def _traced(model: ModelSource, serving: ServingConfig, hardware: str | None) -> TracedModel:

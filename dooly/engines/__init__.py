@@ -5,7 +5,7 @@ from dooly.engines._config import ENGINES, ModelSource, ServingConfig, find_mode
 from dooly.engines._engine import Engine, EngineAdapter, StepOutput
 from dooly.engines._hub_ids import hub_id
 from dooly.engines._quantization import declared_quantization
-from dooly.engines._targets import TARGETS, Target, find_target
+from dooly.engines._targets import TARGETS, Target, device_target, find_target
 
 __all__ = [
     "ENGINES",
@@ -17,6 +17,7 @@ __all__ = [
     "StepOutput",
     "Target",
     "declared_quantization",
+    "device_target",
     "engine_packages",
     "engine_variables",
     "find_model",

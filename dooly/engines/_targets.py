@@ -46,3 +46,8 @@ def find_target(name: str) -> Target:
             f"--hardware: {name!r} is no GPU that a trace can be made for; choose one of {', '.join(TARGETS)}"
         )
     return TARGETS[name.lower()]
+
+
+def device_target(device: str) -> Target | None:
+    """Return the GPU that a driver reports by a name; None where no trace can be made for it."""
+    return next((target for target in _KNOWN if target.device == device), None)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from dooly.catalog import (
     describe_environment,
+    operations_here,
     parameter_bytes,
     read_traced,
     record_counts,
     told_apart,
-    trace_operations,
     write_described,
     write_traced,
 )
@@ -83,7 +83,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     serving = serving or ServingConfig()
     serving.require_one_rank()
     known = read_traced(store, model, serving)
-    traced = known[0][0] if known else told_apart(trace_operations(model, serving), store)
+    traced = known[0][0] if known else told_apart(operations_here(model, serving), store)
     plans = [_plan(_part(found, share), serving, store, digest, target_error) for found, digest in known]
     plans = plans or [_plan(_part(traced, share), serving, store, None, target_error)]
     plan = max(plans, key=lambda plan: plan.num_left())
