@@ -52,7 +52,9 @@ class VllmEngine:
         """Version of the engine."""
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        overrides = {} if num_layers is None else {"hf_overrides": partial(_shorten, num_layers=num_layers)}
+        overrides: dict[str, Any] = {} if num_layers is None else {"hf_overrides": partial(_shorten, num_layers=num_layers)}
+        if num_layers is not None and serving.quantization is not None:
+            overrides = {"hf_overrides": {"num_hidden_layers": num_layers}}
         arguments = engine_arguments(model, serving, **overrides, **settings)
         make_searchable()
         try:
