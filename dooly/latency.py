@@ -10,6 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
+from numbers import Real
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
@@ -258,10 +259,29 @@ class HostTimes:
         end_ns = max(max(free_ns, now_ns + self.prepare_ns) + step_ns, now_ns + launch_ns)
         return end_ns, max(now_ns + launch_ns, free_ns)
 
-    def of_layers(self, factor: float) -> HostTimes:
+    def of_layers(self, factor: float, experts_ns: float = 0.0) -> HostTimes:
         """Return the times of a model with so many times the layers: pieces and kernels of each are launched on their own.
 
         Decodes are one graph whatever the model, and steps are prepared alike.
+
+        Args:
+            factor: Layers of the model over those that these times are of.
+            experts_ns: What launching the mixtures of experts of all layers takes beside, where nothing is captured.
         """
-        pieces, plain = (max(self.prepare_ns, round(factor * ns)) for ns in (self.pieces_ns, self.plain_ns))
-        return replace(self, pieces_ns=pieces, plain_ns=plain)
+        pieces, plain = round(factor * self.pieces_ns), round(factor * self.plain_ns + experts_ns)
+        return replace(self, pieces_ns=max(self.prepare_ns, pieces), plain_ns=max(self.prepare_ns, plain))
+
+    def slowed(self, factor: float) -> HostTimes:
+        """Return the times of a host that takes so many times as long.
+
+        Raises:
+            InvalidInputError: The factor is no positive number.
+
+        Examples:
+            >>> dooly.simulation.HostTimes(1_500_000, 2_000_000, 7_800_000, 19_100_000).slowed(1.5).plain_ns
+            28650000
+        """
+        if not (isinstance(factor, Real) and 0 < factor < inf):
+            raise InvalidInputError(f"HostTimes.slowed: {factor!r} is no positive number")
+        names = ("prepare_ns", "whole_ns", "pieces_ns", "plain_ns")
+        return replace(self, **{name: round(factor * getattr(self, name)) for name in names})

@@ -110,7 +110,7 @@ def with_limits(latency: LatencyModel, serving: ServingConfig) -> LatencyModel:
     assert latency.hardware is not None
     return latency.within(
         _domain(latency.hardware, serving),
-        _host(latency.hardware.host, latency.traced, serving),
+        _host(latency.hardware, latency.traced, serving),
         captured_tokens=serving.cudagraph_capture_sizes,
         schedules_ahead=serving.schedules_ahead,
     )
@@ -125,16 +125,18 @@ def _domain(hardware: Hardware, serving: ServingConfig) -> Domain:
 
 def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
     """Return what a host takes to launch a model's steps on a device of this driver's name; None where nobody measured it."""
-    times = {hardware.device: hardware.host for hardware in listed_hardware()}.get(device)
-    return _host(times, traced, serving)
+    known = {hardware.device: hardware for hardware in listed_hardware()}.get(device)
+    return None if known is None else _host(known, traced, serving)
 
 
-def _host(times: HostTimes | None, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
+def _host(hardware: Hardware, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
     """Return a host's times for a model by its layers, with the graphs that the settings have captured."""
-    if times is None:
+    if hardware.host is None:
         return None
     layers = sum(op.count for op in traced.operations if op.stage == "engine" and op.name == LAYER)
-    return replace(times.of_layers(layers / HOST_LAYERS), max_captured_tokens=serving.cudagraph_capture_sizes[-1])
+    experts = sum(op.count for op in traced.operations if "num_experts" in op.attributes)
+    times = hardware.host.of_layers(layers / HOST_LAYERS, experts * hardware.host_experts_ns)
+    return replace(times, max_captured_tokens=serving.cudagraph_capture_sizes[-1])
 
 
 def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
@@ -172,7 +174,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
         laid_out(traced, fitted),
         _domain(device.hardware, serving),
         device.hardware,
-        _host(device.hardware.host, traced, serving),
+        _host(device.hardware, traced, serving),
         captured_tokens=serving.cudagraph_capture_sizes,
         schedules_ahead=serving.schedules_ahead,
         notes=tuple(note for name, note in device.hardware.notes.items() if name in used),

@@ -69,6 +69,8 @@ class Hardware:
     """What launches alone may have taken in the rows of a family, by its name: below, its rows tell no more."""
     host: HostTimes | None = None
     """What an engine's host is taken to need to launch steps of a model of `HOST_LAYERS`; None where nobody measured it."""
+    host_experts_ns: float = 0.0
+    """What that host needs more for a layer's mixture of experts, where a step is not captured."""
     float32_flops_per_s: float | None = None
     """Rate of products in float32 by the datasheet, without tensor cores; None where nobody tells."""
 
