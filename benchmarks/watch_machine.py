@@ -4,8 +4,8 @@
 
 Writes a line after each interval, as long as the process lives that started it: the monotonic clock in nanoseconds, which is
 `perf_counter_ns` of other processes too; what a fixed loop of Python took, in nanoseconds; processor time that other guests of
-the machine's host took, in hundredths of a second since its start; and of the first GPU the clock of its multiprocessors in MHz, its
-power in milliwatts, and the bits of what throttles it.
+the machine's host took, in hundredths of a second since its start; and of the first GPU the clock of its multiprocessors in MHz,
+its power in milliwatts, and the bits of what throttles it.
 """
 
 from __future__ import annotations

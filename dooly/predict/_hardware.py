@@ -71,6 +71,10 @@ class Hardware:
     """What an engine's host is taken to need to launch steps of a model of `HOST_LAYERS`; None where nobody measured it."""
     host_experts_ns: float = 0.0
     """What that host needs more for a layer's mixture of experts, where a step is not captured."""
+    burst_ns: int = 0
+    """How long products that arithmetic bounds run at full clocks, one behind the other, before the power limit slows them."""
+    slowdown_permille: int = 0
+    """How much longer they take from then on, in thousandths; 0 where nobody measured it."""
     float32_flops_per_s: float | None = None
     """Rate of products in float32 by the datasheet, without tensor cores; None where nobody tells."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dooly.catalog import kv_cache_layout
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dooly.catalog import KVCacheLayout
     from dooly.engines import ServingConfig
     from dooly.kv_policy import KVPolicy, SelectedPrompt
-    from dooly.latency import HostTimes
+    from dooly.latency import HostTimes, PowerCap
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
     from dooly.predict._hardware import Hardware
@@ -94,6 +95,14 @@ class LatencyModel(Account):
         model._prices = self._prices.within(domain, captured_tokens)
         model.selections = self.selections
         return model
+
+    @cached_property
+    def power_cap(self) -> PowerCap | None:
+        """What the device's power limit takes from products that run on without a pause; None where nobody measured it.
+
+        Steps are priced without it: whoever knows what runs behind what adds it, as `dooly.simulate` does.
+        """
+        return None if self.hardware is None else self._prices.power_cap(self.hardware)
 
     @property
     def block_size(self) -> int:

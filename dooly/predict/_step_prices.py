@@ -9,6 +9,7 @@ import numpy as np
 
 from dooly.catalog import key_of
 from dooly.errors import OutOfDomainError
+from dooly.latency import PowerCap
 from dooly.predict._sources import SOURCES
 from dooly.predict._step_latency import StepLatencies
 from dooly.predict._tables import LatencyTables
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from dooly.predict._domain import Domain
     from dooly.predict._features import BatchArrays
+    from dooly.predict._hardware import Hardware
     from dooly.predict._step_parts import StepParts
     from dooly.prices import PriceSheet
     from dooly.tracing import TracedOperation
@@ -102,6 +104,13 @@ class StepPrices:
     def sheet(self) -> PriceSheet | None:
         """What steps are priced by, as arrays for compiled loops; None where layers or steps take time of their own."""
         return None if self._parts.runs is None else self._tables.price_sheet(self._parts.runs)
+
+    def power_cap(self, hardware: Hardware) -> PowerCap | None:
+        """Return what a device's power limit takes from products; None where that is unknown or steps take time of their own."""
+        if not hardware.slowdown_permille or self._parts.runs is None:
+            return None
+        products_ns = self._tables.products_ns(self._parts.runs, hardware)
+        return PowerCap(products_ns, hardware.burst_ns, hardware.slowdown_permille)
 
     def operations_ns(self, batches: BatchArrays, operations: Sequence[TracedOperation]) -> OperationLatencies:
         """Yield a model's operations but the engine's, and what one run of each takes in each batch, shape (num_batches,).

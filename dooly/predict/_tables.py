@@ -8,6 +8,7 @@ import numpy as np
 
 from dooly.catalog import key_of
 from dooly.predict._features import BatchArrays
+from dooly.predict._kinds import FULL_PRECISION, Experts, LinearLayer, kind_of
 from dooly.predict._price_sheet import attention_prices, price_sheet
 from dooly.predict._sources import SOURCES
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dooly.catalog import Key
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
+    from dooly.predict._hardware import Hardware
     from dooly.predict._sources import Source
     from dooly.prices import AttentionPrice, PriceSheet
 
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     """Operations and how often a step runs each."""
     Sums = tuple[dict[Source, Floats], dict[Source, Floats], Runs]
     """Nanoseconds by source at each number of tokens, then of requests, from 0; and the operations that neither decides."""
+
+
+_BOUND, _FP8_RATE = 2, 2
+"""How many times longer the arithmetic of a product takes than its bytes that needs full power; the rate of FP8 over bf16's."""
 
 
 class _Made:
@@ -104,6 +110,25 @@ class LatencyTables:
             return None
         tokens_ns = np.array([by_tokens[source][self._computed_tokens] for source in SOURCES])
         return price_sheet(tokens_ns, np.array([by_reqs[source] for source in SOURCES]), prices, self._domain)
+
+    def products_ns(self, runs: Runs, hardware: Hardware) -> Ints:
+        """Return what a step's products take whose arithmetic takes twice what their bytes do, by its tokens from 0.
+
+        Args:
+            runs: The operations and how often a step runs each, the same in every call.
+            hardware: The device.
+        """
+        total_ns = np.zeros(self._domain.num_tokens + 1)
+        sizes = np.arange(1, self._domain.num_tokens + 1)
+        batches = BatchArrays.of_counts(sizes, np.ones_like(sizes))
+        for fitted, count in runs:
+            kind = kind_of(fitted.operation)
+            if isinstance(kind, LinearLayer | Experts) and fitted.work.counts == {"num_tokens"}:
+                flops, traffic = fitted.work.cost(batches)
+                rate = hardware.flops_per_s * (1 if kind.dtype in FULL_PRECISION else _FP8_RATE)
+                is_bound = flops / rate >= _BOUND * traffic / hardware.memory_bytes_per_s
+                total_ns[1:] += np.where(is_bound, count * self._table(fitted), 0.0)
+        return np.rint(total_ns[self._computed_tokens]).astype(np.int64)
 
     def _added_up(self, runs: Runs) -> Sums:
         """Return what one count decides, added up over all operations; worked out at the first call."""

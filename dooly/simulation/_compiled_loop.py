@@ -117,6 +117,20 @@ def _launch_ns(state, settings):
 
 
 @part
+def _capped_ns(state, settings, start_ns, price_ns):
+    """Return what a step takes under the device's power limit, as `PowerCap.capped_ns` says."""
+    engine, amounts = state.engine, state.amounts
+    if settings.slowdown_permille == 0 or amounts.num_prefills == 0:
+        return price_ns
+    num_tokens = min(int(amounts.prefill_tokens + amounts.num_decodes), len(state.products_ns) - 1)
+    products_ns = min(price_ns, state.products_ns[num_tokens])
+    spent_ns = max(0, engine.heat_ns - (start_ns - engine.heated_ns) - (price_ns - products_ns)) + products_ns
+    capped_ns = price_ns + max(0, spent_ns - settings.burst_ns) * settings.slowdown_permille // 1000
+    engine.heat_ns, engine.heated_ns = min(spent_ns, settings.burst_ns), start_ns + capped_ns
+    return capped_ns
+
+
+@part
 def _next_arrival_ns(state):
     """Return when the next arrival disturbs a run of decodes; -1 where none does.
 
@@ -143,7 +157,9 @@ def _run(state, settings, sheet, max_num_steps):
         if step > 0 and is_disturbed:
             break
         price_ns = price_step(sheet, state.amounts, state.scratch, state.priced_ns)
-        end_ns = max(max(free_ns, now_ns + settings.prepare_ns) + price_ns, now_ns + launch_ns)
+        start_ns = max(free_ns, now_ns + settings.prepare_ns)
+        price_ns = _capped_ns(state, settings, start_ns, price_ns)
+        end_ns = max(start_ns + price_ns, now_ns + launch_ns)
         engine.host_wait_ns += end_ns - max(free_ns, now_ns) - price_ns
         # The step before is known to have run when this one is scheduled or, ahead of that, the one behind it.
         before_ns, now_ns = now_ns, max(now_ns + launch_ns, free_ns) if settings.async_scheduling else end_ns

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dooly.latency import HostTimes
+    from dooly.latency import HostTimes, PowerCap
     from dooly.prices import PriceSheet
     from dooly.prices._arrays import Scratch
     from dooly.simulation._scheduler_config import SchedulerConfig
@@ -32,9 +32,9 @@ _SLOTS = 1 << 16
 SETTINGS = record(
     i8="max_model_len max_num_seqs max_num_batched_tokens block_size long_prefill_token_threshold watermark_blocks"
     " enable_chunked_prefill scheduler_reserve_full_isl enable_prefix_caching async_scheduling is_closed"
-    f" prepare_ns whole_ns pieces_ns plain_ns max_captured_tokens {sources(__file__)}"
+    f" prepare_ns whole_ns pieces_ns plain_ns max_captured_tokens burst_ns slowdown_permille {sources(__file__)}"
 )
-"""What stays the same, under the names of `SchedulerConfig` and `HostTimes`."""
+"""What stays the same, under the names of `SchedulerConfig`, `HostTimes` and `PowerCap`."""
 REQUEST = record(
     i8="arrival_ns scheduled_ns first_token_ns finish_ns token_ns",
     i4="prompt total known computed held kept older newer last_launch previous_launch",
@@ -47,13 +47,15 @@ PLACE = record(i4="running preempted scheduled granted under_way brings")
 """Positions in the workload of running requests in order of admission, of preempted ones, the last of which is first in the
 queue, of those in the step, with their tokens, and of those in the step that has not run, with what it brings each as bits."""
 ENGINE = record(
-    i8="now_ns end_ns host_wait_ns num_arrived num_sent num_admitted num_running num_preempted num_scheduled num_under_way"
-    " num_free num_kept oldest newest num_preemptions num_steps num_launches num_latest has_behind num_steps_under_way num_gaps",
+    i8="now_ns end_ns host_wait_ns heat_ns heated_ns num_arrived num_sent num_admitted num_running num_preempted num_scheduled"
+    " num_under_way num_free num_kept oldest newest num_preemptions num_steps num_launches num_latest has_behind"
+    " num_steps_under_way num_gaps",
 )
-"""The clock, when the device is free, and how long it has waited for its host; how many requests have arrived, were sent, were
-admitted once, run, were preempted and wait, are in the step, and in the step under way; free blocks, those of them that hold
-something, and whose are overwritten first and last; preemptions, steps, launches, the steps of the latest, whether one was under
-way behind it, and how many steps have not run; and gaps between tokens that are not counted yet."""
+"""The clock, when the device is free, how long it has waited for its host, how much of its burst was spent behind the last step
+with prompts, and when that was; how many requests have arrived, were sent, were admitted once, run, were preempted and wait, are
+in the step, and in the step under way; free blocks, those of them that hold something, and whose are overwritten first and last;
+preemptions, steps, launches, the steps of the latest, whether one was under way behind it, and how many steps have not run; and
+gaps between tokens that are not counted yet."""
 GAP = record(i8="gap_ns count")
 """A time between two tokens, and how often it occurred."""
 
@@ -71,24 +73,29 @@ class LoopState(NamedTuple):
     """What the step's price depends on, one record."""
     gaps: Records
     """Shape (GAPS + 4 * max_num_seqs,)."""
+    products_ns: npt.NDArray[np.int64]
+    """What `PowerCap` says, shape (num_tokens + 1,)."""
     priced_ns: Floats
     """Parts of all steps' prices by source, and those of extrapolated ones, shape (num_sources + 1,)."""
     scratch: Scratch
     """Room to price in."""
 
 
-def settings_of(config: SchedulerConfig, host: HostTimes, *, is_closed: bool) -> Any:  # noqa: ANN401 - a record
+def settings_of(config: SchedulerConfig, host: HostTimes, cap: PowerCap | None, *, is_closed: bool) -> Any:  # noqa: ANN401 - a record
     """Return the settings of an engine that serves a closed loop or an open one."""
     settings = new_records(1, SETTINGS)[0]
     for name in SETTINGS.names or ():
-        if hasattr(config, name) or hasattr(host, name):
-            settings[name] = getattr(config if hasattr(config, name) else host, name)
+        for known in (config, host, cap):
+            if hasattr(known, name):
+                settings[name] = getattr(known, name)
     settings["watermark_blocks"] = int(config.watermark * config.num_kv_blocks)
     settings["is_closed"] = is_closed
     return settings
 
 
-def new_state(workload: Sequence[Request], config: SchedulerConfig, sheet: PriceSheet, concurrency: int | None) -> LoopState:
+def new_state(
+    workload: Sequence[Request], config: SchedulerConfig, sheet: PriceSheet, cap: PowerCap | None, concurrency: int | None
+) -> LoopState:
     """Return the state before anything has arrived."""
     number = len(workload)
     requests = new_records(number, REQUEST)
@@ -107,6 +114,7 @@ def new_state(workload: Sequence[Request], config: SchedulerConfig, sheet: Price
         engine,
         new_records(1, AMOUNTS)[0],
         new_records(GAPS + 4 * config.max_num_seqs, GAP),
+        np.zeros(1, np.int64) if cap is None else cap.products_ns,
         np.zeros(len(sheet.tokens_ns) + 1),
         new_scratch(_SLOTS),
     )

@@ -33,6 +33,11 @@ class JointStep(ScheduledStep):
     by_rank: tuple[tuple[int, LatencyBackend, ScheduledStep], ...] = ()
     """Ranks that have work, with what prices them, and what they do."""
 
+    @property
+    def tokens_a_device(self) -> int:
+        """Tokens of the rank that computes most."""
+        return max(step.tokens_a_device for _, _, step in self.by_rank)
+
     def step_ns(self, latency: LatencyBackend) -> int:
         """Return the latency of the slowest rank."""
         del latency

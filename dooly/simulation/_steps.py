@@ -81,13 +81,21 @@ class ScheduledStep:
         steps_ns, priced_ns = latency.quote_run(self.num_computed_tokens, num_steps)
         return PricedRun(steps_ns, ((latency.account, priced_ns),))
 
+    @property
+    def tokens_a_device(self) -> int:
+        """Tokens that one device computes of it, at most."""
+        return int(self.num_new_tokens.sum())
+
+    def only_decodes(self, decode_length: int = 1) -> bool:
+        """Tell whether every request computes `decode_length` tokens: one, or one with all its drafts."""
+        return bool((self.num_new_tokens == decode_length).all())
+
     def launch_ns(self, host: HostTimes, decode_length: int = 1) -> int:
         """Return what launching the step takes the host, in nanoseconds.
 
-        One graph holds a whole step where every request computes `decode_length` tokens: one, or one with all its drafts.
+        One graph holds a whole step of decodes.
         """
-        only_decodes = bool((self.num_new_tokens == decode_length).all())
-        return host.launch_ns(int(self.num_new_tokens.sum()), only_decodes=only_decodes)
+        return host.launch_ns(int(self.num_new_tokens.sum()), only_decodes=self.only_decodes(decode_length))
 
     def to_batch(self) -> Batch:
         """Return the step as the predictors' batch."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dooly.engines import find_model
 from dooly.errors import OutOfDomainError, WorkloadError
-from dooly.latency import HostTimes, LatencyBackend, LinearLatency, SheetBackend
+from dooly.latency import HostTimes, LatencyBackend, LinearLatency, SheetBackend, power_cap_of
 from dooly.predict import default_serving, load_latency_model
 from dooly.simulation import (
     Request,
@@ -50,6 +50,7 @@ class InPython(LatencyBackend):
 
     def __init__(self, latency: LatencyBackend) -> None:
         self._latency = latency
+        self.power_cap = power_cap_of(latency)
 
     def step_ns(self, batch: Batch) -> int:
         """Ask the backend."""
