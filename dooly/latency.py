@@ -11,7 +11,6 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
-from numbers import Real
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
@@ -272,20 +271,22 @@ class HostTimes:
         pieces, plain = round(factor * self.pieces_ns), round(factor * self.plain_ns + experts_ns)
         return replace(self, pieces_ns=max(self.prepare_ns, pieces), plain_ns=max(self.prepare_ns, plain))
 
-    def slowed(self, factor: float) -> HostTimes:
-        """Return the times of a host that takes so many times as long.
 
-        Raises:
-            InvalidInputError: The factor is no positive number.
+def slowed_host(host: HostTimes | None, factor: float | None) -> HostTimes | None:
+    """Return the times of a host that takes so many times as long; None for a factor is as long.
 
-        Examples:
-            >>> dooly.simulation.HostTimes(1_500_000, 2_000_000, 7_800_000, 19_100_000).slowed(1.5).plain_ns
-            28650000
-        """
-        if not (isinstance(factor, Real) and 0 < factor < inf):
-            raise InvalidInputError(f"HostTimes.slowed: {factor!r} is no positive number")
-        names = ("prepare_ns", "whole_ns", "pieces_ns", "plain_ns")
-        return replace(self, **{name: round(factor * getattr(self, name)) for name in names})
+    Raises:
+        InvalidInputError: There are no times to slow, or the factor is no positive number.
+    """
+    if factor is None:
+        return host
+    if host is None:
+        msg = "nobody measured a host beside this device, or its records hold what it does; leave it out"
+        raise InvalidInputError(f"--host-slowdown: {msg}")
+    if not 0 < factor < inf:
+        raise InvalidInputError(f"--host-slowdown: {factor} is no positive number")
+    names = ("prepare_ns", "whole_ns", "pieces_ns", "plain_ns")
+    return replace(host, **{name: round(factor * getattr(host, name)) for name in names})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

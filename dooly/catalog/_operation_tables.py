@@ -83,7 +83,7 @@ def operations_here(model: ModelSource, serving: ServingConfig) -> TracedModel:
     if target is None:
         return trace_operations(model, serving)
     table = operation_table(model, serving, target.name)
-    return replace(table, environment=table.environment | {"device": target.device, "platform": "cuda"})
+    return replace(table, environment={**table.environment, "device": target.device, "platform": "cuda"})
 
 
 def _traced(model: ModelSource, serving: ServingConfig, hardware: str | None) -> TracedModel:

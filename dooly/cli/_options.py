@@ -89,6 +89,14 @@ InterconnectText = Annotated[
         "and imported records.",
     ),
 ]
+HostSlowdown = Annotated[
+    float | None,
+    typer.Option(
+        "--host-slowdown",
+        metavar="FACTOR",
+        help="How many times as long the engine's host takes to launch a step as the one measured beside an H200.",
+    ),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

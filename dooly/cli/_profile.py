@@ -75,7 +75,8 @@ def profile(  # noqa: PLR0913 - one argument an option
                 )
             if not dry_run:
                 update(1, 1, what=f"{source.name}: fitting")
-                with suppress(MissingOperationError):  # a budget may have ended before every operation had its first point
+                # A budget may have ended before every operation had its first point; a machine that measures may lack what fits.
+                with suppress(MissingOperationError, ModuleNotFoundError):
                     load_latency_model(store, source, serving)  # which keeps in the store what it fits
         results.append(result)
         _warn_if_unsteady(result)

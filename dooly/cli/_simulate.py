@@ -27,6 +27,7 @@ from dooly.cli._options import (
     CsvFile,
     DraftCost,
     HardwareName,
+    HostSlowdown,
     HtmlFile,
     InterconnectText,
     JsonFile,
@@ -41,6 +42,7 @@ from dooly.cli._options import (
 from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
 from dooly.cli._stores import check_source, open_to_answer
 from dooly.engines import ServingConfig, find_model
+from dooly.latency import slowed_host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +67,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     db: OptionalDatabase = None,
     hardware: HardwareName = None,
     interconnect: InterconnectText = None,
+    host_slowdown: HostSlowdown = None,
     json_file: JsonFile = None,
     csv_file: CsvFile = None,
     html_file: HtmlFile = None,
@@ -105,6 +108,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     with progress_bar(f"{source.name}: simulating"):
         store = None if db is None else open_to_answer(db)
         latency = load_latency_model(store, source, serving, hardware=hardware, interconnect=link)
+        latency.host = slowed_host(latency.host, host_slowdown)
         config = scheduler_config(serving, latency)
         check_acts(serving.kv_policy, requests)
         logs = None if html_file is None and perfetto is None else [StepLog() for _ in range(layout.num_replicas)]

@@ -11,6 +11,7 @@ import typer
 from dooly.cli._options import (
     SIMULATE_ONLY,
     HardwareName,
+    HostSlowdown,
     JsonFile,
     Model,
     OptionalDatabase,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _LOUD = 0.3
 """Difference between the real runs' times to first token, as a fraction, that the engine itself hardly makes."""
 
-_WITH_KEPT_RUNS = ("model", "db", "hardware", "workload", "real", "json_file")
+_WITH_KEPT_RUNS = ("model", "db", "hardware", "workload", "real", "host_slowdown", "json_file")
 """What can be said where the real engine is not run."""
 
 
@@ -45,6 +46,7 @@ def validate(  # noqa: PLR0913 - one argument an option
     workload: WorkloadText,
     repeat: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of the real engine, whose spread is the noise.")] = 2,
     real: RealFile = None,
+    host_slowdown: HostSlowdown = None,
     json_file: JsonFile = None,
     serving: ServingConfig,
 ) -> None:
@@ -58,11 +60,15 @@ def validate(  # noqa: PLR0913 - one argument an option
         raise typer.BadParameter("--hardware: no such device is here to run the engine on; give kept runs with --real")
     if real is not None:
         _refuse_settings(context)
+    elif host_slowdown is not None:
+        raise typer.BadParameter(
+            "--host-slowdown: the host at hand is in its records; leave it out, or give kept runs with --real"
+        )
     source = find_model(model)
     requests = parse_workload(workload)
     store = None if db is None else open_to_answer(db)
     if real is not None:
-        validation = validate_kept(source, store, requests, read_runs(real), hardware)
+        validation = validate_kept(source, store, requests, read_runs(real), hardware, host_slowdown=host_slowdown)
     else:
         assert store is not None
         with progress_bar(f"{source.name}: simulating, starting the engine") as update:

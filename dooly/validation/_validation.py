@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.catalog import CUDA_GRAPHS, describe_environment
 from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import InvalidInputError
+from dooly.latency import slowed_host
 from dooly.predict import load_latency_model
 from dooly.simulation import (
     MetricError,
@@ -134,8 +135,14 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     return _compared(runs, simulated, latency, machine, store)
 
 
-def validate_kept(
-    model: ModelSource, store: Store | None, workload: Workload, kept: KeptRuns, hardware: str | None = None
+def validate_kept(  # noqa: PLR0913 - one argument an option of `dooly validate --real`
+    model: ModelSource,
+    store: Store | None,
+    workload: Workload,
+    kept: KeptRuns,
+    hardware: str | None = None,
+    *,
+    host_slowdown: float | None = None,
 ) -> Validation:
     """Simulate a workload, and compare with runs of the real engine that were kept; needs no engine.
 
@@ -145,6 +152,8 @@ def validate_kept(
         workload: The requests that the runs served.
         kept: The runs.
         hardware: Name of the device that the runs were on, of those that `dooly hardware` lists, in place of a store.
+
+        host_slowdown: How many times as long the runs' host took to launch a step as the one that was measured; None for as long.
 
     Raises:
         MissingOperationError: The store lacks the model in that environment, or an operation of it.
@@ -163,6 +172,7 @@ def validate_kept(
     environment = None if hardware else kept.environment
     serving = replace(kept.serving, kv_cache_memory_bytes=kept.serving.kv_cache_bytes)  # what the engine was given
     latency = load_latency_model(store, model, serving, environment, hardware=hardware)
+    latency.host = slowed_host(latency.host, host_slowdown)
     _check_same_machine(kept.environment, kept.num_kv_blocks, serving, latency)
     simulated = _simulated(workload, latency, serving)
     return _compared(kept.runs, simulated, latency, kept.machine, store)
