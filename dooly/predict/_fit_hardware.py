@@ -15,6 +15,7 @@ from dooly.errors import InvalidInputError, spell
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
+from dooly.predict._fused import FusedLinear, fused_linear_layers
 from dooly.predict._hardware import HOST_LAYERS, Hardware
 from dooly.predict._kinds import families_of, kind_of
 from dooly.predict._latency_model import BLOCK_SIZE, LatencyModel
@@ -160,10 +161,13 @@ def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
 def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfig) -> LatencyModel:
     """Return the latency model that adds up what a device takes for each operation of a table."""
     latencies: dict[str, OperationLatency] = {}
+    fused = fused_linear_layers(traced)
 
     def fitted(operation: TracedOperation) -> FittedOperation:
         if operation.signature not in latencies:
-            latencies[operation.signature] = device.of(operation, traced.model)
+            latency = device.of(operation, traced.model)
+            layer = fused.get(operation.signature)
+            latencies[operation.signature] = latency if layer is None else FusedLinear(latency, device.hardware, layer.k)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
     kinds = {kind for operation in traced.operations if (kind := kind_of(operation)) is not None}
