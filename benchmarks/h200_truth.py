@@ -3,7 +3,8 @@
     python benchmarks/h200_truth.py [--json FILE]
 
 `benchmarks/groundtruth/h200` holds what `benchmarks/gpu_run.py` left there: the records of Llama 3.1 8B, and runs of vLLM 0.26 in
-its default mode, each load served twice. Printed are
+its default mode, each load served twice; `h200-2` the same of another quarter of an hour: Llama 3.1 8B in FP8, Qwen3 30B A3B, and
+records of both. Printed are
 
 - operations: latencies by the imported tables over those by our own records, at many sizes;
 - steady decodes of the chosen batches: predicted over real time between steps, by the imported tables alone, by our own records,
@@ -11,7 +12,9 @@ its default mode, each load served twice. Printed are
 - prompts of the chosen batches, one after another and among decodes: predicted over real time to their end;
 - what the host took to launch steps with prompts in the first run of each load: the constants of `scripts/build_data.py`;
 - loads: errors of simulated TTFT and TPOT against the second run of each, by the same three, beside the noise between the runs;
-  and by what ships with a host at either of the two speeds that it was seen at.
+  and by what ships with a host at either of the two speeds that it was seen at;
+- of the second quarter of an hour the operations, the steady decodes, and the loads: by what ships, and by the same with the host
+  as much slower as launches of the first runs of the dense model's loads say.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ RUNS = Path(__file__).parent / "groundtruth" / "h200"
 DATA = Path(__file__).parents[1] / "dooly" / "data"
 OWN_FILES = ("measured.npz", "curves.npz")
 """What our own records add to the imported tables."""
+SECOND = RUNS.with_name("h200-2")
 HARDWARE, PROFILED, OTHER = "h200", "llama-3.1-8b", "qwen2.5-7b"
 NUM_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048)
 NUM_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -80,9 +84,9 @@ def compare_operations(own: LatencyModel, imported: LatencyModel) -> dict[str, d
     return {name: _spread(found) for name, found in sorted(ratios.items())}
 
 
-def judge_decodes(model: str, predicted: LatencyModel) -> dict[str, float]:
+def judge_decodes(model: str, predicted: LatencyModel, runs: Path = RUNS) -> dict[str, float]:
     """Return the median and the spread of predicted over real time between the steps of steady decodes."""
-    document = json.loads(lzma.decompress((RUNS / f"{model}.FLASH_ATTN.default.steps.json.xz").read_bytes()))
+    document = json.loads(lzma.decompress((runs / f"{model}.FLASH_ATTN.default.steps.json.xz").read_bytes()))
     ratios = []
     for episode in document["episodes"]:
         if episode["contexts"]:
@@ -116,9 +120,9 @@ def judge_prompts(model: str, predicted: LatencyModel) -> dict[str, dict[str, fl
     return {way: _spread(found) for way, found in ratios.items()}
 
 
-def kept_loads() -> dict[str, KeptRuns]:
-    """Return the runs of every load by its name."""
-    files = sorted(file for file in RUNS.glob("*.json.xz") if ".steps." not in file.name)
+def kept_loads(runs: Path = RUNS) -> dict[str, KeptRuns]:
+    """Return the runs of every load of the engine in its default mode by its name."""
+    files = sorted(file for file in runs.glob("*.default.*.json.xz") if ".steps." not in file.name)
     return {file.name.removesuffix(".json.xz"): read_runs(file) for file in files}
 
 
@@ -172,6 +176,38 @@ def judge_speeds(loads: dict[str, KeptRuns]) -> list[dict[str, Any]]:
     return rows
 
 
+def judge_second(folder: Path) -> dict[str, Any]:
+    """Return what the second quarter of an hour says of what ships."""
+    with tarfile.open(SECOND / "records.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    store, loads = Store.open(f"{folder}/db"), kept_loads(SECOND)
+    found: dict[str, Any] = {"operations": {}, "decodes": {}, "loads": []}
+    dense = [kept for kept in loads.values() if kept.model == PROFILED]
+    layers = find_model(PROFILED).text_config["num_hidden_layers"]
+    shipped = {
+        name: load_latency_model(model=find_model(k.model), serving=k.serving, hardware=HARDWARE) for name, k in loads.items()
+    }
+    launches = np.mean(first_launches(dense)["plain"][PROFILED])
+    host = next(latency.host for name, latency in shipped.items() if loads[name] in dense)
+    assert host is not None
+    found["host_slowdown"] = slowdown = float(launches / host.plain_ns)
+    found["launches_ms"] = {"plain, by layer": float(launches / layers / 1e6)}
+    for name, kept in loads.items():
+        model, workload = find_model(kept.model), parse_workload(kept.workload)
+        stem = name.partition(".FLASH_ATTN")[0]
+        if stem not in found["decodes"]:
+            found["decodes"][stem] = judge_decodes(stem, shipped[name], SECOND)
+            found["operations"][stem] = compare_operations(load_latency_model(store, model, kept.serving), shipped[name])
+        noises = noise([run.result for run in kept.runs])
+        for by, factor in (("shipped", None), ("shipped, slower host", slowdown)):
+            judged = replace(kept, runs=kept.runs[1:])
+            row = validate_kept(model, None, workload, judged, HARDWARE, host_slowdown=factor).to_json()
+            for metric in ("ttft", "tpot"):
+                row[metric]["noise"] = getattr(noises, metric)
+            found["loads"].append({"run": name, "by": by} | {key: row[key] for key in ("ttft", "tpot", "step")})
+    return found
+
+
 def judge_loads(store: Store, imported: str, loads: dict[str, KeptRuns]) -> list[dict[str, Any]]:
     """Return the errors against the second run of every load, by each way to predict it, and the noise between its runs."""
     rows = []
@@ -196,6 +232,26 @@ def _spread(ratios: list[float]) -> dict[str, float]:
 
 def _text(row: dict[str, float]) -> str:
     return f"{row['median']:.3f}, {row['p10']:.3f} to {row['p90']:.3f}"
+
+
+def show_second(second: dict[str, Any]) -> None:
+    """Print what the second quarter of an hour says of operations and decodes."""
+    for model, operations in second["operations"].items():
+        for name, row in operations.items():
+            print(f"{model}: shipped over own, {name}: {_text(row)}, {row['number']} sizes")
+    for model, row in second["decodes"].items():
+        print(f"{model}: steady decodes, predicted over real {_text(row)}, {row['number']} batches")
+    print(f"the second host takes {second['host_slowdown']:.2f} times as long to launch")
+
+
+def show_load(row: dict[str, Any]) -> None:
+    """Print the errors of one load."""
+    errors = []
+    for metric in ("ttft", "tpot"):
+        mean_error, mape, noise = (row[metric][key] for key in ("mean_error", "mape", "noise"))
+        errors.append(f"{metric.upper()} mean {mean_error:+.1%}, MAPE {mape:.1%}, noise {noise:.1%}")
+    steps = f"steps median {row['step']['median_error']:.1%}, together {row['step']['mean_error']:+.1%}"
+    print(f"{row['run']} by {row['by']}: {'; '.join(errors)}; {steps}")
 
 
 def main() -> None:
@@ -246,13 +302,10 @@ def main() -> None:
             errors_text = f"TTFT {row['ttft']:+.1%}, TPOT {row['tpot']:+.1%}"
             print(f"{row['run']} by what ships, host {row['host']} ({row['plain_ms']:.1f} ms): {errors_text}")
         found["loads"] = judge_loads(store, tables, loads)
-        for row in found["loads"]:
-            errors = []
-            for metric in ("ttft", "tpot"):
-                mean_error, mape, noise = (row[metric][key] for key in ("mean_error", "mape", "noise"))
-                errors.append(f"{metric.upper()} mean {mean_error:+.1%}, MAPE {mape:.1%}, noise {noise:.1%}")
-            steps = f"steps median {row['step']['median_error']:.1%}, together {row['step']['mean_error']:+.1%}"
-            print(f"{row['run']} by {row['by']}: {'; '.join(errors)}; {steps}")
+        found["second"] = judge_second(Path(folder) / "second")
+        show_second(found["second"])
+        for row in (*found["loads"], *found["second"]["loads"]):
+            show_load(row)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -25,8 +25,17 @@ _LOADS = {
     "llama-3.1-8b.FLASH_ATTN.default.medium": "Llama 3.1 8B, 12 requests a second",
     "llama-3.1-8b.FLASH_ATTN.default.heavy": "Llama 3.1 8B, 32 a second, near saturation",
     "qwen2.5-7b.FLASH_ATTN.default.long": "Qwen2.5 7B, not profiled, prompts of 2,048 to 7,000 tokens, 3 a second",
+    "llama-3.1-8b-fp8.FLASH_ATTN.default.medium": "Llama 3.1 8B in FP8, 12 a second",
+    "llama-3.1-8b-fp8.FLASH_ATTN.default.heavy": "Llama 3.1 8B in FP8, 32 a second",
+    "qwen3-30b-a3b.FLASH_ATTN.default.medium": "Qwen3 30B A3B, 128 experts, 12 a second",
 }
-_SOURCES = {"shipped": "what ships", "imported": "imported tables", "own": "own records"}
+_SLOWER = "shipped, slower host"
+_SOURCES = {
+    "shipped": "what ships",
+    _SLOWER: "what ships, `--host-slowdown {:.2f}`",
+    "imported": "imported tables",
+    "own": "own records",
+}
 _SERVED = {
     "meta-llama/Llama-3.1-70B": "Llama 3.1 70B, FP8",
     "openai/gpt-oss-120b": "gpt-oss 120B, MXFP4",
@@ -98,7 +107,8 @@ def gpu_runs() -> Iterator[list[str]]:
 def gpu_loads() -> Iterator[list[str]]:
     """Yield errors against runs on an H200, by what the latencies are from."""
     yield ["load", "predicted by", "TTFT: error of the mean, of a request, noise", "TPOT: the same"]
-    loads = _read("gpu/h200.json")["loads"]
+    found = _read("gpu/h200.json")
+    slowdown, loads = found["second"]["host_slowdown"], found["loads"] + found["second"]["loads"]
     for run, name in _LOADS.items():
         told = {load["by"]: load for load in loads if load["run"] == run}
         for place, by in enumerate(source for source in _SOURCES if source in told):
@@ -107,7 +117,7 @@ def gpu_loads() -> Iterator[list[str]]:
                 f"{_percent(told[by][metric]['mape'], sign=False)}, {_percent(told[by][metric]['noise'], sign=False)}"
                 for metric in ("ttft", "tpot")
             ]
-            yield [name if place == 0 else "", _SOURCES[by], *cells]
+            yield [name if place == 0 else "", _SOURCES[by].format(slowdown), *cells]
 
 
 def gpu_servers() -> Iterator[list[str]]:
@@ -173,10 +183,13 @@ def overview() -> Iterator[list[str]]:
     for run in _read("gpu/truth.json")["runs"]:
         errors = [f"{_percent(run[metric]['errors']['mean'])} of the mean" for metric in ("ttft", "tpot")]
         yield [f"vLLM 0.19, {_RUNS[run['model']]}, 300 requests", "RTX PRO 6000", *errors, "`benchmarks/gpu_truth.py`"]
-    loads = {load["run"]: load for load in _read("gpu/h200.json")["loads"] if load["by"] == "shipped"}
+    found = _read("gpu/h200.json")
+    loads = {(load["run"], load["by"]): load for load in found["loads"] + found["second"]["loads"]}
+    hosts = {"shipped": "", _SLOWER: f", host {found['second']['host_slowdown']:.2f} times as slow"}
     for run, name in _LOADS.items():
-        errors = [f"{_percent(loads[run][metric]['mean_error'])} of the mean" for metric in ("ttft", "tpot")]
-        yield [f"vLLM 0.26, {name}", "H200", *errors, "`benchmarks/h200_truth.py`"]
+        for by in (by for by in hosts if (run, by) in loads):
+            errors = [f"{_percent(loads[run, by][metric]['mean_error'])} of the mean" for metric in ("ttft", "tpot")]
+            yield [f"vLLM 0.26, {name}{hosts[by]}", "H200", *errors, "`benchmarks/h200_truth.py`"]
     table = {row["model"]: row for row in _read("gpu/silicon-h200.json")["table"] if row["ranks"] == "all"}
     for model, name in _SERVED.items():
         ours = table[model]["ours"]

@@ -1,8 +1,8 @@
 """The contract between latency predictors and simulators.
 
 `LatencyBackend` is what `dooly.simulation` asks of a predictor; `dooly.predict.LatencyModel` meets it, and so may any other.
-`HostTimes` is what the engine's host adds where it schedules ahead and its device waits for it; `PowerCap` is what the device's
-own power limit adds where prompts follow each other without a pause.
+`HostTimes` is what the engine's host adds where it schedules ahead and its device waits for it; what the device's own power limit
+adds where prompts follow each other without a pause is in `dooly.power_cap`.
 """
 
 from __future__ import annotations
@@ -287,47 +287,3 @@ def slowed_host(host: HostTimes | None, factor: float | None) -> HostTimes | Non
         raise InvalidInputError(f"--host-slowdown: {factor} is no positive number")
     names = ("prepare_ns", "whole_ns", "pieces_ns", "plain_ns")
     return replace(host, **{name: round(factor * getattr(host, name)) for name in names})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PowerCap:
-    """What a device's power limit takes from products that run on without a pause; all else is timed as it runs in short bursts.
-
-    The limit acts on power over some time: products that follow each other run at full clocks for `burst_ns`, and slower from
-    then on. What is no such product, and a pause, give that time back. Steps of decodes are bound by memory, and need less.
-
-    Raises:
-        InvalidInputError: A time is negative.
-    """
-
-    products_ns: npt.NDArray[np.int64]
-    """What a step's products that are bound by arithmetic take at full clocks, by its tokens from 0, shape (num_tokens + 1,)."""
-    burst_ns: int
-    """How long they run at full clocks."""
-    slowdown_permille: int
-    """How much longer they take from then on, in thousandths."""
-
-    def __post_init__(self) -> None:
-        if min(self.burst_ns, self.slowdown_permille) < 0:
-            msg = f"PowerCap: {self.burst_ns} ns and {self.slowdown_permille} thousandths must be at least 0"
-            raise InvalidInputError(msg)
-
-    def capped_ns(self, heat_ns: int, pause_ns: int, step_ns: int, num_tokens: int) -> tuple[int, int]:
-        """Return what a step with prompts takes, and how much of the burst is spent behind it.
-
-        Args:
-            heat_ns: How much of the burst was spent behind the last step with prompts.
-            pause_ns: What has passed since.
-            step_ns: What the step takes at full clocks.
-            num_tokens: Its tokens.
-        """
-        products_ns = min(step_ns, int(self.products_ns[min(num_tokens, len(self.products_ns) - 1)]))
-        spent_ns = max(0, heat_ns - pause_ns - (step_ns - products_ns)) + products_ns
-        slow_ns = max(0, spent_ns - self.burst_ns)
-        return step_ns + slow_ns * self.slowdown_permille // 1000, min(spent_ns, self.burst_ns)
-
-
-def power_cap_of(latency: LatencyBackend) -> PowerCap | None:
-    """Return the power limit that a predictor knows of its device."""
-    known: PowerCap | None = getattr(latency, "power_cap", None)
-    return known

@@ -25,6 +25,7 @@ ORDER = (
     "dooly.speculation",
     "dooly.prices",
     "dooly.latency",
+    "dooly.power_cap",
     "dooly.models",
     "dooly.device",
     "dooly.tracing",

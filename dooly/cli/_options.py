@@ -102,7 +102,7 @@ WorkloadText = Annotated[
     typer.Option(
         "--workload",
         metavar="SPEC|FILE",
-        help="As poisson:rate=2,prompt=512,output=64-256, also with requests=100, seed=0, prefix=256, turns=2-5; "
+        help="As poisson:rate=2,prompt=512,output=8-256, also with requests=100, seed=0, prefix=256, turns=2-5; "
         "closed:concurrency=32,... for users who wait for their answers; gamma, constant, sharegpt, trace; or a workload file.",
     ),
 ]

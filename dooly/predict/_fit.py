@@ -21,11 +21,12 @@ from dooly.catalog import (
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._domain import Domain
-from dooly.predict._fit_hardware import default_serving, host_times, listed_hardware, load_hardware_model
+from dooly.predict._fit_hardware import default_serving, host_times, known_hardware, listed_hardware, load_hardware_model
 from dooly.predict._fit_imported import load_imported_model
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._fit_sparse import as_fit, fit_sparse
 from dooly.predict._fitted import FittedOperation, layer_features, layer_terms, step_features, step_terms
+from dooly.predict._fused import fused_linear_layers, without_quantising
 from dooly.predict._kept_fits import KeptFits
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._measured import MeasuredOperation, MeasuredSizes
@@ -147,6 +148,8 @@ def fit_latency_model(
     known = partial(measured_most, related, store, environment.digest)
     sparse = kept.get("sparse", (*inner, *related), partial(fit_sparse, inner, records, domain, known), domain.to_json())
     sparse_name = kept.name("sparse", (*inner, *related), domain.to_json())
+    known_device = known_hardware(environment.device) if in_graphs else None
+    fused = fused_linear_layers(traced) if in_graphs else {}
     latencies: dict[str, OperationLatency] = {}
     names: dict[str, str] = {}
 
@@ -157,14 +160,21 @@ def fit_latency_model(
             fit = partial(_fit_operation, work, records, at_one_size=alone)
             latencies[signature] = _latency(sparse.get(signature) or kept.get("operation", (operation,), fit, alone))
             names[signature] = sparse_name if signature in sparse else kept.name("operation", (operation,), alone)
-        return FittedOperation(operation, work, latencies[signature])
+        latency = without_quantising(latencies[signature], fused.get(signature), known_device)
+        return FittedOperation(operation, work, latency)
 
     parts, serving = laid_out(traced, fitted), serving or ServingConfig()
     ahead = environment.device_kind == "cuda" and serving.schedules_ahead
     if in_graphs:
         captured, host = serving.cudagraph_capture_sizes, host_times(environment.device, traced, serving)
         environment = replace(environment, execution_mode=CUDA_GRAPHS)
-        return LatencyModel(traced, environment, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)
+        return LatencyModel(
+            *(traced, environment, parts, domain),
+            host=host,
+            captured_tokens=captured,
+            schedules_ahead=ahead,
+            limited_by=known_device,
+        )
     layers = tuple(_with_own_time(layer, records, kept, names) for layer in parts.layers)
     regressor = Regressor.from_json(kept.get("step", (step,), partial(_fit_own, step, records)))
     return LatencyModel(traced, environment, replace(parts, layers=layers, own=regressor), domain, schedules_ahead=ahead)

@@ -15,7 +15,7 @@ from dooly.errors import InvalidInputError, spell
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
-from dooly.predict._fused import FusedLinear, fused_linear_layers
+from dooly.predict._fused import fused_linear_layers, without_quantising
 from dooly.predict._hardware import HOST_LAYERS, Hardware
 from dooly.predict._kinds import families_of, kind_of
 from dooly.predict._latency_model import BLOCK_SIZE, LatencyModel
@@ -126,8 +126,13 @@ def _domain(hardware: Hardware, serving: ServingConfig) -> Domain:
 
 def host_times(device: str, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
     """Return what a host takes to launch a model's steps on a device of this driver's name; None where nobody measured it."""
-    known = {hardware.device: hardware for hardware in listed_hardware()}.get(device)
+    known = known_hardware(device)
     return None if known is None else _host(known, traced, serving)
+
+
+def known_hardware(device: str) -> Hardware | None:
+    """Return the facts of a device by its driver's name; None where none of it ship."""
+    return {hardware.device: hardware for hardware in listed_hardware()}.get(device)
 
 
 def _host(hardware: Hardware, traced: TracedModel, serving: ServingConfig) -> HostTimes | None:
@@ -166,8 +171,7 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
     def fitted(operation: TracedOperation) -> FittedOperation:
         if operation.signature not in latencies:
             latency = device.of(operation, traced.model)
-            layer = fused.get(operation.signature)
-            latencies[operation.signature] = latency if layer is None else FusedLinear(latency, device.hardware, layer.k)
+            latencies[operation.signature] = without_quantising(latency, fused.get(operation.signature), device.hardware)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
     kinds = {kind for operation in traced.operations if (kind := kind_of(operation)) is not None}

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from dooly.catalog import CUDA_GRAPHS
 from dooly.errors import InvalidInputError
-from dooly.predict._fit_hardware import host_times
+from dooly.predict._fit_hardware import host_times, known_hardware
 from dooly.predict._fitted import FittedOperation
+from dooly.predict._fused import fused_linear_layers, without_quantising
 from dooly.predict._latency_model import LatencyModel
 from dooly.predict._operation import OperationWork
 from dooly.predict._step_parts import laid_out
@@ -38,14 +39,22 @@ def load_imported_model(
         )
     device = StoreLatencies(store, environment, interconnect)
     latencies: dict[str, OperationLatency] = {}
+    fused = fused_linear_layers(traced)
 
     def fitted(operation: TracedOperation) -> FittedOperation:
         if operation.signature not in latencies:
-            latencies[operation.signature] = device.of(operation, traced.model)
+            latency = device.of(operation, traced.model)
+            latencies[operation.signature] = without_quantising(latency, fused.get(operation.signature), device.hardware)
         return FittedOperation(operation, OperationWork(operation), latencies[operation.signature], device.hardware.gap_ns)
 
     in_graphs = replace(environment, execution_mode=CUDA_GRAPHS)
     host, ahead = host_times(environment.device, traced, serving), serving.schedules_ahead
     parts, captured = laid_out(traced, fitted), serving.cudagraph_capture_sizes
     domain = device.domain(traced)
-    return LatencyModel(traced, in_graphs, parts, domain, host=host, captured_tokens=captured, schedules_ahead=ahead)
+    return LatencyModel(
+        *(traced, in_graphs, parts, domain),
+        host=host,
+        captured_tokens=captured,
+        schedules_ahead=ahead,
+        limited_by=known_hardware(environment.device),
+    )

@@ -52,6 +52,11 @@ class FusedLinear:
         return np.asarray(np.maximum(self.whole.latency_ns(work, batches) - quantising_ns, self.hardware.launch_ns))
 
 
+def without_quantising(latency: OperationLatency, layer: LinearLayer | None, hardware: Hardware | None) -> OperationLatency:
+    """Return what an operation takes, a fused product without its kernel that quantises where the device is known."""
+    return latency if layer is None or hardware is None else FusedLinear(latency, hardware, layer.k)
+
+
 def fused_linear_layers(traced: TracedModel) -> dict[str, LinearLayer]:
     """Return the products in FP8, by signature, that follow a norm or an activation wherever they run.
 

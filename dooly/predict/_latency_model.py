@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from dooly.catalog import KVCacheLayout
     from dooly.engines import ServingConfig
     from dooly.kv_policy import KVPolicy, SelectedPrompt
-    from dooly.latency import HostTimes, PowerCap
+    from dooly.latency import HostTimes
+    from dooly.power_cap import PowerCap
     from dooly.predict._domain import Domain
     from dooly.predict._fitted import FittedOperation
     from dooly.predict._hardware import Hardware
@@ -66,6 +67,7 @@ class LatencyModel(Account):
         captured_tokens: tuple[int, ...] = (),
         schedules_ahead: bool = False,
         notes: tuple[str, ...] = (),
+        limited_by: Hardware | None = None,
     ) -> None:
         super().__init__(domain)
         self.traced = traced
@@ -78,6 +80,7 @@ class LatencyModel(Account):
         """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
         self.notes = notes
         """What is doubtful in the measurements that these latencies are from."""
+        self._limited_by = hardware or limited_by
         self.selections = Selections(traced, environment, hardware)
         self._parts = parts
         self._prices = StepPrices(traced.model, parts, domain, captured_tokens)
@@ -91,6 +94,7 @@ class LatencyModel(Account):
             captured_tokens=captured_tokens,
             schedules_ahead=schedules_ahead,
             notes=self.notes,
+            limited_by=self._limited_by,
         )
         model._prices = self._prices.within(domain, captured_tokens)
         model.selections = self.selections
@@ -102,7 +106,7 @@ class LatencyModel(Account):
 
         Steps are priced without it: whoever knows what runs behind what adds it, as `dooly.simulate` does.
         """
-        return None if self.hardware is None else self._prices.power_cap(self.hardware)
+        return None if self._limited_by is None else self._prices.power_cap(self._limited_by)
 
     @property
     def block_size(self) -> int:

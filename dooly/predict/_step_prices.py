@@ -9,7 +9,7 @@ import numpy as np
 
 from dooly.catalog import key_of
 from dooly.errors import OutOfDomainError
-from dooly.latency import PowerCap
+from dooly.power_cap import PowerCap
 from dooly.predict._sources import SOURCES
 from dooly.predict._step_latency import StepLatencies
 from dooly.predict._tables import LatencyTables

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dooly.batch import Batch
 from dooly.errors import OutOfDomainError
-from dooly.latency import power_cap_of
+from dooly.power_cap import power_cap_of
 from dooly.simulation._columns import column
 from dooly.simulation._compiled_state import new_state, settings_of
 from dooly.simulation._counted_kv_cache import CountedKVCache

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dooly.latency import HostTimes, PowerCap
+    from dooly.latency import HostTimes
+    from dooly.power_cap import PowerCap
     from dooly.prices import PriceSheet
     from dooly.prices._arrays import Scratch
     from dooly.simulation._scheduler_config import SchedulerConfig

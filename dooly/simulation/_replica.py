@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dooly.latency import power_cap_of
+from dooly.power_cap import power_cap_of
 from dooly.simulation._drafted_latency import DraftedLatency
 from dooly.simulation._scheduler import Scheduler
 

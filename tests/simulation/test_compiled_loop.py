@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dooly.engines import find_model
 from dooly.errors import OutOfDomainError, WorkloadError
-from dooly.latency import HostTimes, LatencyBackend, LinearLatency, SheetBackend, power_cap_of
+from dooly.latency import HostTimes, LatencyBackend, LinearLatency, SheetBackend
+from dooly.power_cap import power_cap_of
 from dooly.predict import default_serving, load_latency_model
 from dooly.simulation import (
     Request,

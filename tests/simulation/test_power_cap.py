@@ -9,7 +9,8 @@ import pytest
 
 import dooly
 from dooly.errors import InvalidInputError
-from dooly.latency import HostTimes, LinearLatency, PowerCap
+from dooly.latency import HostTimes, LinearLatency
+from dooly.power_cap import PowerCap
 from dooly.simulation import Request, SchedulerConfig, Workload, simulate
 from dooly.simulation import _simulator as simulator
 
