@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.catalog import _operation_tables, _table, operation_table, shipped_file, trace_operations, write_table
+from dooly.catalog import (
+    _operation_tables,
+    _table,
+    operation_table,
+    operations_here,
+    shipped_file,
+    trace_operations,
+    write_table,
+)
 from dooly.engines import ModelSource, ServingConfig, find_model
 from dooly.errors import EngineError, MissingOperationError
 from dooly.tracing import TracedDim, TracedModel, TracedTensor
@@ -158,3 +166,23 @@ def test_a_quantised_table_is_of_a_capability(cache: Path) -> None:
         with pytest.raises(MissingOperationError, match="does not ship"):
             operation_table(model, serving, hardware)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize(("device", "quantization"), [("NVIDIA H200", "fp8"), ("NVIDIA H200", None), ("NVIDIA GH200", None)])
+def test_a_gpu_that_tables_are_made_for_is_measured_by_its_table(
+    device: str, quantization: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its records lie under the signatures that ship; any other device traces the model itself."""
+    import torch
+
+    traced = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    monkeypatch.setattr(_operation_tables, "trace_operations", lambda *given: traced.append(given))
+    model, serving = find_model("llama-3.1-8b"), ServingConfig(quantization=quantization)
+    table = operations_here(model, serving)
+    if device == "NVIDIA GH200":
+        assert (table, traced) == (None, [(model, serving)])
+        return
+    assert table.operations == operation_table(model, serving, "h200").operations
+    assert (table.environment["device"], table.environment["platform"], traced) == (device, "cuda", [])

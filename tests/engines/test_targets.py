@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dooly.engines._targets import TARGETS, find_target
+from dooly.engines._targets import TARGETS, device_target, find_target
 from dooly.errors import InvalidInputError
 from dooly.predict import listed_hardware
 
@@ -24,3 +24,9 @@ def test_targets_are_the_devices_that_ship() -> None:
         target = TARGETS[hardware.name]
         assert (target.device, target.num_sms) == (hardware.device, hardware.num_sms)
         assert target.memory_bytes == pytest.approx(hardware.memory_bytes, rel=0.01)
+
+
+def test_a_device_is_known_by_its_drivers_name() -> None:
+    """Names as drivers report them find the GPUs that traces are made for, and no others."""
+    assert [device_target(target.device) for target in TARGETS.values()] == [*TARGETS.values()]
+    assert device_target("AMD EPYC") is None

@@ -19,7 +19,7 @@ from dooly.errors import EngineError
 from dooly.tracing import followed_kinds, layer_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -52,9 +52,11 @@ class VllmEngine:
         """Version of the engine."""
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        overrides: dict[str, Any] = {} if num_layers is None else {"hf_overrides": partial(_shorten, num_layers=num_layers)}
-        if num_layers is not None and serving.quantization is not None:
-            overrides = {"hf_overrides": {"num_hidden_layers": num_layers}}
+        overrides: dict[str, Any] = {}
+        if num_layers is not None and serving.quantization is not None:  # for which vLLM looks into a mapping
+            overrides = {"hf_overrides": shortened(model.text_config, num_layers)}
+        elif num_layers is not None:
+            overrides = {"hf_overrides": partial(_shorten, num_layers=num_layers)}
         arguments = engine_arguments(model, serving, **overrides, **settings)
         make_searchable()
         try:
@@ -240,6 +242,13 @@ def _leave_nothing() -> None:
 
     cleanup_dist_env_and_memory()
     gc.collect()
+
+
+def shortened(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """Return what makes a model's configuration one of its first layers, by their number and lists of layers."""
+    total = config["num_hidden_layers"]
+    lists = {name: value[:num_layers] for name, value in config.items() if isinstance(value, list) and len(value) == total}
+    return {**lists, "num_hidden_layers": min(num_layers, total)}
 
 
 def _shorten(config: Any, num_layers: int) -> Any:  # noqa: ANN401 - a Transformers configuration
