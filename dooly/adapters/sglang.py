@@ -1,8 +1,8 @@
-"""SGLang's simulator (HiSim) on Dooly's latencies: a predictor of its contract.
+"""SGLang's simulator, and HiSim, from which it came, on Dooly's latencies: a predictor of their contract.
 
-Its scheduler hands over a batch whose `reqs` carry `extend_length`, the tokens that a request computes, and `past_kv_length`,
-those that it has in the cache; it takes back seconds, and a negative number where there are none. Nothing of SGLang is imported:
-whatever has these attributes is priced.
+Their scheduler hands over a batch whose `reqs` carry `extend_length` (HiSim: `input_length`), the tokens that a request computes,
+and `past_kv_length`, those that it has in the cache; it takes back seconds, and a negative number where there are none. Nothing
+of either is imported: whatever has these attributes is priced.
 """
 
 from __future__ import annotations
@@ -31,11 +31,20 @@ class ScheduledRequest(Protocol):
     """Tokens that it has in the cache."""
 
 
+class HiSimRequest(Protocol):
+    """A request as HiSim names its parts."""
+
+    input_length: int
+    """Tokens that it computes in this step."""
+    past_kv_length: int
+    """Tokens that it has in the cache."""
+
+
 class ScheduleBatch(Protocol):
     """A batch of SGLang's scheduler."""
 
     @property
-    def reqs(self) -> Sequence[ScheduledRequest]:
+    def reqs(self) -> Sequence[ScheduledRequest | HiSimRequest]:
         """The requests."""
         ...
 
@@ -60,7 +69,7 @@ class InferTimePredictor:
         if not batch.reqs:
             return 0.0
         asked = Batch(
-            tuple(request.extend_length for request in batch.reqs), tuple(request.past_kv_length for request in batch.reqs)
+            tuple(_num_new_tokens(request) for request in batch.reqs), tuple(request.past_kv_length for request in batch.reqs)
         )
         try:
             return float(wall_s(self.latency, BatchArrays.of([asked]))[0])
@@ -73,3 +82,7 @@ class InferTimePredictor:
 
     def reset_metrics(self) -> None:
         """Do nothing: the shares are those of all that was priced."""
+
+
+def _num_new_tokens(request: ScheduledRequest | HiSimRequest) -> int:
+    return request.extend_length if hasattr(request, "extend_length") else request.input_length

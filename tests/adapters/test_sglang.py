@@ -29,6 +29,14 @@ def test_a_batch_takes_what_its_step_takes(latency: LatencyModel) -> None:
     assert predictor.predict_infer_time(_batch()) == 0
 
 
+def test_hisim_calls_what_a_request_computes_its_input(latency: LatencyModel) -> None:
+    """HiSim, from which SGLang's simulator came, has `input_length` where that has `extend_length`."""
+    requests = [SimpleNamespace(input_length=new, past_kv_length=past) for new, past in ((1, 200), (60, 0))]
+    batch: Any = SimpleNamespace(reqs=requests)
+    predictor = InferTimePredictor(latency)
+    assert predictor.predict_infer_time(batch) == predictor.predict_infer_time(_batch((1, 200), (60, 0)))
+
+
 def test_what_cannot_be_priced_is_negative(latency: LatencyModel) -> None:
     """Beyond what was measured the simulator is told so, as its contract has it."""
     assert InferTimePredictor(latency).predict_infer_time(_batch((100_000, 0))) < 0
