@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,45 @@ _SERVED = {
 }
 _RUNS = {"llama-3.1-8b": "Llama 3.1 8B, one rank", "qwen3-32b": "Qwen3 32B, two ranks"}
 _PEER_STATISTICS = {"mean": "Mean", "p50": "Median", "p90": "P90", "p99": "P99"}
+_PEERS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
+    "vidur": (
+        ["Vidur's latencies from"],
+        {"predictor": ["the installed predictor"], "profiles": ["its random forest on exported profiles"]},
+    ),
+    "llmservingsim-served": (
+        ["latencies", "simulated by"],
+        {
+            "own_bundle": ["LLMServingSim's bundle", "LLMServingSim"],
+            "exported": ["Dooly's bundle", "LLMServingSim"],
+            "dooly": ["Dooly", "Dooly"],
+        },
+    ),
+    "mocker": (
+        ["simulated by"],
+        {
+            "mocker": ["mocker"],
+            "dooly": ["Dooly, scheduling a step while another runs, as vLLM does on a GPU"],
+            "dooly_scheduling_after_each_step": ["Dooly, scheduling when a step has run"],
+        },
+    ),
+    "hisim": (
+        ["latencies", "scheduled by"],
+        {
+            "own_latencies": ["HiSim's, by aiconfigurator's tables of SGLang", "SGLang"],
+            "dooly_latencies": ["Dooly's, by aiconfigurator's tables of vLLM", "SGLang"],
+            "dooly_latencies_mixed": ["Dooly's", "SGLang, prompts beside decodes (`--enable-mixed-chunk`)"],
+            "dooly": ["Dooly's", "Dooly, a step while another runs"],
+            "dooly_scheduling_after_each_step": ["Dooly's", "Dooly, when a step has run"],
+        },
+    ),
+    "blis": (["simulated by"], {"blis": ["BLIS"], "dooly_scheduling_after_each_step": ["Dooly"]}),
+}
+_PEER_MEANS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "ttft_s": ("mean time to first token", lambda seconds: f"{1e3 * seconds:.1f} ms"),
+    "tpot_s": ("per output token", lambda seconds: f"{1e3 * seconds:.2f} ms"),
+    "e2e_s": ("end to end", lambda seconds: f"{seconds:.3f} s"),
+    "duration_s": ("all", lambda seconds: f"{seconds:.2f} s"),
+}
 _FAMILIES = {"linear": "linear layers", "decodes": "decodes", "prefills": "prefills", "experts": "experts (models)"}
 
 
@@ -160,6 +200,15 @@ def predict_counts() -> Iterator[list[str]]:
         yield [f"{row['rate_per_s']}, {row['mean_running']}", *cells]
 
 
+def peer(name: str) -> Iterator[list[str]]:
+    """Yield means of the requests that another simulator served on Dooly's latencies, and what stands beside them."""
+    found, (head, rows) = _read(f"peers/{name}.json"), _PEERS[name]
+    shown = [key for key in _PEER_MEANS if key in found[next(iter(rows))]]
+    yield [*head, *(_PEER_MEANS[key][0] for key in shown)]
+    for row, cells in rows.items():
+        yield [*cells, *(_PEER_MEANS[key][1](found[row][key]) for key in shown)]
+
+
 def profiles_cpu() -> Iterator[list[str]]:
     """Yield fresh profiles of a stated length against the real engine: errors of the means, each with its noise, by workload."""
     yield ["model, profile", "workload", "TTFT (noise), by profile", "TPOT (noise), by profile", "all steps together"]
@@ -251,6 +300,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "gpu-servers": gpu_servers,
     "families-known": families_known,
     "predict-counts": predict_counts,
+    **{f"peer-{name}": partial(peer, name) for name in _PEERS},
     "kv-serving": kv_serving,
     "kv-cost": kv_cost,
 }

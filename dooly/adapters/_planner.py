@@ -1,4 +1,4 @@
-"""Planner arrays for Dynamo's mocker and AISimulate (ai-dynamo/dynamo, Apache-2.0): one NPZ file of times in milliseconds.
+"""Planner arrays for Dynamo's mocker (ai-dynamo/dynamo, Apache-2.0): one NPZ file of times in milliseconds.
 
 `prefill_isl` and `prefill_ttft_ms`: tokens of the prompts in a step, and what it takes. `decode_active_kv_tokens`,
 `decode_context_length` and `decode_itl`: positions that all decodes of a step read, positions that each reads, and what the step
