@@ -125,7 +125,8 @@ def _ratios(steps: list[Any], latency: dooly.LatencyModel) -> dict[str, Any]:
             for pairs, _ in chosen
         ]
         wall_s = np.array([predictor.predict_infer_time(batch) for batch in asked])
-        device_s = latency.steps([dooly.Batch(*zip(*pairs, strict=True)) for pairs, _ in chosen]).seconds
+        batches = [dooly.Batch(tuple(new for new, _ in pairs), tuple(past for _, past in pairs)) for pairs, _ in chosen]
+        device_s = latency.steps(batches).seconds
         found[kind] = {"steps": len(chosen), "device": _spread(theirs, device_s), "with_host": _spread(theirs, wall_s)}
     return found
 

@@ -31,8 +31,9 @@ import dooly
 from dooly.adapters import export_llmservingsim
 from dooly.simulation import StepLog
 
+_Array = np.ndarray[Any, np.dtype[np.float64]]
 _NAME = "meta-llama/Llama-3.1-8B"
-_COLUMNS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "latency"}
+_COLUMNS = {"wait_s": "queuing_delay", "ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "latency"}
 _SERVED = "poisson:rate=8,requests=40,prompt=64-1024,output=16-48,seed=0"
 _LOOK_UP = """
 import json, sys
@@ -126,7 +127,7 @@ def lookups(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _spread(ratio: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+def _spread(ratio: _Array) -> dict[str, float]:
     return {name: round(float(np.percentile(ratio, at)), 4) for name, at in (("p10", 10), ("p50", 50), ("p90", 90))}
 
 
@@ -137,11 +138,12 @@ def served(asked: argparse.Namespace) -> dict[str, Any]:
     perf = asked.checkout.resolve() / "profiler" / "perf" / "DOOLY"
     export_llmservingsim(latency, model, serving, perf / _NAME / "bf16")
     try:
-        found = {
-            name: _peer_run(asked, workload, hardware) for name, hardware in (("own_bundle", "RTXPRO6000"), ("exported", "DOOLY"))
-        }
+        found, waits_s = {}, {}
+        for name, hardware in (("own_bundle", "RTXPRO6000"), ("exported", "DOOLY")):
+            found[name], waits_s[name] = _peer_run(asked, workload, hardware)
     finally:
         shutil.rmtree(perf)
+    longer_s = waits_s["exported"] - waits_s["own_bundle"]
     # Its KV cache, and like it, a schedule that waits for each step.
     config = replace(dooly.scheduler_config(serving, latency), num_kv_blocks=36578, async_scheduling=False)
     log = StepLog()
@@ -153,6 +155,7 @@ def served(asked: argparse.Namespace) -> dict[str, Any]:
         "peer": "casys-kaist/LLMServingSim",
         "workload": _SERVED,
         **found,
+        "exported_waits_longer_s": {"mean": round(longer_s.mean(), 6), "deviation": round(longer_s.std(ddof=1), 6)},
         "dooly": {
             "requests": ours["requests"],
             "ttft_s": round(ours["ttft_s"]["mean"], 5),
@@ -165,8 +168,8 @@ def served(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _peer_run(asked: argparse.Namespace, workload: dooly.simulation.Workload, hardware: str) -> dict[str, float]:
-    """Run LLMServingSim on the bundles of a hardware, and return means of what it says of each request."""
+def _peer_run(asked: argparse.Namespace, workload: dooly.simulation.Workload, hardware: str) -> tuple[dict[str, float], _Array]:
+    """Run LLMServingSim on the bundles of a hardware, and return means of what it says of requests, and how long each waited."""
     checkout = asked.checkout.resolve()
     cluster = json.loads((checkout / "configs" / "cluster" / "single_node_single_instance.json").read_text())
     cluster["nodes"][0]["instances"][0]["hardware"] = hardware
@@ -196,13 +199,14 @@ def _peer_run(asked: argparse.Namespace, workload: dooly.simulation.Workload, ha
         with (place / "found.csv").open(newline="") as handle:
             answers = list(csv.DictReader(handle))
     ends = [float(row["end_time"]) for row in answers]
-    means = {name: np.mean([float(row[column]) for row in answers]) / 1e9 for name, column in _COLUMNS.items()}
-    return {
+    columns = {name: np.array([float(row[column]) for row in answers]) / 1e9 for name, column in _COLUMNS.items()}
+    means = {
         "requests": len(answers),
-        **{name: round(float(value), 6) for name, value in means.items()},
+        **{name: round(float(column.mean()), 6) for name, column in columns.items()},
         "duration_s": round((max(ends) - min(float(row["arrival"]) for row in answers)) / 1e9, 4),
         "wall_s": round(wall_s, 1),
     }
+    return means, columns["wait_s"]
 
 
 def main() -> None:
