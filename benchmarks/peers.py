@@ -3,6 +3,7 @@
     python benchmarks/peers.py vidur CHECKOUT --python PYTHON [--json FILE]
     python benchmarks/peers.py measured CHECKOUT [--json FILE]
     python benchmarks/peers.py mocker --python PYTHON [--json FILE]
+    python benchmarks/peers.py aisimulate --python AISIMULATE [--json FILE]
     python benchmarks/peers.py blis CHECKOUT --python BLIS [--json FILE]
 
 PYTHON is an interpreter that has the peer's own requirements, and for Vidur Dooly's as well. Each command prints one JSON object.
@@ -13,6 +14,8 @@ PYTHON is an interpreter that has the peer's own requirements, and for Vidur Doo
   device, number of tokens by number of tokens.
 - `mocker`: 500 requests through Dynamo's mocker (`pip install ai-dynamo-runtime`) on exported planner arrays, and the same
   through Dooly's own simulator.
+- `aisimulate`: the same requests through AISimulate (`pip install aisimulate`) on its own tables, since its command takes no
+  others, and through Dooly's simulator, which then knows no host either.
 - `blis`: the same requests through BLIS (inference-sim/inference-sim, built by `go build`) on fitted coefficients.
 
 LLMServingSim has a script of its own.
@@ -34,6 +37,7 @@ import numpy as np
 
 import dooly
 from dooly.adapters import export_blis, export_planner, export_vidur
+from dooly.latency import HostTimes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,14 +165,48 @@ def mocker(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "peer": "ai-dynamo-runtime",
         "workload": workload,
-        "mocker": {
-            "requests": found["completed_requests"],
-            "ttft_s": round(found["mean_ttft_ms"] / 1e3, 5),
-            "tpot_s": round(found["mean_tpot_ms"] / 1e3, 6),
-            "duration_s": round(found["duration_ms"] / 1e3, 3),
-        },
+        "mocker": _mocked(found),
         "dooly": _means(own),
         "dooly_scheduling_after_each_step": _means(waits),
+    }
+
+
+def aisimulate(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run AISimulate on its own tables, and Dooly's simulator without a host on the same requests."""
+    prompt, output, concurrency = 1024, 128, 32
+    _, serving, latency = _loaded("llama-3.1-8b", "h100", max_num_seqs=256, max_model_len=8192)
+    config = replace(dooly.scheduler_config(serving, latency), async_scheduling=False)
+    workload = f"closed:concurrency={concurrency},requests={_REQUESTS},prompt={prompt},output={output}"
+    own = dooly.simulate(dooly.parse_workload(workload), latency, config, host=HostTimes()).summary()
+    scheduler = {"max_batched_tokens": config.max_num_batched_tokens, "max_sequences": config.max_num_seqs}
+    engine = {"model": "meta-llama/Meta-Llama-3.1-8B", "hardware": "h100_sxm", "backend": "vllm", "context_length": 8192}
+    document = {  # JSON is YAML
+        "traffic": {
+            "source": {"type": "synthetic", "input_tokens": prompt, "output_tokens": output},
+            "load": {"type": "concurrency", "concurrency": concurrency},
+            "stop": {"requests": _REQUESTS},
+        },
+        "engine": engine | {"workers": {"aggregated": {"scheduler": scheduler, "timing": {"type": "default"}}}},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "asked.yaml").write_text(json.dumps(document))
+        command = [asked.python, "predict", "-c", "asked.yaml", "--format", "json", "--output-dir", "found"]
+        done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return {
+        "peer": "aisimulate",
+        "workload": workload,
+        "aisimulate": _mocked(json.loads(done.stdout)),
+        "dooly_without_host": _means(own),
+    }
+
+
+def _mocked(found: dict[str, Any]) -> dict[str, float]:
+    """Return means of what the engine of the mocker and of AISimulate reports."""
+    return {
+        "requests": found["completed_requests"],
+        "ttft_s": round(found["mean_ttft_ms"] / 1e3, 5),
+        "tpot_s": round(found["mean_tpot_ms"] / 1e3, 6),
+        "duration_s": round(found["duration_ms"] / 1e3, 3),
     }
 
 
@@ -225,7 +263,7 @@ def main() -> None:
     """Run one peer and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for run, has_checkout in ((vidur, True), (measured, True), (mocker, False), (blis, True)):
+    for run, has_checkout in ((vidur, True), (measured, True), (mocker, False), (aisimulate, False), (blis, True)):
         command = commands.add_parser(run.__name__)
         if has_checkout:
             command.add_argument("checkout", type=Path)

@@ -65,6 +65,7 @@ _PEERS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
             "dooly_scheduling_after_each_step": ["Dooly, scheduling when a step has run"],
         },
     ),
+    "aisimulate": (["simulated by"], {"aisimulate": ["AISimulate"], "dooly_without_host": ["Dooly, without its host's times"]}),
     "hisim": (
         ["latencies", "scheduled by"],
         {
