@@ -272,18 +272,22 @@ class HostTimes:
         return replace(self, pieces_ns=max(self.prepare_ns, pieces), plain_ns=max(self.prepare_ns, plain))
 
 
+_SLOWEST = 1000
+"""How many times as long as one host another may take: what goes beyond is no host."""
+
+
 def slowed_host(host: HostTimes | None, factor: float | None) -> HostTimes | None:
     """Return the times of a host that takes so many times as long; None for a factor is as long.
 
     Raises:
-        InvalidInputError: There are no times to slow, or the factor is no positive number.
+        InvalidInputError: There are no times to slow, or the factor is no number above 0 and up to 1,000.
     """
     if factor is None:
         return host
     if host is None:
         msg = "nobody measured a host beside this device, or its records hold what it does; leave it out"
         raise InvalidInputError(f"--host-slowdown: {msg}")
-    if not 0 < factor < inf:
-        raise InvalidInputError(f"--host-slowdown: {factor} is no positive number")
+    if not 0 < factor <= _SLOWEST:
+        raise InvalidInputError(f"--host-slowdown: {factor} is no number above 0 and up to {_SLOWEST}")
     names = ("prepare_ns", "whole_ns", "pieces_ns", "plain_ns")
     return replace(host, **{name: round(factor * getattr(host, name)) for name in names})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from dooly.errors import InvalidInputError
@@ -16,13 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PowerCap:
-    """What a device's power limit takes from products that run on without a pause; all else is timed as it runs in short bursts.
+    """What a device's power limit takes from products that run on without a pause; steps are priced as they run in short bursts.
 
     The limit acts on power over some time: products that follow each other run at full clocks for `burst_ns`, and slower from
-    then on. What is no such product, and a pause, give that time back. Steps of decodes are bound by memory, and need less.
+    then on. What is no such product, and a pause, give that time back. Steps of decodes are bound by memory, and need less: only
+    steps with prompts draw on it.
 
     Raises:
-        InvalidInputError: A time is negative.
+        InvalidInputError: A time is negative or no whole number, or there is none.
     """
 
     products_ns: npt.NDArray[np.int64]
@@ -33,16 +36,21 @@ class PowerCap:
     """How much longer they take from then on, in thousandths."""
 
     def __post_init__(self) -> None:
-        if min(self.burst_ns, self.slowdown_permille) < 0:
-            msg = f"PowerCap: {self.burst_ns} ns and {self.slowdown_permille} thousandths must be at least 0"
-            raise InvalidInputError(msg)
+        whole = all(isinstance(number, Integral) and number >= 0 for number in (self.burst_ns, self.slowdown_permille))
+        if not whole or not len(self.products_ns) or not 0 <= min(self.products_ns) < inf:
+            raise InvalidInputError(
+                f"PowerCap: {self.burst_ns} ns, {self.slowdown_permille} thousandths and the times of products must be whole "
+                "numbers of at least 0, one or more of the last"
+            )
 
     def capped_ns(self, heat_ns: int, pause_ns: int, step_ns: int, num_tokens: int) -> tuple[int, int]:
         """Return what a step with prompts takes, and how much of the burst is spent behind it.
 
+        Steps of decodes take what they take, and are passed over.
+
         Args:
-            heat_ns: How much of the burst was spent behind the last step with prompts.
-            pause_ns: What has passed since.
+            heat_ns: What this said of the last step with prompts; 0 before the first.
+            pause_ns: From when that one had run on the device to when this one starts there, behind what is before it.
             step_ns: What the step takes at full clocks.
             num_tokens: Its tokens.
         """

@@ -46,9 +46,10 @@ take longer on the device."""
 HOST_EXPERTS_NS = 700_000
 """What that host takes more for a layer's mixture of experts, where a step is not captured: what Qwen3 30B A3B takes more by
 layer than Llama 3.1 8B in the first runs of the second quarter of an hour, 1.04 ms, over how much slower that one's host was."""
-POWER_CAP = {"h200": {"burst_ns": 65_000_000, "slowdown_permille": 180}}
-"""What the power limit takes from products: benchmarks/sustained.py on an H200, products of Llama's widest layer in bf16 and FP8
-take 17 and 19 % longer from 75 and 50 ms on; in turns of 20 ms with pauses as long they never do."""
+POWER_CAP = {"burst_ns": 65_000_000, "slowdown_permille": 180}
+"""What the power limit of 700 W takes from products on Hopper: benchmarks/sustained.py on an H200, an H100 is taken to be alike.
+Products of Llama's widest layer in bf16 and FP8 take 17 and 19 % longer from 75 and 50 ms on; in turns of 20 ms with pauses as
+long they never do."""
 RECORDS = Path(__file__).parents[1] / "benchmarks" / "groundtruth"
 OWN = ("h200", "llama-3.1-8b")
 """Device, as its folder of records has it, and model."""
@@ -76,7 +77,7 @@ def build_devices(gpudata: Path) -> None:
 
     for name, (folder, device, memory_bytes, bandwidth) in SYSTEMS.items():
         speeds = (memory_bytes, bandwidth, FLOPS_PER_S, NUM_SMS, bandwidth, 0.0)
-        more = {"notes": NOTES, "host": HostTimes(*HOST), "host_experts_ns": HOST_EXPERTS_NS, **POWER_CAP.get(name, {})}
+        more = {"notes": NOTES, "host": HostTimes(*HOST), "host_experts_ns": HOST_EXPERTS_NS, **POWER_CAP}
         more |= {"float32_flops_per_s": FLOAT32_FLOPS_PER_S}
         facts = Hardware(name, device, *speeds, "vllm 0.24.0", SOURCE, "FLASH_ATTN", **more)
         for family, found in build_device(gpudata / "aiconfigurator" / folder, DATA / name, facts).items():

@@ -10,7 +10,7 @@ import typer
 from dooly.cli._fleet import DecodeChoices, EngineChoices, KVTransferText, PrefillChoices, RouterChoices, fleet_layouts
 from dooly.cli._kv_policy import PolicyBudgets, PolicyChoices, policy_choices
 from dooly.cli._limits import LimitTexts, parse_limits
-from dooly.cli._options import HtmlFile, InterconnectText, JsonFile, engine_choices, writable
+from dooly.cli._options import HostSlowdown, HtmlFile, InterconnectText, JsonFile, engine_choices, writable
 from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
 from dooly.engines import find_model
 
@@ -44,6 +44,7 @@ def search(  # noqa: PLR0913 - one argument an option
         typer.Option(metavar="NAME=COST,...", help="What a GPU costs an hour, as h200=3.5,h100=2, to find the cheapest."),
     ] = None,
     interconnect: InterconnectText = None,
+    host_slowdown: HostSlowdown = None,
     top: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="How many to find the highest rate of; the table has others too, with >=."),
@@ -90,6 +91,7 @@ def search(  # noqa: PLR0913 - one argument an option
             parse_limits(slo, {"ttft_p90": ttft_p90, "tpot_p90": tpot_p90}),
             choices=choices,
             interconnect=None if interconnect is None else Interconnect.parse(interconnect),
+            host_slowdown=host_slowdown,
             fleets=fleets,
             prices=prices,
             top=top,

@@ -129,7 +129,8 @@ def simulate(  # noqa: PLR0913 - one argument an option
 
         write_perfetto(result, logs[0], perfetto)
     warn_if_extrapolated(source.name, latency.extrapolated_share)
-    asked = {"model": source.name, "workload": workload, "hardware": hardware, "serving": asdict(serving)}
+    asked: dict[str, Any] = {"model": source.name, "workload": workload, "hardware": hardware, "host_slowdown": host_slowdown}
+    asked |= {"serving": asdict(serving)}
     sources = asked | {
         "provenance": dict(latency.provenance),
         "extrapolated": latency.extrapolated_share,
@@ -143,7 +144,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
         if is_fleet:
             show_replicas(fleet)
         show_terms(serving.kv_policy, terms, latency, requests)
-        _show_sources(latency, serving, config, result, layout.num_replicas)
+        _show_sources(latency, serving, config, result, layout.num_replicas, host_slowdown)
 
 
 def _link(interconnect: str | None, serving: ServingConfig) -> Interconnect | None:
@@ -156,8 +157,13 @@ def _link(interconnect: str | None, serving: ServingConfig) -> Interconnect | No
     return link
 
 
-def _show_sources(
-    latency: LatencyModel, serving: ServingConfig, config: SchedulerConfig, result: SimulationResult, num_replicas: int
+def _show_sources(  # noqa: PLR0913, PLR0917 - all that an answer stands on
+    latency: LatencyModel,
+    serving: ServingConfig,
+    config: SchedulerConfig,
+    result: SimulationResult,
+    num_replicas: int,
+    host_slowdown: float | None,
 ) -> None:
     """Say what the answer stands on: where its seconds are from, how well they are known, and what was taken for granted."""
     shares = ", ".join(f"{share:.0%} {source}" for source, share in latency.provenance.items() if share >= _LEAST_SHARE)
@@ -185,7 +191,9 @@ def _show_sources(
     room = "; 1 GiB for CUDA and graphs is taken for granted" if latency.hardware is not None else ""
     table.add_row("KV cache", f"{_cache_text(config)}{room}")
     if latency.environment.device_kind == "cuda":
-        table.add_row("host", _host_text(latency, result.host_wait_s / result.duration_s / num_replicas))
+        waiting = result.host_wait_s / result.duration_s / num_replicas
+        table.add_row("host", _host_text(latency, waiting, host_slowdown))
+        table.add_row("power limit", _power_text(latency))
     for note in latency.notes:
         table.add_row("doubtful", note)
     if latency.hardware is not None:
@@ -228,7 +236,16 @@ def _cache_text(config: SchedulerConfig) -> str:
     return text
 
 
-def _host_text(latency: LatencyModel, waiting: float) -> str:
+def _power_text(latency: LatencyModel) -> str:
+    """Say what the device's power limit is taken to do."""
+    cap = latency.power_cap
+    if cap is None:
+        return "what it takes from prompts without a pause is not known for this device, or is in the records"
+    share, burst = f"{cap.slowdown_permille / 10:g} %", f"{cap.burst_ns / 1e6:g} ms"
+    return f"products of prompts without a pause take {share} longer after {burst}, as on one H200"
+
+
+def _host_text(latency: LatencyModel, waiting: float, slowdown: float | None) -> str:
     """Say what the engine's host is taken to do, and what is only assumed of it."""
     from dooly.catalog import CUDA_GRAPHS
 
@@ -238,9 +255,10 @@ def _host_text(latency: LatencyModel, waiting: float) -> str:
     if host is None:
         return "nobody measured one beside this device: it is taken never to keep the device waiting"
     whole, pieces, plain = (f"{ns / 1e6:.0f} ms" for ns in (host.whole_ns, host.pieces_ns, host.plain_ns))
+    like = "as one did beside an H200" if slowdown is None else f"{slowdown:g} times as long as one took beside an H200"
     return (
         f"keeps the device waiting for {waiting:.0%} of the time: it launches steps with prompts "
-        f"in {pieces}, above {host.max_captured_tokens} tokens in {plain}, as one did beside an H200, by the number of layers; "
+        f"in {pieces}, above {host.max_captured_tokens} tokens in {plain}, {like}, by the number of layers; "
         f"decodes in {whole}, which is assumed"
     )
 

@@ -40,6 +40,8 @@ class Candidate:
     """A link between ranks in place of measured collectives."""
     fleet: FleetLayout = ONE_ENGINE
     """How many engines, and how requests come to them."""
+    host_slowdown: float | None = None
+    """How many times as long its host takes to launch a step as the one that was measured; None for as long."""
 
     @property
     def num_gpus(self) -> int:
@@ -86,16 +88,18 @@ class Candidate:
     def digest(self) -> str:
         """Return 32 hexadecimal digits that name what a candidate's simulations depend on beside their requests."""
         link = None if self.interconnect is None else asdict(self.interconnect)
-        found = [self.model.digest, self.hardware, asdict(self.serving), link, asdict(self.fleet)]
+        found: list[Any] = [self.model.digest, self.hardware, asdict(self.serving), link, asdict(self.fleet)]
+        found += [] if self.host_slowdown is None else [self.host_slowdown]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
 
 
-def combine(
+def combine(  # noqa: PLR0913, PLR0917 - what candidates are made of
     models: Sequence[ModelSource],
     hardware: Sequence[str],
     choices: Mapping[str, Sequence[Any]],
     interconnect: Interconnect | None = None,
     fleets: Sequence[FleetLayout] = (ONE_ENGINE,),
+    host_slowdown: float | None = None,
 ) -> tuple[Candidate, ...]:
     """Return every combination: by model, then by hardware, by the settings of `choices`, and by fleet, the last fastest.
 
@@ -114,6 +118,9 @@ def combine(
             shown = ", ".join(str(getattr(value, "name", value)) for value in values)
             raise InvalidInputError(f"search: {name}: needs one value or more, each once, got {shown or 'none'}")
     return tuple(
-        Candidate(model, device, default_serving(model, device, **dict(zip(choices, values, strict=True))), interconnect, fleet)
+        Candidate(
+            *(model, device, default_serving(model, device, **dict(zip(choices, values, strict=True)))),
+            *(interconnect, fleet, host_slowdown),
+        )
         for model, device, *values, fleet in product(*axes.values())
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines import ServingConfig
 from dooly.errors import DoolyError
+from dooly.latency import slowed_host
 from dooly.predict import LatencyModel, load_latency_model, with_limits
 from dooly.searching._limits import LIMITED
 from dooly.simulation import SchedulerConfig, check_acts, load_compiled_loop, scheduler_config
@@ -101,6 +102,7 @@ def _load(candidate: Candidate) -> tuple[LatencyModel, SchedulerConfig]:
     plain: dict[str, Any] = {field.name: field.default for field in fields(ServingConfig) if field.name in _LIMITS}
     alike = replace(serving, **plain)
     latency = with_limits(_load_operations(candidate.model, alike, candidate.hardware, candidate.interconnect), serving)
+    latency.host = slowed_host(latency.host, candidate.host_slowdown)
     return latency, scheduler_config(serving, latency)
 
 

@@ -44,6 +44,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     *,
     choices: Mapping[str, Sequence[Any]] | None = None,
     interconnect: Interconnect | None = None,
+    host_slowdown: float | None = None,
     fleets: Sequence[FleetLayout] = (ONE_ENGINE,),
     prices: Mapping[str, float] | None = None,
     top: int = 10,
@@ -66,6 +67,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
         choices: Values to try by setting of `ServingConfig`, as `{"max_num_seqs": (64, 256)}`; every combination is a candidate.
             Other settings are as `vllm serve` starts on the device.
         interconnect: A link between ranks in place of measured collectives.
+        host_slowdown: How many times as long the engines' host takes to launch a step as the one measured; None for as long.
         fleets: How many engines to try, and how requests come to them, each with every combination of the rest.
         prices: What a GPU of each hardware costs an hour; with it, the cheapest candidate is the best.
         top: How many candidates to find the highest rate of; of the others it is enough to know that they are not among these.
@@ -89,7 +91,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     check_limits(limits)
     if top < 1 or (num_processes is not None and num_processes < 1):
         raise InvalidInputError(f"search: top and num_processes must be at least 1, got {top} and {num_processes}")
-    candidates = combine(models, hardware, choices or {}, interconnect, fleets)
+    candidates = combine(models, hardware, choices or {}, interconnect, fleets, host_slowdown)
     if interconnect is not None and all(c.num_gpus == c.fleet.num_replicas for c in candidates):
         raise InvalidInputError("--interconnect: engines of one rank have no link to others; leave it out, or give ranks to try")
     _check_prices(prices, hardware)

@@ -152,19 +152,21 @@ def validate_kept(  # noqa: PLR0913 - one argument an option of `dooly validate 
         workload: The requests that the runs served.
         kept: The runs.
         hardware: Name of the device that the runs were on, of those that `dooly hardware` lists, in place of a store.
-
         host_slowdown: How many times as long the runs' host took to launch a step as the one that was measured; None for as long.
 
     Raises:
         MissingOperationError: The store lacks the model in that environment, or an operation of it.
-        InvalidInputError: The runs served another workload or another number of KV blocks than the settings give, or ran on
-            another device than `hardware`; or the workload has conversations, of whose turns kept runs do not say who waited.
+        InvalidInputError: The runs are of another model, served another workload or another number of KV blocks than the settings
+            give, or ran on another device than `hardware`; or the workload has conversations, of whose turns kept runs do not say
+            who waited.
     """
     if any(request.turn for request in workload.requests):
         raise InvalidInputError(
             f"--workload: {workload.description} has conversations, whose turns kept runs do not hold; leave turns out, or "
             "validate on the engine, without --real"
         )
+    if model.name != kept.model:
+        raise InvalidInputError(f"--real: the runs kept are of {kept.model}, not {model.name}; give that as MODEL")
     timed = workload.concurrency is None
     asked = [(r.arrival_ns / 1e9 if timed else 0.0, r.num_prompt_tokens, r.num_output_tokens) for r in workload.requests]
     if any(asked != [(arrival_s if timed else 0.0, *lengths) for arrival_s, *lengths in served] for served in kept.requests):
