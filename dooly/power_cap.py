@@ -21,8 +21,8 @@ class PowerCap:
     """What a device's power limit takes from products that run on without a pause; steps are priced as they run in short bursts.
 
     The limit acts on power over some time: products that follow each other run at full clocks for `burst_ns`, and slower from
-    then on. What is no such product, and a pause, give that time back. Steps of decodes are bound by memory, and need less: only
-    steps with prompts draw on it.
+    then on. What is no such product, and a pause, give that time back. A bucket of tokens, as networks have it, whose tokens are
+    nanoseconds of such products.
 
     Raises:
         InvalidInputError: A time is negative or no whole number, or there is none.
@@ -43,21 +43,52 @@ class PowerCap:
                 "numbers of at least 0, one or more of the last"
             )
 
-    def capped_ns(self, heat_ns: int, pause_ns: int, step_ns: int, num_tokens: int) -> tuple[int, int]:
-        """Return what a step with prompts takes, and how much of the burst is spent behind it.
+    def products_of(self, num_tokens: int) -> int:
+        """Return what the products of a step take that draw on the burst, by its tokens; beyond the table as at its end."""
+        return int(self.products_ns[min(num_tokens, len(self.products_ns) - 1)])
 
-        Steps of decodes take what they take, and are passed over.
+    def capped_ns(self, spent_ns: int, pause_ns: int, step_ns: int, num_tokens: int) -> tuple[int, int]:
+        """Return what a step takes, and how much of the burst is spent behind it.
+
+        Steps that draw nothing need not be told: what passes until the next one is its pause.
 
         Args:
-            heat_ns: What this said of the last step with prompts; 0 before the first.
+            spent_ns: What this said of the step before; 0 before the first.
             pause_ns: From when that one had run on the device to when this one starts there, behind what is before it.
             step_ns: What the step takes at full clocks.
             num_tokens: Its tokens.
         """
-        products_ns = min(step_ns, int(self.products_ns[min(num_tokens, len(self.products_ns) - 1)]))
-        spent_ns = max(0, heat_ns - pause_ns - (step_ns - products_ns)) + products_ns
+        products_ns = min(step_ns, self.products_of(num_tokens))
+        spent_ns = max(0, spent_ns - pause_ns - (step_ns - products_ns)) + products_ns
         slow_ns = max(0, spent_ns - self.burst_ns)
         return step_ns + slow_ns * self.slowdown_permille // 1000, min(spent_ns, self.burst_ns)
+
+
+class PacedDevice:
+    """A device on which steps run one after the other, under its power limit if it has one that is known."""
+
+    def __init__(self, cap: PowerCap | None) -> None:
+        """Start with nothing spent."""
+        self._cap = cap
+        self._spent_ns = self._ran_ns = 0
+
+    def draws(self, num_tokens: int) -> bool:
+        """Tell whether a step of so many tokens draws on the burst."""
+        return self._cap is not None and self._cap.products_of(num_tokens) > 0
+
+    def run_ns(self, start_ns: int, step_ns: int, num_tokens: int) -> int:
+        """Run a step that starts then, and return what it takes.
+
+        Args:
+            start_ns: When it starts on the device; no earlier than the last one has run.
+            step_ns: What it takes at full clocks.
+            num_tokens: Its tokens.
+        """
+        if self._cap is None or not self.draws(num_tokens):
+            return step_ns
+        step_ns, self._spent_ns = self._cap.capped_ns(self._spent_ns, start_ns - self._ran_ns, step_ns, num_tokens)
+        self._ran_ns = start_ns + step_ns
+        return step_ns
 
 
 def power_cap_of(latency: LatencyBackend) -> PowerCap | None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
-from dooly.latency import LatencyBackend, LinearLatency, keeps_account
+from dooly.errors import InvalidInputError
+from dooly.latency import HostTimes, LatencyBackend, LinearLatency, keeps_account, slowed_host
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,3 +66,32 @@ class Twice(Keeper):
 def test_only_a_predictor_that_quotes_its_own_prices_keeps_account() -> None:
     """One that quotes nothing does not, nor a subclass whose prices are others than what is quoted for it."""
     assert [keeps_account(latency) for latency in (Law(), Keeper(), Twice(), LinearLatency(1.0))] == [False, True, False, False]
+
+
+TIMES = HostTimes(1_000, 2_000, 4_000, 8_000, 512)
+
+
+def test_a_model_of_other_layers_is_launched_by_them() -> None:
+    """Pieces and kernels count by layers, experts beside where nothing is captured; decodes are one graph whatever the model."""
+    assert TIMES.of_layers(1.5, experts_ns=700.4) == HostTimes(1_000, 2_000, 6_000, 12_700, 512)
+    assert TIMES.of_layers(0.1) == HostTimes(1_000, 2_000, 1_000, 1_000, 512)
+
+
+def test_a_slower_host_takes_longer_for_everything() -> None:
+    """All of its times grow alike, and the largest graph stays."""
+    assert slowed_host(TIMES, 1.5) == HostTimes(1_500, 3_000, 6_000, 12_000, 512)
+    assert slowed_host(TIMES, None) is TIMES
+    assert slowed_host(None, None) is None
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), 1001])
+def test_what_no_host_is_slowed_by_is_refused(factor: float) -> None:
+    """The message names the flag."""
+    with pytest.raises(InvalidInputError, match=r"--host-slowdown: .* is no number above 0 and up to 1000"):
+        slowed_host(TIMES, factor)
+
+
+def test_where_no_host_is_known_none_is_slowed() -> None:
+    """Nothing would come of it."""
+    with pytest.raises(InvalidInputError, match="--host-slowdown: nobody measured a host"):
+        slowed_host(None, 1.5)

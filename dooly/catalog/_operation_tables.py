@@ -79,7 +79,8 @@ def operations_here(model: ModelSource, serving: ServingConfig) -> TracedModel:
     """
     import torch
 
-    target = device_target(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    has_tables = serving.engine == _SHIPPED_ENGINE and torch.cuda.is_available()
+    target = device_target(torch.cuda.get_device_name()) if has_tables else None
     if target is None:
         return trace_operations(model, serving)
     table = operation_table(model, serving, target.name)

@@ -14,6 +14,7 @@ from dooly.errors import MissingOperationError
 
 if TYPE_CHECKING:
     from dbstore import Store
+    from dooly.engines import ModelSource
     from dooly.measure import ProfileResult
 
 _MANY_UNSTEADY = 0.2
@@ -48,7 +49,6 @@ def profile(  # noqa: PLR0913 - one argument an option
     store = _open(db, dry_run=dry_run)
     from dooly.measure import profile as profile_model
     from dooly.measure import profile_on_ray
-    from dooly.predict import load_latency_model
 
     results: list[ProfileResult] = []
     for source in sources:
@@ -75,12 +75,23 @@ def profile(  # noqa: PLR0913 - one argument an option
                 )
             if not dry_run:
                 update(1, 1, what=f"{source.name}: fitting")
-                # A budget may have ended before every operation had its first point; a machine that measures may lack what fits.
-                with suppress(MissingOperationError, ModuleNotFoundError):
-                    load_latency_model(store, source, serving)  # which keeps in the store what it fits
+                _fit(source, store, serving)
         results.append(result)
         _warn_if_unsteady(result)
     (_show_forecasts if dry_run else _show)(results)
+
+
+def _fit(source: ModelSource, store: Store, serving: ServingConfig) -> None:
+    """Fit a model, which keeps in the store what it fits; a machine that only measures may lack what fits."""
+    from dooly.predict import load_latency_model
+
+    with suppress(MissingOperationError):  # a budget may have ended before every operation had its first point
+        try:
+            load_latency_model(store, source, serving)
+        except ModuleNotFoundError as error:
+            if error.name != "catboost":
+                raise
+            typer.echo(f"dooly: note: {source.name}: nothing was fitted, as catboost is not installed here", err=True)
 
 
 def _open(db: str, *, dry_run: bool) -> Store:

@@ -17,16 +17,17 @@ from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
 from dooly.predict._fused import fused_linear_layers, without_quantising
 from dooly.predict._hardware import HOST_LAYERS, Hardware
-from dooly.predict._kinds import families_of, kind_of
+from dooly.predict._kinds import Experts, families_of, kind_of
 from dooly.predict._latency_model import BLOCK_SIZE, LatencyModel
 from dooly.predict._operation import OperationWork
 from dooly.predict._step_parts import laid_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from dooly.latency import HostTimes
     from dooly.predict._interconnect import Interconnect
+    from dooly.predict._kinds import Kind
     from dooly.predict._sources import OperationLatency
     from dooly.tracing import TracedModel, TracedOperation
 
@@ -185,8 +186,14 @@ def assemble(traced: TracedModel, device: DeviceLatencies, serving: ServingConfi
         _host(device.hardware, traced, serving),
         captured_tokens=serving.cudagraph_capture_sizes,
         schedules_ahead=serving.schedules_ahead,
-        notes=tuple(note for name, note in device.hardware.notes.items() if name in used),
+        notes=(*(note for name, note in device.hardware.notes.items() if name in used), *_doubts(device.hardware, kinds)),
     )
+
+
+def _doubts(hardware: Hardware, kinds: Iterable[Kind]) -> Iterator[str]:
+    """Yield what is doubtful for a model's kinds of operations."""
+    if hardware.host_experts_ns and any(isinstance(kind, Experts) for kind in kinds):
+        yield "what launching experts takes the host was measured of one model, in bfloat16"
 
 
 def _environment(hardware: Hardware, traced: TracedModel, serving: ServingConfig) -> Environment:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dooly.catalog import key_of
 from dooly.predict._features import BatchArrays
-from dooly.predict._kinds import FULL_PRECISION, Experts, LinearLayer, kind_of
+from dooly.predict._kinds import Experts, LinearLayer, kind_of
 from dooly.predict._price_sheet import attention_prices, price_sheet
 from dooly.predict._sources import SOURCES
 
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     """Nanoseconds by source at each number of tokens, then of requests, from 0; and the operations that neither decides."""
 
 
-_BOUND, _FP8_RATE = 2, 2
-"""How many times longer the arithmetic of a product takes than its bytes that needs full power; the rate of FP8 over bf16's."""
+_BOUND = 2
+"""How many times longer than its bytes a product's arithmetic takes that needs full power: taken for granted."""
+_FP8, _FP8_RATE = ("fp8", "fp8_block"), 2
+"""Products whose activations have eight bits, and their rate over that of sixteen; it is 1 where weights alone are narrower."""
 
 
 class _Made:
@@ -125,7 +127,7 @@ class LatencyTables:
             kind = kind_of(fitted.operation)
             if isinstance(kind, LinearLayer | Experts) and fitted.work.counts == {"num_tokens"}:
                 flops, traffic = fitted.work.cost(batches)
-                rate = hardware.flops_per_s * (1 if kind.dtype in FULL_PRECISION else _FP8_RATE)
+                rate = hardware.flops_per_s * (_FP8_RATE if kind.dtype in _FP8 else 1)
                 is_bound = flops / rate >= _BOUND * traffic / hardware.memory_bytes_per_s
                 total_ns[1:] += np.where(is_bound, count * self._table(fitted), 0.0)
         return np.rint(total_ns[self._computed_tokens]).astype(np.int64)

@@ -120,13 +120,13 @@ def _launch_ns(state, settings):
 def _capped_ns(state, settings, start_ns, price_ns):
     """Return what a step takes under the device's power limit, as `PowerCap.capped_ns` says."""
     engine, amounts = state.engine, state.amounts
-    if settings.slowdown_permille == 0 or amounts.num_prefills == 0:
-        return price_ns
     num_tokens = min(int(amounts.prefill_tokens + amounts.num_decodes), len(state.products_ns) - 1)
     products_ns = min(price_ns, state.products_ns[num_tokens])
-    spent_ns = max(0, engine.heat_ns - (start_ns - engine.heated_ns) - (price_ns - products_ns)) + products_ns
+    if products_ns == 0:
+        return price_ns
+    spent_ns = max(0, engine.spent_ns - (start_ns - engine.ran_ns) - (price_ns - products_ns)) + products_ns
     capped_ns = price_ns + max(0, spent_ns - settings.burst_ns) * settings.slowdown_permille // 1000
-    engine.heat_ns, engine.heated_ns = min(spent_ns, settings.burst_ns), start_ns + capped_ns
+    engine.spent_ns, engine.ran_ns = min(spent_ns, settings.burst_ns), start_ns + capped_ns
     return capped_ns
 
 

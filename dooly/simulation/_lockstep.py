@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.latency import HostTimes, LatencyBackend
+    from dooly.power_cap import PacedDevice
     from dooly.simulation._scheduler import Scheduler
 
     Ints = npt.NDArray[np.int64]
@@ -33,10 +34,14 @@ class JointStep(ScheduledStep):
     by_rank: tuple[tuple[int, LatencyBackend, ScheduledStep], ...] = ()
     """Ranks that have work, with what prices them, and what they do."""
 
-    @property
-    def tokens_a_device(self) -> int:
-        """Tokens of the rank that computes most."""
-        return max(step.tokens_a_device for _, _, step in self.by_rank)
+    def draws(self, devices: Sequence[PacedDevice]) -> bool:
+        """Tell whether a rank's part draws on what its device's power limit allows."""
+        return any(step.draws(devices[rank:]) for rank, _, step in self.by_rank)
+
+    def run_ns(self, latency: LatencyBackend, devices: Sequence[PacedDevice], start_ns: int) -> int:
+        """Run each rank's part on its device, and return what the slowest takes."""
+        del latency
+        return max(step.run_ns(own, devices[rank:], start_ns) for rank, own, step in self.by_rank)
 
     def step_ns(self, latency: LatencyBackend) -> int:
         """Return the latency of the slowest rank."""
@@ -66,7 +71,8 @@ class JointScheduler:
         self.ranks = [scheduler for scheduler, _ in ranks]
         self.num_coming = [0] * len(ranks)
         """Requests that were sent to each rank and are not let in."""
-        self._latencies = [latency for _, latency in ranks]
+        self.latencies = [latency for _, latency in ranks]
+        """What prices each rank's steps."""
         self._num_steps = 0
         """Steps of the ranks since all were idle."""
         self._rank_of = np.full(num_requests, -1, np.int64)
@@ -115,7 +121,7 @@ class JointScheduler:
             scheduler.follow(self._num_steps)
         self._num_steps += 1
         steps = [(rank, scheduler.schedule()) for rank, scheduler in enumerate(self.ranks) if scheduler.has_unfinished]
-        busy = tuple((rank, self._latencies[rank], step) for rank, step in steps if step.requests.size)
+        busy = tuple((rank, self.latencies[rank], step) for rank, step in steps if step.requests.size)
         first = [request for _, step in steps for request in step.first_scheduled]
         # A rank whose last tokens are under way may end, and let others in, before the rest have gone on.
         most = min(step.max_num_steps for _, step in steps) if len(busy) == len(steps) else 1

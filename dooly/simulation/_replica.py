@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from dataclasses import replace
 from enum import IntEnum
 from heapq import heappop, heappush
 from operator import itemgetter
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dooly.power_cap import power_cap_of
+from dooly.power_cap import PacedDevice, power_cap_of
 from dooly.simulation._drafted_latency import DraftedLatency
 from dooly.simulation._scheduler import Scheduler
 
@@ -104,8 +105,8 @@ class EngineReplica:
         self._latency = latency if config.speculative is None else DraftedLatency(latency, config.speculative)
         self._decode_length = 1 if config.speculative is None else 1 + config.speculative.num_speculative_tokens
         self._host = host
-        self._cap = power_cap_of(latency)
-        self._heat_ns = self._heated_ns = 0
+        prices = (latency,) if isinstance(scheduler, Scheduler) else scheduler.latencies
+        self._devices = [PacedDevice(power_cap_of(price)) for price in prices]
         self._timeline = timeline
         self._log = log
         self._depth = 2 if config.async_scheduling else 1
@@ -209,13 +210,15 @@ class EngineReplica:
     def _launch(self, step: ScheduledStep, horizon_ns: int | None) -> None:
         """Put a step under way, or as many repetitions of it as no arrival disturbs."""
         launch_ns = step.launch_ns(self._host, self._decode_length)
+        if step.max_num_steps > 1 and step.draws(self._devices):  # what each takes hangs on the one before
+            step = replace(step, max_num_steps=1)
         if self._depth > 1:
             self._launch_ahead(step, launch_ns, horizon_ns)
             return
         if step.max_num_steps > 1:
             ends_ns = self._decode_until_arrival(step, launch_ns, horizon_ns)
         else:
-            device_ns = self._capped_ns(step, self._now_ns + self._host.prepare_ns)
+            device_ns = step.run_ns(self._latency, self._devices, self._now_ns + self._host.prepare_ns)
             step_ns = max(self._host.prepare_ns + device_ns, launch_ns)
             ends_ns = np.array([self._now_ns + step_ns], dtype=np.int64)
             self.host_wait_ns += step_ns - device_ns
@@ -236,7 +239,7 @@ class EngineReplica:
             run = step.price_run(self._latency, num_steps)
             times_ns = run.steps_ns.tolist()
         else:
-            times_ns = [self._capped_ns(step, max(free_ns, self._now_ns + self._host.prepare_ns))]
+            times_ns = [step.run_ns(self._latency, self._devices, max(free_ns, self._now_ns + self._host.prepare_ns))]
         scheduled_ns = [self._now_ns]
         ends_ns: list[int] = []
         for time_ns in times_ns:
@@ -260,16 +263,6 @@ class EngineReplica:
         parts = progress.split()
         self._under_way.extend(map(_UnderWay, parts, known_ns[-len(parts) :]))
         self._now_ns += launch_ns
-
-    def _capped_ns(self, step: ScheduledStep, start_ns: int) -> int:
-        """Return what a step takes that starts then, under the device's power limit where it has prompts."""
-        step_ns = step.step_ns(self._latency)
-        if self._cap is None or step.only_decodes(self._decode_length):
-            return step_ns
-        pause_ns = start_ns - self._heated_ns
-        step_ns, self._heat_ns = self._cap.capped_ns(self._heat_ns, pause_ns, step_ns, step.tokens_a_device)
-        self._heated_ns = start_ns + step_ns
-        return step_ns
 
     def _steps_to_price(self, step: ScheduledStep, free_ns: int, horizon_ns: int | None) -> tuple[int | None, int]:
         """Return the arrival that would disturb a run of decodes, None without one, and how many steps are worth pricing.

@@ -9,13 +9,14 @@ from dooly.batch import Batch
 from dooly.latency import keeps_account
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
     from dooly.kv_policy import KVPolicy, SelectedPrompt
     from dooly.latency import HostTimes, LatencyBackend
+    from dooly.power_cap import PacedDevice
 
 
 class PricedRun(NamedTuple):
@@ -82,20 +83,25 @@ class ScheduledStep:
         return PricedRun(steps_ns, ((latency.account, priced_ns),))
 
     @property
-    def tokens_a_device(self) -> int:
-        """Tokens that one device computes of it, at most."""
+    def num_tokens(self) -> int:
+        """Tokens of all requests."""
         return int(self.num_new_tokens.sum())
 
-    def only_decodes(self, decode_length: int = 1) -> bool:
-        """Tell whether every request computes `decode_length` tokens: one, or one with all its drafts."""
-        return bool((self.num_new_tokens == decode_length).all())
+    def draws(self, devices: Sequence[PacedDevice]) -> bool:
+        """Tell whether it draws on what a device's power limit allows at full clocks."""
+        return devices[0].draws(self.num_tokens)
+
+    def run_ns(self, latency: LatencyBackend, devices: Sequence[PacedDevice], start_ns: int) -> int:
+        """Run it on its device, and return what it takes if it starts then."""
+        return devices[0].run_ns(start_ns, self.step_ns(latency), self.num_tokens)
 
     def launch_ns(self, host: HostTimes, decode_length: int = 1) -> int:
         """Return what launching the step takes the host, in nanoseconds.
 
-        One graph holds a whole step of decodes.
+        One graph holds a whole step where every request computes `decode_length` tokens: one, or one with all its drafts.
         """
-        return host.launch_ns(int(self.num_new_tokens.sum()), only_decodes=self.only_decodes(decode_length))
+        only_decodes = bool((self.num_new_tokens == decode_length).all())
+        return host.launch_ns(self.num_tokens, only_decodes=only_decodes)
 
     def to_batch(self) -> Batch:
         """Return the step as the predictors' batch."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
+from dooly.power_cap import PacedDevice, power_cap_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,23 +54,27 @@ def step_report(runs: Sequence[ServedRun], latency: LatencyBackend, ahead: HostT
 
 def _steps(run: ServedRun, latency: LatencyBackend) -> Iterator[tuple[float, float]]:
     """Yield predicted and real seconds of each step that worked on something."""
+    device = PacedDevice(power_cap_of(latency))
     for step, batch in _batches(run):
         if batch is not None:
-            yield latency.step_ns(batch) / 1e9, step.duration_s
+            start_ns = round(1e9 * step.start_s)
+            yield device.run_ns(start_ns, latency.step_ns(batch), batch.num_tokens) / 1e9, step.duration_s
 
 
 def _steps_ahead(run: ServedRun, latency: LatencyBackend, host: HostTimes) -> Iterator[tuple[float, float]]:
     """Yield predicted and real seconds between the ends of calls, each of which schedules a step and waits for the one before."""
-    free_ns, last_end_s = None, 0.0
-    now_ns = 0
+    free_ns, last_end_s, device = None, 0.0, PacedDevice(power_cap_of(latency))
+    now_ns = origin_ns = 0
     for step, batch in _batches(run):
         end_s = step.start_s + step.duration_s
         if free_ns is None:  # nothing is under way: both clocks start here
-            now_ns, last_end_s = 0, step.start_s
+            now_ns, last_end_s, origin_ns = 0, step.start_s, round(1e9 * step.start_s)
         next_ns = free_ns or 0
         if batch is not None:
             launch_ns = host.launch_ns(batch.num_tokens, only_decodes=batch.num_tokens == batch.num_reqs)
-            free_ns, next_ns = host.launched_ns(now_ns, free_ns or 0, launch_ns, latency.step_ns(batch))
+            start_ns = max(free_ns or 0, now_ns + host.prepare_ns)
+            step_ns = device.run_ns(origin_ns + start_ns, latency.step_ns(batch), batch.num_tokens)
+            free_ns, next_ns = host.launched_ns(now_ns, free_ns or 0, launch_ns, step_ns)
         else:
             free_ns = None
         yield (next_ns - now_ns) / 1e9, end_s - last_end_s

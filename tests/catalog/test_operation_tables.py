@@ -184,5 +184,8 @@ def test_a_gpu_that_tables_are_made_for_is_measured_by_its_table(
     if device == "NVIDIA GH200":
         assert (table, traced) == (None, [(model, serving)])
         return
+    own = replace(serving, engine="transformers")
+    assert operations_here(model, own) is None
+    assert traced.pop() == (model, own), "what ships is vLLM's"
     assert table.operations == operation_table(model, serving, "h200").operations
     assert (table.environment["device"], table.environment["platform"], traced) == (device, "cuda", [])

@@ -226,3 +226,37 @@ def test_bad_policies_are_one_line(options: tuple[str, ...], message: str, dooly
     code, out, err = dooly("simulate", "smollm2-135m", "--hardware", "h200", "--workload", LONG, *options)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_a_slower_host_is_simulated_and_said(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """First tokens come later, and the answer says by how much its host was slowed, for people and in JSON."""
+    asked = (
+        "simulate",
+        "llama-3.1-8b",
+        "--hardware",
+        "h200",
+        "--max-model-len",
+        4096,
+        "--workload",
+        POISSON.replace("64", "1024"),
+    )
+    found = []
+    for flags in ((), ("--host-slowdown", 2.5)):
+        assert dooly(*asked, *flags, "--json", tmp_path / "found.json")[0] == 0
+        found.append(json.loads((tmp_path / "found.json").read_text()))
+    assert [each["host_slowdown"] for each in found] == [None, 2.5]
+    assert found[1]["ttft_s"]["mean"] > 1.3 * found[0]["ttft_s"]["mean"]
+    code, out, err = dooly(*asked, "--host-slowdown", 2.5)
+    assert (code, err) == (0, "")
+    words = " ".join(out.split())
+    assert "2.5 times as long as one took beside an H200" in words
+    assert "power limit products of prompts without a pause take 18 % longer after 65 ms, as on one H200" in words
+
+
+@pytest.mark.parametrize("factor", ["0", "-1", "nan", "1e9"])
+def test_what_no_host_is_slowed_by_is_refused(factor: str, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """In one line that names the flag."""
+    asked = ("simulate", "llama-3.1-8b", "--hardware", "h200", "--workload", POISSON)
+    code, out, err = dooly(*asked, "--host-slowdown", factor)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--host-slowdown" in err

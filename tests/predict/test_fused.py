@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import dooly
@@ -25,19 +26,28 @@ def test_without_quantised_activations_nothing_is_fused() -> None:
     assert not fused_linear_layers(operation_table(model, dooly.ServingConfig(), "h200"))
 
 
-@pytest.mark.parametrize("num_tokens", [1, 64, 2048])
-def test_a_fused_product_takes_less_by_a_kernel_over_its_activations(num_tokens: int) -> None:
-    """What is saved is a launch and three bytes an activation, and a product never takes less than a launch."""
+def test_a_fused_product_takes_less_by_a_kernel_over_its_activations() -> None:
+    """Llama's qkv reads 4,096 activations a token: of 2,048 tokens 25.2 MB move in 5.7 us, behind a launch of 2.4 us."""
     latency = dooly.load_latency_model(model=dooly.find_model("llama-3.1-8b"), hardware="h200", serving=SERVING)
-    batches = dooly.predict.BatchArrays.checked([[num_tokens]], [[0]])
-    hardware = latency.hardware
-    assert hardware is not None
-    fused = [fitted for fitted in latency.operations if isinstance(fitted.latency, FusedLinear)]
-    assert len(fused) == 3
-    for fitted in fused:
-        assert isinstance(fitted.latency, FusedLinear)
-        whole = float(fitted.latency.whole.latency_ns(fitted.work, batches)[0])
-        saved = hardware.launch_ns + 1e9 * 3 * fitted.latency.width * num_tokens / hardware.moved_bytes_per_s
-        found = float(fitted.latency.latency_ns(fitted.work, batches)[0])
-        assert found == pytest.approx(max(whole - saved, hardware.launch_ns))
-        assert fitted.latency.source == fitted.latency.whole.source
+    (fitted,) = (fitted for fitted in latency.operations if fitted.operation.module.endswith("qkv_proj"))
+    assert isinstance(fitted.latency, FusedLinear)
+    batches = dooly.predict.BatchArrays.checked([[2048], [1]], [[0], [0]])
+    whole = fitted.latency.whole.latency_ns(fitted.work, batches)
+    assert (whole - fitted.latency.latency_ns(fitted.work, batches)).tolist() == pytest.approx([2367 + 5742, 2367 + 3], abs=2)
+    assert fitted.latency.source == fitted.latency.whole.source
+
+
+def test_a_product_takes_no_less_than_a_launch() -> None:
+    """However little the tables say of it."""
+
+    class Little:
+        source, relative_error = "measured", 0.01
+
+        def latency_ns(self, _work: object, _batches: object) -> np.ndarray:
+            return np.array([3000.0])
+
+    latency = dooly.load_latency_model(model=dooly.find_model("llama-3.1-8b"), hardware="h200", serving=SERVING)
+    (fitted,) = (fitted for fitted in latency.operations if fitted.operation.module.endswith("qkv_proj"))
+    assert latency.hardware is not None
+    fused = FusedLinear(Little(), latency.hardware, 4096)  # type: ignore[arg-type]
+    assert fused.latency_ns(fitted.work, dooly.predict.BatchArrays.checked([[1]], [[0]])).tolist() == [latency.hardware.launch_ns]

@@ -139,3 +139,9 @@ def test_a_policy_is_a_choice_that_vllm_lacks() -> None:
     assert set(words.split()) - set(plain.command.split()) == {"--no-enable-prefix-caching"}
     assert sparse.command == f"{plain.command}  # with critiprefill at 0.2, which vLLM lacks"
     assert policed.shown("kv_policy") == "snapkv at 0.2"
+
+
+def test_a_slower_host_is_another_candidate() -> None:
+    """Its simulations are kept apart; without a factor they are those of before there was one."""
+    (plain,), (slow,) = combine([MODEL], ["h200"], {}), combine([MODEL], ["h200"], {}, host_slowdown=1.5)
+    assert (slow.host_slowdown, plain.digest() != slow.digest()) == (1.5, True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from dooly.engines import find_model
 from dooly.errors import OutOfDomainError, WorkloadError
 from dooly.latency import HostTimes, LatencyBackend, LinearLatency, SheetBackend
-from dooly.power_cap import power_cap_of
+from dooly.power_cap import PowerCap, power_cap_of
 from dooly.predict import default_serving, load_latency_model
 from dooly.simulation import (
     Request,
@@ -33,7 +35,6 @@ from dooly.simulation import _token_gaps as token_gaps
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     import numpy.typing as npt
 
     from dooly.batch import Batch
@@ -121,11 +122,22 @@ def cases(draw: st.DrawFn) -> tuple[Workload, SchedulerConfig]:
     return Workload(requests, "drawn", concurrency), config
 
 
-@given(cases(), st.sampled_from(HOSTS))
+@st.composite
+def limits(draw: st.DrawFn) -> PowerCap | None:
+    """Draw a power limit on which steps of some tokens and more draw, or none."""
+    if draw(st.booleans()):
+        return None
+    products_ns = np.where(np.arange(200) >= draw(st.integers(1, 40)), draw(st.integers(0, 20)) * MS, 0)
+    return PowerCap(products_ns, draw(st.integers(0, 60)) * MS, draw(st.integers(0, 900)))
+
+
+@given(cases(), st.sampled_from(HOSTS), limits())
 @settings(max_examples=300, deadline=None)
-def test_both_loops_find_the_same(case: tuple[Workload, SchedulerConfig], host: HostTimes) -> None:
-    """Whatever the workload, the settings and the host."""
-    both(*case[:1], FORMULA, case[1], host)
+def test_both_loops_find_the_same(case: tuple[Workload, SchedulerConfig], host: HostTimes, cap: PowerCap | None) -> None:
+    """Whatever the workload, the settings, the host and the device's power limit."""
+    latency = copy(FORMULA)
+    latency.power_cap = cap  # type: ignore[attr-defined]
+    both(case[0], latency, case[1], host)
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -1,8 +1,8 @@
-"""What a power limit takes from prompts that follow each other: at full clocks for a burst, slower from then on."""
+"""What a power limit takes from steps that follow each other: at full clocks for a burst, slower from then on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,53 +10,91 @@ import pytest
 import dooly
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes, LinearLatency
-from dooly.power_cap import PowerCap
-from dooly.simulation import Request, SchedulerConfig, Workload, simulate
+from dooly.power_cap import PacedDevice, PowerCap
+from dooly.simulation import Replica, Request, RoundRobin, SchedulerConfig, Workload, simulate, simulate_fleet
 from dooly.simulation import _simulator as simulator
+from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MS = 1_000_000
-CAP = PowerCap(np.array([0, *[8 * MS] * 100]), burst_ns=20 * MS, slowdown_permille=500)
-"""Any step has products of 8 ms, of which 20 ms run at full clocks."""
+CAP = PowerCap(np.array([0, *[0] * 49, *[8 * MS] * 51]), burst_ns=20 * MS, slowdown_permille=500)
+"""Steps of 50 tokens and more have products of 8 ms, of which 20 ms run at full clocks."""
 
 
 class Capped(LinearLatency):
     """Steps of 10 ms on a device with a power limit."""
 
-    power_cap = CAP
+    power_cap: PowerCap | None = CAP
 
 
 @pytest.fixture(autouse=True)
-def _compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve the smallest workloads compiled where no steps are kept."""
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Serve the smallest workloads compiled where no steps are kept; return what was."""
+    served: list[object] = []
+    compiled_run = simulator.serve_compiled
+
+    def counted(*given: Any) -> Any:  # noqa: ANN401 -- passed through
+        served.append(compiled_run(*given))
+        return served[-1]
+
     monkeypatch.setattr(simulator, "_MANY", 1)
+    monkeypatch.setattr(simulator, "serve_compiled", counted)
+    return served
 
 
-def _first_tokens_ms(arrivals_ms: Sequence[float], steps: object | None = None, **settings: object) -> list[float]:
+def _first_tokens_ms(
+    arrivals_ms: Sequence[float],
+    steps: dooly.simulation.StepLog | None = None,
+    **settings: Any,  # noqa: ANN401 -- as SchedulerConfig
+) -> list[float]:
     """Serve prompts of 100 tokens, one a step and one output token each; return when each got it."""
     requests = [Request(number, round(at * MS), 100, 1) for number, at in enumerate(arrivals_ms)]
-    config = SchedulerConfig(max_model_len=128, max_num_batched_tokens=100, num_kv_blocks=1000, **settings)  # type: ignore[arg-type]
-    result = simulate(Workload(tuple(requests), "prompts"), Capped(10 * MS), config, HostTimes(), steps=steps)  # type: ignore[arg-type]
-    return [round(1e3 * request.first_token_s, 6) for request in result.rows]
+    config = SchedulerConfig(max_model_len=128, max_num_batched_tokens=100, num_kv_blocks=1000, **settings)
+    result = simulate(Workload(tuple(requests), "prompts"), Capped(10 * MS), config, HostTimes(), steps=steps)
+    return [round(1e3 * row.first_token_s, 6) for row in result.rows]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("in_python", [False, True])
 @pytest.mark.parametrize("ahead", [True, False])
-def test_prompts_without_a_pause_spend_the_burst(*, compiled: bool, ahead: bool) -> None:
+def test_prompts_without_a_pause_spend_the_burst(*, in_python: bool, ahead: bool, compiled: list[object]) -> None:
     """Each step spends 8 ms and regains 2: from the fourth on nothing is left, and 6 of its 8 ms run half as long again."""
-    steps = None if compiled else dooly.simulation.StepLog()
-    found = _first_tokens_ms([0] * 5, steps, async_scheduling=ahead)
-    assert found == [10, 20, 30, 43, 56]
+    steps = dooly.simulation.StepLog() if in_python else None
+    assert _first_tokens_ms([0] * 5, steps, async_scheduling=ahead) == [10, 20, 30, 43, 56]
+    assert [served is not None for served in compiled] == [True] * (not in_python)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_pause_gives_the_burst_back(*, compiled: bool) -> None:
+@pytest.mark.parametrize("in_python", [False, True])
+def test_a_pause_gives_the_burst_back(*, in_python: bool) -> None:
     """Behind five prompts and a pause of 20 ms three run at full clocks again."""
-    steps = None if compiled else dooly.simulation.StepLog()
-    found = _first_tokens_ms([0] * 5 + [76] * 4, steps)
-    assert found[5:] == [86, 96, 106, 119]
+    steps = dooly.simulation.StepLog() if in_python else None
+    assert _first_tokens_ms([0] * 5 + [76] * 4, steps)[5:] == [86, 96, 106, 119]
+
+
+@pytest.mark.parametrize("in_python", [False, True])
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize(("num_requests", "ends_ms"), [(49, 70), (50, 30 + 4 * 13)])
+def test_decodes_draw_on_it_as_their_tokens_do(*, num_requests: int, ends_ms: int, ahead: bool, in_python: bool) -> None:
+    """Seven steps of few tokens take 10 ms each; of many the first three do, and 13 ms from then on."""
+    requests = tuple(Request(number, 0, 1, 7) for number in range(num_requests))
+    config = SchedulerConfig(max_model_len=128, num_kv_blocks=1000, async_scheduling=ahead)
+    steps = dooly.simulation.StepLog() if in_python else None
+    result = simulate(Workload(requests, "decodes"), Capped(10 * MS), config, HostTimes(), steps=steps)
+    assert {round(1e3 * row.finish_s, 6) for row in result.rows} == {ends_ms}
+
+
+def test_a_draft_cut_by_the_budget_changes_no_pace() -> None:
+    """Steps that verify drafts draw by their tokens, whether or not one of the drafts had no room."""
+    requests = tuple(Request(number, 0, 1, 20) for number in range(20))
+    drafts = SpeculativeConfig("ngram", 3, (0.0, 0.0, 0.0))
+    found = []
+    for budget in (80, 79):
+        config = SchedulerConfig(max_model_len=128, max_num_batched_tokens=budget, num_kv_blocks=1000, speculative=drafts)
+        found.append(
+            max(row.finish_s for row in simulate(Workload(requests, "drafts"), Capped(10 * MS), config, HostTimes()).rows)
+        )
+    assert found[0] == found[1] > 0.2
 
 
 def test_a_step_longer_than_the_burst_is_slowed_within() -> None:
@@ -67,19 +105,36 @@ def test_a_step_longer_than_the_burst_is_slowed_within() -> None:
     assert cap.capped_ns(20 * MS, 5 * MS, 60 * MS, 0) == (60 * MS, 0), "without products all of it is a rest"
 
 
-def test_negative_times_are_refused() -> None:
-    """A burst is no less than nothing."""
+def test_devices_have_bursts_of_their_own() -> None:
+    """Two that take turns spend half as much each; one without a known limit is never slowed."""
+    one, other, free = PacedDevice(CAP), PacedDevice(CAP), PacedDevice(None)
+    assert [(one, other)[turn % 2].run_ns(10 * turn * MS, 10 * MS, 100) for turn in range(8)] == [10 * MS] * 8
+    assert [free.run_ns(10 * turn * MS, 10 * MS, 100) for turn in range(8)] == [10 * MS] * 8
+
+
+@pytest.mark.parametrize("order", [(Capped, LinearLatency), (LinearLatency, Capped)])
+def test_engines_in_lockstep_are_slowed_by_their_own_limits(order: tuple[type[LinearLatency], ...]) -> None:
+    """All wait for the rank whose device is slowed, whichever it is."""
+    requests = tuple(Request(number, 0, 100, 1) for number in range(10))
+    config = SchedulerConfig(max_model_len=128, max_num_batched_tokens=100, num_kv_blocks=1000)
+    replicas = [Replica(kind(10 * MS), config, HostTimes()) for kind in order]
+    fleet = simulate_fleet(Workload(requests, "prompts"), replicas, RoundRobin, in_step=True)
+    assert round(1e3 * max(row.finish_s for row in fleet.result.rows), 6) == 56
+
+
+@pytest.mark.parametrize("given", [(np.zeros(1, np.int64), -1, 10), (np.zeros(0, np.int64), 1, 10), (np.array([-1]), 1, 10)])
+def test_what_is_no_limit_is_refused(given: tuple[Any, ...]) -> None:
+    """A burst is no less than nothing, and a table holds one time or more."""
     with pytest.raises(InvalidInputError, match="at least 0"):
-        PowerCap(np.zeros(1, np.int64), -1, 10)
+        PowerCap(*given)
 
 
-def test_an_h200_slows_down_under_long_prompts_and_not_under_decodes() -> None:
+def test_an_h200_slows_down_by_arithmetic_alone() -> None:
     """Products of prompts draw on the limit, by its measured facts; where nobody measured it, nothing does."""
     model = dooly.find_model("llama-3.1-8b")
     serving = dooly.ServingConfig(max_model_len=4096, max_num_batched_tokens=2048)
-    cap = dooly.load_latency_model(model=model, hardware="h200", serving=serving).power_cap
-    assert cap is not None
-    assert cap.products_ns[64] == 0
-    step_ns = dooly.load_latency_model(model=model, hardware="h200", serving=serving).step_ns(dooly.Batch((2048,), (0,)))
-    assert 0.6 * step_ns < cap.products_ns[2048] < step_ns
+    latency = dooly.load_latency_model(model=model, hardware="h200", serving=serving)
+    assert latency.power_cap is not None
+    assert latency.power_cap.products_of(64) == 0
+    assert 0.6 * latency.step_ns(dooly.Batch((2048,), (0,))) < latency.power_cap.products_of(2048)
     assert dooly.load_latency_model(model=model, hardware="rtxpro6000", serving=serving).power_cap is None

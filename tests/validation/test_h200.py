@@ -19,10 +19,11 @@ from dooly.simulation import HostTimes, parse_workload, scheduler_config, simula
 from dooly.validation import KeptRuns, read_runs, validate_kept
 
 RUNS = Path(__file__).parents[2] / "benchmarks" / "groundtruth" / "h200"
+SECOND = RUNS.with_name("h200-2")
 MODEL = "llama-3.1-8b"
 FOUND: dict[str, Any] = json.loads((RUNS.parents[1] / "results" / "gpu" / "h200.json").read_text())
 """What `benchmarks/h200_truth.py` found."""
-JUDGED = [row for row in FOUND["loads"] if row["by"] != "imported"]
+JUDGED = [row for row in (*FOUND["loads"], *FOUND["second"]["loads"]) if row["by"] != "imported"]
 """Loads by each way but the imported tables alone: what ships holds our own single operations too."""
 
 
@@ -44,10 +45,12 @@ def kept() -> KeptRuns:
 @pytest.mark.parametrize("row", JUDGED, ids=lambda row: f"{row['run']} by {row['by']}")
 def test_loads_are_predicted_as_the_documents_say(row: dict[str, Any], store: Store) -> None:
     """Against the second run of each load, by our own records and by what ships: the errors that the documents name."""
-    runs = read_runs(RUNS / f"{row['run']}.json.xz")
+    (file,) = (file for folder in (RUNS, SECOND) if (file := folder / f"{row['run']}.json.xz").exists())
+    runs = read_runs(file)
     records, hardware = (store, None) if row["by"] == "own" else (None, "h200")
-    judged = replace(runs, runs=runs.runs[1:])
-    found = validate_kept(find_model(runs.model), records, parse_workload(runs.workload), judged, hardware).to_json()
+    slowdown = FOUND["second"]["host_slowdown"] if "slower" in row["by"] else None
+    model, workload, judged = find_model(runs.model), parse_workload(runs.workload), replace(runs, runs=runs.runs[1:])
+    found = validate_kept(model, records, workload, judged, hardware, host_slowdown=slowdown).to_json()
     for metric, within in (("ttft", 0.03), ("tpot", 0.02), ("step", 0.01)):
         assert found[metric]["mean_error"] == pytest.approx(row[metric]["mean_error"], abs=within)
 
@@ -96,3 +99,9 @@ def test_runs_on_another_device_are_refused(kept: KeptRuns) -> None:
     """The message names what differs."""
     with pytest.raises(InvalidInputError, match=r"differs in device"):
         validate_kept(find_model(MODEL), None, parse_workload(kept.workload), kept, "h100")
+
+
+def test_runs_of_another_model_are_refused(kept: KeptRuns) -> None:
+    """They would be compared as if they were the model's own."""
+    with pytest.raises(InvalidInputError, match=r"^--real: the runs kept are of llama-3.1-8b, not mistral-7b-v0.3; give that"):
+        validate_kept(find_model("mistral-7b-v0.3"), None, parse_workload(kept.workload), kept, "h200")

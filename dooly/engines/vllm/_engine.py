@@ -54,7 +54,8 @@ class VllmEngine:
 
         overrides: dict[str, Any] = {}
         if num_layers is not None and serving.quantization is not None:  # for which vLLM looks into a mapping
-            overrides = {"hf_overrides": shortened(model.text_config, num_layers)}
+            nested, text = model.text_config is not model.config, shortened(model.text_config, num_layers)
+            overrides = {"hf_overrides": {"text_config": text} if nested else text}
         elif num_layers is not None:
             overrides = {"hf_overrides": partial(_shorten, num_layers=num_layers)}
         arguments = engine_arguments(model, serving, **overrides, **settings)

@@ -7,7 +7,6 @@ known of can be looked up, and refuses to be called.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +108,11 @@ def name_all_operators() -> None:
     import vllm._custom_ops  # registers shapes for the operators that it finds
     import vllm.model_executor.kernels.linear  # noqa: F401 - its operators that write into operands have no shapes to register
 
-    with suppress(RuntimeError):  # versions that register shapes for it take no others
+    try:
         torch.library.register_fake("vllm::fp8_gemm_nt_op", lambda *_: None)
+    except RuntimeError as error:  # versions that register shapes for it take no others
+        if "already has" not in str(error):
+            raise
     torch.ops._C.__class__ = _all_named(type(torch.ops._C))
 
 
