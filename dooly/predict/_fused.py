@@ -58,7 +58,7 @@ def without_quantising(latency: OperationLatency, layer: LinearLayer | None, har
 
 
 def fused_linear_layers(traced: TracedModel) -> dict[str, LinearLayer]:
-    """Return the products in FP8, by signature, that follow a norm or an activation wherever they run.
+    """Return the products in FP8, by signature, that follow a norm or an activation; none that runs in several places of a layer.
 
     A compiler joins the quantisation of activations with such an operation. Attention and collectives are closed to it, and
     scales by blocks are made by a kernel of their own.
@@ -68,7 +68,9 @@ def fused_linear_layers(traced: TracedModel) -> dict[str, LinearLayer]:
     for before, operation in zip((None, *traced.operations), traced.operations, strict=False):
         kind = kind_of(operation)
         if isinstance(kind, LinearLayer) and kind.dtype == "fp8":
-            if before is not None and before.stage == operation.stage and kind_of(before) is None and moves_only(before):
+            places = {path.rpartition(".")[2] for path, _ in operation.placements}
+            follows = before is not None and before.stage == operation.stage and kind_of(before) is None and moves_only(before)
+            if follows and len(places) == 1:
                 found[operation.signature] = kind
             else:
                 refused.add(operation.signature)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,16 @@ def test_products_behind_norms_and_activations_are_fused_and_those_behind_attent
     fused = fused_linear_layers(traced)
     names = {op.module.rpartition(".")[2] for op in traced.operations if op.signature in fused}
     assert names == {"qkv_proj", "gate_up_proj", "down_proj"}
+
+
+def test_a_product_that_runs_behind_something_else_too_is_not_fused() -> None:
+    """Where one row stands for several modules, the list tells of the first alone what it follows."""
+    traced = operation_table(dooly.find_model("llama-3.1-8b"), SERVING, "h200")
+    (qkv,) = (op for op in traced.operations if op.module.endswith("qkv_proj"))
+    more = replace(qkv, calls=(), placements=(*qkv.placements, ("model.layers.0.self_attn.o_proj", 1)))
+    merged = replace(traced, operations=tuple(more if op is qkv else op for op in traced.operations))
+    assert qkv.signature in fused_linear_layers(traced)
+    assert qkv.signature not in fused_linear_layers(merged)
 
 
 def test_without_quantised_activations_nothing_is_fused() -> None:
