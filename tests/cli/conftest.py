@@ -23,12 +23,6 @@ class Outcome(NamedTuple):
     err: str
 
 
-@pytest.fixture(autouse=True)
-def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Print as into a file, however the tests were started: those that run two at a time are given a terminal's width."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-
 @pytest.fixture
 def dooly(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Return a function that runs `dooly` with arguments through its entry point."""
