@@ -215,7 +215,8 @@ def profiles_cpu() -> Iterator[list[str]]:
     yield ["model, profile", "workload", "TTFT (noise), by profile", "TPOT (noise), by profile", "all steps together"]
     for file in sorted((HERE / "results" / "cpu").glob("serving-accuracy-*.json")):
         found = _read(f"cpu/{file.name}")
-        model, shown = found["rows"][0]["model"], f"{found['rows'][0]['model']}, {found['budget_s']:.0f} s"
+        model = found["rows"][0]["model"]
+        shown = f"{model}, {found['budget_s']:.0f} s, {found['dtype']}"
         assert all(row["model"] == model for row in found["rows"])
         for workload in dict.fromkeys(row["workload"] for row in found["rows"]):
             rows = [row for row in found["rows"] if row["workload"] == workload]
