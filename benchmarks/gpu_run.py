@@ -81,9 +81,7 @@ class Plan:
     """Seconds that the real engine may serve in one part."""
 
 
-LIGHT = "light=poisson:rate=4,requests=24,prompt=128-1024,output=64-256,seed=1"
 MEDIUM = "medium=poisson:rate=12,requests=96,prompt=128-1024,output=64-256,seed=2"
-LONG = "long=poisson:rate=3,requests=24,prompt=2048-7000,output=64-128,seed=4"
 HEAVY = "heavy=poisson:rate=32,requests=256,prompt=128-1024,output=64-256,seed=3"
 PLANS = {
     "cuda": Plan(

@@ -127,10 +127,12 @@ def watch(rows: list[list[int]], stop: threading.Event) -> None:
     """Keep the clocks and the power of the first GPU every 20 ms, if NVML is there."""
     try:
         import pynvml
-
+    except ModuleNotFoundError:
+        return
+    try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    except Exception:  # noqa: BLE001 - any machine without a GPU
+    except pynvml.NVMLError:  # no driver, or no GPU
         return
     while not stop.wait(0.02):
         rows.append(
