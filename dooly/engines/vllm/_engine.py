@@ -53,7 +53,8 @@ class VllmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         overrides: dict[str, Any] = {}
-        if num_layers is not None and serving.quantization is not None:  # for which vLLM looks into a mapping
+        if num_layers is not None and serving.quantization is not None and "num_hidden_layers" in model.text_config:
+            # A method that is asked for, and not declared, vLLM looks for in a mapping.
             nested, text = model.text_config is not model.config, shortened(model.text_config, num_layers)
             overrides = {"hf_overrides": {"text_config": text} if nested else text}
         elif num_layers is not None:
@@ -258,8 +259,6 @@ def _shorten(config: Any, num_layers: int) -> Any:  # noqa: ANN401 - a Transform
     total = getattr(text, "num_hidden_layers", None)
     if total is None:  # vLLM asks first what an empty configuration would become
         return config
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == total:
-            setattr(text, name, value[:num_layers])
-    text.num_hidden_layers = min(num_layers, total)
+    for name, value in shortened({**vars(text), "num_hidden_layers": total}, num_layers).items():
+        setattr(text, name, value)
     return config
