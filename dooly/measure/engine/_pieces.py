@@ -8,15 +8,12 @@ to the end. Nothing of what the engine runs is changed.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
-    from dooly.catalog import Key
     from dooly.engines import Engine
-    from dooly.measure.engine._steps import StepTimes
     from dooly.measure.timers import Timer
 
     Note = Callable[[str, Any, Any], None]
@@ -75,20 +72,3 @@ class _PieceClock:
     def _close(self) -> None:
         if self._path is not None:
             self._note(self._path, self._entered, self._left)
-
-
-def samples_of(times: StepTimes, parts: Mapping[Key, Sequence[str]]) -> dict[Key, list[int]]:
-    """Return one sample a step of each operation: what its runs in the step took on average.
-
-    The compiler treats pieces of one signature unlike: one keeps the residual in memory, another computes it again. Their mean
-    is what makes up a step.
-
-    Args:
-        times: The steps.
-        parts: The names of the parts of a step that run each operation.
-    """
-    found = {}
-    for key, names in parts.items():
-        runs = [[ns for name in names for ns in step.get(name, ())] for step in times.parts_ns]
-        found[key] = [round(mean(step)) for step in runs]
-    return found

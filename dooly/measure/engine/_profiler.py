@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from dooly.catalog import PASSES, STEP, key_of, measurement_batches, parameter_bytes, point_of
 from dooly.device import cache_bytes
 from dooly.measure._tasks import infeasible_record, record_of
-from dooly.measure.engine._pieces import piece_name, samples_of, watch_pieces
+from dooly.measure.engine._pieces import piece_name, watch_pieces
 from dooly.measure.engine._replay import Replay
-from dooly.measure.engine._steps import BatchRunner, time_steps
+from dooly.measure.engine._steps import BatchRunner, rest_of, samples_of, time_steps
 from dooly.measure.timers import Watch, timer_for
 from dooly.predict import drop_fits_of_other_code
 from dooly.tracing import layer_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from dooly.catalog import Key
     from dooly.device import Clocks
     from dooly.engines import Engine, ServingConfig
-    from dooly.measure.engine._steps import StepTimes
     from dooly.tracing import TracedOperation
 
 _REPLAY_BUDGET_NS = 150_000_000
@@ -154,9 +153,8 @@ class Profiler:
         outside = {self._module(m, op.stage): m for op in traced for m, _ in op.placements if layer_of(m) is None}
         others = {f"{path} {place}": [module] for place, (module, path) in enumerate(outside.items())}
         times = time_steps(runner, layers | others, self._timer, _STEP_BUDGET_NS)
-        rest = rest_of(times)
-        whole = {path: [ns for parts in times.parts_ns for ns in parts[path]] for path in layers}
-        return {key_of(op): rest if op.name == STEP else whole[op.module] for op in own}
+        whole = samples_of(times, {key_of(op): [op.module] for op in own if op.name != STEP})
+        return whole | {key_of(op): rest_of(times) for op in own if op.name == STEP}
 
     def _compiled_times(self, runner: BatchRunner, missing: Sequence[TracedOperation]) -> dict[Key, list[int]]:
         """Time the operations of a compiled model, and whole steps less all of them, in real steps."""
@@ -185,12 +183,6 @@ class Profiler:
 
     def _record(self, operation: TracedOperation, task: Task, values: list[int], facts: dict[str, JSON]) -> Record:
         return record_of((operation.signature, self._environment), point_of(operation, task.batch), values, facts)
-
-
-def rest_of(times: StepTimes) -> list[int]:
-    """Return what each step took beyond its parts, in nanoseconds."""
-    pairs = zip(times.step_ns, times.parts_ns, strict=True)
-    return [step - sum(ns for values in parts.values() for ns in values) for step, parts in pairs]
 
 
 def _clock_attributes(clocks: Clocks | None) -> dict[str, JSON]:

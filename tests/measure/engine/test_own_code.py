@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dbstore import Store
+from dbstore import JsonObject, Store
 from dooly.batch import Batch
-from dooly.catalog import read_traced
+from dooly.catalog import LAYER, STEP, read_traced
 from dooly.device import native_dtype
 from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import profile
@@ -17,7 +17,10 @@ from dooly.measure.engine import _profiler as profiler_module
 from dooly.predict import load_latency_model
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from dbstore import Record
 
 pytestmark = pytest.mark.engine
 
@@ -43,7 +46,10 @@ OLMO2 = {
 
 
 def test_no_operation_lies_within_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All leaf modules of every layer are measured, attention among them; what a layer does itself belongs to the layer."""
+    """All leaf modules of every layer are measured, attention among them; what a layer does itself belongs to the layer.
+
+    Layers of a kind have one sample a step, what they take on average, as the step itself has.
+    """
     monkeypatch.setattr(profiler_module, "_REPLAY_BUDGET_NS", 1_000_000)
     monkeypatch.setattr(profiler_module, "_STEP_BUDGET_NS", 1_000_000)
     folder = tmp_path / "olmo2"
@@ -58,4 +64,14 @@ def test_no_operation_lies_within_another(tmp_path: Path, monkeypatch: pytest.Mo
     assert not [m for m in modules if any(other.startswith(f"{m}.") for other in modules)]
     assert {op.name for op in leaves if op.stateful} == {"attn"}
     assert all(store.points(op.signature, environment) for op in leaves)
+    own = [op for op in traced.operations if op.stage == "engine"]
+    step, layer = (max((op for op in own if op.name == name), key=lambda op: op.count) for name in (STEP, LAYER))
+    assert layer.count > 1
+    steps, layers = (_num_samples(store.read(op.signature, environment)) for op in (step, layer))
+    assert layers == {key: steps[key] for key in layers}
     assert load_latency_model(store, model, SERVING).step_ns(Batch((1,), (16,))) > 0
+
+
+def _num_samples(records: Iterable[Record]) -> dict[tuple[Any, Any], int]:
+    """Return how many samples each feasible record has, by its point and its pass."""
+    return {(JsonObject(r.point), r.attributes["pass"]): len(r.samples_ns) for r in records if r.infeasible is None}

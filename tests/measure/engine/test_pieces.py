@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dooly.measure.engine._pieces import piece_name, samples_of, watch_pieces
-from dooly.measure.engine._steps import StepTimes
+from dooly.measure.engine._pieces import piece_name, watch_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,12 +67,6 @@ def test_a_forward_is_cut_into_pieces_and_states() -> None:
     assert found == [("piece 0.attn", 7), ("0.attn", 3), ("piece 1.attn", 30), ("1.attn", 4), ("piece ", 5)]
     engine.network(torch.ones(1))
     assert len(found) == 5, "what was watched is watched no more"
-
-
-def test_a_sample_is_the_mean_over_a_step() -> None:
-    """Operations that a step runs several times have one sample a step, which times their number makes up the step."""
-    times = StepTimes([100, 100], [{"a": [10], "b": [30], "c": [1]}, {"a": [12], "b": [20], "c": [3]}])
-    assert samples_of(times, {("ab", ()): ["a", "b"], ("c", ()): ["c"]}) == {("ab", ()): [20, 16], ("c", ()): [1, 3]}
 
 
 def test_the_last_piece_has_no_path() -> None:
