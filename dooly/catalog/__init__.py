@@ -30,7 +30,16 @@ from dooly.catalog._points import (
     with_whole_module,
 )
 from dooly.catalog._profiles import module_environment, profiled_model
-from dooly.catalog._records import PASSES, count_disturbed, feasible_records, latencies_of, medians, record_counts, repeatability
+from dooly.catalog._records import (
+    PASSES,
+    count_disturbed,
+    feasible_records,
+    latencies_of,
+    medians,
+    pass_medians,
+    record_counts,
+    repeatability,
+)
 from dooly.catalog._relatives import MOST_OTHERS, Known, measured_most, related_operations
 from dooly.catalog._selections import read_selection, write_selection
 from dooly.catalog._table import told_apart, trace_operations
@@ -69,6 +78,7 @@ __all__ = [
     "operation_table",
     "operations_here",
     "parameter_bytes",
+    "pass_medians",
     "plain_linear",
     "point_at",
     "point_of",

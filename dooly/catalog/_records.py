@@ -82,6 +82,11 @@ def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
     return list(passes), np.array([mean(found) for found in passes.values()])
 
 
+def pass_medians(records: Sequence[Record]) -> list[Floats]:
+    """Return the medians of the passes behind each point of `medians`, in the same order, shape (num_passes,) each."""
+    return [np.array(found) for found in _passes(records).values()]
+
+
 def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObject, float]:
     """Return what an operation took at each point that was feasible, in nanoseconds."""
     try:

@@ -14,6 +14,7 @@ from dooly.catalog import (
     check_store,
     feasible_records,
     measured_most,
+    pass_medians,
     profiled_model,
     related_operations,
     repeatability,
@@ -191,8 +192,9 @@ def _measured_domain(step: TracedOperation, attention: Sequence[TracedOperation]
 
 def _fit_own(step: TracedOperation, records: Records) -> JSON:
     """Fit what the engine does around the model to its records."""
-    batches, latency_ns = recorded_batches(records(step))
-    return fit_regressor(step_terms(batches), step_features(batches), latency_ns).to_json()
+    found = records(step)
+    batches, latency_ns = recorded_batches(found)
+    return fit_regressor(step_terms(batches), step_features(batches), latency_ns, pass_medians(found)).to_json()
 
 
 def _fit_operation(work: OperationWork, records: Records, *, at_one_size: bool) -> JSON:
@@ -200,7 +202,7 @@ def _fit_operation(work: OperationWork, records: Records, *, at_one_size: bool) 
     found = records(work.operation)
     if work.is_attention:
         batches, latency_ns = recorded_batches(found)
-        return as_fit(fit_regressor(work.terms(batches), work.features(batches), latency_ns))
+        return as_fit(fit_regressor(work.terms(batches), work.features(batches), latency_ns, pass_medians(found)))
     regressor = fit_sizes(work, found, at_one_size=at_one_size)
     is_single = len(work.operation.request_dims) == 1 and regressor.trees is not None
     # The points may be known better than what is fitted through them: a kernel may take half as long again at one size.
@@ -225,11 +227,12 @@ def _with_own_time(layer: FittedLayer, records: Records, kept: KeptFits, names: 
         return layer
 
     def fit() -> JSON:
-        batches, latency_ns = recorded_batches(records(operation))
+        found = records(operation)
+        batches, latency_ns = recorded_batches(found)
         inner = np.zeros(len(latency_ns))
         for member in layer.members:
             inner += member.latency_ns(batches)
-        return fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns).to_json()
+        return fit_regressor(layer_terms(inner, batches), layer_features(batches), latency_ns, pass_medians(found)).to_json()
 
     members = [names[member.operation.signature] for member in layer.members]
     return replace(layer, regressor=Regressor.from_json(kept.get("layer", (operation,), fit, members)))

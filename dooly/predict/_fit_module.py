@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dbstore import Environment
-from dooly.catalog import check_store, feasible_records, medians, module_environment, sizes_at, told_apart, with_whole_module
+from dooly.catalog import (
+    check_store,
+    feasible_records,
+    medians,
+    module_environment,
+    pass_medians,
+    sizes_at,
+    told_apart,
+    with_whole_module,
+)
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._fit_sizes import fit_sizes
 from dooly.predict._kept_fits import KeptFits
@@ -67,12 +76,13 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
     members = tuple(ModuleMember(op, OperationWork(op), fitted[op.signature]) for op in table.operations[:-1])
     whole = table.operations[-1]
     points, latency_ns = medians(records[whole.signature])
+    passes_ns = pass_medians(records[whole.signature])
     measured = sizes_at(points, whole.request_dims)
     sizes = dict(zip(whole.request_dims, measured.T, strict=True))
     inner_ns = np.sum([member_ns(member, sizes, len(points)) for member in members], axis=0)
 
     def fit_whole() -> JSON:
-        return fit_regressor(whole_terms(inner_ns), measured, latency_ns).to_json()
+        return fit_regressor(whole_terms(inner_ns), measured, latency_ns, passes_ns).to_json()
 
     regressor = Regressor.from_json(kept.get("module", (whole, *table.operations[:-1]), fit_whole))
     return ModuleLatency(table, chosen, members, regressor, measured.astype(np.int64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dooly.catalog import medians, sizes_at
+from dooly.catalog import medians, pass_medians, sizes_at
 from dooly.predict._regressor import fit_regressor
 from dooly.predict._sizes_behind import sizes_behind
 
@@ -31,7 +31,7 @@ def fit_sizes(work: OperationWork, records: Sequence[Record], *, at_one_size: bo
     """
     points, latency_ns = medians(records)
     terms, sizes = size_inputs(work, points)
-    return fit_regressor(terms, sizes[:, :0] if at_one_size else sizes, latency_ns)
+    return fit_regressor(terms, sizes[:, :0] if at_one_size else sizes, latency_ns, pass_medians(records))
 
 
 def size_inputs(work: OperationWork, points: Sequence[Any]) -> tuple[Floats, Floats]:

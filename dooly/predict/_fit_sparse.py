@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dbstore import Record
-from dooly.catalog import DECODE_GROWTH_TOKENS, batch_at, measurement_batches, sizes_at
+from dooly.catalog import DECODE_GROWTH_TOKENS, batch_at, measurement_batches, pass_medians, sizes_at
 from dooly.engines import ServingConfig
 from dooly.predict._features import BatchArrays
 from dooly.predict._filled import fill
 from dooly.predict._fit_sizes import size_inputs
 from dooly.predict._operation import OperationWork
-from dooly.predict._regressor import fit_unjudged, judge, relative_errors
+from dooly.predict._regressor import fit_unjudged, judge
 from dooly.tracing import TracedOperation
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ def fit_sparse(
         others: Reads what other models' operations tell of the families of these.
     """
     filled = fill(operations, {op.signature: records(op) for op in operations}, _grid(domain), others())
-    return {op.signature: _fit_filled(OperationWork(op), filled[op.signature]) for op in operations if op.signature in filled}
+    return {
+        op.signature: _fit_filled(OperationWork(op), filled[op.signature], pass_medians(records(op)))
+        for op in operations
+        if op.signature in filled
+    }
 
 
 def as_fit(
@@ -78,19 +82,19 @@ def _grid(domain: Domain) -> tuple[Batch, ...]:
     return measurement_batches(limits)
 
 
-def _fit_filled(work: OperationWork, filled: Filled) -> dict[str, Any]:
+def _fit_filled(work: OperationWork, filled: Filled, passes_ns: Sequence[Floats]) -> dict[str, Any]:
     """Fit an operation to its points with what lies between them, judged at measured ones that neither is told of."""
     terms, features = _inputs(work, filled)
     by_points = len(work.operation.request_dims) == 1 and not work.is_attention
-    count, measured_ns = filled.num_measured, filled.whole.latency_ns
-    errors, fold_of = np.empty(count), np.empty(count, dtype=np.int64)
+    count = filled.num_measured
+    predicted_ns, fold_of = np.empty(count), np.empty(count, dtype=np.int64)
     for fold, known in enumerate(filled.folds):
         held, told_ns = known.held, known.latency_ns[known.held]
         if not by_points:
             regressor = fit_unjudged(terms, features, known.latency_ns, known.importance)
             told_ns = regressor.predict_ns(terms[held], features[held])
-        errors[held], fold_of[held] = relative_errors(told_ns, measured_ns[held]), fold
-    median, p90, coverage = judge(errors, fold_of)
+        predicted_ns[held], fold_of[held] = told_ns, fold
+    median, p90, coverage = judge(predicted_ns, filled.whole.latency_ns[:count], fold_of, passes_ns)
     regressor = fit_unjudged(terms, features, filled.whole.latency_ns, filled.whole.importance)
     regressor = replace(regressor, relative_error=median, relative_error_p90=p90, coverage=coverage, num_points=count)
     source: Source = "measured" if 2 * count >= len(filled.points) else "family"

@@ -68,6 +68,11 @@ class MeasuredSizes:
         """Median relative error at measured sizes that are left out."""
         return left_out_error(self.sizes, self.known_ns) if self.known_error is None else self.known_error
 
+    @property
+    def regressor(self) -> Regressor | None:
+        """What was fitted to the same records, and tells their intervals; None where nothing was."""
+        return self.beyond.regressor if isinstance(self.beyond, MeasuredOperation) else None
+
     def latency_ns(self, work: OperationWork, batches: BatchArrays) -> Floats:
         """Return the latency of one run in each batch, in nanoseconds, shape (num_batches,)."""
         asked = work.sizes(batches)

@@ -17,7 +17,7 @@ import numpy as np
 from dooly.predict._trees import ObliviousTrees
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -62,9 +62,10 @@ class Regressor:
     relative_error: float
     """Median relative error on held-out points; 1 where none can be held out."""
     relative_error_p90: float
-    """Relative error that nine of ten points keep within: the half width of a 90 % interval."""
+    """Relative error that nine of ten measurements of new points keep within, each in a pass of its own: the half width of a 90 %
+    interval, of which a machine's drift from pass to pass is part."""
     coverage: float | None
-    """Share of held-out points within such intervals made of the other points' errors; None where there are too few."""
+    """Share of held-out measurements within such intervals made of the other points' errors; None of too few points."""
     num_points: int
     """Measured points behind the fit."""
 
@@ -100,16 +101,17 @@ class Regressor:
         return predicted
 
 
-def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats) -> Regressor:
+def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats, passes_ns: Sequence[Floats] | None = None) -> Regressor:
     """Fit an operation's regressor to its measured medians, and judge it by cross-validation.
 
     Args:
         terms: Base terms at each point, shape (num_points, num_terms).
         features: Tree features at each point, shape (num_points, num_features).
         latency_ns: Median latency at each point, shape (num_points,).
+        passes_ns: What each of the passes behind a point found, an array of shape (num_passes,) a point; None of single ones.
     """
     weights, trees = _fit(terms, features, latency_ns)
-    return Regressor(weights, trees, *_judged(terms, features, latency_ns), len(latency_ns))
+    return Regressor(weights, trees, *_judged(terms, features, latency_ns, passes_ns), len(latency_ns))
 
 
 def fit_unjudged(terms: Floats, features: Floats, latency_ns: Floats, importance: Floats) -> Regressor:
@@ -141,7 +143,9 @@ def _fit(
     return weights, ObliviousTrees.of(model)
 
 
-def _judged(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[float, float, float | None]:
+def _judged(
+    terms: Floats, features: Floats, latency_ns: Floats, passes_ns: Sequence[Floats] | None
+) -> tuple[float, float, float | None]:
     """Return the median of held-out points' relative errors, the half width of a 90 % interval, and the share that such cover.
 
     A single point judges nothing but itself, which is enough where there is no other: an operation of no request dimension.
@@ -149,23 +153,34 @@ def _judged(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[float,
     if len(latency_ns) == 1:
         only = _UNJUDGED if features.shape[1] else 0.0
         return only, only, None
-    return judge(*_held_out_errors(terms, features, latency_ns))
+    predicted_ns, fold_of = _held_out(terms, features, latency_ns)
+    return judge(predicted_ns, latency_ns, fold_of, passes_ns)
 
 
-def judge(errors: Floats, fold_of: npt.NDArray[np.int64]) -> tuple[float, float, float | None]:
+def judge(
+    predicted_ns: Floats, latency_ns: Floats, fold_of: npt.NDArray[np.int64], passes_ns: Sequence[Floats] | None = None
+) -> tuple[float, float, float | None]:
     """Return the median of held-out errors, the half width of a 90 % interval, and the share that such cover; None of few.
 
+    Whoever measures a point again does so in another pass, so an interval is of what single passes found. The median is of the
+    error of what all of them say together.
+
     Args:
-        errors: Relative error of each point by what was fitted without its fold, shape (num_points,).
-        fold_of: The fold of each, shape (num_points,).
+        predicted_ns: What was fitted without a point's fold says of it, shape (num_points,).
+        latency_ns: What was measured, shape (num_points,).
+        fold_of: The fold of each point, shape (num_points,).
+        passes_ns: What each of the passes behind a point found, an array a point; None of single ones.
     """
+    passes_ns = latency_ns[:, None] if passes_ns is None else passes_ns
+    of_point = np.repeat(np.arange(len(latency_ns)), [len(found) for found in passes_ns])
+    errors, fold_of_pass = relative_errors(predicted_ns[of_point], np.concatenate([*passes_ns])), fold_of[of_point]
     within = [
-        errors[fold_of == fold] <= conformal_quantile(errors[fold_of != fold])
+        errors[fold_of_pass == fold] <= conformal_quantile(errors[fold_of_pass != fold])
         for fold in np.unique(fold_of)
-        if len(errors) >= _MIN_JUDGED
+        if len(latency_ns) >= _MIN_JUDGED
     ]
     coverage = float(np.concatenate(within).mean()) if within else None
-    return float(np.median(errors)), conformal_quantile(errors), coverage
+    return float(np.median(relative_errors(predicted_ns, latency_ns))), conformal_quantile(errors), coverage
 
 
 def conformal_quantile(errors: Floats, share: float = 0.9) -> float:
@@ -178,20 +193,19 @@ def conformal_quantile(errors: Floats, share: float = 0.9) -> float:
     return float(np.sort(errors)[rank - 1])
 
 
-def _held_out_errors(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Return the relative error of each point by a fit without it and its fold, and its fold; of few points each is one."""
+def _held_out(terms: Floats, features: Floats, latency_ns: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return what a fit without a point and its fold says of it, and its fold; of few points each is one."""
     count = len(latency_ns)
     folds = _FOLDS if count >= 2 * _FOLDS else count
     order = np.random.default_rng(0).permutation(count)
-    errors, fold_of = np.empty(count), np.empty(count, dtype=np.int64)
+    predicted_ns, fold_of = np.empty(count), np.empty(count, dtype=np.int64)
     for fold in range(folds):
         held = order[fold::folds]
         rest = np.setdiff1d(order, held)
         weights, trees = _fit(terms[rest], features[rest], latency_ns[rest])
-        predicted = Regressor(weights, trees, 0.0, 0.0, None, len(rest)).predict_ns(terms[held], features[held])
-        errors[held] = relative_errors(predicted, latency_ns[held])
+        predicted_ns[held] = Regressor(weights, trees, 0.0, 0.0, None, len(rest)).predict_ns(terms[held], features[held])
         fold_of[held] = fold
-    return errors, fold_of
+    return predicted_ns, fold_of
 
 
 def relative_errors(predicted_ns: Floats, latency_ns: Floats) -> Floats:

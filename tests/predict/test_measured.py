@@ -10,7 +10,8 @@ from dooly.catalog import operation_table
 from dooly.engines import ServingConfig, find_model
 from dooly.predict import BatchArrays, OperationWork, listed_hardware
 from dooly.predict._estimated import Roofline
-from dooly.predict._measured import CollectiveTable, MeasuredSizes, left_out_error
+from dooly.predict._measured import CollectiveTable, MeasuredOperation, MeasuredSizes, left_out_error
+from dooly.predict._regressor import fit_regressor
 from dooly.predict._trees import ObliviousTrees
 
 SERVING = ServingConfig(tensor_parallel_size=2)
@@ -30,6 +31,14 @@ def test_sizes_are_interpolated_and_grow_beyond_the_largest() -> None:
     table = MeasuredSizes(np.array([10.0, 20.0, 40.0]), np.array([100.0, 110.0, 210.0]))
     assert table.latency_ns(_work("o_proj"), _tokens(5, 10, 15, 30, 80)).tolist() == [100, 100, 105, 160, 420]
     assert table.source == "measured"
+
+
+def test_a_table_has_the_interval_of_what_was_fitted_beside_it() -> None:
+    """Records that an operation goes by tell how far it may be off, as long as something was fitted to them."""
+    sizes, known_ns = np.arange(1.0, 31.0), 10.0 * np.arange(1.0, 31.0)
+    fitted = MeasuredOperation(fit_regressor(sizes[:, None], sizes[:, None], known_ns))
+    assert MeasuredSizes(sizes, known_ns, fitted).regressor is fitted.regressor
+    assert MeasuredSizes(sizes, known_ns).regressor is None
 
 
 def test_a_collective_is_read_by_its_payload() -> None:

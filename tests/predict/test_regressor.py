@@ -145,3 +145,29 @@ def test_a_conformal_quantile_is_one_of_the_errors(count: int, rank: int) -> Non
     """The smallest that enough of them keep within, a new one counted among them; of few the largest."""
     errors = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
     assert conformal_quantile(errors) == rank
+
+
+def test_an_interval_is_as_wide_as_passes_differ() -> None:
+    """Nine of ten measurements in a pass of their own lie in it, though the passes' mean is known far better than any of them."""
+    rng = np.random.default_rng(5)
+    sizes = rng.uniform(1, 2048, 100).round()
+    passes_ns = list(_roofline_ns(sizes)[:, None] * np.exp(0.08 * rng.standard_normal((100, 3))))
+    latency_ns = np.array([found.mean() for found in passes_ns])
+    known = fit_regressor(_terms(sizes), sizes[:, None], latency_ns, passes_ns)
+    again_ns = _roofline_ns(sizes) * np.exp(0.08 * rng.standard_normal(100))
+    errors = np.abs(known.predict_ns(_terms(sizes), sizes[:, None]) / again_ns - 1)
+    assert 0.85 <= np.mean(errors <= known.relative_error_p90) <= 0.96
+    assert known.coverage is not None
+    assert 0.85 <= known.coverage <= 0.95
+    by_means = fit_regressor(_terms(sizes), sizes[:, None], latency_ns)
+    assert np.mean(errors <= by_means.relative_error_p90) < 0.85
+    assert known.relative_error == by_means.relative_error
+
+
+def test_points_of_several_passes_may_differ_in_number() -> None:
+    """A point that was disturbed has fewer passes than others; each pass counts once."""
+    sizes = MEASURED[:24]
+    latency_ns = _roofline_ns(sizes)
+    passes_ns = [np.full(1 + place % 3, value) for place, value in enumerate(latency_ns)]
+    known = fit_regressor(_terms(sizes), sizes[:, None], latency_ns, passes_ns)
+    assert known.relative_error <= known.relative_error_p90
