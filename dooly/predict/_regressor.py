@@ -171,9 +171,10 @@ def judge(
         fold_of: The fold of each point, shape (num_points,).
         passes_ns: What each of the passes behind a point found, an array a point; None of single ones.
     """
-    passes_ns = latency_ns[:, None] if passes_ns is None else passes_ns
-    of_point = np.repeat(np.arange(len(latency_ns)), [len(found) for found in passes_ns])
-    errors, fold_of_pass = relative_errors(predicted_ns[of_point], np.concatenate([*passes_ns])), fold_of[of_point]
+    single_ns = latency_ns if passes_ns is None else np.concatenate(list(passes_ns))
+    counts = [1] * len(latency_ns) if passes_ns is None else [len(found) for found in passes_ns]
+    of_point = np.repeat(np.arange(len(latency_ns)), counts)
+    errors, fold_of_pass = relative_errors(predicted_ns[of_point], single_ns), fold_of[of_point]
     within = [
         errors[fold_of_pass == fold] <= conformal_quantile(errors[fold_of_pass != fold])
         for fold in np.unique(fold_of)
