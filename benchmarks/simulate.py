@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.batch import Batch
+    from dooly.power_cap import PowerCap
     from dooly.simulation import SimulationResult
 
     Arm = Callable[[], tuple[float, float, int]]
@@ -55,9 +56,11 @@ FIXED = LinearLatency(1e6 * DECODE_MS)
 class InPython(LatencyBackend):
     """A backend that the loop in Python asks for each run of steps."""
 
+    power_cap: PowerCap | None
+
     def __init__(self, latency: Any) -> None:  # noqa: ANN401 - a latency model
         self._latency = latency
-        self.host = latency.host
+        self.host, self.power_cap = latency.host, latency.power_cap
 
     def step_ns(self, batch: Batch) -> int:
         """Ask the backend."""

@@ -1,15 +1,15 @@
 """The contract between latency predictors and simulators.
 
 `LatencyBackend` is what `dooly.simulation` asks of a predictor; `dooly.predict.LatencyModel` meets it, and so may any other.
-`HostTimes` is what the engine's host adds where it schedules ahead and its device waits for it; what the device's own power limit
-adds where prompts follow each other without a pause is in `dooly.power_cap`.
+`HostTimes` is what the engine's host adds where it schedules ahead and its device waits for it; `dooly.power_cap` has what the
+device's own power limit adds where prompts follow each other without a pause.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dooly.kv_policy import KVPolicy, SelectedPrompt
+    from dooly.power_cap import PowerCap
 
 
 class LatencyBackend(Protocol):
     """Predicts how long engine steps take. Times are integer nanoseconds.
 
-    A predictor that derives from it needs `step_ns` only. One that has an attribute `host`, the `HostTimes` beside its device, is
-    simulated with it.
+    A predictor that derives from it needs `step_ns` only; what it knows of host and power limit, it says under these names.
 
     Examples:
         >>> class Linear(dooly.latency.LatencyBackend):
@@ -43,6 +43,14 @@ class LatencyBackend(Protocol):
         >>> Linear().decode_run_ns(np.array([50, 60]), 2)
         array([2020000, 2020000])
     """
+
+    host: HostTimes | None = None
+    """What the engine's host takes to launch steps on the device; None where steps hold it, or nobody knows."""
+
+    @cached_property
+    def power_cap(self) -> PowerCap | None:
+        """What the device's power limit takes from steps that follow each other without a pause; None likewise."""
+        return None
 
     @abstractmethod
     def step_ns(self, batch: Batch) -> int:
@@ -136,11 +144,9 @@ def keeps_account(latency: LatencyBackend) -> TypeGuard[AccountingBackend]:
 
 @lru_cache(maxsize=64)
 def _quotes_what_it_prices(kind: type) -> bool:
-    """Tell whether no class that is more special than the one that quotes prices steps."""
-    if not issubclass(kind, AccountingBackend):
-        return False
+    """Tell whether a class keeps account, and none that is more special than the one that quotes prices steps."""
     pairs = (("quote_ns", "step_ns"), ("quote_run", "decode_run_ns"))
-    return all(_place(kind, quote) <= _place(kind, price) for quote, price in pairs)
+    return hasattr(kind, "account_estimate") and all(_place(kind, quote) <= _place(kind, price) for quote, price in pairs)
 
 
 def prices_by_sheet(latency: LatencyBackend) -> TypeGuard[SheetBackend]:

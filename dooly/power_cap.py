@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dooly.latency import LatencyBackend
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PowerCap:
@@ -89,9 +87,3 @@ class PacedDevice:
         step_ns, self._spent_ns = self._cap.capped_ns(self._spent_ns, start_ns - self._ran_ns, step_ns, num_tokens)
         self._ran_ns = start_ns + step_ns
         return step_ns
-
-
-def power_cap_of(latency: LatencyBackend) -> PowerCap | None:
-    """Return the power limit that a predictor knows of its device."""
-    known: PowerCap | None = getattr(latency, "power_cap", None)
-    return known

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+import dooly
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes, LatencyBackend, LinearLatency, keeps_account, slowed_host
 
@@ -29,6 +30,14 @@ def test_a_run_of_decodes_is_its_steps() -> None:
     found = Law().decode_run_ns(np.array([0, 40]), 3)
     assert found.tolist() == [40, 42, 44]
     assert found.dtype == np.int64
+
+
+def test_a_predictor_that_knows_steps_only_has_neither_host_nor_power_limit() -> None:
+    """Whoever asks gets None, and a simulation is that of a device which waits for nobody and is never slowed."""
+    assert (Law().host, Law().power_cap) == (None, None)
+    requests = dooly.parse_workload("closed:concurrency=1,requests=1,prompt=8,output=1")
+    config = dooly.simulation.SchedulerConfig(max_model_len=64, num_kv_blocks=64)
+    assert dooly.simulate(requests, Law(), config).duration_s == 1000 / 1e9
 
 
 class Keeper(Law):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dooly.batch import Batch
 from dooly.errors import OutOfDomainError
-from dooly.power_cap import power_cap_of
 from dooly.simulation._columns import column
 from dooly.simulation._compiled_state import new_state, settings_of
 from dooly.simulation._counted_kv_cache import CountedKVCache
@@ -82,7 +81,7 @@ def serve_compiled(
     refuse_too_long(requests, kv_cache, config)
     from dooly.simulation._compiled_loop import DONE, REFUSED, serve
 
-    cap = power_cap_of(latency)
+    cap = latency.power_cap
     state = new_state(requests, config, sheet, cap, workload.concurrency)
     settings, gaps = settings_of(config, host, cap, is_closed=workload.concurrency is not None), GapCounts()
     reason, engine = None, state.engine

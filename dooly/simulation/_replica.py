@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dooly.power_cap import PacedDevice, power_cap_of
+from dooly.power_cap import PacedDevice
 from dooly.simulation._drafted_latency import DraftedLatency
 from dooly.simulation._scheduler import Scheduler
 
@@ -106,7 +106,7 @@ class EngineReplica:
         self._decode_length = 1 if config.speculative is None else 1 + config.speculative.num_speculative_tokens
         self._host = host
         prices = (latency,) if isinstance(scheduler, Scheduler) else scheduler.latencies
-        self._devices = [PacedDevice(power_cap_of(price)) for price in prices]
+        self._devices = [PacedDevice(price.power_cap) for price in prices]
         self._timeline = timeline
         self._log = log
         self._depth = 2 if config.async_scheduling else 1

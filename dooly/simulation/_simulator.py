@@ -106,5 +106,4 @@ def _serve(
 
 def host_beside(latency: LatencyBackend, host: HostTimes | None) -> HostTimes:
     """Return what the engine's host takes: as given, else what the predictor says, else nothing."""
-    known: HostTimes | None = getattr(latency, "host", None) if host is None else host
-    return known or HostTimes()
+    return host or latency.host or HostTimes()

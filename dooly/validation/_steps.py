@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
-from dooly.power_cap import PacedDevice, power_cap_of
+from dooly.power_cap import PacedDevice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ def step_report(runs: Sequence[ServedRun], latency: LatencyBackend, ahead: HostT
 
 def _steps(run: ServedRun, latency: LatencyBackend) -> Iterator[tuple[float, float]]:
     """Yield predicted and real seconds of each step that worked on something."""
-    device = PacedDevice(power_cap_of(latency))
+    device = PacedDevice(latency.power_cap)
     for step, batch in _batches(run):
         if batch is not None:
             start_ns = round(1e9 * step.start_s)
@@ -63,7 +63,7 @@ def _steps(run: ServedRun, latency: LatencyBackend) -> Iterator[tuple[float, flo
 
 def _steps_ahead(run: ServedRun, latency: LatencyBackend, host: HostTimes) -> Iterator[tuple[float, float]]:
     """Yield predicted and real seconds between the ends of calls, each of which schedules a step and waits for the one before."""
-    free_ns, last_end_s, device = None, 0.0, PacedDevice(power_cap_of(latency))
+    free_ns, last_end_s, device = None, 0.0, PacedDevice(latency.power_cap)
     now_ns = origin_ns = 0
     for step, batch in _batches(run):
         end_s = step.start_s + step.duration_s

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from dooly.errors import WorkloadError
+from dooly.latency import LatencyBackend
 from dooly.simulation import LengthRange, SchedulerConfig, SimulationResult, Workload, generate_workload, parse_workload, simulate
 
 if TYPE_CHECKING:
@@ -17,17 +17,12 @@ if TYPE_CHECKING:
 CONFIG = SchedulerConfig(max_model_len=8192, num_kv_blocks=20_000, max_num_seqs=64, max_num_batched_tokens=2048)
 
 
-class Cost:
+class Cost(LatencyBackend):
     """A millisecond a step, and a hundred microseconds a token beyond one of each request."""
 
     def step_ns(self, batch: Batch) -> int:
         """Price one step."""
         return 1_000_000 + 100_000 * (batch.num_tokens - batch.num_reqs)
-
-    def decode_run_ns(self, num_computed_tokens: np.ndarray, num_steps: int) -> np.ndarray:
-        """Price decodes, which are all alike."""
-        assert len(num_computed_tokens)
-        return np.full(num_steps, 1_000_000)
 
 
 def _served(text: str, config: SchedulerConfig = CONFIG) -> SimulationResult:

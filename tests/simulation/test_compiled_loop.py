@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dooly.engines import find_model
 from dooly.errors import OutOfDomainError, WorkloadError
 from dooly.latency import HostTimes, LatencyBackend, LinearLatency, SheetBackend
-from dooly.power_cap import PowerCap, power_cap_of
+from dooly.power_cap import PowerCap
 from dooly.predict import default_serving, load_latency_model
 from dooly.simulation import (
     Request,
@@ -41,7 +41,15 @@ if TYPE_CHECKING:
     from dooly.prices import PriceSheet
 
 MS = 1_000_000
-FORMULA = LinearLatency(
+
+
+class Formula(LinearLatency):
+    """A formula for a device whose power limit is told."""
+
+    power_cap: PowerCap | None = None
+
+
+FORMULA = Formula(
     MS, per_token_ns=10_000.3, per_request_ns=777, per_new_request_ns=1_000, per_cached_token_ns=100, per_query_key_pair_ns=0.25
 )
 HOSTS = (HostTimes(), HostTimes(MS, 2 * MS, 9 * MS, 30 * MS, 64))
@@ -50,9 +58,11 @@ HOSTS = (HostTimes(), HostTimes(MS, 2 * MS, 9 * MS, 30 * MS, 64))
 class InPython(LatencyBackend):
     """Hides a backend's sheet."""
 
+    power_cap: PowerCap | None
+
     def __init__(self, latency: LatencyBackend) -> None:
         self._latency = latency
-        self.power_cap = power_cap_of(latency)
+        self.power_cap = latency.power_cap
 
     def step_ns(self, batch: Batch) -> int:
         """Ask the backend."""
@@ -136,7 +146,7 @@ def limits(draw: st.DrawFn) -> PowerCap | None:
 def test_both_loops_find_the_same(case: tuple[Workload, SchedulerConfig], host: HostTimes, cap: PowerCap | None) -> None:
     """Whatever the workload, the settings, the host and the device's power limit."""
     latency = copy(FORMULA)
-    latency.power_cap = cap  # type: ignore[attr-defined]
+    latency.power_cap = cap
     both(case[0], latency, case[1], host)
 
 

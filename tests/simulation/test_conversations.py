@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dooly.errors import WorkloadError
+from dooly.latency import LatencyBackend
 from dooly.simulation import Request, SchedulerConfig, SimulationResult, Turn, Workload, parse_workload, simulate
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ CONFIG = SchedulerConfig(max_model_len=4096, num_kv_blocks=4000, max_num_seqs=64
 MS = 1_000_000
 
 
-class Cost:
+class Cost(LatencyBackend):
     """A millisecond a step and one more for each token beyond one a request; counts tokens."""
 
     def __init__(self) -> None:

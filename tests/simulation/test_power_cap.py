@@ -26,7 +26,7 @@ CAP = PowerCap(np.array([0, *[0] * 49, *[8 * MS] * 51]), burst_ns=20 * MS, slowd
 class Capped(LinearLatency):
     """Steps of 10 ms on a device with a power limit."""
 
-    power_cap: PowerCap | None = CAP
+    power_cap = CAP
 
 
 @pytest.fixture(autouse=True)

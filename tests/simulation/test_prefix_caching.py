@@ -10,6 +10,7 @@ import pytest
 
 from dooly.errors import InvalidInputError, WorkloadError
 from dooly.kv_cache_groups import AttentionKind, KVCacheGroup
+from dooly.latency import LatencyBackend
 from dooly.simulation import Request, SchedulerConfig, Workload, parse_workload, simulate
 from dooly.simulation._block_kv_cache import BlockKVCache
 from dooly.simulation._scheduler import Scheduler
@@ -23,7 +24,7 @@ CONFIG = SchedulerConfig(max_model_len=16_384, num_kv_blocks=2000, max_num_seqs=
 LONG_PROMPT = 12_000
 
 
-class Cost:
+class Cost(LatencyBackend):
     """A millisecond a step, and a microsecond a token; counts what it prices."""
 
     def __init__(self) -> None:

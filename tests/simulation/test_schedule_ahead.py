@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dooly.errors import InvalidInputError
-from dooly.latency import HostTimes
+from dooly.latency import HostTimes, LatencyBackend
 from dooly.simulation import Request, SchedulerConfig, Workload, simulate
 from dooly.simulation._scheduler import Scheduler
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from dooly.batch import Batch
     from dooly.simulation._steps import ScheduledStep
 
@@ -25,7 +22,7 @@ MS = 1_000_000
 AHEAD = SchedulerConfig(max_model_len=1000, num_kv_blocks=1001, max_num_seqs=4, max_num_batched_tokens=100, async_scheduling=True)
 
 
-class ConstantLatency:
+class ConstantLatency(LatencyBackend):
     """Takes 10 ms for every step, and 1 us a position that decodes read, so that no two steps of a run are alike."""
 
     def __init__(self, per_position_ns: int = 0) -> None:
@@ -34,10 +31,6 @@ class ConstantLatency:
     def step_ns(self, batch: Batch) -> int:
         """Price one step."""
         return 10 * MS + self.per_position_ns * sum(batch.num_computed_tokens)
-
-    def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
-        """Price a run of steps."""
-        return np.array([10 * MS + self.per_position_ns * int((num_computed_tokens + i).sum()) for i in range(num_steps)])
 
 
 def workload(*rows: tuple[float, int, int]) -> Workload:

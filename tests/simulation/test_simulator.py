@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dooly.errors import InvalidInputError, WorkloadError
+from dooly.latency import LatencyBackend
 from dooly.simulation import Request, RequestTimes, SchedulerConfig, Workload, simulate
 from dooly.simulation._scheduler import Scheduler
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 MS = 1_000_000
 
 
-class StepwiseLatency:
+class StepwiseLatency(LatencyBackend):
     """Prices every step on its own: 1 ms, 10 us a new token, 100 ns a cached token, 1 us a new request; runs by repetition."""
 
     def __init__(self) -> None:
@@ -40,18 +41,13 @@ class StepwiseLatency:
         return np.array([fixed + 100 * int((num_computed_tokens + step).sum()) for step in range(num_steps)])
 
 
-class ConstantLatency:
+class ConstantLatency(LatencyBackend):
     """Takes 10 ms for every step."""
 
     def step_ns(self, batch: Batch) -> int:
         """Price one step."""
         assert batch.num_reqs
         return 10 * MS
-
-    def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
-        """Price a run of steps."""
-        assert len(num_computed_tokens)
-        return np.full(num_steps, 10 * MS)
 
 
 def workload(*rows: tuple[float, int, int]) -> Workload:

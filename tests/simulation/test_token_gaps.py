@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dooly.latency import LatencyBackend
 from dooly.simulation import SchedulerConfig, parse_workload, simulate
 from dooly.simulation._token_gaps import TokenClock, TokenGaps
 
@@ -18,17 +19,12 @@ if TYPE_CHECKING:
 PERCENTILES = (50, 90, 95, 99)
 
 
-class Growing:
+class Growing(LatencyBackend):
     """A step costs a microsecond a position that it reads, and a decode run the same step by step."""
 
     def step_ns(self, batch: Batch) -> int:
         """Price one step."""
         return 1000 * (sum(batch.num_computed_tokens) + batch.num_tokens)
-
-    def decode_run_ns(self, num_computed_tokens: np.ndarray, num_steps: int) -> np.ndarray:
-        """Price consecutive decode steps."""
-        count = len(num_computed_tokens)
-        return 1000 * (num_computed_tokens.sum() + count + count * np.arange(num_steps))
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 50)), min_size=1, max_size=30))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from dooly.kv_cache_groups import AttentionKind
-from dooly.latency import LinearLatency
+from dooly.latency import LatencyBackend, LinearLatency
 from dooly.simulation import SchedulerConfig, Workload, simulate
 from dooly.simulation._scheduler import Scheduler
 from dooly.simulation._speculative_scheduler import SpeculativeScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    import numpy.typing as npt
 
     from dooly.batch import Batch
     from dooly.simulation._steps import Progress
@@ -30,18 +28,16 @@ CASES_A_TEST = 20
 STEP_NS = 7
 
 
-class Constant(NamedTuple):
+@dataclass
+class Constant(LatencyBackend):
     """A latency backend to which all steps are alike."""
 
     ns: int
 
-    def step_ns(self, _batch: Batch) -> int:
+    def step_ns(self, batch: Batch) -> int:
         """Price one step."""
+        assert batch.num_reqs
         return self.ns
-
-    def decode_run_ns(self, _num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
-        """Price a run of steps."""
-        return np.full(num_steps, self.ns)
 
 
 def assert_equal(found: Iterable[object], expected: Iterable[object], case: str) -> None:

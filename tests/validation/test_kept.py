@@ -5,16 +5,14 @@ import lzma
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dbstore import Environment
-from dooly.batch import Batch
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
-from dooly.latency import HostTimes
+from dooly.latency import HostTimes, LatencyBackend
 from dooly.simulation import RequestTimes, SimulationResult, parse_workload
 from dooly.validation import KeptRuns, MachineState, ServedRun, StepRun, read_runs, step_report, validate_kept, write_runs
 from dooly.validation._kept import _changes, _steps
@@ -23,7 +21,8 @@ from dooly.validation._steps import _steps_ahead
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy.typing as npt
+    from dooly.batch import Batch
+
 
 ENVIRONMENT = Environment(
     device="NVIDIA H200",
@@ -121,18 +120,13 @@ def test_conversations_are_not_judged_by_kept_runs() -> None:
         validate_kept(find_model("smollm2-135m"), None, workload, _kept(()), "h200")
 
 
-class Law:
+class Law(LatencyBackend):
     """A latency backend: 1 ms a step, 10 us a new token, 1 us a computed token and 1 ms a request that is new."""
 
     def step_ns(self, batch: Batch) -> int:
         """Return what a step takes by the law."""
         tokens = 10_000 * batch.num_tokens + 1_000 * sum(batch.num_computed_tokens)
         return 1_000_000 * (1 + batch.num_new_requests) + tokens
-
-    def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
-        """Return what consecutive decodes take by the law."""
-        steps = [Batch((1,) * len(num_computed_tokens), tuple(num_computed_tokens + i)) for i in range(num_steps)]
-        return np.array([self.step_ns(batch) for batch in steps])
 
 
 def test_kept_steps_judge_latencies() -> None:
