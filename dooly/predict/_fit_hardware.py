@@ -106,13 +106,14 @@ def with_limits(latency: LatencyModel, serving: ServingConfig) -> LatencyModel:
     """Return a device's latency model for an engine of other limits; both share what is fitted, which saves most of the work.
 
     Args:
-        latency: Made by `load_latency_model` for a device, with the same layout, element types and kernels.
+        latency: Made by `load_latency_model` for a device, with the same layout, element types and kernels; what its host takes
+            stays, also where somebody said that it is slower.
         serving: The engine's settings. Its limits on steps, graphs and memory, and whether it schedules ahead, may differ.
     """
     assert latency.hardware is not None
     return latency.within(
         _domain(latency.hardware, serving),
-        _host(latency.hardware, latency.traced, serving),
+        None if latency.host is None else _in_graphs(latency.host, serving),
         captured_tokens=serving.cudagraph_capture_sizes,
         schedules_ahead=serving.schedules_ahead,
     )
@@ -142,8 +143,12 @@ def _host(hardware: Hardware, traced: TracedModel, serving: ServingConfig) -> Ho
         return None
     layers = sum(op.count for op in traced.operations if op.stage == "engine" and op.name == LAYER)
     experts = sum(op.count for op in traced.operations if "num_experts" in op.attributes)
-    times = hardware.host.of_layers(layers / HOST_LAYERS, experts * hardware.host_experts_ns)
-    return replace(times, max_captured_tokens=serving.cudagraph_capture_sizes[-1])
+    return _in_graphs(hardware.host.of_layers(layers / HOST_LAYERS, experts * hardware.host_experts_ns), serving)
+
+
+def _in_graphs(host: HostTimes, serving: ServingConfig) -> HostTimes:
+    """Return the times of a host that launches the graphs which the settings have captured."""
+    return replace(host, max_captured_tokens=serving.cudagraph_capture_sizes[-1])
 
 
 def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:

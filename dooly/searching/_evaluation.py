@@ -101,15 +101,17 @@ def _load(candidate: Candidate) -> tuple[LatencyModel, SchedulerConfig]:
     serving = candidate.serving
     plain: dict[str, Any] = {field.name: field.default for field in fields(ServingConfig) if field.name in _LIMITS}
     alike = replace(serving, **plain)
-    latency = with_limits(_load_operations(candidate.model, alike, candidate.hardware, candidate.interconnect), serving)
-    latency.host = slowed_host(latency.host, candidate.host_slowdown)
+    shared = _load_operations(candidate.model, alike, candidate.hardware, candidate.interconnect, candidate.host_slowdown)
+    latency = with_limits(shared, serving)
     return latency, scheduler_config(serving, latency)
 
 
 @lru_cache(maxsize=_LOADED)
 def _load_operations(
-    model: ModelSource, serving: ServingConfig, hardware: str, interconnect: Interconnect | None
+    model: ModelSource, serving: ServingConfig, hardware: str, interconnect: Interconnect | None, host_slowdown: float | None
 ) -> LatencyModel:
     """Return the latencies that candidates share which differ in limits only."""
     load_compiled_loop()
-    return load_latency_model(model=model, serving=serving, hardware=hardware, interconnect=interconnect)
+    latency = load_latency_model(model=model, serving=serving, hardware=hardware, interconnect=interconnect)
+    latency.host = slowed_host(latency.host, host_slowdown)
+    return latency

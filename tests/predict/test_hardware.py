@@ -15,6 +15,7 @@ from dooly.batch import Batch
 from dooly.catalog import operation_table, shipped_file
 from dooly.engines import ServingConfig, find_model, listed_models
 from dooly.errors import InvalidInputError, OutOfDomainError
+from dooly.latency import slowed_host
 from dooly.predict import (
     BatchArrays,
     LatencyModel,
@@ -245,6 +246,21 @@ def test_other_limits_share_what_is_fitted() -> None:
         assert shared.num_kv_blocks(serving) == alone.num_kv_blocks(serving)
         with pytest.raises(OutOfDomainError):
             shared.step_ns(Batch((most + 1,), (0,), 1))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_other_limits_keep_a_slower_host(factor: float) -> None:
+    """What a host takes is as it was said of the model, but for the graphs that it has captured; nobody's host stays nobody's."""
+    model = find_model("llama-3.1-8b")
+    base = load_latency_model(model=model, serving=default_serving(model, "h200"), hardware="h200")
+    serving = default_serving(model, "h200", max_num_batched_tokens=512, max_num_seqs=16)
+    alone = load_latency_model(model=model, serving=serving, hardware="h200")
+    base.host = slowed_host(base.host, factor)
+    shared = with_limits(base, serving)
+    assert shared.host == slowed_host(alone.host, factor)
+    assert with_limits(shared, serving).host == shared.host
+    base.host = None
+    assert with_limits(base, serving).host is None
 
 
 DRAFTED = SpeculativeConfig("ngram", 3, (0.8, 0.6, 0.4))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dooly import find_model
 from dooly.kv_policy import KVPolicy
-from dooly.predict import Interconnect
+from dooly.latency import slowed_host
+from dooly.predict import Interconnect, load_latency_model
 from dooly.searching import Evaluation, combine, evaluate
-from dooly.simulation import FleetLayout, parse_workload
+from dooly.simulation import FleetLayout, parse_workload, scheduler_config, simulate
 from dooly.speculation import SpeculativeConfig
 
 
@@ -23,6 +26,18 @@ def test_doubts_are_of_one_simulation_alone() -> None:
         shares.append(found.extrapolated)
         assert Evaluation.from_json(found.to_json()) == found
     assert shares == [pytest.approx(1.0), 0.0, shares[0]]
+
+
+def test_a_slower_host_is_slower_once() -> None:
+    """Candidates that share a model's operations each have the host that was asked for, as `simulate` has it."""
+    workload = parse_workload("constant:rate=inf,requests=4,prompt=1000,output=8")
+    for slow in combine([find_model("llama-3.1-8b")], ["h200"], {"max_num_batched_tokens": (1024, 2048)}, host_slowdown=3.0):
+        latency = load_latency_model(model=slow.model, serving=slow.serving, hardware="h200")
+        latency.host = slowed_host(latency.host, 3.0)
+        expected = simulate(workload, latency, scheduler_config(slow.serving, latency)).summary()["ttft_s"]["mean"]
+        found = evaluate(slow, workload, math.inf)
+        assert isinstance(found, Evaluation)
+        assert found.latencies_s["ttft_mean"] == expected
 
 
 def test_a_policy_that_changes_nothing_is_refused() -> None:
