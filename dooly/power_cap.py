@@ -67,6 +67,8 @@ class PacedDevice:
 
     def __init__(self, cap: PowerCap | None) -> None:
         """Start with nothing spent."""
+        self.slowed_ns = 0
+        """What the limit has added to steps so far."""
         self._cap = cap
         self._spent_ns = self._ran_ns = 0
 
@@ -84,6 +86,7 @@ class PacedDevice:
         """
         if self._cap is None or not self.draws(num_tokens):
             return step_ns
-        step_ns, self._spent_ns = self._cap.capped_ns(self._spent_ns, start_ns - self._ran_ns, step_ns, num_tokens)
-        self._ran_ns = start_ns + step_ns
-        return step_ns
+        capped_ns, self._spent_ns = self._cap.capped_ns(self._spent_ns, start_ns - self._ran_ns, step_ns, num_tokens)
+        self._ran_ns = start_ns + capped_ns
+        self.slowed_ns += capped_ns - step_ns
+        return capped_ns

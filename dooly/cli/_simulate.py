@@ -47,6 +47,7 @@ from dooly.latency import slowed_host
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dooly.power_cap import PowerCap
     from dooly.predict import Interconnect, LatencyModel, StepLatency
     from dooly.simulation import SchedulerConfig, SimulationResult
     from dooly.speculation import SpeculativeConfig
@@ -193,7 +194,7 @@ def _show_sources(  # noqa: PLR0913, PLR0917 - all that an answer stands on
     if latency.environment.device_kind == "cuda":
         waiting = result.host_wait_s / result.duration_s / num_replicas
         table.add_row("host", _host_text(latency, waiting, host_slowdown))
-        table.add_row("power limit", _power_text(latency))
+        table.add_row("power limit", _power_text(latency.power_cap, result.power_limit_s / result.duration_s / num_replicas))
     for note in latency.notes:
         table.add_row("doubtful", note)
     if latency.hardware is not None:
@@ -236,13 +237,13 @@ def _cache_text(config: SchedulerConfig) -> str:
     return text
 
 
-def _power_text(latency: LatencyModel) -> str:
-    """Say what the device's power limit is taken to do."""
-    cap = latency.power_cap
+def _power_text(cap: PowerCap | None, added: float) -> str:
+    """Say what the device's power limit is taken to do, and how much of the time it adds."""
     if cap is None:
         return "what it takes from prompts without a pause is not known for this device, or is in the records"
     share, burst = f"{cap.slowdown_permille / 10:g} %", f"{cap.burst_ns / 1e6:g} ms"
-    return f"products of prompts without a pause take {share} longer after {burst}, as on one H200"
+    does = f"adds {added:.1%} of the time" if added else "adds nothing here"
+    return f"{does}: products of prompts without a pause take {share} longer after {burst}, as on one H200"
 
 
 def _host_text(latency: LatencyModel, waiting: float, slowdown: float | None) -> str:

@@ -127,6 +127,7 @@ def _capped_ns(state, settings, start_ns, price_ns):
     spent_ns = max(0, engine.spent_ns - (start_ns - engine.ran_ns) - (price_ns - products_ns)) + products_ns
     capped_ns = price_ns + max(0, spent_ns - settings.burst_ns) * settings.slowdown_permille // 1000
     engine.spent_ns, engine.ran_ns = min(spent_ns, settings.burst_ns), start_ns + capped_ns
+    engine.power_limit_ns += capped_ns - price_ns
     return capped_ns
 
 

@@ -47,6 +47,8 @@ class Served(NamedTuple):
     """How often a running request was evicted."""
     host_wait_ns: int
     """How long the device waited for its host."""
+    power_limit_ns: int
+    """What its power limit added to steps."""
     gaps: TokenGaps
     """Times between tokens."""
 
@@ -93,10 +95,9 @@ def serve_compiled(
         if reason == REFUSED:
             _refuse(requests, state, latency)
     latency.account(state.priced_ns)
-    times = (state.requests[f"{name}_ns"] for name in ("arrival", "scheduled", "first_token", "finish"))
-    num_steps, num_preemptions, host_wait_ns = (int(engine[name]) for name in ("num_steps", "num_preemptions", "host_wait_ns"))
-    arrival_ns, scheduled_ns, first_token_ns, finish_ns = times
-    return Served(arrival_ns, scheduled_ns, first_token_ns, finish_ns, num_steps, num_preemptions, host_wait_ns, gaps.total())
+    times = [state.requests[f"{name}_ns"] for name in ("arrival", "scheduled", "first_token", "finish")]
+    counts = [int(engine[name]) for name in ("num_steps", "num_preemptions", "host_wait_ns", "power_limit_ns")]
+    return Served._make([*times, *counts, gaps.total()])
 
 
 def _refuse(requests: Sequence[Request], state: LoopState, latency: SheetBackend) -> None:

@@ -48,15 +48,15 @@ PLACE = record(i4="running preempted scheduled granted under_way brings")
 """Positions in the workload of running requests in order of admission, of preempted ones, the last of which is first in the
 queue, of those in the step, with their tokens, and of those in the step that has not run, with what it brings each as bits."""
 ENGINE = record(
-    i8="now_ns end_ns host_wait_ns spent_ns ran_ns num_arrived num_sent num_admitted num_running num_preempted num_scheduled"
-    " num_under_way num_free num_kept oldest newest num_preemptions num_steps num_launches num_latest has_behind"
+    i8="now_ns end_ns host_wait_ns power_limit_ns spent_ns ran_ns num_arrived num_sent num_admitted num_running num_preempted"
+    " num_scheduled num_under_way num_free num_kept oldest newest num_preemptions num_steps num_launches num_latest has_behind"
     " num_steps_under_way num_gaps",
 )
-"""The clock, when the device is free, how long it has waited for its host, how much of its burst was spent behind the last step
-that drew on it, and when that had run; how many requests have arrived, were sent, were admitted once, run, were preempted and
-wait, are in the step, and in the step under way; free blocks, those of them that hold something, and whose are overwritten first
-and last; preemptions, steps, launches, the steps of the latest, whether one was under way behind it, and how many steps have not
-run; and gaps between tokens that are not counted yet."""
+"""The clock, when the device is free, how long it has waited for its host, what its power limit has added to steps, how much of
+its burst was spent behind the last step that drew on it, and when that had run; how many requests have arrived, were sent, were
+admitted once, run, were preempted and wait, are in the step, and in the step under way; free blocks, those of them that hold
+something, and whose are overwritten first and last; preemptions, steps, launches, the steps of the latest, whether one was under
+way behind it, and how many steps have not run; and gaps between tokens that are not counted yet."""
 GAP = record(i8="gap_ns count")
 """A time between two tokens, and how often it occurred."""
 

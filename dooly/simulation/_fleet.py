@@ -178,11 +178,9 @@ def _in_step(workload: Workload, replicas: Sequence[Replica], router: MakeRouter
         else None
         for place, rank in enumerate(joint.ranks)
     ]
-    host_wait_s, gaps = engine.host_wait_ns / NS_PER_S, timeline.tokens.gaps()
-    counts = (engine.num_steps, joint.num_preemptions)
-    whole = SimulationResult(
-        timeline.rows(requests, range(len(requests))), *counts, time.perf_counter() - started_s, gaps, host_wait_s
-    )
+    counts = (engine.num_steps, joint.num_preemptions, time.perf_counter() - started_s)
+    rows = timeline.rows(requests, range(len(requests)))
+    whole = SimulationResult(rows, *counts, timeline.tokens.gaps(), *_device_s(engine))
     return FleetResult(whole, tuple(ReplicaResult("serve", result) for result in found), {"replica": tuple(chosen)})
 
 
@@ -218,6 +216,10 @@ def replica_result(
     rows = timeline.rows(requests, [position for position, at in enumerate(chosen) if at == place])
     if not rows:
         return None
-    host_wait_s = engine.host_wait_ns / NS_PER_S
-    gaps = timeline.tokens.gaps()
-    return SimulationResult(rows, engine.num_steps, engine.scheduler.num_preemptions, 0.0, gaps, host_wait_s)
+    counts = (engine.num_steps, engine.scheduler.num_preemptions, 0.0)
+    return SimulationResult(rows, *counts, timeline.tokens.gaps(), *_device_s(engine))
+
+
+def _device_s(engine: EngineReplica) -> tuple[float, float]:
+    """Return how long the device has waited for its host, and what its power limit has added to steps, in seconds."""
+    return engine.host_wait_ns / NS_PER_S, engine.power_limit_ns / NS_PER_S

@@ -77,4 +77,5 @@ def joined(
     none = np.empty(0, np.int64)
     gaps = TokenGaps(*(np.concatenate([none, *(getattr(part, name) for part in noted)]) for name in ("gaps_ns", "counts")))
     num_steps, num_preemptions = (sum(getattr(part, name) for part in parts) for name in ("num_steps", "num_preemptions"))
-    return SimulationResult(rows, num_steps, num_preemptions, wall_s, gaps, sum(part.host_wait_s for part in parts))
+    device_s = (sum(part.host_wait_s for part in parts), sum(part.power_limit_s for part in parts))
+    return SimulationResult(rows, num_steps, num_preemptions, wall_s, gaps, *device_s)

@@ -126,6 +126,11 @@ class EngineReplica:
         self._last_decode_ns = 1
 
     @property
+    def power_limit_ns(self) -> int:
+        """What the devices' power limits have added to their steps, all devices together."""
+        return sum(device.slowed_ns for device in self._devices)
+
+    @property
     def num_waiting(self) -> int:
         """Requests that the scheduler has let in and not admitted to a step, or has preempted."""
         return self.scheduler.num_waiting

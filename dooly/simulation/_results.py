@@ -101,6 +101,8 @@ class SimulationResult:
     """Times between tokens; None where they were not noted."""
     host_wait_s: float = 0.0
     """Seconds in which the device waited for its host to launch a step; 0 where that was not noted."""
+    power_limit_s: float = 0.0
+    """Seconds that the power limit added to the device's steps, of all devices together; 0 where nobody knows one."""
 
     def __post_init__(self) -> None:
         if not len(self.rows) or first_repeated(column(self.rows, "request_id")) is not None:
@@ -150,6 +152,7 @@ class SimulationResult:
                 "requests_per_s": len(self.rows) / duration_s if duration_s else None,
             },
             "host_wait_s": self.host_wait_s,
+            "power_limit_s": self.power_limit_s,
             "wall_s": self.wall_s,
         }
 

@@ -76,8 +76,8 @@ def simulate(
     served = _serve(workload, latency, config, host_beside(latency, host), steps)
     rows = times_as_columns(workload.requests, [times_ns / NS_PER_S for times_ns in served[:4]])
     wall_s = time.perf_counter() - started_s
-    host_wait_s = served.host_wait_ns / NS_PER_S
-    return SimulationResult(rows, served.num_steps, served.num_preemptions, wall_s, served.gaps, host_wait_s)
+    device_s = (served.host_wait_ns / NS_PER_S, served.power_limit_ns / NS_PER_S)
+    return SimulationResult(rows, served.num_steps, served.num_preemptions, wall_s, served.gaps, *device_s)
 
 
 def _serve(
@@ -100,7 +100,7 @@ def _serve(
             replica.send(request, arrival_ns)
     refuse_unfinished(workload.requests, timeline.finish_ns)
     times = (np.array(timeline.arrivals_ns, np.int64), timeline.scheduled_ns, timeline.first_token_ns, timeline.finish_ns)
-    counts = replica.num_steps, replica.scheduler.num_preemptions, replica.host_wait_ns
+    counts = replica.num_steps, replica.scheduler.num_preemptions, replica.host_wait_ns, replica.power_limit_ns
     return Served(*times, *counts, timeline.tokens.gaps())
 
 

@@ -250,7 +250,18 @@ def test_a_slower_host_is_simulated_and_said(tmp_path: Path, dooly: Callable[...
     assert (code, err) == (0, "")
     words = " ".join(out.split())
     assert "2.5 times as long as one took beside an H200" in words
-    assert "power limit products of prompts without a pause take 18 % longer after 65 ms, as on one H200" in words
+    assert "power limit adds nothing here: products of prompts without a pause take 18 % longer after 65 ms" in words
+
+
+def test_what_the_power_limit_adds_is_said(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """For people as a share, in JSON in seconds: of prompts behind each other."""
+    workload = "poisson:rate=inf,requests=8,prompt=2048,output=1"
+    asked = ("simulate", "llama-3.1-8b", "--hardware", "h200", "--max-model-len", 4096, "--workload", workload)
+    assert dooly(*asked, "--json", tmp_path / "found.json")[0] == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    share = found["power_limit_s"] / found["duration_s"]
+    assert 0.03 < share < 0.18
+    assert f"power limit adds {share:.1%} of the time: products" in " ".join(dooly(*asked)[1].split())
 
 
 @pytest.mark.parametrize("factor", ["0", "-1", "nan", "1e9"])

@@ -94,7 +94,7 @@ def facts(result: SimulationResult) -> tuple[Any, ...]:
     gaps = result.token_gaps
     assert gaps is not None
     found = list(zip(gaps.gaps_ns.tolist(), gaps.counts.tolist(), strict=True))
-    return result.rows, result.num_steps, result.num_preemptions, result.host_wait_s, found
+    return result.rows, result.num_steps, result.num_preemptions, result.host_wait_s, result.power_limit_s, found
 
 
 def both(workload: Workload, latency: SheetBackend, config: SchedulerConfig, host: HostTimes | None = None) -> SimulationResult:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes, LatencyBackend
+from dooly.power_cap import PowerCap
 from dooly.simulation import (
     FleetResult,
     LeastLoaded,
@@ -52,6 +54,12 @@ class ByTokens(LatencyBackend):
     def step_ns(self, batch: Batch) -> int:
         """Price one step."""
         return MS + 100_000 * batch.num_tokens + 100 * sum(batch.num_computed_tokens)
+
+
+class Limited(ByTokens):
+    """The same on a device whose power limit slows products of ten tokens and more after 5 ms of them."""
+
+    power_cap = PowerCap(np.where(np.arange(121) < 10, 0, 90_000 * np.arange(121)), 5 * MS, 400)
 
 
 def workload(*rows: tuple[float, int, int]) -> Workload:
@@ -121,13 +129,21 @@ HOST = HostTimes(prepare_ns=100_000, whole_ns=900_000, pieces_ns=1_500_000, plai
 
 
 @settings(deadline=None, max_examples=40)
-@given(spec=SPECS, config=CONFIGS, ahead=st.booleans(), host=st.sampled_from([None, HOST]))
-def test_one_rank_is_what_simulate_says(spec: str, config: SchedulerConfig, *, ahead: bool, host: HostTimes | None) -> None:
-    """A rank alone steps as an engine does."""
+@given(
+    spec=SPECS,
+    config=CONFIGS,
+    ahead=st.booleans(),
+    host=st.sampled_from([None, HOST]),
+    latency=st.sampled_from([ByTokens(), Limited()]),
+)
+def test_one_rank_is_what_simulate_says(
+    spec: str, config: SchedulerConfig, *, ahead: bool, host: HostTimes | None, latency: ByTokens
+) -> None:
+    """A rank alone steps as an engine does, under its device's power limit too."""
     requests, config = parse_workload(spec), replace(config, async_scheduling=ahead)
-    fleet = simulate_fleet(requests, [Replica(ByTokens(), config, host)], in_step=True)
-    alone = simulate(requests, ByTokens(), config, host)
-    assert fleet.result.rows == alone.rows
+    fleet = simulate_fleet(requests, [Replica(latency, config, host)], in_step=True)
+    alone = simulate(requests, latency, config, host)
+    assert (fleet.result.rows, fleet.result.power_limit_s) == (alone.rows, alone.power_limit_s)
     assert (fleet.result.num_steps, fleet.result.num_preemptions) == (alone.num_steps, alone.num_preemptions)
     assert fleet.result.summary()["itl_s"] == alone.summary()["itl_s"]
 

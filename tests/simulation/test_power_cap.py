@@ -11,7 +11,7 @@ import dooly
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes, LinearLatency
 from dooly.power_cap import PacedDevice, PowerCap
-from dooly.simulation import Replica, Request, RoundRobin, SchedulerConfig, Workload, simulate, simulate_fleet
+from dooly.simulation import LeastLoaded, Replica, Request, RoundRobin, SchedulerConfig, Workload, simulate, simulate_fleet
 from dooly.simulation import _simulator as simulator
 from dooly.speculation import SpeculativeConfig
 
@@ -44,16 +44,16 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return served
 
 
-def _first_tokens_ms(
+def _served(
     arrivals_ms: Sequence[float],
     steps: dooly.simulation.StepLog | None = None,
     **settings: Any,  # noqa: ANN401 -- as SchedulerConfig
-) -> list[float]:
-    """Serve prompts of 100 tokens, one a step and one output token each; return when each got it."""
+) -> tuple[list[float], float]:
+    """Serve prompts of 100 tokens, one a step and one output token each; return when each got it, and what the limit added."""
     requests = [Request(number, round(at * MS), 100, 1) for number, at in enumerate(arrivals_ms)]
     config = SchedulerConfig(max_model_len=128, max_num_batched_tokens=100, num_kv_blocks=1000, **settings)
     result = simulate(Workload(tuple(requests), "prompts"), Capped(10 * MS), config, HostTimes(), steps=steps)
-    return [round(1e3 * row.first_token_s, 6) for row in result.rows]
+    return [round(1e3 * row.first_token_s, 6) for row in result.rows], round(1e3 * result.power_limit_s, 6)
 
 
 @pytest.mark.parametrize("in_python", [False, True])
@@ -61,7 +61,7 @@ def _first_tokens_ms(
 def test_prompts_without_a_pause_spend_the_burst(*, in_python: bool, ahead: bool, compiled: list[object]) -> None:
     """Each step spends 8 ms and regains 2: from the fourth on nothing is left, and 6 of its 8 ms run half as long again."""
     steps = dooly.simulation.StepLog() if in_python else None
-    assert _first_tokens_ms([0] * 5, steps, async_scheduling=ahead) == [10, 20, 30, 43, 56]
+    assert _served([0] * 5, steps, async_scheduling=ahead) == ([10, 20, 30, 43, 56], 6)
     assert [served is not None for served in compiled] == [True] * (not in_python)
 
 
@@ -69,7 +69,8 @@ def test_prompts_without_a_pause_spend_the_burst(*, in_python: bool, ahead: bool
 def test_a_pause_gives_the_burst_back(*, in_python: bool) -> None:
     """Behind five prompts and a pause of 20 ms three run at full clocks again."""
     steps = dooly.simulation.StepLog() if in_python else None
-    assert _first_tokens_ms([0] * 5 + [76] * 4, steps)[5:] == [86, 96, 106, 119]
+    first_tokens_ms, added_ms = _served([0] * 5 + [76] * 4, steps)
+    assert (first_tokens_ms[5:], added_ms) == ([86, 96, 106, 119], 9)
 
 
 @pytest.mark.parametrize("in_python", [False, True])
@@ -120,6 +121,16 @@ def test_engines_in_lockstep_are_slowed_by_their_own_limits(order: tuple[type[Li
     replicas = [Replica(kind(10 * MS), config, HostTimes()) for kind in order]
     fleet = simulate_fleet(Workload(requests, "prompts"), replicas, RoundRobin, in_step=True)
     assert round(1e3 * max(row.finish_s for row in fleet.result.rows), 6) == 56
+    assert round(1e3 * fleet.result.power_limit_s, 6) == 6
+
+
+@pytest.mark.parametrize(("router", "in_step"), [(RoundRobin, False), (LeastLoaded, False), (RoundRobin, True)])
+def test_a_fleets_limits_add_up(router: type[RoundRobin | LeastLoaded], *, in_step: bool) -> None:
+    """Two devices of five prompts each are slowed by 6 ms each, whether they step together or apart."""
+    requests = tuple(Request(number, 0, 100, 1) for number in range(10))
+    config = SchedulerConfig(max_model_len=128, max_num_batched_tokens=100, num_kv_blocks=1000)
+    fleet = simulate_fleet(Workload(requests, "prompts"), [Replica(Capped(10 * MS), config)] * 2, router, in_step=in_step)
+    assert round(1e3 * fleet.result.power_limit_s, 6) == 12
 
 
 @pytest.mark.parametrize("given", [(np.zeros(1, np.int64), -1, 10), (np.zeros(0, np.int64), 1, 10), (np.array([-1]), 1, 10)])

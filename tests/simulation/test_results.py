@@ -31,10 +31,10 @@ def test_summary_of_two_requests() -> None:
     assert summary["throughput"] == pytest.approx(
         {"output_tokens_per_s": 6 / 9, "total_tokens_per_s": 26 / 9, "requests_per_s": 2 / 9}
     )
-    rest = {key: summary[key] for key in ("schema", "requests", "duration_s", "host_wait_s", "wall_s")}
-    assert rest == {"schema": 1, "requests": 2, "duration_s": 9, "host_wait_s": 0, "wall_s": 0.5}
+    rest = {key: summary[key] for key in ("schema", "requests", "duration_s", "host_wait_s", "power_limit_s", "wall_s")}
+    assert rest == {"schema": 1, "requests": 2, "duration_s": 9, "host_wait_s": 0, "power_limit_s": 0, "wall_s": 0.5}
     times = ["ttft_s", "tpot_s", "itl_s", "e2e_s"]
-    assert list(summary) == ["schema", "requests", "duration_s", *times, "throughput", "host_wait_s", "wall_s"]
+    assert list(summary) == ["schema", "requests", "duration_s", *times, "throughput", "host_wait_s", "power_limit_s", "wall_s"]
 
 
 def test_requests_of_one_token_have_no_tpot() -> None:
