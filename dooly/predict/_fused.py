@@ -37,8 +37,8 @@ class FusedLinear:
 
     @property
     def source(self) -> Source:
-        """Where the latency of the whole is from."""
-        return self.whole.source
+        """Where the latency is from: as the whole's, but `family` where that was measured, as what is left of it was not."""
+        return "family" if self.whole.source == "measured" else self.whole.source
 
     @property
     def relative_error(self) -> float:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Source = Literal["measured", "family", "estimated"]
 """Where a latency is from: records of this very operation, others of its family, or bytes over a measured bandwidth.
 
-Where an operation has records, but its family's process filled up more points than were measured, it is from its family.
+Where an operation has records, but its family's process filled up more points than were measured, it is from its family; so is
+one whose records hold a kernel that is taken off by the bytes it moves.
 """
 SOURCES: tuple[Source, ...] = ("measured", "family", "estimated")
 ESTIMATE_ERROR = 0.5

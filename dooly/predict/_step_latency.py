@@ -45,9 +45,9 @@ class StepLatency:
     """Whether the batch lies outside what was measured: beyond the limits of steps, where that was asked for, or with more for
     attention to read than it was measured to."""
     provenance: Mapping[Source, float]
-    """Share of the seconds that is from records of the very operations (`measured`), from others of their families or from what
-    these say of most of a sparse sweep (`family`), or from bytes over a measured bandwidth, and of a plain module beyond what was
-    measured (`estimated`); they add up to 1."""
+    """Share of the seconds that is from records of the very operations (`measured`), from others of their families, from what
+    these say of most of a sparse sweep, or from records less a kernel that the engine joins with another (`family`), or from
+    bytes over a measured bandwidth, and of a plain module beyond what was measured (`estimated`); they add up to 1."""
     by_source_s: Mapping[tuple[str, Source], float] = field(default_factory=dict)
     """Seconds of each operation apart by where they are from: what a collective takes may be known otherwise than its layer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +11,11 @@ import pytest
 import dooly
 from dooly.catalog import operation_table
 from dooly.predict._fused import FusedLinear, fused_linear_layers
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dooly.predict._sources import Source
 
 SERVING = dooly.ServingConfig(quantization="fp8", max_model_len=2048)
 
@@ -46,20 +52,32 @@ def test_a_fused_product_takes_less_by_a_kernel_over_its_activations() -> None:
     batches = dooly.predict.BatchArrays.checked([[2048], [1]], [[0], [0]])
     whole = fitted.latency.whole.latency_ns(fitted.work, batches)
     assert (whole - fitted.latency.latency_ns(fitted.work, batches)).tolist() == pytest.approx([2367 + 5742, 2367 + 3], abs=2)
-    assert fitted.latency.source == fitted.latency.whole.source
+
+
+class Little:
+    """A latency of 3 us from anywhere."""
+
+    relative_error = 0.01
+
+    def __init__(self, source: Source) -> None:
+        self.source: Source = source
+
+    def latency_ns(self, _work: object, _batches: object) -> npt.NDArray[np.float64]:
+        """Take 3 us."""
+        return np.array([3000.0])
+
+
+@pytest.mark.parametrize(("whole", "fused"), [("measured", "family"), ("family", "family"), ("estimated", "estimated")])
+def test_what_is_left_of_a_measured_product_was_not_measured(whole: Source, fused: Source) -> None:
+    """A part of it is deduced, so no step is told to be measured by it; an estimate is no better for it."""
+    device = next(known for known in dooly.predict.listed_hardware() if known.name == "h200")
+    assert FusedLinear(Little(whole), device, 4096).source == fused
 
 
 def test_a_product_takes_no_less_than_a_launch() -> None:
     """However little the tables say of it."""
-
-    class Little:
-        source, relative_error = "measured", 0.01
-
-        def latency_ns(self, _work: object, _batches: object) -> np.ndarray:
-            return np.array([3000.0])
-
     latency = dooly.load_latency_model(model=dooly.find_model("llama-3.1-8b"), hardware="h200", serving=SERVING)
     (fitted,) = (fitted for fitted in latency.operations if fitted.operation.module.endswith("qkv_proj"))
     assert latency.hardware is not None
-    fused = FusedLinear(Little(), latency.hardware, 4096)  # type: ignore[arg-type]
+    fused = FusedLinear(Little("measured"), latency.hardware, 4096)
     assert fused.latency_ns(fitted.work, dooly.predict.BatchArrays.checked([[1]], [[0]])).tolist() == [latency.hardware.launch_ns]
