@@ -7,10 +7,11 @@ from math import inf
 from numbers import Integral
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 
@@ -61,12 +62,37 @@ class PowerCap:
         slow_ns = max(0, spent_ns - self.burst_ns)
         return step_ns + slow_ns * self.slowdown_permille // 1000, min(spent_ns, self.burst_ns)
 
+    def most_added_ns(self, steps_ns: npt.NDArray[np.float64], num_tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the most that the limit adds to steps: to each that has followed its like for long without a pause.
+
+        Args:
+            steps_ns: What they take at full clocks, in nanoseconds, shape (num_steps,).
+            num_tokens: Their tokens, shape (num_steps,).
+        """
+        products_ns = np.minimum(steps_ns, self.products_ns[np.minimum(num_tokens, len(self.products_ns) - 1)])
+        regained_ns = np.minimum(steps_ns - products_ns, self.burst_ns)
+        slow_ns = np.maximum(products_ns - regained_ns, 0)
+        return np.asarray(slow_ns * self.slowdown_permille // 1000)
+
 
 class PacedDevice:
-    """A device on which steps run one after the other, under its power limit if it has one that is known."""
+    """A device on which steps run one after the other, under its power limit if it has one that is known.
+
+    Examples:
+        >>> latency = dooly.load_latency_model(model=dooly.find_model("llama-3.1-8b"), hardware="h200")
+        >>> device, prompt, now_ns = PacedDevice(latency.power_cap), dooly.Batch((2048,), (0,)), 0
+        >>> for _ in range(4):
+        ...     now_ns += device.run_ns(now_ns, latency.step_ns(prompt), prompt.num_tokens)
+        >>> now_ns == 4 * latency.step_ns(prompt) + device.slowed_ns, device.slowed_ns > 0
+        (True, True)
+    """
 
     def __init__(self, cap: PowerCap | None) -> None:
-        """Start with nothing spent."""
+        """Start with nothing spent.
+
+        Args:
+            cap: As a predictor's `power_cap` is; None never slows a step.
+        """
         self.slowed_ns = 0
         """What the limit has added to steps so far."""
         self._cap = cap

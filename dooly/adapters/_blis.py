@@ -15,7 +15,7 @@ import numpy as np
 
 from dooly.adapters._grid import AttentionPoint, Limits, batches_of, grown
 from dooly.adapters._model_sizes import KV_HEADS, sizes_of
-from dooly.adapters._result import ExportResult, write_file
+from dooly.adapters._result import ExportResult, limit_notes, write_file
 from dooly.adapters._wall import wall_s
 from dooly.errors import InvalidInputError, UnsupportedModelError
 from dooly.predict._kinds import Experts, kind_of
@@ -122,7 +122,8 @@ def export_blis(latency: LatencyModel, model: ModelSource, serving: ServingConfi
     write_file(path, json.dumps(facts, indent=2) + "\n")
     write_file(beside, json.dumps({name: rates}, indent=2) + "\n")
     note = f"BLIS's terms follow these steps within {median:.1%} in the median and {p90:.1%} for 90 %"
-    return ExportResult((path, beside), len(betas), (note, "what a server takes beside its steps (alpha-coeffs) is left at 0"))
+    notes = (note, "what a server takes beside its steps (alpha-coeffs) is left at 0", *limit_notes(latency))
+    return ExportResult((path, beside), len(betas), notes)
 
 
 def _fit(terms: Floats, steps_us: Floats) -> tuple[Floats, Floats]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dooly.adapters._grid import Limits, attention_points, sizes_up_to
 from dooly.adapters._operation_prices import attention_ns, sized_ns, the_attention
-from dooly.adapters._result import ExportResult, write_file
+from dooly.adapters._result import ExportResult, limit_notes, write_file
 from dooly.errors import UnsupportedModelError
 from dooly.imports import BUNDLE_WORDS, TIMED_TOGETHER
 from dooly.predict._kinds import Experts, kind_of
@@ -138,4 +138,4 @@ def _notes(latency: LatencyModel) -> tuple[str, ...]:
         notes.append("what layers and the engine take beyond their operations is in no layer: LLMServingSim's steps are shorter")
     if latency.host is not None:
         notes.append("what the host takes to launch steps is in no layer")
-    return tuple(notes)
+    return (*notes, *limit_notes(latency))

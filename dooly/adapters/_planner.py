@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dooly.adapters._grid import Limits, grown, prompts_of, sizes_up_to
-from dooly.adapters._result import ExportResult, write_file
+from dooly.adapters._result import ExportResult, limit_notes, write_file
 from dooly.adapters._wall import wall_s
 from dooly.predict import BatchArrays
 
@@ -71,7 +71,7 @@ def export_planner(latency: LatencyModel, model: ModelSource, serving: ServingCo
     content = BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]  # names of arrays, none of them an option
     write_file(path, content.getvalue())
-    return ExportResult((path,), sum(array.size for array in arrays.values()), _NOTES)
+    return ExportResult((path,), sum(array.size for array in arrays.values()), (*_NOTES, *limit_notes(latency)))
 
 
 def _decode_s(latency: LatencyModel, context: int, num_reqs: int) -> Floats:

@@ -10,6 +10,8 @@ from dooly.errors import InvalidInputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dooly.predict import LatencyModel
+
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
@@ -21,6 +23,14 @@ class ExportResult:
     """Rows, or numbers, in them."""
     notes: tuple[str, ...]
     """What the tool does not get to know."""
+
+
+def limit_notes(latency: LatencyModel) -> tuple[str, ...]:
+    """Return that times are those of short bursts, where a device's power limit is known that makes them longer."""
+    if (cap := latency.power_cap) is None:
+        return ()
+    burst, share = f"{cap.burst_ns / 1e6:g} ms", f"{cap.slowdown_permille / 10:g} %"
+    return (f"times are those of short bursts: by the device's power limit products take {share} longer after {burst} of them",)
 
 
 def made_folder(folder: Path) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from dooly.adapters._grid import AttentionPoint, Limits, attention_points, sizes_up_to
 from dooly.adapters._model_sizes import KV_HEADS, sizes_of
 from dooly.adapters._operation_prices import attention_ns, sized_ns, the_attention
-from dooly.adapters._result import ExportResult, write_file
+from dooly.adapters._result import ExportResult, limit_notes, write_file
 from dooly.catalog import LAYER
 from dooly.errors import UnsupportedModelError
 from dooly.tracing import layer_of
@@ -77,7 +77,7 @@ def export_vidur(latency: LatencyModel, model: ModelSource, serving: ServingConf
         _write(folder / "attention.csv", attends, _attention(points, attention_ns(latency, attention, points))),
     ]
     own = () if latency.is_sum_of_operations else ("what layers and the engine take beyond their operations has no place",)
-    return ExportResult((folder / "mlp.csv", folder / "attention.csv"), sum(rows), (*_NOTES, *own))
+    return ExportResult((folder / "mlp.csv", folder / "attention.csv"), sum(rows), (*_NOTES, *own, *limit_notes(latency)))
 
 
 def _facts(

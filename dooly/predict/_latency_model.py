@@ -12,6 +12,7 @@ from dooly.predict._features import BatchArrays
 from dooly.predict._memory import num_kv_blocks
 from dooly.predict._selections import Selections
 from dooly.predict._step_prices import StepPrices
+from dooly.predict._tables import LatencyTables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,10 +81,9 @@ class LatencyModel(Account):
         """Whether the engine schedules a step while another runs, as it does on a GPU by itself."""
         self.notes = notes
         """What is doubtful in the measurements that these latencies are from."""
-        self._limited_by = hardware or limited_by
         self.selections = Selections(traced, environment, hardware)
         self._parts = parts
-        self._prices = StepPrices(traced.model, parts, domain, captured_tokens)
+        self._prices = StepPrices(traced.model, parts, domain, LatencyTables(domain, captured_tokens), hardware or limited_by)
 
     def within(
         self, domain: Domain, host: HostTimes | None, *, captured_tokens: tuple[int, ...], schedules_ahead: bool
@@ -94,7 +94,6 @@ class LatencyModel(Account):
             captured_tokens=captured_tokens,
             schedules_ahead=schedules_ahead,
             notes=self.notes,
-            limited_by=self._limited_by,
         )
         model._prices = self._prices.within(domain, captured_tokens)
         model.selections = self.selections
@@ -104,9 +103,10 @@ class LatencyModel(Account):
     def power_cap(self) -> PowerCap | None:
         """What the device's power limit takes from products that run on without a pause; None where nobody measured it.
 
-        Steps are priced without it: whoever knows what runs behind what adds it, as `dooly.simulate` does.
+        Steps are priced without it, and `StepLatency.sustained_s` is the most that it makes of one. Whoever knows what runs
+        behind what is between the two, by a `dooly.power_cap.PacedDevice` as `dooly.simulate` is.
         """
-        return None if self._limited_by is None else self._prices.power_cap(self._limited_by)
+        return self._prices.power_cap
 
     @property
     def block_size(self) -> int:

@@ -50,6 +50,9 @@ class StepLatency:
     bytes over a measured bandwidth, and of a plain module beyond what was measured (`estimated`); they add up to 1."""
     by_source_s: Mapping[tuple[str, Source], float] = field(default_factory=dict)
     """Seconds of each operation apart by where they are from: what a collective takes may be known otherwise than its layer."""
+    sustained_s: float | None = None
+    """Latency of the same step in seconds on a device that its power limit has slowed, as such steps do that follow each other
+    for long without a pause: whatever ran before, it takes between `seconds` and this. None where nobody knows the limit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +76,8 @@ class StepLatencies:
     """Whether each batch lies outside what was measured."""
     by_source_s: Mapping[tuple[str, Source], Floats]
     """Seconds of each operation in each step, by its module path and by where they are from."""
+    sustained_s: Floats | None = None
+    """Latency of each in seconds on a device that its power limit has slowed, as `StepLatency` has it."""
 
     @classmethod
     def of(cls, parts: Iterable[StepPart], extrapolated: Flags) -> StepLatencies:
@@ -113,4 +118,5 @@ class StepLatencies:
             bool(self.extrapolated[index]),
             {source: float(share[index]) for source, share in self.provenance.items()},
             {key: float(seconds[index]) for key, seconds in self.by_source_s.items()},
+            None if self.sustained_s is None else float(self.sustained_s[index]),
         )

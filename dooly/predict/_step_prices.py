@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from dooly.errors import OutOfDomainError
 from dooly.power_cap import PowerCap
 from dooly.predict._sources import SOURCES
 from dooly.predict._step_latency import StepLatencies
-from dooly.predict._tables import LatencyTables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dooly.predict._features import BatchArrays
     from dooly.predict._hardware import Hardware
     from dooly.predict._step_parts import StepParts
+    from dooly.predict._tables import LatencyTables
     from dooly.prices import PriceSheet
     from dooly.tracing import TracedOperation
 
@@ -35,12 +36,7 @@ class StepPrices:
     """Prices whole steps of one model, and keeps no account of it."""
 
     def __init__(
-        self,
-        model: str,
-        parts: StepParts,
-        domain: Domain,
-        captured_tokens: tuple[int, ...],
-        tables: LatencyTables | None = None,
+        self, model: str, parts: StepParts, domain: Domain, tables: LatencyTables, limited_by: Hardware | None = None
     ) -> None:
         """Take the model's name, for refusals, what a step is made of, and within what it is priced.
 
@@ -48,17 +44,19 @@ class StepPrices:
             model: Name of the model.
             parts: What a step is made of.
             domain: The limits of steps.
-            captured_tokens: Tokens of the steps that the engine captures in CUDA graphs, growing.
-            tables: Those of the same operations within these limits, where there are any.
+            tables: Those of its operations within these limits.
+            limited_by: The device whose power limit slows what runs on without a pause; None where nobody knows.
         """
         self._model = model
         self._parts = parts
         self._domain = domain
-        self._tables = tables or LatencyTables(domain, captured_tokens)
+        self._limited_by = limited_by
+        self._tables = tables
 
     def within(self, domain: Domain, captured_tokens: tuple[int, ...]) -> StepPrices:
         """Return prices of the same operations within other limits; both share what is tabulated."""
-        return StepPrices(self._model, self._parts, domain, captured_tokens, self._tables.within(domain, captured_tokens))
+        tables = self._tables.within(domain, captured_tokens)
+        return StepPrices(self._model, self._parts, domain, tables, self._limited_by)
 
     def latencies(self, batches: BatchArrays, *, extrapolate: bool) -> StepLatencies:
         """Return the latencies of steps, operation by operation; beyond the domain only if `extrapolate`.
@@ -71,7 +69,11 @@ class StepPrices:
         if not allowed and not extrapolate:
             raise OutOfDomainError(self._domain.refusal(batches, self._model))
         price = self._tables.price_in(batches) if allowed else lambda fitted: fitted.latency_ns(batches)
-        return StepLatencies.of(self._parts.of(batches, price), outside | self._domain.outreach(batches))
+        found = StepLatencies.of(self._parts.of(batches, price), outside | self._domain.outreach(batches))
+        if self.power_cap is None:
+            return found
+        added_ns = self.power_cap.most_added_ns(1e9 * found.seconds, batches.num_tokens)
+        return replace(found, sustained_s=found.seconds + added_ns / 1e9)
 
     def quote(self, batches: BatchArrays) -> tuple[Ints, Floats]:
         """Return the latencies of steps in nanoseconds, shape (num_batches,), and where they are from.
@@ -105,9 +107,11 @@ class StepPrices:
         """What steps are priced by, as arrays for compiled loops; None where layers or steps take time of their own."""
         return None if self._parts.runs is None else self._tables.price_sheet(self._parts.runs)
 
-    def power_cap(self, hardware: Hardware) -> PowerCap | None:
-        """Return what a device's power limit takes from products; None where that is unknown or steps take time of their own."""
-        if not hardware.slowdown_permille or self._parts.runs is None:
+    @cached_property
+    def power_cap(self) -> PowerCap | None:
+        """What the device's power limit takes from products; None where that is unknown or steps take time of their own."""
+        hardware = self._limited_by
+        if hardware is None or not hardware.slowdown_permille or self._parts.runs is None:
             return None
         products_ns = self._tables.products_ns(self._parts.runs, hardware)
         return PowerCap(products_ns, hardware.burst_ns, hardware.slowdown_permille)

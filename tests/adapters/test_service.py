@@ -27,6 +27,7 @@ from dbstore import Record, Store
 from dooly.adapters.service import ModelSlot, ServerState, ServiceLimits, create_app, run_service, server_latencies
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
+from dooly.predict import default_serving
 from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
@@ -107,9 +108,24 @@ def test_step_prices_batches(client: TestClient, slot: ModelSlot) -> None:
     assert first["breakdown_s"] == pytest.approx(dict(own.breakdown_s))
     assert sum(second["provenance"].values()) == pytest.approx(1)
     assert client.post("/step", json={"batches": batches}).json()["steps"][0]["breakdown_s"] is None
+    assert (first["sustained_s"], second["sustained_s"]) == (None, None), "nobody measured this device's power limit"
     beyond = {"batches": [{"num_new_tokens": [129], "num_computed_tokens": [0]}]}
     assert client.post("/step", json=beyond).status_code == 409
     assert client.post("/step", json=beyond | {"extrapolate": True}).json()["steps"][0]["extrapolated"] is True
+
+
+def test_step_tells_both_bounds_of_a_known_power_limit(model: ModelSource) -> None:
+    """A step has no history: it takes between what it does in a short burst and what it does once the limit has slowed it."""
+    serving = default_serving(model, "h200", max_model_len=2048, max_num_batched_tokens=2048, max_num_seqs=8)
+    slot = ModelSlot(model, serving, hardware="h200")
+    body = {
+        "batches": [{"num_new_tokens": [2047], "num_computed_tokens": [0]}, {"num_new_tokens": [1], "num_computed_tokens": [9]}]
+    }
+    with TestClient(create_app(slot)) as client:
+        prompt, decode = client.post("/step", json=body).json()["steps"]
+    assert prompt["sustained_s"] == pytest.approx(slot.served.latency.step(Batch((2047,), (0,))).sustained_s)
+    assert 1.05 < prompt["sustained_s"] / prompt["seconds"] < 1.18
+    assert decode["sustained_s"] == decode["seconds"]
 
 
 @pytest.mark.parametrize(

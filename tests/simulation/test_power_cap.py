@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dooly
 from dooly.errors import InvalidInputError
 from dooly.latency import HostTimes, LinearLatency
 from dooly.power_cap import PacedDevice, PowerCap
+from dooly.predict import with_limits
 from dooly.simulation import LeastLoaded, Replica, Request, RoundRobin, SchedulerConfig, Workload, simulate, simulate_fleet
 from dooly.simulation import _simulator as simulator
 from dooly.speculation import SpeculativeConfig
@@ -106,6 +109,29 @@ def test_a_step_longer_than_the_burst_is_slowed_within() -> None:
     assert cap.capped_ns(20 * MS, 5 * MS, 60 * MS, 0) == (60 * MS, 0), "without products all of it is a rest"
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 120), st.integers(0, 2)), min_size=1, max_size=12),
+    st.integers(0, 60),
+    st.integers(0, 900),
+)
+def test_no_history_adds_more_than_the_most(steps: list[tuple[int, int, int]], burst_ms: int, slower: int) -> None:
+    """Each is between its price and that with the most that is added, which many of its like behind each other come to."""
+    cap = PowerCap(np.array([0, 50 * MS, 90 * MS]), burst_ms * MS, slower)
+    device, now_ns = PacedDevice(cap), 0
+    for pause_ms, step_ms, num_tokens in steps:
+        step_ns = step_ms * MS
+        (most_ns,) = step_ns + cap.most_added_ns(np.array([step_ns]), np.array([num_tokens]))
+        assert most_ns == cap.capped_ns(cap.burst_ns, 0, step_ns, num_tokens)[0]
+        now_ns += pause_ms * MS
+        took_ns = device.run_ns(now_ns, step_ns, num_tokens)
+        assert step_ns <= took_ns <= most_ns
+        now_ns += took_ns
+    for _ in range(70):
+        took_ns = device.run_ns(now_ns, step_ns, num_tokens)
+        now_ns += took_ns
+    assert took_ns == most_ns
+
+
 def test_devices_have_bursts_of_their_own() -> None:
     """Two that take turns spend half as much each; one without a known limit is never slowed."""
     one, other, free = PacedDevice(CAP), PacedDevice(CAP), PacedDevice(None)
@@ -149,3 +175,23 @@ def test_an_h200_slows_down_by_arithmetic_alone() -> None:
     assert latency.power_cap.products_of(64) == 0
     assert 0.6 * latency.step_ns(dooly.Batch((2048,), (0,))) < latency.power_cap.products_of(2048)
     assert dooly.load_latency_model(model=model, hardware="rtxpro6000", serving=serving).power_cap is None
+
+
+def test_a_step_says_what_it_takes_once_the_limit_slows_it() -> None:
+    """Of prompts up to 18 % more, of few decodes nothing; a device of no known limit says nothing, and limits may change."""
+    model = dooly.find_model("llama-3.1-8b")
+    serving = dooly.ServingConfig(max_model_len=4096, max_num_batched_tokens=2048)
+    latency = dooly.load_latency_model(model=model, hardware="h200", serving=serving)
+    prompts = dooly.Batch((2048,), (0,)), dooly.Batch((1024, 1000), (0, 2000)), dooly.Batch((1,) * 8, (500,) * 8)
+    for same in (latency, with_limits(latency, dooly.default_serving(model, "h200", max_model_len=4096))):
+        assert same.power_cap is not None
+        for batch, step in zip(prompts, map(same.steps(prompts).__getitem__, range(3)), strict=True):
+            most_ns, _ = same.power_cap.capped_ns(same.power_cap.burst_ns, 0, same.step_ns(batch), batch.num_tokens)
+            assert step.sustained_s == pytest.approx(most_ns / 1e9, abs=2e-9)
+        assert [0.05 < step.sustained_s / step.seconds - 1 < 0.18 for step in map(same.step, prompts)] == [True, True, False]
+        assert (step := same.step(prompts[2])).sustained_s == step.seconds
+    runs = latency.decode_run([100] * 4, num_steps=3)
+    assert runs.sustained_s is not None
+    assert runs.sustained_s.tolist() == runs.seconds.tolist()
+    unknown = dooly.load_latency_model(model=model, hardware="rtxpro6000", serving=serving)
+    assert unknown.step(prompts[0]).sustained_s is None

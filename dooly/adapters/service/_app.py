@@ -244,6 +244,7 @@ def _priced(served: ServedModel, batches: Sequence[Batch], request: StepRequest)
     for step in map(found.__getitem__, range(len(found))):
         yield StepPrice(
             seconds=step.seconds,
+            sustained_s=step.sustained_s,
             uncertainty_s=step.uncertainty_s,
             extrapolated=step.extrapolated,
             provenance={str(source): share for source, share in step.provenance.items()},

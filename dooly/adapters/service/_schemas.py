@@ -121,7 +121,11 @@ class StepRequest(BaseModel):
 class StepPrice(BaseModel):
     """The latency of one step, as `dooly.predict.StepLatency` has it."""
 
-    seconds: float = Field(description="Latency of the step.")
+    seconds: float = Field(description="Latency of the step on a device that has not run for long without a pause.")
+    sustained_s: float | None = Field(
+        default=None,
+        description="Latency of it, in seconds, on one that its power limit has slowed; null where that is unknown.",
+    )
     uncertainty_s: float = Field(description="Typical error of it, in seconds.")
     extrapolated: bool = Field(description="Whether the batch lies outside what was measured.")
     provenance: dict[str, float] = Field(description="Share of the seconds that is measured, of its family, or estimated.")
