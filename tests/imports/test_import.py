@@ -151,6 +151,19 @@ def test_tables_price_what_they_lack(store: Store, folder: Path) -> None:
         load_latency_model(store, LLAMA, four)
 
 
+def test_tables_of_a_known_device_have_its_power_limit(store: Store, folder: Path) -> None:
+    """Prompts draw on it by what their products take, which are most of a step; a device of nobody's facts has none."""
+    serving, link = ServingConfig(tensor_parallel_size=4), Interconnect(450e9, 100.0)
+    import_measurements(store, folder, LLAMA, serving, tool="aiconfigurator")
+    latency = load_latency_model(store, LLAMA, serving, interconnect=link)
+    (device,) = (hardware for hardware in listed_hardware() if hardware.name == "h200")
+    assert latency.power_cap is not None
+    assert (latency.power_cap.burst_ns, latency.power_cap.products_of(1)) == (device.burst_ns, 0)
+    step = latency.step(Batch((2000,), (0,)))
+    products_ns = 1e9 * sum(step.breakdown_s[f"model.layers.*.{name}"] for name in ("self_attn.qkv_proj", "mlp.gate_up_proj"))
+    assert products_ns < latency.power_cap.products_of(2000) < 1e9 * step.seconds
+
+
 def test_attention_of_other_heads_goes_by_those_in_the_store(store: Store, folder: Path) -> None:
     """What one model's attention took tells another's, as a ratio to the roofline; and the answer says so."""
     import_measurements(store, folder, LLAMA, ServingConfig(tensor_parallel_size=4), tool="aiconfigurator")
