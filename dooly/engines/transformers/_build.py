@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._first_layers import keep_first_layers
 from dooly.engines._quantization import declared_quantization
 from dooly.engines._refusals import check_sizes, first_line
 from dooly.engines.transformers._library import quiet_transformers
@@ -63,7 +64,7 @@ def _built(model: ModelSource, dtype: str, device: AbstractContextManager[Any], 
             config = transformers.AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=False)
             check_sizes(model, config)
             if num_layers is not None:
-                _shorten(config.get_text_config(), num_layers)
+                keep_first_layers(config, num_layers)
             network: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     except InvalidInputError:
         raise
@@ -72,15 +73,6 @@ def _built(model: ModelSource, dtype: str, device: AbstractContextManager[Any], 
             f"{model.name}: Transformers cannot build it: {first_line(error)}; check its config.json"
         ) from error
     return network.eval()
-
-
-def _shorten(config: Any, num_layers: int) -> None:  # noqa: ANN401 - a Transformers configuration
-    """Keep the first layers of a text model's configuration; cut its lists of layers."""
-    total = config.num_hidden_layers
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == total:
-            setattr(config, name, value[:num_layers])
-    config.num_hidden_layers = min(num_layers, total)
 
 
 @contextmanager

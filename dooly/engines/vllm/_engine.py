@@ -10,6 +10,7 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._first_layers import first_layers, keep_first_layers
 from dooly.engines._refusals import first_line
 from dooly.engines.vllm._config import engine_arguments
 from dooly.engines.vllm._searchable import make_searchable
@@ -19,7 +20,7 @@ from dooly.errors import EngineError
 from dooly.tracing import followed_kinds, layer_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -55,10 +56,10 @@ class VllmEngine:
         overrides: dict[str, Any] = {}
         if num_layers is not None and serving.quantization is not None and "num_hidden_layers" in model.text_config:
             # A method that is asked for, and not declared, vLLM looks for in a mapping.
-            nested, text = model.text_config is not model.config, shortened(model.text_config, num_layers)
+            nested, text = model.text_config is not model.config, first_layers(model.text_config, num_layers)
             overrides = {"hf_overrides": {"text_config": text} if nested else text}
         elif num_layers is not None:
-            overrides = {"hf_overrides": partial(_shorten, num_layers=num_layers)}
+            overrides = {"hf_overrides": partial(keep_first_layers, num_layers=num_layers)}
         arguments = engine_arguments(model, serving, **overrides, **settings)
         make_searchable()
         try:
@@ -244,21 +245,3 @@ def _leave_nothing() -> None:
 
     cleanup_dist_env_and_memory()
     gc.collect()
-
-
-def shortened(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """Return what makes a model's configuration one of its first layers, by their number and lists of layers."""
-    total = config["num_hidden_layers"]
-    lists = {name: value[:num_layers] for name, value in config.items() if isinstance(value, list) and len(value) == total}
-    return {**lists, "num_hidden_layers": min(num_layers, total)}
-
-
-def _shorten(config: Any, num_layers: int) -> Any:  # noqa: ANN401 - a Transformers configuration
-    """Keep the first layers of a model's configuration, by whatever name its family has for their number; cut lists of layers."""
-    text = config.get_text_config()
-    total = getattr(text, "num_hidden_layers", None)
-    if total is None:  # vLLM asks first what an empty configuration would become
-        return config
-    for name, value in shortened({**vars(text), "num_hidden_layers": total}, num_layers).items():
-        setattr(text, name, value)
-    return config
