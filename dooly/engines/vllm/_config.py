@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dooly.engines._first_layers import first_layers, keep_first_layers
 from dooly.engines._quantization import check_taken, declared_quantization
 from dooly.engines._refusals import check_sizes, first_line
 from dooly.engines.vllm._version import import_vllm, model_type_known, quiet, text_only
@@ -17,8 +19,15 @@ if TYPE_CHECKING:
     from dooly.engines._config import ModelSource, ServingConfig
 
 
-def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: Any) -> Any:  # noqa: ANN401 - vLLM's EngineArgs
-    """Return vLLM's `EngineArgs` for a model with dummy weights, synchronous, and eager unless a CPU is asked to compile."""
+def engine_arguments(model: ModelSource, serving: ServingConfig, num_layers: int | None = None, **overrides: object) -> Any:  # noqa: ANN401 - vLLM's EngineArgs
+    """Return vLLM's `EngineArgs` for a model with dummy weights, synchronous, and eager unless a CPU is asked to compile.
+
+    Args:
+        model: The model.
+        serving: How to serve it.
+        num_layers: Keep only the first so many layers; None keeps the model as it is.
+        overrides: Arguments by vLLM's names, in place of Dooly's.
+    """
     import_vllm()
     from vllm.engine.arg_utils import EngineArgs
 
@@ -43,10 +52,8 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
         "quantization": serving.quantization,
         "kv_cache_dtype": serving.kv_cache_dtype,
     }
-    declared, written = declared_quantization(model), model.text_config
-    if declared is not None and declared not in (written.get("quantization_config"), written.get("compression_config")):
-        # vLLM reads no method where none is named, nor a file beside the configuration whose producer is not.
-        settings["hf_overrides"] = {"quantization_config": declared}
+    if changed := _changed_configuration(model, serving, num_layers):
+        settings["hf_overrides"] = changed
     if serving.moe_backend != "auto":
         settings["moe_backend"] = serving.moe_backend
     if serving.max_cudagraph_capture_size is not None:
@@ -54,6 +61,27 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, **overrides: An
     if serving.attention_backend is not None:
         settings["attention_backend"] = serving.attention_backend
     return EngineArgs(**(text_only() | settings | overrides))
+
+
+def _changed_configuration(model: ModelSource, serving: ServingConfig, num_layers: int | None) -> Any:  # noqa: ANN401
+    """Return what makes vLLM read a model's quantisation and its first layers alone: a mapping, or a function; None as it is."""
+    declared, written = declared_quantization(model), model.text_config
+    # vLLM reads no method where none is named, nor a file beside the configuration whose producer is not.
+    unread = declared is not None and declared not in (written.get("quantization_config"), written.get("compression_config"))
+    if num_layers is None:
+        return {"quantization_config": declared} if unread else None
+    if declared is None and serving.quantization is not None and "num_hidden_layers" in written:
+        # A method that is asked for, and not declared, vLLM looks for in a mapping.
+        first = first_layers(written, num_layers)
+        return {"text_config": first} if model.config.get("text_config") else first
+    return partial(_change, num_layers=num_layers, quantization=declared if unread else None)
+
+
+def _change(config: Any, num_layers: int, quantization: dict[str, Any] | None) -> Any:  # noqa: ANN401 - as Transformers has it
+    """Cut a Transformers configuration to its first layers, and have it name how its weights are quantised."""
+    if quantization is not None:
+        config.quantization_config = quantization
+    return keep_first_layers(config, num_layers)
 
 
 def compiles(serving: ServingConfig) -> bool:

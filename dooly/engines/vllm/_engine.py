@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dooly.engines._first_layers import first_layers, keep_first_layers
+from dooly.engines._quantization import check_taken
 from dooly.engines._refusals import first_line
 from dooly.engines.vllm._config import engine_arguments
 from dooly.engines.vllm._searchable import make_searchable
@@ -48,19 +47,13 @@ class VllmEngine:
 
         Raises:
             EngineError: The engine refuses to start; the message carries its reason.
+            UnsupportedModelError: Its weights are declared as quantised, and the engine takes them as of full precision.
         """
         self.version = str(import_vllm().__version__)
         """Version of the engine."""
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        overrides: dict[str, Any] = {}
-        if num_layers is not None and serving.quantization is not None and "num_hidden_layers" in model.text_config:
-            # A method that is asked for, and not declared, vLLM looks for in a mapping.
-            nested, text = model.text_config is not model.config, first_layers(model.text_config, num_layers)
-            overrides = {"hf_overrides": {"text_config": text} if nested else text}
-        elif num_layers is not None:
-            overrides = {"hf_overrides": partial(keep_first_layers, num_layers=num_layers)}
-        arguments = engine_arguments(model, serving, **overrides, **settings)
+        arguments = engine_arguments(model, serving, num_layers, **settings)
         make_searchable()
         try:
             with quiet():
@@ -69,6 +62,7 @@ class VllmEngine:
             _leave_nothing()
             raise EngineError(f"{model.name}: the vLLM engine did not start: {first_line(error)}") from error
         try:
+            check_taken(model, self.quantization)
             self._prepare(serving, num_layers)
         except BaseException:
             self.close()

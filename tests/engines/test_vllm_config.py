@@ -1,0 +1,102 @@
+"""From Dooly's settings to vLLM's own: a model's first layers alone, and how its weights are quantised."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dooly.device import native_dtype
+from dooly.engines import ModelSource, ServingConfig, start_engine
+from dooly.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytest.importorskip("vllm", reason="vLLM is not installed; install the cpu or the cuda extra")
+pytestmark = pytest.mark.engine
+
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "num_hidden_layers": 4,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+FLAT = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **TEXT}
+NESTED = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral3",
+    "text_config": {"model_type": "mistral", **TEXT},
+    "vision_config": {"model_type": "pixtral", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64},
+}
+UNREAD = {"quantization": {"quant_algo": "FP8"}}
+"""A file beside a configuration that vLLM takes no notice of by itself: it names no producer."""
+SMALL = {"max_model_len": 128, "max_num_batched_tokens": 128, "max_num_seqs": 4, "kv_cache_memory_bytes": 16 << 20}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., ModelSource]:
+    """Return a function that writes a configuration, and what lies beside it."""
+
+    def run(config: dict[str, Any], beside: object = None) -> ModelSource:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if beside is not None:
+            (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
+        return ModelSource("made-up", tmp_path)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("config", "beside", "asked", "taken"),
+    [
+        (FLAT, None, None, None),
+        (NESTED, None, None, None),
+        (FLAT, None, "fp8", "fp8"),
+        (NESTED, None, "fp8", "fp8"),
+        (FLAT, UNREAD, None, "modelopt"),
+        (NESTED, UNREAD, None, "modelopt"),
+        (FLAT, UNREAD, "modelopt", "modelopt"),
+    ],
+    ids=["flat", "nested", "flat, asked", "nested, asked", "flat, declared", "nested, declared", "declared and asked"],
+)
+@pytest.mark.parametrize("num_layers", [None, 1])
+def test_first_layers_are_quantised_as_the_model(  # noqa: PLR0913, PLR0917 - a case
+    write: Callable[..., ModelSource],
+    config: dict[str, Any],
+    beside: object,
+    asked: str | None,
+    taken: str | None,
+    num_layers: int | None,
+) -> None:
+    """As many layers as asked for are read, quantised as the files or the caller say, however they nest."""
+    from dooly.engines.vllm._config import engine_arguments
+
+    arguments = engine_arguments(write(config, beside), ServingConfig(quantization=asked, **SMALL), num_layers)
+    found = arguments.create_model_config()
+    assert (found.hf_text_config.num_hidden_layers, found.quantization) == (num_layers or 4, taken)
+
+
+def test_an_engine_of_first_layers_starts_quantised(write: Callable[..., ModelSource]) -> None:
+    """A method that the caller asks for, of the few that run on every CPU."""
+    serving = ServingConfig(dtype=native_dtype(), quantization="int8_per_channel_weight_only", **SMALL)
+    engine = start_engine(write(FLAT), serving, 1)
+    try:
+        assert engine.quantization == "int8_per_channel_weight_only"
+        assert len(engine.network.model.layers) == 1
+    finally:
+        engine.close()
+
+
+def test_an_engine_that_takes_no_notice_is_refused(write: Callable[..., ModelSource]) -> None:
+    """Weights that are declared as quantised are not measured at full precision."""
+    with pytest.raises(UnsupportedModelError, match=r"^made-up: its files say that weights are quantised \(modelopt\), but vLLM"):
+        start_engine(write(FLAT, UNREAD), ServingConfig(dtype=native_dtype(), **SMALL), hf_overrides={})
