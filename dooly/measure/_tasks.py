@@ -213,7 +213,7 @@ class _Disturbances:
             _LOGGER.warning(
                 "the device is disturbed: others keep %.1f cores busy, and a fixed piece of work takes %.0f %% longer than at "
                 "best; what is measured now is marked, and measured again later",
-                spoiled["others_cores"],
+                spoiled["others_cores"] or 0.0,
                 100 * spoiled.get("drift", 0.0),
             )
         elif spoiled is None and self._disturbed:

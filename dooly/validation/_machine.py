@@ -27,7 +27,7 @@ class MachineState:
     """What the machine did while the real engine served."""
 
     others_cores: float
-    """Cores that other processes kept busy."""
+    """Cores that other processes kept busy; 0 where it served for too short a time to tell."""
     calibration_ns: tuple[float, float] | None = None
     """What computing and moving memory took, medians over the times between runs, in nanoseconds; None where nobody noted it."""
 
@@ -56,9 +56,9 @@ class MachineWatch:
 
     def state(self) -> MachineState:
         """Return what the machine did until now."""
-        others_cores = self._contention.others_cores()
+        cores = self._contention.cores()
         compute_ns, memory_ns = (median(column) for column in zip(*self._found, strict=True))
-        return MachineState(others_cores, (compute_ns, memory_ns))
+        return MachineState(0.0 if cores is None else cores.others, (compute_ns, memory_ns))
 
 
 def profiled_calibration_ns(store: Store, latency: LatencyModel) -> tuple[float, float] | None:

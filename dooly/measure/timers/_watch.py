@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MOST_DRIFT = 0.5
 """Relative slowdown of a calibration kernel from which on a measurement counts as spoiled. On two cores of a host that others use
 too, and nothing else running on them, the medians of five rounds differ by up to 0.3."""
+_SPARE_CORES = 1.0
+"""Idle cores from which on a process that launches a GPU's work never waits for one, whatever others do."""
 _ROUNDS = 5
 _WIDTHS = {"cpu": 384, "cuda": 2048}
 """Width of the square matrices that are multiplied."""
@@ -42,6 +44,8 @@ class Watch:
 
     def __init__(self, timer: Timer, device: torch.device) -> None:
         """Prepare the calibration kernels on a device, and take their first times."""
+        self._contention = Contention()
+        self._launches = device.type != "cpu"
         self._calls = timer.prepare(_kernels(device))
         self._best_ns = [float("inf")] * len(self._calls.timings)
         self._order = 0
@@ -52,24 +56,27 @@ class Watch:
     def begin(self) -> None:
         """Begin to watch a measurement."""
         self._before_ns = self.calibrated_ns()
-        self._contention = Contention()
+        self._contention.begin()
         self._time_s = time.time()
 
     def facts(self) -> dict[str, JSON]:
         """Return what a record says of the measurement that ends now.
 
         `order` counts the measurements of a run, and `measured_s` is when this one began, in seconds since 1970. `others_cores`
-        is how many cores other processes kept busy, `calibration_ns` what the kernels took after it, and `drift` how much slower
-        than at their best they were, before it and after.
+        is how many cores other processes kept busy, None where it is too early to tell, and `idle_cores`, of a GPU's, how many
+        nobody did. `calibration_ns` is what the kernels took after it, and `drift` how much slower than at their best they were,
+        before it and after.
         """
-        others_cores = self._contention.others_cores()
+        cores = self._contention.cores()
         after_ns = self.calibrated_ns()
         slower = [min(pair) / best for *pair, best in zip(self._before_ns, after_ns, self._best_ns, strict=True)]
         self._order += 1
+        idle: dict[str, JSON] = {"idle_cores": cores.idle} if cores is not None and self._launches else {}
         return {
             "order": self._order,
             "measured_s": self._time_s,
-            "others_cores": others_cores,
+            "others_cores": None if cores is None else cores.others,
+            **idle,
             "calibration_ns": after_ns,
             "drift": max(slower) - 1,
         }
@@ -85,7 +92,9 @@ class Watch:
 def is_spoiled(facts: Mapping[str, JSON]) -> bool:
     """Tell whether something disturbed a measurement, by what `Watch.facts` and a GPU's clocks say of it."""
     drifted = facts.get("drift", 0.0) > MOST_DRIFT
-    return bool(drifted or facts["others_cores"] > CONTENDED_CORES or facts.get("throttling"))
+    # What launches a GPU's work takes another core; workers that measure other GPUs of the machine each keep one busy.
+    is_crowded = facts.get("idle_cores", 0.0) < _SPARE_CORES
+    return bool(drifted or ((facts["others_cores"] or 0.0) > CONTENDED_CORES and is_crowded) or facts.get("throttling"))
 
 
 def _kernels(device: torch.device) -> list[Call]:
