@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from dooly.predict import LatencyModel
 
 _WARM_UP_REQUESTS = 8
+_NOT_RUN = {
+    "scheduling_policy": "the real engine is told no priorities",
+    "speculative_config": "the real engine has random weights, whose drafts tell nothing of a model's",
+    "kv_policy": "the real engine has none",
+}
+"""Settings that are simulated, and that no real engine here is run with; and why."""
 _SAME = ("device", "attention_backend", "dtype", "kv_cache_dtype", "block_size", "execution_mode")
 """What an engine has to have in common with a device whose measurements ship: kernels of other versions are told as errors."""
 
@@ -108,7 +114,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     Raises:
         MissingOperationError: The store lacks the model or an operation of it.
         EngineError: The engine does not start.
-        InvalidInputError: `repeat` is below 1.
+        InvalidInputError: `repeat` is below 1, or the real engine is not run with one of the settings.
 
     Examples:
         What the store must hold is asked before the engine starts; the real runs take minutes.
@@ -121,6 +127,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     """
     if repeat < 1:
         raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")
+    _check_settings(serving or ServingConfig())
     # Every run sends the same prompts, which the real engine would find in its cache from the second run on.
     serving = replace(serving or ServingConfig(), enable_prefix_caching=False)
     latency = load_latency_model(store, model, serving)
@@ -197,6 +204,13 @@ def serve(
         runs.append(ServedRun(run.run(), run.steps()))
         watch.between_runs()
     return tuple(runs), watch.state()
+
+
+def _check_settings(serving: ServingConfig) -> None:
+    """Refuse what is simulated, and not done by the engine that runs here."""
+    for name, reason in _NOT_RUN.items():
+        if getattr(serving, name) != getattr(ServingConfig(), name):
+            raise InvalidInputError(f"--{name.replace('_', '-')}: {reason}; leave it out, or simulate alone")
 
 
 def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig) -> SimulationResult:

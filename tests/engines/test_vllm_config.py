@@ -9,7 +9,8 @@ import pytest
 
 from dooly.device import native_dtype
 from dooly.engines import ModelSource, ServingConfig, start_engine
-from dooly.errors import UnsupportedModelError
+from dooly.engines.vllm._config import engine_arguments, schedule_arguments
+from dooly.errors import InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,11 +79,40 @@ def test_first_layers_are_quantised_as_the_model(  # noqa: PLR0913, PLR0917 - a 
     num_layers: int | None,
 ) -> None:
     """As many layers as asked for are read, quantised as the files or the caller say, however they nest."""
-    from dooly.engines.vllm._config import engine_arguments
-
     arguments = engine_arguments(write(config, beside), ServingConfig(quantization=asked, **SMALL), num_layers)
     found = arguments.create_model_config()
     assert (found.hf_text_config.num_hidden_layers, found.quantization) == (num_layers or 4, taken)
+
+
+SCHEDULE: dict[str, Any] = {
+    "max_num_active_seqs": 3,
+    "max_num_scheduled_tokens": 64,
+    "long_prefill_token_threshold": 48,
+    "long_prefill_token_threshold_adaptive": True,
+    "scheduler_reserve_full_isl": False,
+    "watermark": 0.1,
+}
+
+
+def test_the_schedule_is_that_of_a_whole_engine(write: Callable[..., ModelSource], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine that serves is set as the simulated one, and the one that measures runs whatever batch it is asked for."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    asked, whole, reduced = ServingConfig(dtype=native_dtype(), **SMALL, **SCHEDULE), [], []
+    for num_layers, seen in ((None, whole), (1, reduced)):
+        engine = start_engine(write(FLAT), asked, num_layers)
+        try:
+            config = engine.scheduler.scheduler_config
+            seen += [getattr(config, name) for name in SCHEDULE]
+        finally:
+            engine.close()
+    assert dict(zip(SCHEDULE, whole, strict=True)) == SCHEDULE
+    assert not {*SCHEDULE.items()} & {*zip(SCHEDULE, reduced, strict=True)}
+    assert schedule_arguments(ServingConfig(**SMALL)) == {}
+    assert schedule_arguments(ServingConfig(enable_chunked_prefill=False)) == {"enable_chunked_prefill": False}
+    monkeypatch.delitem(EngineArgs.__dataclass_fields__, "watermark")
+    with pytest.raises(InvalidInputError, match=r"^--watermark: vLLM .* has none; leave it out$"):
+        schedule_arguments(asked)
 
 
 def test_an_engine_of_first_layers_starts_quantised(write: Callable[..., ModelSource]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,13 @@ from dooly.engines._first_layers import first_layers, keep_first_layers
 from dooly.engines._quantization import check_taken, declared_quantization
 from dooly.engines._refusals import check_sizes, first_line
 from dooly.engines.vllm._version import import_vllm, model_type_known, quiet, text_only
-from dooly.errors import UnsupportedModelError
+from dooly.errors import InvalidInputError, UnsupportedModelError
 
+_SCHEDULE = (
+    *("max_num_active_seqs", "max_num_scheduled_tokens", "long_prefill_token_threshold"),
+    *("long_prefill_token_threshold_adaptive", "enable_chunked_prefill", "scheduler_reserve_full_isl", "watermark"),
+)
+"""Settings that change which batches an engine makes of its requests, under one name in both."""
 _POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")
 
 if TYPE_CHECKING:
@@ -61,6 +66,22 @@ def engine_arguments(model: ModelSource, serving: ServingConfig, num_layers: int
     if serving.attention_backend is not None:
         settings["attention_backend"] = serving.attention_backend
     return EngineArgs(**(text_only() | settings | overrides))
+
+
+def schedule_arguments(serving: ServingConfig) -> dict[str, Any]:
+    """Return the engine arguments of the settings that shape a whole engine's schedule; those by default are the engine's own.
+
+    Raises:
+        InvalidInputError: This version of vLLM lacks one of them.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    defaults = {field.name: field.default for field in fields(serving)}
+    found = {name: value for name in _SCHEDULE if (value := getattr(serving, name)) != defaults[name]}
+    for name in found:
+        if name not in EngineArgs.__dataclass_fields__:
+            raise InvalidInputError(f"--{name.replace('_', '-')}: vLLM {import_vllm().__version__} has none; leave it out")
+    return found
 
 
 def _changed_configuration(model: ModelSource, serving: ServingConfig, num_layers: int | None) -> Any:  # noqa: ANN401

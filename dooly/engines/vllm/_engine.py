@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._quantization import check_taken
 from dooly.engines._refusals import first_line
-from dooly.engines.vllm._config import engine_arguments
+from dooly.engines.vllm._config import engine_arguments, schedule_arguments
 from dooly.engines.vllm._searchable import make_searchable
 from dooly.engines.vllm._stateful import show_attention_calls, stateful_attributes, watch_attention
 from dooly.engines.vllm._version import import_vllm, model_runner_generation, quiet
@@ -47,13 +47,16 @@ class VllmEngine:
 
         Raises:
             EngineError: The engine refuses to start; the message carries its reason.
+            InvalidInputError: This version of vLLM lacks a setting of the schedule.
             UnsupportedModelError: Its weights are declared as quantised, and the engine takes them as of full precision.
         """
         self.version = str(import_vllm().__version__)
         """Version of the engine."""
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        arguments = engine_arguments(model, serving, num_layers, **settings)
+        # What is measured is asked for batch by batch, which no setting of the schedule may cut.
+        schedule = schedule_arguments(serving) if num_layers is None else {}
+        arguments = engine_arguments(model, serving, num_layers, **(schedule | settings))
         make_searchable()
         try:
             with quiet():
