@@ -115,6 +115,7 @@ class AdaptivePlan(Generic[AnyTask]):
         }
         self._others = others
         self.costs = PlaceCosts(sizes)
+        self._waiting: set[tuple[str, JsonObject]] = set()
         told = {known.operation.family for known in others if known.latency_ns}
         self._bounding = {key for key, op in operations.items() if _bounds(op) or op.family not in told}
         self._corners = [place for place in corners if self._lacking(place, self._bounding)]
@@ -148,17 +149,20 @@ class AdaptivePlan(Generic[AnyTask]):
             return
         self._delayed.append(task)
         place, keys = next((place, keys) for proposed, place, keys in self._proposed if proposed is task)
+        waiting = self._points_at(place, keys)
+        self._waiting |= waiting
         if self._sampler is not None:
-            signatures = {key[0]: self._places[place][key] for key in keys}
-            for key in self._operations:
-                if key[0] in signatures:
-                    self._sampler.delayed(key, signatures[key[0]])
+            for signature, point in waiting:
+                for key in self._operations:
+                    if key[0] == signature:
+                        self._sampler.delayed(key, point)
 
     def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
         """Take in the records of a task."""
         if task.number > 0:
             return
-        place = next(place for proposed, place, _ in self._proposed if proposed is task)
+        place, keys = next((place, keys) for proposed, place, keys in self._proposed if proposed is task)
+        self._waiting -= self._points_at(place, keys)
         self._proposed = [other for other in self._proposed if other[0] is not task]
         self._delayed = [other for other in self._delayed if other is not task]
         for record in records:
@@ -235,8 +239,14 @@ class AdaptivePlan(Generic[AnyTask]):
         return self._make(number, place, list(distinct.values())[::-1])
 
     def _lacking(self, place: int, keys: Collection[Key]) -> tuple[Key, ...]:
-        """Return those of some operations that have no record of their point at a place."""
-        return tuple(key for key in self._operations if key in keys and not self._counts[key][self._places[place][key]])
+        """Return those of some operations that have no record of their point at a place, and wait for none."""
+        points = self._places[place]
+        lacking = (key for key in self._operations if key in keys and not self._counts[key][points[key]])
+        return tuple(key for key in lacking if (key[0], points[key]) not in self._waiting)
+
+    def _points_at(self, place: int, keys: Collection[Key]) -> set[tuple[str, JsonObject]]:
+        """Return the points of operations at a place, with their signatures: one may have several there."""
+        return {(key[0], self._places[place][key]) for key in keys}
 
     def _corners_left(self) -> list[tuple[int, tuple[Key, ...]]]:
         """Return the corners measured whatever is known, with the operations that lack a record there, each point once."""

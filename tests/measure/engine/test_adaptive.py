@@ -288,6 +288,30 @@ def test_what_was_disturbed_decides_nothing(
     assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == 0
 
 
+@pytest.mark.parametrize(("first", "num_points"), [(0, 1), (8, 2)], ids=["a corner", "later, two points of one operation"])
+def test_what_waits_to_be_measured_again_is_not_proposed_meanwhile(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment, first: int, num_points: int
+) -> None:
+    """Nor is it at another corner; an operation over tokens here and over requests there may have two points in one batch."""
+    by_tokens = member(64.0)
+    by_reqs = replace(by_tokens, stage="logits", request_dims=("num_reqs",), request_bytes="64.0*num_reqs")
+    laws = _Laws(store, environment.digest)
+    plan = adaptive_plan((by_tokens, by_reqs), SERVING, store, environment.digest, 0.0005)
+    waiting: set[JsonObject] = set()
+    num_tasks = 0
+    while (task := plan.next()) is not None and task.number == 0:
+        points = {point_of(operation, task.batch) for operation in task.missing}
+        assert not points & waiting
+        if num_tasks >= first and len(points) == num_points and not waiting:
+            plan.delayed(task)
+            waiting = points
+        else:
+            plan.told(task, laws.measure(task))
+        num_tasks += 1
+    assert waiting
+    assert num_tasks > first + 2
+
+
 def test_a_device_that_stays_disturbed_is_swept_all_the_same(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
