@@ -435,6 +435,28 @@ def test_what_is_refused_for_its_content_is_not_read_again(
     assert slot.refusal == "records: none is of this model; profile it"
 
 
+def test_a_refusal_is_told_again_when_an_outage_is_over(
+    place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A share that goes and comes back with what was refused before: for that, and no longer for the outage."""
+    slot, reads = ModelSlot(model, small, store=str(place)), []
+    _faster(place, Store.open(place))
+
+    def refused(fingerprint: str | None) -> Any:  # noqa: ANN401 - as it loads
+        reads.append(fingerprint)
+        raise InvalidInputError("records: none is of this model; profile it")
+
+    monkeypatch.setattr(slot, "_load", refused)
+    assert not any(slot.refresh() for _ in range(2))
+    moved = place.rename(tmp_path / "elsewhere")
+    assert not slot.refresh()
+    assert "holds no latency store" in (slot.refusal or "")
+    moved.rename(place)
+    assert not slot.refresh()
+    assert slot.refusal == "records: none is of this model; profile it"
+    assert len(reads) == 1
+
+
 def test_the_watch_outlives_errors_that_nobody_foresaw(
     place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

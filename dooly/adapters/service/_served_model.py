@@ -86,7 +86,7 @@ class ModelSlot:
         self._store, self._hardware, self._interconnect = store, hardware, interconnect
         self._traffic = traffic
         self._seen: str | None = None
-        self._refused: str | None = None
+        self._refused: tuple[str | None, str] | None = None
         self.refusal: str | None = None
         """Why the store as it is now is not served; None where it is."""
         self.served = self._load(self._look())
@@ -122,12 +122,15 @@ class ModelSlot:
         if found == self.served.fingerprint:
             self.refusal = None
             return None
-        if not rests or found == self._refused:
+        if not rests:
+            return None
+        if self._refused is not None and self._refused[0] == found:
+            self._refuse(self._refused[1])  # what was told meanwhile, as that a share was away, is over
             return None
         try:
             loaded = self._load(found)
-        except _BY_CONTENT:
-            self._refused = found
+        except _BY_CONTENT as error:
+            self._refused = found, str(error)
             raise
         return loaded if self._look() == found else None
 
