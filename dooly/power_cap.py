@@ -106,13 +106,15 @@ class PacedDevice:
         """Run a step that starts then, and return what it takes.
 
         Args:
-            start_ns: When it starts on the device; no earlier than the last one has run.
+            start_ns: When it starts on the device. One that starts before the last has run by these times, as a real step does
+                whose forerunner was predicted to take longer, had no pause.
             step_ns: What it takes at full clocks.
             num_tokens: Its tokens.
         """
         if self._cap is None or not self.draws(num_tokens):
             return step_ns
-        capped_ns, self._spent_ns = self._cap.capped_ns(self._spent_ns, start_ns - self._ran_ns, step_ns, num_tokens)
+        pause_ns = max(0, start_ns - self._ran_ns)
+        capped_ns, self._spent_ns = self._cap.capped_ns(self._spent_ns, pause_ns, step_ns, num_tokens)
         self._ran_ns = start_ns + capped_ns
         self.slowed_ns += capped_ns - step_ns
         return capped_ns

@@ -124,7 +124,8 @@ def _capped_ns(state, settings, start_ns, price_ns):
     products_ns = min(price_ns, state.products_ns[num_tokens])
     if products_ns == 0:
         return price_ns
-    spent_ns = max(0, engine.spent_ns - (start_ns - engine.ran_ns) - (price_ns - products_ns)) + products_ns
+    pause_ns = max(0, start_ns - engine.ran_ns)
+    spent_ns = max(0, engine.spent_ns - pause_ns - (price_ns - products_ns)) + products_ns
     capped_ns = price_ns + max(0, spent_ns - settings.burst_ns) * settings.slowdown_permille // 1000
     engine.spent_ns, engine.ran_ns = min(spent_ns, settings.burst_ns), start_ns + capped_ns
     engine.power_limit_ns += capped_ns - price_ns

@@ -139,6 +139,13 @@ def test_devices_have_bursts_of_their_own() -> None:
     assert [free.run_ns(10 * turn * MS, 10 * MS, 100) for turn in range(8)] == [10 * MS] * 8
 
 
+def test_a_step_before_the_last_has_run_spends_no_more_than_one_behind_it() -> None:
+    """Real steps each 5 ms after the one before, predicted to take 10, spend 8 ms and regain 2, as those each 10 ms do."""
+    for apart_ms in (5, 10):
+        device = PacedDevice(CAP)
+        assert [device.run_ns(turn * apart_ms * MS, 10 * MS, 100) for turn in range(5)] == [10 * MS] * 3 + [13 * MS] * 2
+
+
 @pytest.mark.parametrize("order", [(Capped, LinearLatency), (LinearLatency, Capped)])
 def test_engines_in_lockstep_are_slowed_by_their_own_limits(order: tuple[type[LinearLatency], ...]) -> None:
     """All wait for the rank whose device is slowed, whichever it is."""
