@@ -59,6 +59,9 @@ class KeptRuns:
     def __post_init__(self) -> None:
         if not self.runs:
             raise InvalidInputError("KeptRuns: no run; keep at least one")
+        for name in ("speculative_config", "kv_policy"):
+            if getattr(self.serving, name) is not None:
+                raise InvalidInputError(f"KeptRuns: serving has a {name}, which real runs here do not have; leave it out")
         # In a closed loop a request arrives when the one before it has ended: at another time in each run.
         if len({tuple(_request(row)[1:] for row in run.result.rows) for run in self.runs}) > 1:
             raise InvalidInputError(

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from dbstore import Environment
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
+from dooly.kv_policy import KVPolicy
 from dooly.latency import HostTimes, LatencyBackend
 from dooly.simulation import RequestTimes, SimulationResult, parse_workload
+from dooly.speculation import SpeculativeConfig
 from dooly.validation import KeptRuns, MachineState, ServedRun, StepRun, read_runs, step_report, validate_kept, write_runs
 from dooly.validation._kept import _changes, _steps
 from dooly.validation._steps import _steps_ahead
@@ -111,6 +113,17 @@ def test_runs_that_cannot_be_judged_by_are_refused(tmp_path: Path) -> None:
     path.write_bytes(lzma.compress(json.dumps(json.loads(lzma.decompress(path.read_bytes())) | {"runs": []}).encode()))
     with pytest.raises(InvalidInputError, match=r"runs.json.xz: holds no kept runs .*no run"):
         read_runs(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "simulated"),
+    [("speculative_config", SpeculativeConfig("ngram", 1, (0.5,))), ("kv_policy", KVPolicy("snapkv", 0.5))],
+)
+def test_what_is_only_simulated_is_not_kept(name: str, simulated: object) -> None:
+    """Settings that no real run has are refused when runs are kept, and not written to be refused when they are read."""
+    kept = _kept(())
+    with pytest.raises(InvalidInputError, match=f"KeptRuns: serving has a {name}"):
+        replace(kept, serving=replace(kept.serving, **{name: simulated}))
 
 
 def test_conversations_are_not_judged_by_kept_runs() -> None:
