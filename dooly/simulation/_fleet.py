@@ -75,8 +75,8 @@ def simulate_fleet(
         replicas: The engines, at least one; they may differ in hardware and settings.
         router: Makes what chooses the replica of each request: a `Router` class, or a function of the requests and the number of
             replicas.
-        in_step: Whether all step together, and a step takes what the slowest does, as vLLM's data-parallel ranks that share the
-            experts of a mixture. `latency` prices a rank with all that it computes of them.
+        in_step: Whether all step together, and a step takes what the slowest does, device and host, as vLLM's data-parallel ranks
+            that share the experts of a mixture. `latency` prices a rank with all that it computes of them.
         steps: A log for each replica, filled with its steps, where they are given.
 
     Raises:
@@ -168,9 +168,12 @@ def _in_step(workload: Workload, replicas: Sequence[Replica], router: MakeRouter
         )
     started_s = time.perf_counter()
     requests, timeline = workload.requests, Timeline(workload.requests)
-    joint = JointScheduler([(make_scheduler(requests, one.config), one.latency) for one in replicas], len(requests))
-    host = host_beside(first.latency, first.host)
-    engine = EngineReplica(joint, first.latency, first.config, host, timeline, JointLog(logs))
+    hosts = [host_beside(one.latency, one.host) for one in replicas]
+    ranks = [(make_scheduler(requests, one.config), one.latency, host) for one, host in zip(replicas, hosts, strict=True)]
+    joint = JointScheduler(ranks, len(requests))
+    # What launching takes, each step says of its ranks; on the device all begin when the slowest host has prepared it.
+    slowest = max(hosts, key=lambda host: host.prepare_ns)
+    engine = EngineReplica(joint, first.latency, first.config, slowest, timeline, JointLog(logs))
     chosen = _route(workload, [Rank(engine, joint, place) for place in range(len(replicas))], router, [timeline])
     found = [
         SimulationResult(rows, engine.num_steps, rank.num_preemptions, 0.0)

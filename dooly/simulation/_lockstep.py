@@ -1,8 +1,9 @@
 """Engines that step together, as vLLM's data-parallel ranks do that share the experts of a mixture.
 
-Each rank schedules its own requests, but all launch a step at once, and it has run when the slowest has. A rank without work runs
-a dummy step of one token beside the others, which is never the slowest. All stop when none has work; vLLM (0.32) looks at that
-after every sixteenth step only, so that ranks may run some dummy steps more, of which an arrival waits for the rest of one.
+Each rank schedules its own requests, but all launch a step at once, each by its own host, and it has run when the slowest has. A
+rank without work runs a dummy step of one token beside the others, which is never the slowest. All stop when none has work; vLLM
+(0.32) looks at that after every sixteenth step only, so that ranks may run some dummy steps more, of which an arrival waits for
+the rest of one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class JointStep(ScheduledStep):
 
     by_rank: tuple[tuple[int, LatencyBackend, ScheduledStep], ...] = ()
     """Ranks that have work, with what prices them, and what they do."""
+    hosts: tuple[HostTimes, ...] = ()
+    """What the host of each of them takes to launch steps."""
 
     def draws(self, devices: Sequence[PacedDevice]) -> bool:
         """Tell whether a rank's part draws on what its device's power limit allows."""
@@ -56,8 +59,9 @@ class JointStep(ScheduledStep):
         return PricedRun(slowest_ns, tuple(account for run in runs for account in run.accounts))
 
     def launch_ns(self, host: HostTimes, decode_length: int = 1) -> int:
-        """Return what launching the step takes at the rank where it takes longest."""
-        return max(step.launch_ns(host, decode_length) for _, _, step in self.by_rank)
+        """Return what launching the step takes at the rank where it takes longest, each by its own host."""
+        del host
+        return max(step.launch_ns(own, decode_length) for own, (_, _, step) in zip(self.hosts, self.by_rank, strict=True))
 
 
 class JointScheduler:
@@ -66,13 +70,15 @@ class JointScheduler:
     waiting = ()
     """None that an arrival would wait behind: another rank may let it in."""
 
-    def __init__(self, ranks: Sequence[tuple[Scheduler, LatencyBackend]], num_requests: int) -> None:
-        """Take the ranks' schedulers, for one workload, and what prices their steps."""
-        self.ranks = [scheduler for scheduler, _ in ranks]
+    def __init__(self, ranks: Sequence[tuple[Scheduler, LatencyBackend, HostTimes]], num_requests: int) -> None:
+        """Take the ranks' schedulers, for one workload, what prices their steps, and what their hosts take to launch them."""
+        self.ranks = [scheduler for scheduler, _, _ in ranks]
         self.num_coming = [0] * len(ranks)
         """Requests that were sent to each rank and are not let in."""
-        self.latencies = [latency for _, latency in ranks]
+        self.latencies = [latency for _, latency, _ in ranks]
         """What prices each rank's steps."""
+        self.hosts = [host for _, _, host in ranks]
+        """What each rank's host takes to launch them."""
         self._num_steps = 0
         """Steps of the ranks since all were idle."""
         self._rank_of = np.full(num_requests, -1, np.int64)
@@ -132,6 +138,7 @@ class JointScheduler:
             first,
             most,
             by_rank=busy,
+            hosts=tuple(self.hosts[rank] for rank, _, _ in busy),
         )
 
     def advance(self, step: ScheduledStep, num_steps: int = 1) -> Progress:

@@ -178,6 +178,23 @@ def test_each_request_is_served_once(spec: str, configs: list[SchedulerConfig], 
             assert sum(r.arrival_s <= row.arrival_s < r.finish_s for r in fleet.result.rows) <= requests.concurrency
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_slowest_host_sets_the_pace(order: tuple[int, int]) -> None:
+    """Devices that take 1 ms beside hosts that launch decodes in 2 and 5 ms: whichever rank comes first, 5 ms a step."""
+    hosts = [HostTimes(0, ms * MS, ms * MS, ms * MS) for ms in (2, 5)]
+    ranks = [Replica(Steps(1), AMPLE, hosts[place]) for place in order]
+    fleet = simulate_fleet(workload((0, 5, 2), (0, 5, 2)), ranks, in_step=True)
+    assert times_ms(fleet) == [(0, 0, 5, 10), (1, 0, 5, 10)]
+    assert fleet.result.host_wait_s == pytest.approx(2 * 0.004)
+
+
+def test_a_step_begins_when_the_slowest_host_has_prepared_it() -> None:
+    """Hosts of which one prepares a step for 3 ms, behind which all devices take 10."""
+    ranks = [Replica(Steps(), AMPLE, HostTimes(ms * MS, 4 * MS, 4 * MS, 4 * MS)) for ms in (1, 3)]
+    fleet = simulate_fleet(workload((0, 5, 2), (0, 5, 2)), ranks, in_step=True)
+    assert times_ms(fleet) == [(0, 0, 13, 26), (1, 0, 13, 26)]
+
+
 def test_ranks_that_schedule_otherwise_cannot_be_in_step() -> None:
     """One ahead and one not."""
     ranks = [Replica(Steps(), replace(AMPLE, async_scheduling=ahead)) for ahead in (False, True)]
