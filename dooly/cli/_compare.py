@@ -41,5 +41,9 @@ def compare(
         name = row.metric.upper()
         table.add_row(f"{name} real", *(f"{1e3 * value:.1f}" for value in row.real_s), "")
         table.add_row(f"{name} simulated", *(f"{1e3 * value:.1f}" for value in row.simulated_s), "")
-        table.add_row("  error", *(f"{error:+.1%}" for error in row.errors), "" if row.mape is None else f"{row.mape:.1%}")
+        table.add_row(
+            "  error",
+            *("" if error is None else f"{error:+.1%}" for error in row.errors),
+            "" if row.mape is None else f"{row.mape:.1%}",
+        )
     show(table)

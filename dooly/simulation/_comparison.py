@@ -32,9 +32,9 @@ class Compared:
     """Mean over requests of |simulated - real| / real; None for times between tokens, which belong to no request."""
 
     @property
-    def errors(self) -> tuple[float, ...]:
-        """Relative error of each statistic; negative where the simulation is too fast."""
-        return tuple(s / r - 1 if r else 0.0 for s, r in zip(self.simulated_s, self.real_s, strict=True))
+    def errors(self) -> tuple[float | None, ...]:
+        """Relative error of each statistic; negative where the simulation is too fast, None beside a real one of 0."""
+        return tuple(s / r - 1 if r else None for s, r in zip(self.simulated_s, self.real_s, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from dooly.errors import InvalidInputError, WorkloadError
 from dooly.simulation import RequestTimes, SimulationResult, compare_runs, read_run, read_workload
+from dooly.simulation._token_gaps import TokenGaps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +88,20 @@ def test_runs_compare_statistic_by_statistic(tmp_path: Path) -> None:
     itself = {row.metric: row for row in compare_runs(real, real)}
     assert itself["itl"].errors == (0.0,) * 4
     assert itself["itl"].mape is None
+
+
+def test_no_error_is_told_beside_a_real_time_of_nothing() -> None:
+    """Tokens that come together: 5 ms where the engine took none is no error of 0 %."""
+    rows = (RequestTimes(0, 0.0, 5, 3, 0.0, 0.1, 0.12),)
+    gaps = [
+        TokenGaps(np.array(times_ns), np.array(counts)) for times_ns, counts in (([5_000_000], [4]), ([0, 20_000_000], [3, 1]))
+    ]
+    simulated, real = (SimulationResult(rows, 3, 0, 0.1, own) for own in gaps)
+    (found,) = (row for row in compare_runs(simulated, real) if row.metric == "itl")
+    assert found.errors[0] == pytest.approx(0.0)
+    assert found.errors[1] is None
+    assert found.to_json()["errors"]["p50"] is None
+    assert found.errors[3] is not None
 
 
 def _twice(row: RequestTimes) -> tuple[float, float]:
