@@ -109,8 +109,15 @@ def with_limits(latency: LatencyModel, serving: ServingConfig) -> LatencyModel:
         latency: Made by `load_latency_model` for a device, with the same layout, element types and kernels; what its host takes
             stays, also where somebody said that it is slower.
         serving: The engine's settings. Its limits on steps, graphs and memory, and whether it schedules ahead, may differ.
+
+    Raises:
+        InvalidInputError: The latency model is of a store's records, which are measured within limits of their own.
     """
-    assert latency.hardware is not None
+    if latency.hardware is None:
+        raise InvalidInputError(
+            f"with_limits: the latencies of {latency.traced.model} are a store's, within the limits that were measured; give a "
+            "device's, as load_latency_model(..., hardware=...) returns them"
+        )
     return latency.within(
         _domain(latency.hardware, serving),
         None if latency.host is None else _in_graphs(latency.host, serving),

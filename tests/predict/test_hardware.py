@@ -263,6 +263,16 @@ def test_other_limits_keep_a_slower_host(factor: float) -> None:
     assert with_limits(base, serving).host is None
 
 
+def test_a_store_s_latencies_take_no_other_limits() -> None:
+    """They were measured within limits of their own: the message says whose have none."""
+    model = find_model("llama-3.1-8b")
+    serving = default_serving(model, "h200")
+    measured = load_latency_model(model=model, serving=serving, hardware="h200")
+    measured.hardware = None  # as a store's
+    with pytest.raises(InvalidInputError, match=r"with_limits: the latencies of llama-3\.1-8b are a store's"):
+        with_limits(measured, serving)
+
+
 DRAFTED = SpeculativeConfig("ngram", 3, (0.8, 0.6, 0.4))
 
 
