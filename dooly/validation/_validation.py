@@ -64,8 +64,8 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     Args:
         model: A model that the store has a profile of.
         store: The store with its profile.
-        workload: The requests.
-        serving: The engine settings, for both sides.
+        workload: The requests. Each run draws its real prompts anew, whatever prefixes the workload shares.
+        serving: The engine settings, for both sides; without prefix caching, whatever they say of it.
         repeat: Runs of the real engine; their differences are its noise.
         progress: Called with (requests finished, requests in all) during the real runs.
 
@@ -86,7 +86,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     if repeat < 1:
         raise InvalidInputError(f"--repeat: {repeat} is not at least 1; run the real engine once or more")
     _check_settings(serving or ServingConfig())
-    # Every run sends the same prompts, which the real engine would find in its cache from the second run on.
+    # Each run draws its real prompts anew, whatever prefixes the workload shares: neither cache would find what the other does.
     serving = replace(serving or ServingConfig(), enable_prefix_caching=False)
     latency = load_latency_model(store, model, serving)
     simulation = _Simulation(workload, latency, serving)
