@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -501,6 +502,24 @@ def test_the_command_serves_and_stops_in_good_order(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+@pytest.mark.parametrize(("host", "place"), [("127.0.0.1", r"127\.0\.0\.1"), ("::1", r"\[::1\]")])
+def test_the_url_is_one_whatever_the_address(slot: ModelSlot, host: str, place: str) -> None:
+    """An IPv6 address stands in brackets."""
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"{host} is no address of this machine")
+    found: list[str] = []
+
+    def listening(url: str) -> None:
+        found.append(url)
+        signal.raise_signal(signal.SIGTERM)
+
+    run_service(create_app(slot, ServiceLimits()), host, 0, stop_s=1, listening=listening)
+    assert re.fullmatch(rf"http://{place}:\d+", found[0])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")

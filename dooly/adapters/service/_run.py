@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+from socket import AF_INET6
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -33,8 +34,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             for opened in server.sockets:
-                address = opened.getsockname()
-                self._listening(f"http://{address[0]}:{address[1]}")
+                host, port, *_ = opened.getsockname()
+                self._listening(f"http://[{host}]:{port}" if opened.family == AF_INET6 else f"http://{host}:{port}")
 
 
 def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening: Callable[[str], None]) -> None:
