@@ -504,6 +504,36 @@ def test_the_command_serves_and_stops_in_good_order(tmp_path: Path) -> None:
         assert process.stderr.read() == ""
 
 
+SLOW = """
+import time
+from dooly.adapters.service import ModelSlot, ServiceLimits, _app, create_app, run_service
+from dooly.engines import find_model
+from dooly.predict import default_serving
+
+_app._steps = lambda *_asked: time.sleep(120)
+model = find_model("llama-3.1-8b")
+serving = default_serving(model, "rtxpro6000", max_model_len=512, max_num_batched_tokens=128, max_num_seqs=8)
+app = create_app(ModelSlot(model, serving, hardware="rtxpro6000"), ServiceLimits(seconds=0.2))
+run_service(app, "127.0.0.1", 0, stop_s=1, listening=lambda url: print(url, flush=True))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_work_that_was_given_up_does_not_hold_the_process() -> None:
+    """A bulk that goes on when its request has its answer is left where it is at the end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", SLOW], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        body = {"batches": [{"num_new_tokens": [1], "num_computed_tokens": [1]}] * 65}
+        assert httpx.post(f"{url}/step", json=body).status_code == 503
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 @pytest.mark.parametrize(("host", "place"), [("127.0.0.1", r"127\.0\.0\.1"), ("::1", r"\[::1\]")])
 def test_the_url_is_one_whatever_the_address(slot: ModelSlot, host: str, place: str) -> None:

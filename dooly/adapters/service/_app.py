@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
@@ -30,11 +28,13 @@ from dooly.adapters.service._schemas import (
     StepResponse,
 )
 from dooly.adapters.service._server_state import check_fits
+from dooly.adapters.service._threads import DaemonThreads
 from dooly.batch import Batch
 from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from concurrent.futures import Executor
 
     from dooly.adapters.service._served_model import ModelSlot, ServedModel
     from dooly.adapters.service._server_state import ServerLatency, ServerState
@@ -64,19 +64,22 @@ def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
     """
     limits = limits or ServiceLimits()
     metrics = Metrics()
+    pricing, watching = DaemonThreads(limits.num_threads, "dooly-price"), DaemonThreads(1, "dooly-watch")
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(_watch(slot, limits.reload_s)) if slot.watches and limits.reload_s else None
+        task = asyncio.create_task(_watch(slot, limits.reload_s, watching)) if slot.watches and limits.reload_s else None
         yield
         if task is not None:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        for threads in (pricing, watching):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # The pages of /docs would load scripts from other people's servers.
     app = FastAPI(title="Dooly", summary="Latencies of LLM serving", lifespan=lifespan, docs_url=None, redoc_url=None)
-    _add_predictions(app, slot, metrics, ThreadPoolExecutor(limits.num_threads, "dooly-price"))
+    _add_predictions(app, slot, metrics, pricing)
     _add_facts(app, slot, metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DoolyError, _refused)
@@ -85,7 +88,7 @@ def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
     return app
 
 
-def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: ThreadPoolExecutor) -> None:
+def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: Executor) -> None:
     async def run(work: Callable[..., Answer], *asked: object, size: int) -> Answer:
         """Do short work at once, and other beside the requests.
 
@@ -160,11 +163,11 @@ def _add_facts(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _watch(slot: ModelSlot, every_s: float) -> None:
+async def _watch(slot: ModelSlot, every_s: float, threads: Executor) -> None:
     """Look at the store now and then, beside the requests."""
     while True:
         await asyncio.sleep(every_s)
-        await run_in_threadpool(slot.refresh)
+        await asyncio.get_running_loop().run_in_executor(threads, slot.refresh)
 
 
 def _prediction(found: ServerLatency, served: ServedModel, now: datetime) -> PredictionResponse:
