@@ -86,8 +86,8 @@ class SlowedDevice(LatencyBackend):
 
     def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
         """Return the latencies of consecutive decode steps, in nanoseconds, shape (num_steps,)."""
-        run_ns = self._latency.decode_run_ns(num_computed_tokens, num_steps)
-        return np.maximum(1, np.rint(self._factor * run_ns)).astype(np.int64)
+        run_ns = self._factor * self._latency.decode_run_ns(num_computed_tokens, num_steps)
+        return np.asarray(np.maximum(1, np.rint(run_ns)), dtype=np.int64)
 
 
 def profiled_calibration_ns(store: Store, latency: LatencyModel) -> tuple[float, float] | None:

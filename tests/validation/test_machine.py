@@ -29,7 +29,7 @@ def test_a_slower_machine_is_told_by_both_pieces_of_work() -> None:
 
 def test_a_slower_machine_takes_as_much_longer_over_each_step() -> None:
     """Steps and runs of decodes take so many times as long, a nanosecond at least; the host is the predictor's own."""
-    formula, batch = LinearLatency(step_ns=1000, token_ns=10), Batch((1, 1), (5, 9))
+    formula, batch = LinearLatency(1000, per_token_ns=10), Batch((1, 1), (5, 9))
     slowed, contexts = SlowedDevice(formula, 1.5), np.array([5, 9])
     assert slowed.step_ns(batch) == round(1.5 * formula.step_ns(batch))
     assert slowed.decode_run_ns(contexts, 3).tolist() == [slowed.step_ns(batch)] * 3
