@@ -7,7 +7,7 @@ from dooly.catalog._environment import (
     installed_version,
     on_this_machine,
 )
-from dooly.catalog._given import check_sizes, check_store, given_sizes
+from dooly.catalog._given import check_kernels, check_sizes, check_store, given_sizes
 from dooly.catalog._grid import measurement_batches
 from dooly.catalog._kv_cache_layout import KVCacheLayout, kv_cache_layout
 from dooly.catalog._models import NO_MODEL, read_traced, write_described, write_imported, write_traced
@@ -58,6 +58,7 @@ __all__ = [
     "Known",
     "batch_at",
     "batch_dims",
+    "check_kernels",
     "check_sizes",
     "check_store",
     "count_disturbed",

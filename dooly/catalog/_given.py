@@ -10,6 +10,7 @@ from dbstore import Store
 from dooly.errors import InvalidInputError, spell
 
 if TYPE_CHECKING:
+    from dooly.engines import ServingConfig
     from dooly.tracing import TracedModel
 
 
@@ -28,6 +29,18 @@ def check_store(function: str, store: object) -> Store:
             f"dooly.{function}: store: {spell(store)} is no open store; give dbstore.Store.open(PATH), with mode 'a' to measure"
         )
     return store
+
+
+def check_kernels(serving: ServingConfig) -> None:
+    """Check that no other kernels are asked for than the engine chooses by itself: environments do not tell them apart.
+
+    Raises:
+        InvalidInputError: Some are.
+    """
+    if serving.moe_backend != "auto":
+        raise InvalidInputError(
+            "--moe-backend: records are of the kernels that the engine chose; leave it out, or simulate with --hardware"
+        )
 
 
 def given_sizes(table: TracedModel, request_dims: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, ...]]:

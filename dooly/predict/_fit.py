@@ -11,6 +11,7 @@ import numpy as np
 from dooly.catalog import (
     CUDA_GRAPHS,
     STEP,
+    check_kernels,
     check_store,
     feasible_records,
     measured_most,
@@ -95,10 +96,7 @@ def load_latency_model(  # noqa: PLR0913 - a store and its environment, or hardw
         )
     serving = serving or ServingConfig()
     opened = check_store("load_latency_model", store)
-    if serving.moe_backend != "auto":
-        raise InvalidInputError(
-            "--moe-backend: records are of the kernels that the engine chose; leave it out, or use --hardware"
-        )
+    check_kernels(serving)
     in_graphs = environment is not None and environment.execution_mode == CUDA_GRAPHS
     if in_graphs and serving.enforce_eager:
         raise InvalidInputError("--enforce-eager: the environment asked for runs CUDA graphs; ask for one of them")

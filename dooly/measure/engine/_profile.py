@@ -8,6 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from dooly.catalog import (
+    check_kernels,
     describe_environment,
     operations_here,
     parameter_bytes,
@@ -71,7 +72,8 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     Raises:
         UnsupportedModelError: The engine does not know the model.
         EngineError: The engine does not start.
-        InvalidInputError: `store` is no open store, `budget_s` no number of seconds, or several ranks are asked for.
+        InvalidInputError: `store` is no open store, `budget_s` no number of seconds, or several ranks are asked for, or kernels
+            of mixtures of experts that the engine does not choose by itself.
 
     Examples:
         >>> model, store = dooly.find_model("smollm2-135m"), dooly.Store.open("db", "a")
@@ -82,6 +84,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     check_run("profile", store, budget_s, progress)
     serving = serving or ServingConfig()
     serving.require_one_rank()
+    check_kernels(serving)
     known = read_traced(store, model, serving)
     traced = known[0][0] if known else told_apart(operations_here(model, serving), store)
     plans = [_plan(_part(found, share), serving, store, digest, target_error) for found, digest in known]

@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from dbstore import JsonObject
+import pytest
+
+from dbstore import JsonObject, Store
 from dooly.catalog import engine_operations, point_of
 from dooly.engines import ModelSource, ServingConfig
-from dooly.measure import PASSES, plan_tasks
+from dooly.errors import InvalidInputError
+from dooly.measure import PASSES, plan_tasks, profile
 from dooly.measure._tasks import shuffled
 from dooly.measure.engine import _profile as engine_profile
 from dooly.measure.engine._profile import _num_layers
@@ -17,8 +20,6 @@ from dooly.tracing import TracedDim, TracedModel, TracedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pytest
 
     from dooly.tracing import TracedOperation
 
@@ -108,3 +109,12 @@ def test_the_order_of_work_is_mixed_and_the_same_each_time(operation: Make) -> N
     assert order == shuffled(tasks) != list(tasks)
     assert sorted(order, key=tasks.index) == list(tasks)
     assert [task.number for task in order] == [task.number for task in tasks]
+
+
+def test_other_kernels_are_refused(tmp_path: Path) -> None:
+    """Records of kernels that the engine does not choose by itself would stand for those that it does."""
+    store = Store.open(tmp_path / "db", "a")
+    with pytest.raises(
+        InvalidInputError, match=r"^--moe-backend: records are of the kernels that the engine chose; leave it out"
+    ):
+        profile(ModelSource("m", tmp_path), store, replace(SERVING, moe_backend="marlin"), dry_run=True)
