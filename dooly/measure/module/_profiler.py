@@ -188,7 +188,8 @@ def module_copies(traced: Traced) -> list[nn.Module]:
     cache_bytes = 2 * last_level_cache_bytes()
     if read_bytes == 0 or read_bytes >= cache_bytes:
         return [module]
-    total_bytes = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+    # Tensors that are plain attributes are read as well, and listed nowhere.
+    total_bytes = max(read_bytes, sum(t.nbytes for t in (*module.parameters(), *module.buffers())))
     number = min(ceil(cache_bytes / read_bytes), _MAX_COPIES, max(1, _MAX_COPIED_BYTES // total_bytes))
     try:
         return [module, *(deepcopy(module) for _ in range(number))]

@@ -137,6 +137,26 @@ def test_out_of_memory_is_a_record(modules: ModuleType, tmp_path: Path) -> None:
     assert found[1 << 24].startswith("out of memory: ")
 
 
+def test_a_module_of_plain_tensors_is_copied(tmp_path: Path) -> None:
+    """Of a tensor that is a plain attribute there are as many copies as of a parameter of its size."""
+
+    class Scaled(torch.nn.Module):
+        """Multiplies by a tensor that it registered nowhere."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.ones(1 << 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Return the product."""
+            return x * self.scale
+
+    traced = trace(Scaled(), request_dims={"x": ("rows", None)})
+    traced(torch.randn(3, 1 << 16))
+    assert len(module_copies(traced)) > 1
+    assert profile_module(traced, Store.open(tmp_path / "db", "a"), request_dims={"rows": (2,)}).num_left == 0
+
+
 def test_the_module_stays_as_it_was(modules: ModuleType, tmp_path: Path) -> None:
     """Buffers that the forward writes to, the random state and the gradient mode are afterwards what they were."""
     module = modules.Running().train()
