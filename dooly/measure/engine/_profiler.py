@@ -88,8 +88,8 @@ class Profiler:
 
     def measure(self, task: Task) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
-        self._watch.begin()
         begin = time.perf_counter()
+        self._watch.begin()
         replayed = {key_of(op) for op in task.missing if op.stage != "engine"}
         own = [op for op in task.missing if op.stage == "engine"]
         samples: dict[Key, list[int]] = {}
@@ -107,8 +107,9 @@ class Profiler:
             if own and not self._is_compiled:
                 samples |= self._own_times(runner, own)
                 how |= {key_of(op): {"timing": "perf_counter" if op.name == STEP else self._timer.mark_timing} for op in own}
+        watched = self._watch.facts()
         wall_s = (time.perf_counter() - begin) / len(samples)
-        shared = {"pass": task.number, "wall_s": wall_s, **self._watch.facts(), **_clock_attributes(clocks)}
+        shared = {"pass": task.number, "wall_s": wall_s, **watched, **_clock_attributes(clocks)}
         records = tuple(self._record(op, task, samples[key_of(op)], shared | how[key_of(op)]) for op in task.missing)
         self._store.write(*records)
         return records

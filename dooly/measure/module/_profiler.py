@@ -85,8 +85,8 @@ class ModuleProfiler:
 
     def measure(self, task: ModuleTask) -> tuple[Record, ...]:
         """Measure one task, write its records, and return them."""
-        self._watch.begin()
         begin = time.perf_counter()
+        self._watch.begin()
         try:
             samples = self._rounds(task)
         except Exception as error:
@@ -95,8 +95,9 @@ class ModuleProfiler:
             raise MeasurementError(
                 f"{self._name}: forward fails at {_spell(task.sizes)}: {_reason(error)}; leave those sizes out"
             ) from error
+        watched = self._watch.facts()
         wall_s = (time.perf_counter() - begin) / len(task.missing)
-        facts = {"timing": "perf_counter", "pass": task.number, "wall_s": wall_s, **self._watch.facts()}
+        facts = {"timing": "perf_counter", "pass": task.number, "wall_s": wall_s, **watched}
         return self._write(
             [
                 record_of((signature, self._environment), point, samples[signature, point], facts)

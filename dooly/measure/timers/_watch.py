@@ -1,11 +1,11 @@
 """Watch a device while it is measured: who competes for it, and whether it is still as fast as at its best.
 
-Two calibration kernels of fixed work, one that computes and one that moves memory, run before and after each measurement, some
-milliseconds in all. What disturbs a machine, such as another process, a neighbour on the same host or a clock that falls, only
-ever slows them down; so the fastest they ever ran is what later runs are held against. What was measured while they were slower,
-before it and after, is marked when it is written, and measured again. What is slow on one side alone, as when threads wake, is
-not: in three profiles on two shared cores such measurements took 0 to 19 % longer than calm ones (nine tenths of which lie within
-13 %), and an engine that serves meets such moments as well.
+Two calibration kernels of fixed work, one that computes and one that moves memory, run five times each before and after each
+measurement, which belongs to what that takes (`wall_s`). What disturbs a machine, such as another process, a neighbour on the
+same host or a clock that falls, only ever slows them down; so the fastest they ever ran is what later runs are held against.
+What was measured while they were slower, before it and after, is marked when it is written, and measured again. What is slow on
+one side alone, as when threads wake, is not: in three profiles on two shared cores such measurements took 0 to 19 % longer than
+calm ones (nine tenths of which lie within 13 %), and an engine that serves meets such moments as well.
 """
 
 from __future__ import annotations

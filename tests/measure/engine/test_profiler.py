@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dbstore import JsonObject, Store
-from dooly.catalog import engine_operations, point_of
+from dooly.batch import Batch
+from dooly.catalog import engine_operations, key_of, point_of
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError
 from dooly.measure import PASSES, plan_tasks, profile
 from dooly.measure._tasks import shuffled
 from dooly.measure.engine import _profile as engine_profile
+from dooly.measure.engine import _profiler as profiler_module
 from dooly.measure.engine._profile import _num_layers
+from dooly.measure.engine._profiler import Profiler, Task
 from dooly.tracing import TracedDim, TracedModel, TracedTensor
 
 if TYPE_CHECKING:
@@ -118,3 +123,30 @@ def test_other_kernels_are_refused(tmp_path: Path) -> None:
         InvalidInputError, match=r"^--moe-backend: records are of the kernels that the engine chose; leave it out"
     ):
         profile(ModelSource("m", tmp_path), store, replace(SERVING, moe_backend="marlin"), dry_run=True)
+
+
+def test_what_a_point_takes_holds_the_watch_beside_it(operation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forecasts go by it, and by what the device's speed took to tell, before the measurement and after."""
+
+    class SlowWatch:
+        """Takes a tenth of a second on either side."""
+
+        def begin(self) -> None:
+            """Take it."""
+            time.sleep(0.1)
+
+        def facts(self) -> dict[str, object]:
+            """Take it again."""
+            time.sleep(0.1)
+            return {"others_cores": None, "drift": 0.0}
+
+    piece = operation("a" * 32, "piece")
+    runner = SimpleNamespace(running=lambda: nullcontext(SimpleNamespace(step=lambda: None)))
+    monkeypatch.setattr(profiler_module, "BatchRunner", lambda *_: runner)
+    profiler = object.__new__(Profiler)
+    profiler._engine, profiler._environment, profiler._is_compiled = None, "e" * 32, True  # type: ignore[assignment]
+    profiler._watch, profiler._store = SlowWatch(), SimpleNamespace(write=lambda *_: None)  # type: ignore[assignment]
+    profiler._timer = SimpleNamespace(mark_timing="perf_counter", clocks=lambda: None)  # type: ignore[assignment]
+    monkeypatch.setattr(profiler, "_compiled_times", lambda *_: {key_of(piece): [1000, 1000]})
+    (record,) = profiler.measure(Task(0, Batch((1,), (16,)), (piece,)))
+    assert float(str(record.attributes["wall_s"])) >= 0.2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from dooly.errors import InvalidInputError
 from dooly.measure import profile_module
 from dooly.measure.module._profile import plan_module_tasks
 from dooly.measure.module._profiler import module_copies
+from dooly.measure.timers import Watch
 from dooly.tracing import Traced, TracedModel, trace
 
 if TYPE_CHECKING:
@@ -135,6 +137,21 @@ def test_out_of_memory_is_a_record(modules: ModuleType, tmp_path: Path) -> None:
     found = {record.point["d0"]: record.infeasible for record in store.read(signature, environment)}
     assert found[4] is None
     assert found[1 << 24].startswith("out of memory: ")
+
+
+def test_what_a_point_takes_holds_the_watch_beside_it(
+    modules: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forecasts go by it, and by what the device's speed took to tell, before the measurement and after."""
+    monkeypatch.setattr(Watch, "begin", lambda _watch: time.sleep(0.2))
+    monkeypatch.setattr(Watch, "facts", lambda _watch: time.sleep(0.2) or {"others_cores": None, "drift": 0.0})
+    traced = trace(modules.Pairs(), request_dims={"x": ("rows", None)})
+    traced(torch.randn(3, 8))
+    store = Store.open(tmp_path / "db", "a")
+    result = profile_module(traced, store, request_dims={"rows": (4,)})
+    records = [record for key in list(store.keys()) for record in store.read(*key)]
+    assert len(records) == result.num_measured
+    assert sum(record.attributes["wall_s"] for record in records) > PASSES * 0.4
 
 
 def test_a_module_of_plain_tensors_is_copied(tmp_path: Path) -> None:
