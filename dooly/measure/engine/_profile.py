@@ -62,8 +62,8 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         store: An open, writable store.
         serving: The engine's limits, which bound the batches.
         budget_s: Seconds to measure at most; None measures everything.
-        target_error: Median relative error at which the sweep of an operation ends, judged at points that were predicted before
-            they were measured; 0 measures every point of the grid.
+        target_error: Median relative error at which the sweep of an operation ends: what is expected where nobody measured, by
+            how far measured points lie from what the others tell of each; 0 measures every point of the grid.
         share: Which of how many equal parts of the operations to measure, counted from 0, where several workers fill one store.
         dry_run: Plan only: measure and write nothing.
         progress: Called with (points done, points planned) after each batch.

@@ -60,8 +60,8 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
         store: An open, writable store.
         request_dims: Sizes to measure of each request dimension, by its name in `traced.traced`.
         budget_s: Seconds to measure at most; None measures everything.
-        target_error: Median relative error at which the sweep of an operation ends, judged at points that were predicted before
-            they were measured; 0 measures every combination.
+        target_error: Median relative error at which the sweep of an operation ends: what is expected where nobody measured, by
+            how far measured points lie from what the others tell of each; 0 measures every combination.
         progress: Called with (points done, points planned) after each combination.
 
     Raises:
