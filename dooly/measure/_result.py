@@ -20,7 +20,7 @@ class ProfileResult:
     num_points: int
     """Points of the model's whole grid; a point is measured in several passes, and counts once for each."""
     num_measured: int
-    """Points measured now."""
+    """Points measured now; those that turned out to be infeasible, as for want of memory, are not."""
     num_unsteady: int
     """Points measured now whose samples spread widely, or while other processes competed for the cores."""
     num_left: int

@@ -121,7 +121,7 @@ def _result(
         traced.model,
         len({op.signature for op in traced.operations}),
         sum(len(t.missing) for t in everything),
-        len(records),
+        sum(record.infeasible is None for record in records),
         sum(bool(record.attributes.get("unsteady")) for record in records),
         plan.num_left(),
         seconds,

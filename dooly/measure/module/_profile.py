@@ -118,7 +118,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
         table.model,
         len({op.signature for op in table.operations}),
         _num_points(everything),
-        len(records),
+        sum(record.infeasible is None for record in records),
         sum(bool(record.attributes.get("unsteady")) for record in records),
         plan.num_left(),
         seconds,

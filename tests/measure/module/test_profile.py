@@ -126,12 +126,12 @@ def test_a_budget_ends_the_run(modules: ModuleType, tmp_path: Path) -> None:
 
 
 def test_out_of_memory_is_a_record(modules: ModuleType, tmp_path: Path) -> None:
-    """A point that does not fit in memory is recorded as infeasible, and the sweep goes on."""
+    """A point that does not fit in memory is recorded as infeasible, counts as none measured, and the sweep goes on."""
     traced = trace(modules.Pairs(1), request_dims={"x": ("rows", None)})
     traced(torch.randn(3, 1))
     store = Store.open(tmp_path / "db", "a")
     result = profile_module(traced, store, request_dims={"rows": (4, 1 << 24)})
-    assert result.num_measured == result.num_points
+    assert (result.num_measured, result.num_left) == (result.num_points // 2, 0)
     (signature,) = {op.signature for op in traced.traced.operations}
     (environment,) = store.documents("environments")
     found = {record.point["d0"]: record.infeasible for record in store.read(signature, environment)}
