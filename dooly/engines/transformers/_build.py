@@ -75,6 +75,12 @@ def _built(model: ModelSource, dtype: str, device: AbstractContextManager[Any], 
     return network.eval()
 
 
+def path_of_head(network: Any) -> str | None:  # noqa: ANN401 - a PreTrainedModel
+    """Return the path of the module that makes logits of hidden states; None where a model has none."""
+    head = network.get_output_embeddings()
+    return next((path for path, module in network.named_modules() if module is head), None)
+
+
 @contextmanager
 def unpacked_sequences() -> Iterator[None]:
     """Tell Transformers that no row holds several sequences: it looks at position values otherwise, and masks where it traces."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dooly.engines.transformers._build import meta_model, unpacked_sequences
+from dooly.engines.transformers._build import meta_model, path_of_head, unpacked_sequences
 from dooly.engines.transformers._library import quiet_transformers
 from dooly.errors import InvalidInputError, TraceError
 from dooly.tracing import TracedModel, capture_forward, fold_layers, instance_sizes, tabulate
@@ -49,7 +49,7 @@ def trace_transformers_model(model: ModelSource, serving: ServingConfig) -> Trac
             raise TraceError(f"{model.name}: {error}") from error
     captured = capture.describe(_REQUEST_DIMS, provenance=instance_sizes(network))
     rows = tabulate(captured, stage="decoder", counts=counts, model_class=type(network).__name__)
-    head = _path_of_head(network)
+    head = path_of_head(network)
     environment = {
         "engine": "torch",
         "engine_version": torch.__version__,
@@ -58,8 +58,3 @@ def trace_transformers_model(model: ModelSource, serving: ServingConfig) -> Trac
         "dtype": serving.dtype,
     }
     return TracedModel(model.name, environment, tuple(replace(r, stage="logits") if r.module == head else r for r in rows))
-
-
-def _path_of_head(network: Any) -> str | None:  # noqa: ANN401 - a PreTrainedModel
-    head = network.get_output_embeddings()
-    return next((path for path, module in network.named_modules() if module is head), None)

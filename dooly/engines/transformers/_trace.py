@@ -10,7 +10,7 @@ from torch import nn
 
 from dooly.device import cpu_name
 from dooly.dtypes import cache_item_bytes, item_bytes
-from dooly.engines.transformers._build import meta_model
+from dooly.engines.transformers._build import meta_model, path_of_head
 from dooly.engines.transformers._library import quiet_transformers
 from dooly.engines.transformers._settings import check_settings
 from dooly.engines.transformers._shown import GreedySampler, show_attention, shown_attributes
@@ -87,9 +87,8 @@ def _model(network: Any) -> tuple[TracedOperation, ...]:  # noqa: ANN401 - a Pre
     stateful = {path: found for path, m in network.named_modules() if (found := shown_attributes(m)) is not None}
     graph = capture.describe(_REQUEST_DIMS, stateful, provenance=instance_sizes(network))
     rows = tabulate(graph, stage="decoder", counts=counts, state_cost=attention_cost, model_class=type(network).__name__)
-    head = network.get_output_embeddings()
-    path = next(path for path, module in network.named_modules() if module is head)
-    return tuple(replace(row, stage="logits") if row.module == path else row for row in rows)
+    head = path_of_head(network)
+    return tuple(replace(row, stage="logits") if row.module == head else row for row in rows)
 
 
 def _arguments(network: Any) -> dict[str, Any]:  # noqa: ANN401 - a PreTrainedModel
