@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dooly.errors import InvalidInputError
+from dooly.simulation._results import mape
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,10 +65,7 @@ def compare_runs(simulated: SimulationResult, real: SimulationResult) -> tuple[C
 
 
 def _compared(metric: str, simulated: npt.NDArray[np.float64], real: npt.NDArray[np.float64]) -> Compared:
-    if real.min() <= 0:
-        raise InvalidInputError(f"compare: a real {metric.upper()} is 0 s, so its relative error is undefined")
-    mape = float(np.mean(np.abs(simulated - real) / real))
-    return Compared(metric, _statistics(simulated), _statistics(real), mape)
+    return Compared(metric, _statistics(simulated), _statistics(real), mape(metric.upper(), real, simulated))
 
 
 def _statistics(values: npt.NDArray[np.float64]) -> tuple[float, ...]:

@@ -228,9 +228,18 @@ def _reordered(result: SimulationResult, rows: Sequence[RequestTimes]) -> Simula
 
 
 def _metric_error(name: str, real: npt.NDArray[np.float64], simulated: npt.NDArray[np.float64]) -> MetricError:
+    return MetricError(mape(name, real, simulated), float(simulated.mean() / real.mean() - 1))
+
+
+def mape(name: str, real: npt.NDArray[np.float64], simulated: npt.NDArray[np.float64]) -> float:
+    """Return the mean of |simulated - real| / real of a metric, by its name, over requests.
+
+    Raises:
+        InvalidInputError: A real time is 0, so that no relative error exists.
+    """
     if real.min() <= 0:
         raise InvalidInputError(f"compare: a real {name} is 0 s, so its relative error is undefined; leave such requests out")
-    return MetricError(float(np.mean(np.abs(simulated - real) / real)), float(simulated.mean() / real.mean() - 1))
+    return float(np.mean(np.abs(simulated - real) / real))
 
 
 def noise(results: Sequence[SimulationResult]) -> NoiseReport:
