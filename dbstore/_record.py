@@ -103,22 +103,10 @@ class Record:
         Raises:
             StoreError: the point is infeasible.
         """
-        self._check_feasible()
-        ordered, count = np.sort(self.samples_ns), self.samples_ns.size
-        return (float(ordered[(count - 1) // 2]) + float(ordered[count // 2])) / 2
-
-    def quantile_ns(self, fraction: float) -> float:
-        """Return the quantile of the samples at `fraction` in [0, 1], linearly interpolated.
-
-        Raises:
-            StoreError: the point is infeasible.
-        """
-        self._check_feasible()
-        return float(np.quantile(self.samples_ns, fraction))
-
-    def _check_feasible(self) -> None:
         if self.infeasible is not None:
             raise StoreError(f"Record {self.digest}: has no latency, the point is infeasible ({self.infeasible}); skip it")
+        ordered, count = np.sort(self.samples_ns), self.samples_ns.size
+        return (float(ordered[(count - 1) // 2]) + float(ordered[count // 2])) / 2
 
     def __eq__(self, other: object) -> bool:
         return self.digest == other.digest if isinstance(other, Record) else NotImplemented

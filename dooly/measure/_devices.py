@@ -36,7 +36,6 @@ def profile_on_ray(  # noqa: PLR0913 - one argument an option of `dooly profile`
     address: str,
     budget_s: float | None = None,
     target_error: float = TARGET_ERROR,
-    num_workers: int | None = None,
 ) -> ProfileResult:
     """Measure the operations of a model that a store lacks, on all devices of a cluster at once.
 
@@ -47,7 +46,6 @@ def profile_on_ray(  # noqa: PLR0913 - one argument an option of `dooly profile`
         address: What `ray.init` takes, or `local` for a cluster of this machine.
         budget_s: Seconds that each worker measures at most.
         target_error: As for `profile`.
-        num_workers: Workers; None for one a GPU, or one a machine where there are none.
 
     Raises:
         InvalidInputError: There is no such cluster, or Ray is not installed.
@@ -58,7 +56,7 @@ def profile_on_ray(  # noqa: PLR0913 - one argument an option of `dooly profile`
     def measure(share: Share) -> ProfileResult:
         return profile(model, Store.open(store, "a"), serving, budget_s=budget_s, target_error=target_error, share=share)
 
-    return combined(run_shares(measure, address, num_workers))
+    return combined(run_shares(measure, address))
 
 
 def combined(results: Sequence[ProfileResult]) -> ProfileResult:
@@ -83,7 +81,7 @@ def run_shares(measure: Callable[[Share], Any], address: str, num_workers: int |
     Args:
         measure: Measures a share, given its number and how many there are; started again where its worker was lost.
         address: As for `profile_on_ray`.
-        num_workers: As for `profile_on_ray`.
+        num_workers: Workers; None for one a GPU, or one a machine where there are none.
 
     Raises:
         InvalidInputError: There is no such cluster, or Ray is not installed.
