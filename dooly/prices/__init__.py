@@ -28,7 +28,7 @@ def price_batches(
         computed: Tokens in the KV cache of each request, of the same shape.
         num_new_requests: Requests that the engine sees for the first time, shape (num_steps,).
     """
-    from dooly.prices._compiled import price_steps
+    from dooly.prices._compiled_batches import price_steps
 
     steps_ns, priced_ns = price_steps(sheet.arrays, new, computed, num_new_requests, new_scratch())
     return steps_ns, priced_ns

@@ -13,17 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from dooly.prices._arrays import AMOUNTS, MAX_CUTS, MAX_DEPTH, MAX_FORESTS
+from dooly.prices._arrays import MAX_CUTS, MAX_DEPTH, MAX_FORESTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy.typing as npt
-
-    from dooly.prices._arrays import Scratch, SheetArrays
-
-    Floats = npt.NDArray[np.float64]
-    Ints = npt.NDArray[np.int64]
 
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -150,19 +143,19 @@ def _known_value(sheet, number, scratch):
 
 
 @part
-def _decodes(sheet, price, amounts, scratch):
-    """Return what decodes take, by their family."""
-    count, read, features = max(amounts.num_decodes, 1.0), max(amounts.decode_kv_tokens, 1.0), scratch.features
+def ask_decodes(price, amounts, features):
+    """Set the features of the forest over decodes, and return what their roofline says."""
+    count, read = max(amounts.num_decodes, 1.0), max(amounts.decode_kv_tokens, 1.0)
     flops, traffic = price.per_pair * read, price.per_token * (read + count) + price.per_pair * count
     blocks = count * price.num_kv_heads
     features[0], features[1], features[2], features[3] = flops, traffic, count, read / count
     features[4], features[5], features[6] = blocks, blocks / price.num_sms, ceil(blocks / price.num_sms)
-    return _roofline(price, flops, traffic) * exp(_known_value(sheet, price.forest, scratch))
+    return _roofline(price, flops, traffic)
 
 
 @part
-def _prefills(sheet, price, amounts, features):
-    """Return what prefills take, by their family."""
+def ask_prefills(price, amounts, features):
+    """Set the features of the forest over prefills, and return what their roofline says."""
     queries, pairs, read = max(amounts.prefill_tokens, 1.0), max(amounts.prefill_pairs, 1.0), max(amounts.prefill_kv_tokens, 1.0)
     flops, traffic = price.per_pair * pairs, price.per_token * (read + queries) + price.per_pair * queries
     num_prefills = amounts.num_prefills
@@ -170,12 +163,12 @@ def _prefills(sheet, price, amounts, features):
     waves = ceil(tiles / price.num_sms)
     features[0], features[1], features[2], features[3] = flops, traffic, queries, pairs / queries
     features[4], features[5], features[6] = tiles, waves, waves * price.num_sms / tiles
-    return _roofline(price, flops, traffic) * exp(_value(sheet, price.forest + 1, features))
+    return _roofline(price, flops, traffic)
 
 
 @part
-def _mixed(sheet, price, amounts, features):
-    """Return what a batch of any kind takes, by an ensemble over all of them."""
+def ask_mixed(price, amounts, features):
+    """Set the features of a forest over batches of any kind, and return what the roofline of one says."""
     queries, pairs = amounts.num_decodes + amounts.prefill_tokens, amounts.decode_kv_tokens + amounts.prefill_pairs
     read = amounts.decode_kv_tokens + amounts.prefill_kv_tokens
     flops, traffic = price.per_pair * pairs, price.per_token * (read + queries) + price.per_pair * queries
@@ -187,19 +180,20 @@ def _mixed(sheet, price, amounts, features):
     features[10] = amounts.prefill_pairs / max(amounts.prefill_tokens, 1.0)
     features[11] = sqrt(max(amounts.decode_kv_squares / count - mean**2, 0.0)) / mean
     features[12] = amounts.decode_longest / mean
-    return _roofline(price, flops, traffic) * exp(_value(sheet, price.forest, features))
+    return _roofline(price, flops, traffic)
 
 
 @part
 def _attention(sheet, price, amounts, scratch):
     """Return what one run of attention takes."""
+    features = scratch.features
     if price.num_forests == 1:
-        return _mixed(sheet, price, amounts, scratch.features) + price.gap_ns
+        return ask_mixed(price, amounts, features) * exp(_value(sheet, price.forest, features)) + price.gap_ns
     total = 0.0
     if amounts.num_decodes > 0:
-        total += _decodes(sheet, price, amounts, scratch)
+        total += ask_decodes(price, amounts, features) * exp(_known_value(sheet, price.forest, scratch))
     if amounts.num_prefills > 0:
-        total += _prefills(sheet, price, amounts, scratch.features)
+        total += ask_prefills(price, amounts, features) * exp(_value(sheet, price.forest + 1, features))
     if amounts.num_decodes > 0 and amounts.num_prefills > 0:
         total -= price.shared_ns
     return total + price.gap_ns
@@ -215,6 +209,29 @@ def _formula(sheet, amounts, num_tokens, num_reqs):
 
 
 @part
+def tables_ns(sheet, source, amounts, num_tokens, num_reqs):
+    """Return what a source says of a step without its attention."""
+    part = 0.0
+    if sheet.tokens_ns.shape[1] > 0:
+        part += sheet.tokens_ns[source, int(num_tokens)]
+    if sheet.requests_ns.shape[1] > 0:
+        part += sheet.requests_ns[source, int(num_reqs)]
+    if source == 0:
+        part += _formula(sheet, amounts, num_tokens, num_reqs)
+    return part
+
+
+@part
+def note_total(sheet, amounts, total, priced_ns):
+    """Note a step's price where the step goes beyond what was measured, and return it in whole nanoseconds."""
+    limits, num_tokens = sheet.numbers, amounts.prefill_tokens + amounts.num_decodes
+    reads_more = amounts.decode_kv_tokens > limits.decode_reach or amounts.prefill_pairs > limits.pairs_reach
+    if reads_more or num_tokens > limits.tokens_reach:
+        priced_ns[len(priced_ns) - 1] += total
+    return max(int(np.rint(total)), 1)
+
+
+@part
 def price_step(sheet, amounts, scratch, priced_ns):
     """Return a step's latency in nanoseconds.
 
@@ -226,45 +243,12 @@ def price_step(sheet, amounts, scratch, priced_ns):
             (num_sources + 1,); the step's are added.
     """
     num_tokens, num_reqs = amounts.prefill_tokens + amounts.num_decodes, amounts.num_prefills + amounts.num_decodes
-    total, num_sources = 0.0, len(priced_ns) - 1
-    for source in range(num_sources):
-        part = 0.0
-        if sheet.tokens_ns.shape[1] > 0:
-            part += sheet.tokens_ns[source, int(num_tokens)]
-        if sheet.requests_ns.shape[1] > 0:
-            part += sheet.requests_ns[source, int(num_reqs)]
-        if source == 0:
-            part += _formula(sheet, amounts, num_tokens, num_reqs)
+    total = 0.0
+    for source in range(len(priced_ns) - 1):
+        part = tables_ns(sheet, source, amounts, num_tokens, num_reqs)
         for row in range(len(sheet.attention)):
             if sheet.attention[row].source == source:
                 part += sheet.attention[row].num_runs * _attention(sheet, sheet.attention[row], amounts, scratch)
         priced_ns[source] += part
         total += part
-    limits = sheet.numbers
-    reads_more = amounts.decode_kv_tokens > limits.decode_reach or amounts.prefill_pairs > limits.pairs_reach
-    if reads_more or num_tokens > limits.tokens_reach:
-        priced_ns[num_sources] += total
-    return max(int(np.rint(total)), 1)
-
-
-@compiled
-def price_steps(sheet: SheetArrays, new: Ints, computed: Ints, num_new_requests: Ints, scratch: Scratch) -> tuple[Ints, Floats]:
-    """Return the latencies of steps in nanoseconds, shape (num_steps,), and the parts of each as `price_step` has them.
-
-    Args:
-        sheet: The price sheet's arrays; the steps must keep its limits.
-        new: Tokens to compute of each request, shape (num_steps, num_reqs); 0 marks a place without a request.
-        computed: Tokens in the KV cache of each request, of the same shape.
-        num_new_requests: Requests that the engine sees for the first time, shape (num_steps,).
-        scratch: What `new_scratch` returned.
-    """
-    num_steps, priced_ns = len(new), np.zeros((len(new), len(sheet.tokens_ns) + 1))
-    steps_ns, amounts = np.empty(num_steps, np.int64), np.zeros(1, AMOUNTS)[0]
-    for step in range(num_steps):
-        clear(amounts)
-        amounts.num_new_requests = num_new_requests[step]
-        for place in range(new.shape[1]):
-            if new[step, place] > 0:
-                add_request(amounts, new[step, place], computed[step, place])
-        steps_ns[step] = price_step(sheet, amounts, scratch, priced_ns[step])
-    return steps_ns, priced_ns
+    return note_total(sheet, amounts, total, priced_ns)

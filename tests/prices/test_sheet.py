@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
@@ -72,6 +74,32 @@ def test_tables_and_attention_count_to_their_sources() -> None:
     once = decodes + 2 * prefills - 500 + 100  # the prompt's four queries exceed two
     assert priced_ns.tolist() == [pytest.approx([9.0, 9 + 3 * once, 0.0])]
     assert steps_ns.tolist() == [round(18 + 3 * once)]
+
+
+def _forest(rng: np.random.Generator, num_features: int) -> Forest:
+    """Make one of 20 trees of up to four questions."""
+    num_trees = np.array([5, 5, 0, 10])
+    num_questions, num_leaves = int(num_trees @ [1, 2, 3, 4]), int(num_trees @ [2, 4, 8, 16])
+    feature = rng.integers(0, num_features, num_questions)
+    return Forest(num_trees, feature, 10 ** rng.uniform(0, 5, num_questions), rng.normal(size=num_leaves), 0.1)
+
+
+@pytest.mark.parametrize("num_forests", [1, 2])
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000), num_steps=st.sampled_from([8, 40, 300]))
+def test_many_steps_cost_what_each_does_alone(num_forests: int, seed: int, num_steps: int) -> None:
+    """To the last bit: decodes, prompts, and both, by one forest over all of them or by two."""
+    rng = np.random.default_rng(seed)
+    forests = tuple(_forest(rng, 13 if num_forests == 1 else 7) for _ in range(num_forests))
+    attention = (replace(ATTENTION, forests=forests), replace(ATTENTION, source=1, forests=forests[::-1], num_runs=2))
+    sheet = PriceSheet(np.full(6, 3.0), NONE.repeat(2, 0), NONE.repeat(2, 0), attention=attention, reach=(500.0, 900.0, np.inf))
+    new = rng.choice([0, 1, 1, 30], (num_steps, 5))
+    new[:, 0], new[0] = np.maximum(new[:, 0], 1), [30, 0, 0, 0, 0]
+    computed, fresh = rng.integers(0, 900, new.shape) * (new > 0), rng.integers(0, 3, num_steps)
+    steps_ns, priced_ns = price_batches(sheet, new, computed, fresh)
+    alone = [price_batches(sheet, new[[step]], computed[[step]], fresh[[step]]) for step in range(num_steps)]
+    assert steps_ns.tolist() == [one_ns.item() for one_ns, _ in alone]
+    assert priced_ns.tolist() == [own.tolist()[0] for _, own in alone]
 
 
 def test_beyond_its_reach_a_price_is_extrapolated() -> None:
