@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from dooly.catalog import Key
     from dooly.measure._tasks import Plan
     from dooly.measure.module._profiler import ModuleKey
-    from dooly.tracing import Traced, TracedOperation
+    from dooly.tracing import Traced, TracedModel, TracedOperation
+    from passes.pipeline import Analysis
 
 
 def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
@@ -87,20 +88,12 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
             f"dooly.profile_module: traced: {spell(traced)} is no traced module; give dooly.trace(module), called once"
         )
     check_run("profile_module", store, budget_s, progress)
-    plain = traced.traced
-    table = with_whole_module(told_apart(plain, store))
-    whole = table.operations[-1]
+    table = with_whole_module(told_apart(traced.traced, store))
     sizes_by_name = given_sizes(table, request_dims)
-    analysis = analyse(traced.captured)
-    rows = zip(plain.operations, table.operations[:-1], strict=True)
-    signatures = {(old.signature, module): new.signature for old, new in rows for module, _ in old.placements}
-
-    def keys_at(sizes: Mapping[str, int]) -> list[ModuleKey]:
-        found = [(signatures[op.signature, op.operation.module], point_at(op.request_dims, sizes)) for op in analysis.operations]
-        return [*found, (whole.signature, point_at(whole.request_dims, sizes))]
-
-    environment = describe_module_environment(traced.module)
     combinations = [dict(zip(sizes_by_name, sizes, strict=True)) for sizes in product(*sizes_by_name.values())]
+    analysis = analyse(traced.captured)
+    keys_at = _keys(traced.traced, table, analysis)
+    environment = describe_module_environment(traced.module)
     tasks = plan_module_tasks(combinations, keys_at, _counter(store, environment.digest))
     plan: Plan[ModuleTask] = FixedPlan(tasks)
     if target_error > 0:
@@ -113,11 +106,37 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
             profiler = ModuleProfiler(traced, analysis, keys_at, store, environment)
             write_described(store, environment, table)
             records, seconds = run_tasks(profiler, plan, budget_s, progress)
-    everything = plan_module_tasks(combinations, keys_at, lambda _signature, _point: 0)
+    num_points = _num_points(plan_module_tasks(combinations, keys_at, lambda _signature, _point: 0))
+    return _result(table, num_points, plan, records, seconds)
+
+
+def _keys(plain: TracedModel, table: TracedModel, analysis: Analysis) -> Callable[[Mapping[str, int]], list[ModuleKey]]:
+    """Return what tells the keys that a forward of given sizes measures: each operation, and last the whole module.
+
+    Args:
+        plain: The module's table as traced.
+        table: The same as the store has it, told apart from other modules, and with the whole module last.
+        analysis: The module's operations.
+    """
+    *_, whole = table.operations
+    rows = zip(plain.operations, table.operations[:-1], strict=True)
+    signatures = {(old.signature, module): new.signature for old, new in rows for module, _ in old.placements}
+
+    def keys_at(sizes: Mapping[str, int]) -> list[ModuleKey]:
+        found = [(signatures[op.signature, op.operation.module], point_at(op.request_dims, sizes)) for op in analysis.operations]
+        return [*found, (whole.signature, point_at(whole.request_dims, sizes))]
+
+    return keys_at
+
+
+def _result(
+    table: TracedModel, num_points: int, plan: Plan[ModuleTask], records: Sequence[Record], seconds: float
+) -> ProfileResult:
+    """Return what a run comes to."""
     return ProfileResult(
         table.model,
         len({op.signature for op in table.operations}),
-        _num_points(everything),
+        num_points,
         sum(record.infeasible is None for record in records),
         sum(bool(record.attributes.get("unsteady")) for record in records),
         plan.num_left(),
