@@ -26,15 +26,17 @@ from hypothesis import strategies as st
 
 from dbstore import Record, Store
 from dooly.adapters.service import ModelSlot, ServerState, ServiceLimits, create_app, run_service, server_latencies
+from dooly.adapters.service._bulk import Bulk
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
-from dooly.predict import default_serving
+from dooly.predict import LatencyModel, default_serving
 from dooly.speculation import SpeculativeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dooly.engines import ModelSource, ServingConfig
+    from dooly.predict import BatchArrays
 
 ROOT = Path(__file__).parents[2]
 STATE = {
@@ -94,6 +96,26 @@ def test_all_or_none_goes_by_what_was_measured_too(slot: ModelSlot, monkeypatch:
         assert client.post("/predict/bulk", json=body).json()["failed_predictions"] == 1
     assert answer.status_code == 409
     assert "128" in answer.json()["detail"]
+
+
+def test_those_that_are_beyond_what_was_measured_cost_little(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the error that it has alone, and all others are priced at once."""
+    config = replace(slot.served.config, max_num_batched_tokens=512)
+    monkeypatch.setattr(slot, "served", replace(slot.served, config=config))
+    states = [STATE | {"num_request_waiting": 0, "input_token_length": 100 + 10 * number} for number in range(32)]
+    counted, prices = [], LatencyModel.steps_ns
+
+    def count(latency: LatencyModel, batches: BatchArrays) -> Any:  # noqa: ANN401 - as it has it
+        counted.append(len(batches))
+        return prices(latency, batches)
+
+    with TestClient(create_app(slot)) as client:
+        alone = [client.post("/predict", json=state).json().get("detail") for state in states]
+        monkeypatch.setattr(LatencyModel, "steps_ns", count)
+        body = client.post("/predict/bulk", json={"requests": states}).json()
+    assert 0 < body["failed_predictions"] < len(states)
+    assert {error["index"]: error["error"] for error in body["errors"]} == {i: why for i, why in enumerate(alone) if why}
+    assert len(counted) == 1
 
 
 def test_step_prices_batches(client: TestClient, slot: ModelSlot) -> None:
@@ -218,7 +240,7 @@ def test_work_that_is_given_up_is_bounded(slot: ModelSlot, monkeypatch: pytest.M
 def test_short_work_waits_for_no_thread(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     """While all threads are taken, what takes a few milliseconds is answered, and what takes longer waits its time out."""
     ends = threading.Event()
-    monkeypatch.setattr("dooly.adapters.service._app._bulk_strict", lambda *_asked: ends.wait(30))
+    monkeypatch.setattr(Bulk, "all_or_none", lambda _bulk: ends.wait(30))
     batch = {"num_new_tokens": [1], "num_computed_tokens": [1]}
     wide = {"num_new_tokens": [1] * 4097, "num_computed_tokens": [1] * 4097}
     with TestClient(create_app(slot, ServiceLimits(seconds=0.5, num_threads=1))) as client:
@@ -227,6 +249,8 @@ def test_short_work_waits_for_no_thread(slot: ModelSlot, monkeypatch: pytest.Mon
         assert client.post("/step", json={"batches": [batch] * 64}).status_code == 200
         for long in ([batch] * 65, [wide]):
             assert client.post("/step", json={"batches": long, "extrapolate": True}).status_code == 503
+        chunks = STATE | {"input_token_length": 500, "num_request_running": 7, "prefix_cache_score": 0}
+        assert client.post("/predict/bulk", json={"requests": [chunks] * 64}).status_code == 503
         ends.set()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,9 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from dooly.adapters._pieces import in_pieces
+from dooly.adapters.service._bulk import Bulk, prediction
 from dooly.adapters.service._guard import Guard, Metrics, ServiceLimits
 from dooly.adapters.service._schemas import (
-    BulkPredictionError,
     BulkPredictionRequest,
     BulkPredictionResponse,
     PredictionRequest,
@@ -27,7 +26,6 @@ from dooly.adapters.service._schemas import (
     StepRequest,
     StepResponse,
 )
-from dooly.adapters.service._server_state import check_fits
 from dooly.adapters.service._threads import DaemonThreads
 from dooly.batch import Batch
 from dooly.errors import DoolyError, InvalidInputError, OutOfDomainError
@@ -37,12 +35,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from dooly.adapters.service._served_model import ModelSlot, ServedModel
-    from dooly.adapters.service._server_state import ServerLatency, ServerState
 
 Answer = TypeVar("Answer")
 _INVALID, _CONFLICT, _FAILED = 422, 409, 500
 _SHORT = 64
-"""Predictions, or batches of up to so many requests, that take a few milliseconds together."""
+"""Batches of up to so many requests that take a few milliseconds together."""
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in (
@@ -89,35 +86,29 @@ def create_app(slot: ModelSlot, limits: ServiceLimits | None = None) -> FastAPI:
 
 
 def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: Executor) -> None:
-    async def run(work: Callable[..., Answer], *asked: object, size: int) -> Answer:
-        """Do short work at once, and other beside the requests.
-
-        A thread shares the interpreter with the requests that come meanwhile: what takes a few milliseconds delays them, and
-        itself, longer there. When nobody waits any longer, work that has begun keeps its thread, and other is dropped.
-        """
-        if size <= _SHORT:
-            return work(*asked)
-        return await asyncio.get_running_loop().run_in_executor(threads, work, *asked)
+    predicted = metrics.predictions.labels("/predict")
 
     @app.post("/predict", responses=_PROBLEMS)
     async def predict(request: PredictionRequest) -> PredictionResponse:
         """Predict the TTFT and TPOT of a request at a server, as llm-d's predictor."""
         served = slot.served
         (found,) = served.latencies([request.state()])
-        metrics.predictions.labels("/predict").inc()
-        return _prediction(found, served, datetime.now(UTC))
+        predicted.inc()
+        return prediction(found, served, datetime.now(UTC))
 
     @app.post("/predict/bulk", responses=_PROBLEMS)
     async def predict_bulk(request: BulkPredictionRequest) -> BulkPredictionResponse:
         """Predict many, each on its own: one that fails leaves the others."""
-        answer = await run(_bulk, slot.served, request.requests, size=len(request.requests))
+        bulk = Bulk(slot.served, request.requests)
+        answer = await _run(threads, bulk.each, is_short=bulk.is_short)
         metrics.predictions.labels("/predict/bulk").inc(answer.successful_predictions)
         return answer
 
     @app.post("/predict/bulk/strict", responses=_PROBLEMS)
     async def predict_bulk_strict(request: BulkPredictionRequest) -> BulkPredictionResponse:
         """Predict many, all or none."""
-        answer = await run(_bulk_strict, slot.served, request.requests, size=len(request.requests))
+        bulk = Bulk(slot.served, request.requests)
+        answer = await _run(threads, bulk.all_or_none, is_short=bulk.is_short)
         metrics.predictions.labels("/predict/bulk/strict").inc(answer.successful_predictions)
         return answer
 
@@ -125,9 +116,21 @@ def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: E
     async def step(request: StepRequest) -> StepResponse:
         """Price scheduled batches, each as `LatencyModel.step` does."""
         widest = max(len(batch.num_new_tokens) for batch in request.batches)
-        prices = await run(_steps, slot.served, request, size=len(request.batches) * math.ceil(widest / _SHORT))
+        is_short = len(request.batches) * math.ceil(widest / _SHORT) <= _SHORT
+        prices = await _run(threads, _steps, slot.served, request, is_short=is_short)
         metrics.predictions.labels("/step").inc(len(prices))
         return StepResponse(steps=prices)
+
+
+async def _run(threads: Executor, work: Callable[..., Answer], *asked: object, is_short: bool) -> Answer:
+    """Do short work at once, and other beside the requests.
+
+    A thread shares the interpreter with the requests that come meanwhile: what takes a few milliseconds delays them, and itself,
+    longer there. When nobody waits any longer, work that has begun keeps its thread, and other is dropped.
+    """
+    if is_short:
+        return work(*asked)
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *asked)
 
 
 def _add_facts(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
@@ -168,68 +171,6 @@ async def _watch(slot: ModelSlot, every_s: float, threads: Executor) -> None:
     while True:
         await asyncio.sleep(every_s)
         await asyncio.get_running_loop().run_in_executor(threads, slot.refresh)
-
-
-def _prediction(found: ServerLatency, served: ServedModel, now: datetime) -> PredictionResponse:
-    return PredictionResponse(
-        ttft_ms=1e3 * found.ttft_s, tpot_ms=1e3 * found.tpot_s, predicted_at=now, last_model_load=served.loaded_at
-    )
-
-
-def _bulk(served: ServedModel, requests: Sequence[PredictionRequest]) -> BulkPredictionResponse:
-    """Predict many at once; those that cannot be leave the others."""
-    started_s, now = time.perf_counter(), datetime.now(UTC)
-    predictions: list[PredictionResponse | None] = [None] * len(requests)
-    errors = []
-    fitting = []
-    for index, request in enumerate(requests):
-        try:
-            check_fits(served.config, request.state())
-            fitting.append(index)
-        except InvalidInputError as error:
-            errors.append(BulkPredictionError(index=index, error=str(error), request=request))
-    for index, found in zip(fitting, _each(served, [requests[index].state() for index in fitting]), strict=True):
-        if isinstance(found, OutOfDomainError):
-            errors.append(BulkPredictionError(index=index, error=str(found), request=requests[index]))
-        else:
-            predictions[index] = _prediction(found, served, now)
-    return _bulk_response(predictions, sorted(errors, key=lambda error: error.index), started_s)
-
-
-def _bulk_strict(served: ServedModel, requests: Sequence[PredictionRequest]) -> BulkPredictionResponse:
-    """Predict many at once, all or none.
-
-    Raises:
-        InvalidInputError: A request is longer than the servers take.
-        OutOfDomainError: A step exceeds what was measured.
-    """
-    started_s, now = time.perf_counter(), datetime.now(UTC)
-    found = served.latencies([request.state() for request in requests])
-    return _bulk_response([_prediction(one, served, now) for one in found], [], started_s)
-
-
-def _bulk_response(
-    predictions: Sequence[PredictionResponse | None], errors: list[BulkPredictionError], started_s: float
-) -> BulkPredictionResponse:
-    return BulkPredictionResponse(
-        predictions=list(predictions),
-        errors=errors,
-        total_requests=len(predictions),
-        successful_predictions=len(predictions) - len(errors),
-        failed_predictions=len(errors),
-        processing_time_ms=1e3 * (time.perf_counter() - started_s),
-    )
-
-
-def _each(served: ServedModel, states: Sequence[ServerState]) -> Sequence[ServerLatency | OutOfDomainError]:
-    """Predict at once what fits the servers; where a step is beyond what was measured, its own state alone has the error."""
-    try:
-        return served.latencies(states)
-    except OutOfDomainError as error:
-        if len(states) == 1:
-            return [error]
-        middle = len(states) // 2
-        return [*_each(served, states[:middle]), *_each(served, states[middle:])]
 
 
 def _steps(served: ServedModel, request: StepRequest) -> list[StepPrice]:

@@ -61,6 +61,16 @@ class Metrics:
         self.loaded = Gauge("dooly_model_loaded_timestamp_seconds", "When the latencies were loaded.", registry=self._registry)
         self.refused = Gauge("dooly_store_refused", "1 where the store changed and cannot be served.", registry=self._registry)
 
+        self._of: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        """Requests and seconds by path and status: looking their labels up takes a tenth of what a request does otherwise."""
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        if (found := self._of.get((path, status))) is None:
+            found = self._of[path, status] = self.requests.labels(path, str(status)), self.seconds.labels(path)
+        found[0].inc()
+        found[1].observe(seconds)
+
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -97,8 +107,7 @@ class Guard:
             if not status:
                 await _refuse(sent, _FAILED, "an error of Dooly's own; its log has the traceback")
         path = scope["path"] if scope["path"] in self._paths else "other"
-        self._metrics.requests.labels(path, str(status)).inc()
-        self._metrics.seconds.labels(path).observe(time.perf_counter() - started_s)
+        self._metrics.answered(path, status, time.perf_counter() - started_s)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """Return what receives a body up to the limit, and raises what the application passes on beyond it."""

@@ -48,7 +48,15 @@ class PredictionRequest(BaseModel):
 
     def state(self) -> ServerState:
         """Return the same as what Dooly prices."""
-        return ServerState(**self.model_dump())
+        return ServerState(
+            input_token_length=self.input_token_length,
+            num_request_running=self.num_request_running,
+            num_request_waiting=self.num_request_waiting,
+            kv_cache_percentage=self.kv_cache_percentage,
+            num_tokens_generated=self.num_tokens_generated,
+            prefix_cache_score=self.prefix_cache_score,
+            prefill_tokens_in_flight=self.prefill_tokens_in_flight,
+        )
 
 
 class PredictionResponse(BaseModel):

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dooly.adapters._pieces import in_pieces
 from dooly.adapters._wall import wall_s
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, OutOfDomainError
 from dooly.predict import BatchArrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
 
     from dooly.predict import LatencyModel
     from dooly.simulation import SchedulerConfig
@@ -81,7 +84,7 @@ class ServerLatency(NamedTuple):
     """Time of each further token."""
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """The steps that tell a request's latency, and how often each counts in its TTFT; the last one is its decode."""
 
     new: Sequence[list[int]]
@@ -96,6 +99,10 @@ class _Plan(NamedTuple):
     """Tokens that each of them has in the cache."""
     prompts: float
     """Passes of other requests' prompts between two decodes, each of which takes the last step but one; 0 where none is known."""
+
+    def shape(self) -> tuple[int, int]:
+        """Return the steps, and the requests in the widest of them."""
+        return len(self.new), self.running + max(map(len, self.new))
 
 
 def server_latencies(
@@ -113,9 +120,35 @@ def server_latencies(
         InvalidInputError: A request is longer than the servers take; see `check_fits`.
         OutOfDomainError: A step exceeds what was measured.
     """
-    plans = [_plan(config, state, traffic) for state in states]
-    pieces = in_pieces(plans, lambda plan: (len(plan.new), plan.running + max(map(len, plan.new))))
-    return [found for piece in pieces for found in _priced(latency, piece)]
+    return plan_latencies(latency, [plan_of(config, state, traffic) for state in states])
+
+
+def plan_latencies(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency]:
+    """Predict what plans tell, all or none.
+
+    Raises:
+        OutOfDomainError: A step exceeds what was measured.
+    """
+    return [found for piece in in_pieces(plans, Plan.shape) for found in _told(piece, wall_s(latency, _batches(piece)))]
+
+
+def each_latency(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency | OutOfDomainError]:
+    """Predict what plans tell; one of whose steps one exceeds what was measured has the error in its place."""
+    return [found for piece in in_pieces(plans, Plan.shape) for found in _each(latency, piece)]
+
+
+def _each(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency | OutOfDomainError]:
+    batches = _batches(plans)
+    starts = np.cumsum([0, *(len(plan.new) for plan in plans[:-1])])
+    beyond = np.logical_or.reduceat(latency.domain.outside(batches), starts).tolist()
+    if not any(beyond):
+        return [*_told(plans, wall_s(latency, batches))]
+    inside = [plan for plan, is_beyond in zip(plans, beyond, strict=True) if not is_beyond]
+    told = iter(plan_latencies(latency, inside))
+    return [
+        OutOfDomainError(latency.domain.refusal(_batches([plan]), latency.traced.model)) if is_beyond else next(told)
+        for plan, is_beyond in zip(plans, beyond, strict=True)
+    ]
 
 
 def check_fits(config: SchedulerConfig, state: ServerState) -> None:
@@ -131,8 +164,12 @@ def check_fits(config: SchedulerConfig, state: ServerState) -> None:
         )
 
 
-def _plan(config: SchedulerConfig, state: ServerState, traffic: Traffic | None) -> _Plan:
-    """Return the steps from a request's arrival to its first token, and the one of its decode."""
+def plan_of(config: SchedulerConfig, state: ServerState, traffic: Traffic | None) -> Plan:
+    """Return the steps from a request's arrival to its first token, and the one of its decode.
+
+    Raises:
+        InvalidInputError: As `check_fits`.
+    """
     check_fits(config, state)
     # A full server takes the request when one has left: it then runs beside one fewer.
     running = min(state.num_request_running, config.num_seats - 1)
@@ -154,7 +191,7 @@ def _plan(config: SchedulerConfig, state: ServerState, traffic: Traffic | None) 
         passes = (running + 1) / traffic.output_tokens * traffic.prompt_tokens / chunk
     steps.append(([1], [state.input_token_length + state.num_tokens_generated], 0.0))
     new, computed, weights = zip(*steps, strict=True)
-    return _Plan(new, computed, weights, running, context, passes)
+    return Plan(new, computed, weights, running, context, passes)
 
 
 def _turns(tokens: int, cached: int, waiting: int, fits: int) -> Iterator[_Step]:
@@ -168,33 +205,41 @@ def _turns(tokens: int, cached: int, waiting: int, fits: int) -> Iterator[_Step]
 def _chunks(tokens: int, cached: int, waiting: int, chunk: int) -> Iterator[_Step]:
     """Yield some of a prompt's chunks; those that wait take as long a token as the request's own."""
     chunks = math.ceil(tokens / chunk)
-    places = np.unique(np.linspace(0, chunks - 1, min(chunks, _MAX_CHUNKS)).round().astype(int)).tolist()
+    number = min(chunks, _MAX_CHUNKS)
+    apart = (chunks - 1) / max(number - 1, 1)
+    places = [round(place * apart) for place in range(number)]
     for index in places:
         done = index * chunk
         yield [min(chunk, tokens - done)], [cached + done], chunks / len(places) * (waiting + tokens) / tokens
 
 
-def _priced(latency: LatencyModel, plans: Sequence[_Plan]) -> list[ServerLatency]:
-    """Price the steps of plans at once."""
+def _batches(plans: Sequence[Plan]) -> BatchArrays:
+    """Return the steps of plans, a step a row: the running decodes first, then the prompts."""
     rows = sum(len(plan.new) for plan in plans)
-    width = max(plan.running + max(map(len, plan.new)) for plan in plans)
+    width = max(plan.shape()[1] for plan in plans)
     new, computed = np.zeros((rows, width), dtype=np.int64), np.zeros((rows, width), dtype=np.int64)
-    fresh, row = np.zeros(rows, dtype=np.int64), 0
+    fresh, row = [], 0
     for plan in plans:
-        new[row : row + len(plan.new), : plan.running] = 1
-        computed[row : row + len(plan.new), : plan.running] = plan.context
+        running, below = plan.running, row + len(plan.new)
+        new[row:below, :running] = 1
+        computed[row:below, :running] = plan.context
         for prompts, cached in zip(plan.new, plan.computed, strict=True):
-            own = slice(plan.running, plan.running + len(prompts))
-            new[row, own], computed[row, own] = prompts, cached
-            fresh[row] = cached.count(0)
+            if len(prompts) == 1:  # as of nearly all steps: a number takes less than a list of one
+                new[row, running], computed[row, running] = prompts[0], cached[0]
+            else:
+                own = slice(running, running + len(prompts))
+                new[row, own], computed[row, own] = prompts, cached
+            fresh.append(cached.count(0))
             row += 1
-    seconds = wall_s(latency, BatchArrays(new, computed, fresh))
-    found, row = [], 0
+    return BatchArrays(new, computed, np.array(fresh, dtype=np.int64))
+
+
+def _told(plans: Sequence[Plan], seconds: npt.NDArray[np.float64]) -> Iterator[ServerLatency]:
+    """Yield what each plan's steps, priced one behind the other, tell of its request."""
+    steps_s = iter(seconds.tolist())
     for plan in plans:
-        own_s = seconds[row : row + len(plan.new)]
-        decode_s = float(own_s[-1])
-        tpot_s = decode_s + plan.prompts * float(own_s[-2] - decode_s)
+        own_s = [next(steps_s) for _ in plan.new]
+        decode_s = own_s[-1]
+        tpot_s = decode_s + plan.prompts * (own_s[-2] - decode_s)
         under_way_s = tpot_s / 2 if plan.running else 0.0
-        found.append(ServerLatency(float(own_s @ np.array(plan.weights)) + under_way_s, tpot_s))
-        row += len(plan.new)
-    return found
+        yield ServerLatency(sum(map(mul, own_s, plan.weights)) + under_way_s, tpot_s)
