@@ -1,9 +1,9 @@
 """What profiling costs on this machine, for real: models one by one on whole grids, against one store and adaptive sweeps.
 
 `python benchmarks/profiling_cost.py --device cpu --state DIR MODEL...` runs it. Each model is profiled alone into a store of its
-own, at every point of the grid and in all passes, and then into one store with the others, to the target error. Stores stay in
-the state, so that a run that was cut off goes on, and the seconds of all its parts add up. Errors are those of whole steps at
-batches of which the adaptive store holds no step, against what the whole grid measured there.
+own, at every point of the grid and in all passes, and then into one store with the others, to the target error. The state keeps
+stores and seconds: what has ended is not run again, which would measure once more what was disturbed. Errors are those of whole
+steps at batches of which the adaptive store holds no step, against what the whole grid measured there.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def measure(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[s
 
 
 def _profiled(model: ModelSource, state: Path, store: str, serving: ServingConfig, target: float) -> float:
-    """Profile a model into a store of the state, and return the seconds that all runs of it took."""
+    """Profile a model into a store of the state, unless that has ended, and return the seconds that it took."""
     state.mkdir(parents=True, exist_ok=True)
     ledger = state / "seconds.json"
     seconds: dict[str, float] = json.loads(ledger.read_text()) if ledger.is_file() else {}
     key = f"{store}/{model.name}"
-    result = profile(model, Store.open(state / store, "a"), serving, target_error=target)
-    seconds[key] = seconds.get(key, 0.0) + result.measuring_s
-    ledger.write_text(json.dumps(seconds, indent=1) + "\n")
+    if key not in seconds:
+        seconds[key] = profile(model, Store.open(state / store, "a"), serving, target_error=target).measuring_s
+        ledger.write_text(json.dumps(seconds, indent=1) + "\n")
     return seconds[key]
 
 
