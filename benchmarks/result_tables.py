@@ -212,8 +212,7 @@ def peer(name: str) -> Iterator[list[str]]:
 
 def profiles_cpu() -> Iterator[list[str]]:
     """Yield fresh profiles of a stated length against the real engine: errors of the means, each with its noise, by workload."""
-    metrics = [f"{metric} (noise), by profile" for metric in ("TTFT", "TPOT")]
-    yield ["model, profile", "workload", *metrics, "the same at its speed: TTFT", "TPOT", "all steps together", "computing took"]
+    yield ["model, profile", "workload", "TTFT (noise), by profile", "TPOT (noise), by profile", "all steps together"]
     for file in sorted((HERE / "results" / "cpu").glob("serving-accuracy-*.json")):
         found = _read(f"cpu/{file.name}")
         model = found["rows"][0]["model"]
@@ -225,12 +224,7 @@ def profiles_cpu() -> Iterator[list[str]]:
                 ", ".join(f"{_percent(row[metric]['mean_error'])} ({_percent(row[metric]['noise'], sign=False)})" for row in rows)
                 for metric in ("ttft", "tpot")
             ]
-            errors += [
-                ", ".join(_percent(row[metric]["at_speed"]) for row in rows if "at_speed" in row[metric])
-                for metric in ("ttft", "tpot")
-            ]
-            steps = ", ".join(_percent(row["step"]["mean_error"]) for row in rows)
-            yield [shown, workload, *errors, steps, ", ".join(_percent(row["slowdown"]["compute"]) for row in rows)]
+            yield [shown, workload, *errors, ", ".join(_percent(row["step"]["mean_error"]) for row in rows)]
             shown = ""
 
 

@@ -134,10 +134,6 @@ def _machine_line(validation: Validation) -> Iterator[str]:
             f"the machine itself, beside when it was profiled: computing takes {compute}, moving memory {memory}; the simulation "
             "is of the machine as it was profiled"
         )
-    if (slowed := validation.at_its_speed) is not None:
-        tpot = "" if slowed.tpot is None else f", TPOT {_percent(slowed.tpot.mean_error, '+')}"
-        ttft = _percent(slowed.ttft.mean_error, "+")
-        yield f"at the speed of computing that it had then, the means are off by: TTFT {ttft}{tpot}"
 
 
 def _percent(fraction: float | None, sign: str = "") -> str:

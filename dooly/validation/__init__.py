@@ -3,12 +3,10 @@
 from dooly.validation._kept import KeptRuns, ServedRun, read_runs, write_runs
 from dooly.validation._machine import MachineState
 from dooly.validation._real import RealRun, StepRun
-from dooly.validation._report import AtItsSpeed, MetricReport, Validation
 from dooly.validation._steps import StepReport, step_report
-from dooly.validation._validation import serve, validate, validate_kept
+from dooly.validation._validation import MetricReport, Validation, serve, validate, validate_kept
 
 __all__ = [
-    "AtItsSpeed",
     "KeptRuns",
     "MachineState",
     "MetricReport",

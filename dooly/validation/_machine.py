@@ -11,21 +11,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dooly.catalog import STEP
-from dooly.latency import LatencyBackend
 from dooly.measure import Contention, Watch, timer_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import numpy.typing as npt
-
     from dbstore import Record, Store
-    from dooly.batch import Batch
     from dooly.engines import Engine
-    from dooly.power_cap import PowerCap
     from dooly.predict import LatencyModel
 
 
@@ -66,28 +59,6 @@ class MachineWatch:
         cores = self._contention.cores()
         compute_ns, memory_ns = (median(column) for column in zip(*self._found, strict=True))
         return MachineState(0.0 if cores is None else cores.others, (compute_ns, memory_ns))
-
-
-class SlowedDevice(LatencyBackend):
-    """A predictor of steps that take so many times as long, on a machine that computes so many times as slowly."""
-
-    def __init__(self, latency: LatencyBackend, factor: float) -> None:
-        self._latency, self._factor = latency, factor
-        self.host = latency.host
-
-    @property
-    def power_cap(self) -> PowerCap | None:
-        """The device's own."""
-        return self._latency.power_cap
-
-    def step_ns(self, batch: Batch) -> int:
-        """Return the latency of one step, in nanoseconds."""
-        return max(1, round(self._factor * self._latency.step_ns(batch)))
-
-    def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
-        """Return the latencies of consecutive decode steps, in nanoseconds, shape (num_steps,)."""
-        run_ns = self._factor * self._latency.decode_run_ns(num_computed_tokens, num_steps)
-        return np.asarray(np.maximum(1, np.rint(run_ns)), dtype=np.int64)
 
 
 def profiled_calibration_ns(store: Store, latency: LatencyModel) -> tuple[float, float] | None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dooly.catalog import CUDA_GRAPHS, describe_environment
 from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import InvalidInputError
 from dooly.latency import slowed_host
 from dooly.predict import load_latency_model
-from dooly.simulation import Request, SimulationResult, Workload, scheduler_config, simulate
+from dooly.simulation import (
+    MetricError,
+    Request,
+    SimulationResult,
+    Workload,
+    compare,
+    noise,
+    scheduler_config,
+    simulate,
+)
 from dooly.validation._kept import KeptRuns, ServedRun
-from dooly.validation._machine import MachineState, MachineWatch, SlowedDevice, profiled_calibration_ns
+from dooly.validation._machine import MachineState, MachineWatch, profiled_calibration_ns
 from dooly.validation._real import RealRun
-from dooly.validation._report import AtItsSpeed, Validation, errors_of
-from dooly.validation._steps import step_report
+from dooly.validation._steps import StepReport, step_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,17 +45,51 @@ _SAME = ("device", "attention_backend", "dtype", "kv_cache_dtype", "block_size",
 
 
 @dataclass(frozen=True, slots=True)
-class _Simulation:
-    """What is simulated."""
+class MetricReport:
+    """How far the simulation is off in one metric. All are fractions."""
 
-    workload: Workload
-    latency: LatencyModel
-    serving: ServingConfig
+    mape: float
+    """Mean over requests and real runs of |simulated - real| / real."""
+    mean_error: float
+    """Error of the simulated mean against the mean of the real runs' means; negative where the simulation is too fast."""
+    noise: float | None
+    """MAPE between the real runs; None where there was only one."""
 
-    def run(self, factor: float = 1.0) -> SimulationResult:
-        """Simulate the workload, with steps that take `factor` times as long as the latency model says."""
-        latency = self.latency if factor == 1 else SlowedDevice(self.latency, factor)
-        return simulate(self.workload, latency, scheduler_config(self.serving, self.latency))
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A workload, served by the real engine and simulated."""
+
+    real: tuple[SimulationResult, ...]
+    """The real engine's runs."""
+    simulated: SimulationResult
+    """The simulation."""
+    ttft: MetricReport
+    """Error in time to first token."""
+    tpot: MetricReport | None
+    """Error in time per output token after the first; None where no request has two output tokens."""
+    step: StepReport
+    """Error of the latency model, a step at a time."""
+    machine: MachineState
+    """What the machine did during the real runs; where others kept more than a few percent of a core busy, the real times are not
+    the engine's."""
+    slowdown: tuple[float, float] | None
+    """How much longer than while it was profiled the machine computed and moved memory during the real runs, as fractions; None
+    where that was not noted."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data in the form of `dooly validate --json`; `real` is the first run."""
+        return {
+            "schema": 1,
+            "ttft": _report_to_json(self.ttft),
+            "tpot": _report_to_json(self.tpot),
+            "step": asdict(self.step),
+            "real": self.real[0].summary(),
+            "real_runs": [run.summary() for run in self.real],
+            "simulated": self.simulated.summary(),
+            "others_cores": self.machine.others_cores,
+            "slowdown": None if self.slowdown is None else dict(zip(("compute", "memory"), self.slowdown, strict=True)),
+        }
 
 
 def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
@@ -89,8 +131,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
     # Each run draws its real prompts anew, whatever prefixes the workload shares: neither cache would find what the other does.
     serving = replace(serving or ServingConfig(), enable_prefix_caching=False)
     latency = load_latency_model(store, model, serving)
-    simulation = _Simulation(workload, latency, serving)
-    simulated = simulation.run()
+    simulated = _simulated(workload, latency, serving)
     eager = latency.environment.execution_mode == "eager"
     engine = start_engine(model, serving, enforce_eager=eager, async_scheduling=latency.schedules_ahead)
     try:
@@ -98,7 +139,7 @@ def validate(  # noqa: PLR0913 - one argument an option of `dooly validate`
         runs, machine = serve(engine, workload, repeat, progress)
     finally:
         engine.close()
-    return _compared(runs, simulation, simulated, machine, store)
+    return _compared(runs, simulated, latency, machine, store)
 
 
 def validate_kept(  # noqa: PLR0913 - one argument an option of `dooly validate --real`
@@ -142,8 +183,8 @@ def validate_kept(  # noqa: PLR0913 - one argument an option of `dooly validate 
     latency = load_latency_model(store, model, serving, environment, hardware=hardware)
     latency.host = slowed_host(latency.host, host_slowdown)
     _check_same_machine(kept.environment, kept.num_kv_blocks, serving, latency)
-    simulation = _Simulation(workload, latency, serving)
-    return _compared(kept.runs, simulation, simulation.run(), kept.machine, store)
+    simulated = _simulated(workload, latency, serving)
+    return _compared(kept.runs, simulated, latency, kept.machine, store)
 
 
 def serve(
@@ -172,15 +213,26 @@ def _check_settings(serving: ServingConfig) -> None:
             raise InvalidInputError(f"--{name.replace('_', '-')}: {reason}; leave it out, or simulate alone")
 
 
+def _simulated(workload: Workload, latency: LatencyModel, serving: ServingConfig) -> SimulationResult:
+    return simulate(workload, latency, scheduler_config(serving, latency))
+
+
 def _compared(
-    runs: Sequence[ServedRun], simulation: _Simulation, simulated: SimulationResult, machine: MachineState, store: Store | None
+    runs: Sequence[ServedRun], simulated: SimulationResult, latency: LatencyModel, machine: MachineState, store: Store | None
 ) -> Validation:
-    """Compare real runs with a simulation, and with the same at the speed that the machine had meanwhile."""
-    latency, real = simulation.latency, [run.result for run in runs]
-    slowdown = machine.slowdown(None if store is None else profiled_calibration_ns(store, latency))
-    steps = step_report(runs, latency, latency.host if latency.schedules_ahead else None)
-    slowed = None if slowdown is None else AtItsSpeed(*errors_of(real, simulation.run(1 + slowdown[0])))
-    return Validation(tuple(real), simulated, *errors_of(real, simulated), steps, machine, slowdown, slowed)
+    real = [run.result for run in runs]
+    errors = [compare(run, simulated) for run in real]
+    noises = noise(real) if len(real) > 1 else None
+    tpots = [e.tpot for e in errors if e.tpot is not None]
+    return Validation(
+        tuple(real),
+        simulated,
+        _report([e.ttft for e in errors], noises.ttft if noises else None),
+        _report(tpots, noises.tpot if noises else None) if tpots else None,
+        step_report(runs, latency, latency.host if latency.schedules_ahead else None),
+        machine,
+        machine.slowdown(None if store is None else profiled_calibration_ns(store, latency)),
+    )
 
 
 def _add_up(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
@@ -212,3 +264,17 @@ def _warm_up(workload: Workload) -> Workload:
         Request(r.request_id, 0, r.num_prompt_tokens, min(r.num_output_tokens, 8)) for r in workload.requests[:_WARM_UP_REQUESTS]
     )
     return Workload(requests, "warm-up")
+
+
+def _report(errors: list[MetricError], noise_: float | None) -> MetricReport:
+    """Return the mean of the errors against each real run."""
+    # 1 + mean_error is simulated mean / real mean; the real runs' means are averaged, not their ratios.
+    real_means = [1 / (1 + e.mean_error) for e in errors]
+    mean_error = len(real_means) / sum(real_means) - 1
+    return MetricReport(sum(e.mape for e in errors) / len(errors), mean_error, noise_)
+
+
+def _report_to_json(report: MetricReport | None) -> dict[str, float | None]:
+    if report is None:
+        return {"mape": None, "mean_error": None, "noise": None}
+    return {"mape": report.mape, "mean_error": report.mean_error, "noise": report.noise}
