@@ -228,6 +228,18 @@ def profiles_cpu() -> Iterator[list[str]]:
             shown = ""
 
 
+def cost_cpu() -> Iterator[list[str]]:
+    """Yield what profiling took on a CPU's engine, each model alone on the whole grid and all into one store."""
+    yield ["model", "alone, whole grid", "Dooly, one store", "less", "steps left out: median error, 90th percentile"]
+    found = _read("cpu/profiling-cost.json")
+    for row in found["models"]:
+        seconds = [f"{row[side]:.0f} s" for side in ("alone_s", "dooly_s")]
+        errors = ", ".join(_percent(row[key], sign=False) for key in ("median", "p90"))
+        saved = _percent(1 - row["dooly_s"] / row["alone_s"], sign=False)
+        yield [row["model"], *seconds, saved, f"{errors} ({row['steps']} steps)"]
+    yield ["both", *(f"{found[side]:.0f} s" for side in ("alone_s", "dooly_s")), _percent(found["saved"], sign=False), ""]
+
+
 def overview() -> Iterator[list[str]]:
     """Yield the errors of TTFT and TPOT of all comparisons with real engines, each with its device and command."""
     yield ["compared with", "device", "TTFT", "TPOT", "by"]
@@ -297,6 +309,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "overview": overview,
     "serving-cpu": serving_cpu,
     "profiles-cpu": profiles_cpu,
+    "cost-cpu": cost_cpu,
     "gpu-runs": gpu_runs,
     "gpu-loads": gpu_loads,
     "gpu-servers": gpu_servers,
