@@ -1,7 +1,8 @@
 """What stateful operations cost, and the request dimensions that they cost by. Holds no torch and no engine.
 
 Request dimensions: `num_tokens` (queries of the step), `num_reqs` (requests of the step), `query_key_pairs` (keys that each query
-attends to, summed over queries) and `kv_tokens` (distinct cached positions read, summed over requests).
+attends to, summed over queries) and `kv_tokens` (distinct positions read, those of the step's own tokens among them, summed over
+requests).
 """
 
 from __future__ import annotations

@@ -131,8 +131,9 @@ def _sampler(vocab_size: int) -> tuple[TracedOperation, ...]:
 def attention_cost(attributes: Mapping[str, Any]) -> tuple[sympy.Expr, sympy.Expr] | None:
     """Return FLOPs and least bytes of attention over a batch in one row: each query meets the keys of all requests.
 
-    A mask keeps the requests apart, after the products. Keys and values are taken out of the cache, repeated for the heads that
-    share them, and read; the mask is read for each head.
+    A mask keeps the requests apart, after the products. Keys and values of the step are written to the cache; those of all
+    positions, the step's own among them as `kv_tokens` counts, are taken out of it, repeated for the heads that share them, and
+    read; the mask is read for each head.
     """
     import sympy
 
@@ -140,8 +141,8 @@ def attention_cost(attributes: Mapping[str, Any]) -> tuple[sympy.Expr, sympy.Exp
         return None
     num_tokens, kv_tokens = sympy.symbols("num_tokens kv_tokens", integer=True, positive=True)
     heads, size = attributes["num_heads"], attributes["head_size"] + attributes["head_size_v"]
-    keys, item = kv_tokens + num_tokens, item_bytes(attributes["dtype"])
-    flops = 2 * heads * size * num_tokens * keys
+    item, activations = item_bytes(attributes["dtype"]), heads * size * item_bytes(attributes["dtype"])
+    flops = 2 * heads * size * num_tokens * kv_tokens
     cache = attributes["num_kv_heads"] * size * cache_item_bytes(attributes["kv_cache_dtype"], attributes["dtype"])
-    traffic = (2 * cache + heads * size * item) * keys + heads * size * item * num_tokens + heads * item * num_tokens * keys
+    traffic = (2 * cache + activations) * kv_tokens + (cache + activations) * num_tokens + heads * item * num_tokens * kv_tokens
     return sympy.expand(flops), sympy.expand(traffic)
