@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import EngineError, InvalidInputError, MissingOperationError
 from dooly.measure import profile
 from dooly.measure.engine import _profiler as profiler_module
-from dooly.predict import load_latency_model
+from dooly.predict import BatchArrays, load_latency_model
 from dooly.simulation import parse_workload, scheduler_config, simulate
 from dooly.validation import validate
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dooly.measure import ProfileResult
 
 pytest.importorskip("transformers", reason="transformers is not installed; it comes with the cpu extra")
+
+from dooly.engines.transformers._engine import TransformersEngine
 
 SERVING = ServingConfig(
     engine="transformers",
@@ -72,6 +74,36 @@ def test_every_point_is_measured(model: ModelSource, store: Store, profiled: Pro
     assert {op.operation.name for op in latency.operations} >= {"paged_attention", "lm_head", "sampler"}
     assert latency.step(Batch((1, 20), (50, 0))).seconds > 0
     assert profile(model, store, SERVING, target_error=0).num_measured == 0
+
+
+@pytest.mark.usefixtures("profiled")
+def test_attention_is_priced_by_every_query_with_every_key(model: ModelSource, store: Store) -> None:
+    """Keys are those in the cache and the step's own, once each: FLOPs are queries times them in any mix of a batch."""
+    operations = load_latency_model(store, model, SERVING).operations
+    (attention,) = (op for op in operations if op.operation.name == "paged_attention")
+    batches = [Batch((12,), (0,), 1), Batch((1, 1), (50, 20)), Batch((1, 20), (50, 0), 1)]
+    flops, _ = attention.work.cost(BatchArrays.of(batches))
+    each = flops[0] / (12 * 12)
+    assert flops.tolist() == [each * 12 * 12, each * 2 * (51 + 21), each * 21 * (51 + 20)]
+
+
+def test_an_engine_has_met_its_longest_contexts_when_it_starts(model: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reduced or whole, it decodes as many of the longest requests as its limits allow before anything is timed."""
+    contexts = []
+    step = TransformersEngine.step
+
+    def noted(self: TransformersEngine) -> Any:  # noqa: ANN401 - its own outputs
+        outputs = step(self)
+        contexts.append([new + computed for out in self.scheduler_outputs() for new, computed in out.values()])
+        return outputs
+
+    monkeypatch.setattr(TransformersEngine, "step", noted)
+    for num_layers in (1, None):
+        contexts.clear()
+        engine = start_engine(model, SERVING, num_layers)
+        assert not engine.has_unfinished_requests()
+        engine.close()
+        assert max(contexts, key=sum) == [SERVING.max_model_len - 1] * SERVING.max_num_seqs
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import random
 from itertools import count
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dooly.engines._refusals import first_line
@@ -104,7 +105,7 @@ class TransformersEngine:
         self._random = random.Random(0)  # noqa: S311 - prompts
         num_tokens = min(serving.max_num_batched_tokens, serving.max_model_len - 1)
         self._require_blocks(num_tokens, serving)
-        self._warm_up(num_tokens)
+        self._warm_up(num_tokens, serving)
 
     @property
     def scheduler(self) -> Any:  # noqa: ANN401 - Transformers' Scheduler
@@ -205,12 +206,23 @@ class TransformersEngine:
                 f"its largest prefill has {num_tokens:,}; raise it, or lower --max-num-batched-tokens or --max-model-len"
             )
 
-    def _warm_up(self, num_tokens: int) -> None:
-        """Run the largest prefill twice: the allocator keeps for reuse what it has seen freed, and a server's has seen it."""
+    def _warm_up(self, num_tokens: int, serving: ServingConfig) -> None:
+        """Run what takes most memory: the allocator keeps for reuse by what it has seen freed, and a server's has seen it.
+
+        The largest prefill runs twice. Then as many of the longest requests decode as the limits and the KV cache allow, since
+        attention copies the keys and values of all requests at once. A process that has not met them returns such copies to the
+        kernel after each layer, and faults their pages in anew.
+        """
         for _ in range(2):
             self.add(self.prompt(num_tokens), 1)
             while self.has_unfinished_requests():
                 self.step()
+        longest = max(1, serving.max_model_len - 2)
+        fitting = (self.num_kv_blocks - 1) // ceil((longest + 2) / self.block_size)
+        for _ in range(min(serving.max_num_seqs, fitting)):
+            self.add(self.prompt(longest), 2, longest - 1)
+        while self.has_unfinished_requests():
+            self.step()
 
     def close(self) -> None:
         """Free its memory."""
