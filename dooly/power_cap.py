@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, spell
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -110,7 +110,15 @@ class PacedDevice:
                 whose forerunner was predicted to take longer, had no pause.
             step_ns: What it takes at full clocks.
             num_tokens: Its tokens.
+
+        Raises:
+            InvalidInputError: A time is no whole number of nanoseconds, as seconds are.
         """
+        if not (isinstance(start_ns, Integral) and isinstance(step_ns, Integral)):
+            raise InvalidInputError(
+                f"PacedDevice.run_ns: start_ns {spell(start_ns)} and step_ns {spell(step_ns)} must be whole nanoseconds, as "
+                "step_ns() returns them"
+            )
         if self._cap is None or not self.draws(num_tokens):
             return step_ns
         pause_ns = max(0, start_ns - self._ran_ns)

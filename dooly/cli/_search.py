@@ -174,4 +174,10 @@ def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: lis
         )
     unsure = any(not found.exact for found in shown)
     note = "; >=: left there, as it cannot be among the best" if unsure else ""
-    show(table, f"{len(result.candidates)} candidates, {result.num_simulations} simulations{note}")
+    within = ", ".join(f"{name.replace('_', ' ').upper()} {_time(limit_s)}" for name, limit_s in result.limits.items())
+    counts = f"{len(result.candidates)} candidates, {result.num_simulations} simulations, within {within}"
+    show(table, counts + note)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds >= 1 else f"{1e3 * seconds:g} ms"

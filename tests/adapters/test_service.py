@@ -576,6 +576,16 @@ def test_the_url_is_one_whatever_the_address(slot: ModelSlot, host: str, place: 
     assert re.fullmatch(rf"http://{place}:\d+", found[0])
 
 
+def test_an_address_that_nobody_can_listen_on_is_told(slot: ModelSlot) -> None:
+    """A port that another process has, and a host that is none of this machine's, are told in one line with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidInputError, match=rf"--host, --port: 127\.0\.0\.1:{port} cannot be listened on \(.*--port 0"):
+            run_service(create_app(slot, ServiceLimits()), "127.0.0.1", port, stop_s=1, listening=print)
+    with pytest.raises(InvalidInputError, match=r"192\.0\.2\.1:0 cannot be listened on"):
+        run_service(create_app(slot, ServiceLimits()), "192.0.2.1", 0, stop_s=1, listening=print)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_a_process_that_has_served_is_as_before(slot: ModelSlot) -> None:
     """Signal handlers, how threads take turns and what the garbage collector looks at are the caller's again."""

@@ -202,3 +202,11 @@ def test_a_step_says_what_it_takes_once_the_limit_slows_it() -> None:
     assert runs.sustained_s.tolist() == runs.seconds.tolist()
     unknown = dooly.load_latency_model(model=model, hardware="rtxpro6000", serving=serving)
     assert unknown.step(prompts[0]).sustained_s is None
+
+
+@pytest.mark.parametrize(("start_ns", "step_ns"), [(0, 0.0446), (1e9, 5), (0, "5")])
+def test_a_device_is_told_whole_nanoseconds(start_ns: Any, step_ns: Any) -> None:  # noqa: ANN401 - what is refused
+    """Seconds in their place are refused: by them the limit would never act."""
+    with pytest.raises(InvalidInputError, match=r"PacedDevice\.run_ns: .* must be whole nanoseconds"):
+        PacedDevice(None).run_ns(start_ns, step_ns, 2048)
+    assert PacedDevice(None).run_ns(0, np.int64(7), 2048) == 7

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from socket import AF_INET6
+from socket import AF_INET6, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, getaddrinfo, socket
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from dooly.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from socket import socket as Socket  # noqa: N812 - a name of a type
 
     from fastapi import FastAPI
 
@@ -29,7 +30,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._listening = listening
 
-    async def startup(self, sockets: list[Socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket] | None = None) -> None:
         """Open the port, and say so."""
         await super().startup(sockets)
         for server in self.servers:
@@ -49,7 +50,11 @@ def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening:
         port: Port; 0 takes one that is free.
         stop_s: Seconds that requests in flight have when it stops.
         listening: Told the URL once it listens.
+
+    Raises:
+        InvalidInputError: Nothing can listen there: the port is taken, or the address is none of this machine.
     """
+    _check_free(host, port)
     config = uvicorn.Config(
         app,
         host=host,
@@ -76,6 +81,20 @@ def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening:
         sys.setswitchinterval(interval)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise unless the address can be listened on now: uvicorn would end the process without saying what to do."""
+    try:
+        family, kind, protocol, _, address = getaddrinfo(host, port, type=SOCK_STREAM)[0]
+        with socket(family, kind, protocol) as probe:
+            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise InvalidInputError(
+            f"--host, --port: {host}:{port} cannot be listened on ({error.strerror}); give another, or --port 0 for a free one"
+        ) from error
 
 
 def _stopped(_number: int, _frame: object) -> None:
