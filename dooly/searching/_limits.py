@@ -41,6 +41,14 @@ def share_of_limit(value_s: float | None, limit_s: float) -> float:
     return 0.0 if value_s is None else value_s / limit_s
 
 
+def tightness(latencies_s: Mapping[str, float | None], limits: Mapping[str, float]) -> tuple[float, ...]:
+    """Return latencies as fractions of their limits to a percent, the tightest first: of two such, the smaller has more room.
+
+    What differs by less than a percent is alike, so that the limits behind it decide.
+    """
+    return tuple(sorted((round(share_of_limit(latencies_s[name], limit_s), 2) for name, limit_s in limits.items()), reverse=True))
+
+
 def room(latencies_s: Mapping[str, float | None], limits: Mapping[str, float]) -> float:
     """Return the largest latency as a fraction of its limit: at most 1 where all limits are met."""
     return max(share_of_limit(latencies_s[name], limit_s) for name, limit_s in limits.items())

@@ -73,9 +73,10 @@ class FoundCandidate:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """All candidates of a search, best first; equal ones with more room under their limits first, then in the order given.
+    """All candidates of a search, best first.
 
-    Those come last that cannot serve the workload.
+    Of equal ones those come first that have more room under their tightest limit, or where that is alike to a percent, under the
+    next; then they stand in the order given. Those come last that cannot serve the workload.
     """
 
     workload: str

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dooly.errors import InvalidInputError
 from dooly.searching._bracket import Bracket
 from dooly.searching._candidate import ONE_ENGINE, combine
-from dooly.searching._limits import check_limits, room
+from dooly.searching._limits import check_limits, tightness
 from dooly.searching._load import read_load
 from dooly.searching._rates import rate_at
 from dooly.searching._result import FoundCandidate, SearchResult
@@ -163,13 +163,13 @@ def _simulated(
         yield bracket, found
 
 
-def _rank(bracket: Bracket, limits: Mapping[str, float]) -> tuple[int, float, float]:
+def _rank(bracket: Bracket, limits: Mapping[str, float]) -> tuple[int, float, tuple[float, ...]]:
     """Return what candidates are sorted by, the best first."""
     if bracket.best is not None and bracket.met is not None:
-        return 0, -bracket.value(bracket.met), room(bracket.best.latencies_s, limits)
+        return 0, -bracket.value(bracket.met), tightness(bracket.best.latencies_s, limits)
     if bracket.reason is None:
-        return 1, -bracket.value(bracket.ceiling - 1), 0.0
-    return (2 if bracket.evaluations else 3), 0.0, 0.0
+        return 1, -bracket.value(bracket.ceiling - 1), ()
+    return (2 if bracket.evaluations else 3), 0.0, ()
 
 
 def _found(bracket: Bracket, price: float | None) -> FoundCandidate:

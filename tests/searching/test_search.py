@@ -19,7 +19,7 @@ from dooly.errors import DoolyError, InvalidInputError
 from dooly.searching import Evaluation, _workers, combine, rate_at, read_load
 from dooly.searching import _search as module
 from dooly.searching._evaluation import evaluate
-from dooly.searching._limits import LIMITED, room
+from dooly.searching._limits import LIMITED, room, tightness
 from dooly.searching._rates import index_up_to
 
 if TYPE_CHECKING:
@@ -91,6 +91,14 @@ def test_a_real_device_agrees_with_every_rate(small_result: SearchResult) -> Non
     assert small_result.best is not None
     assert small_result.best.candidate == max(highest, key=lambda candidate: highest[candidate])
     assert small_result.best.goodput_per_gpu == highest[small_result.best.candidate]
+
+
+def test_of_equal_rates_the_one_with_more_room_is_better() -> None:
+    """Where the tightest limits are alike to a percent, the next ones decide: nobody is sent to the edge of one for a trifle."""
+    limits = {"ttft_p90": 0.2, "tpot_p90": 0.012}
+    at_the_edge, ample = {"ttft_p90": 0.1966, "tpot_p90": 0.011825}, {"ttft_p90": 0.057, "tpot_p90": 0.011831}
+    assert tightness(ample, limits) == (0.99, 0.28) < tightness(at_the_edge, limits) == (0.99, 0.98)
+    assert tightness({"ttft_p90": None, "tpot_p90": 0.006}, limits) == (0.5, 0.0)
 
 
 def test_candidates_that_cannot_be_are_told_why(small_result: SearchResult) -> None:
