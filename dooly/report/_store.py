@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from dooly.report._store_facts import Known, StoreFacts
 
 _ERRORS_NOTE = """Errors are of points that the fit did not see: of whole configurations for families, of single points for
-operations that were measured themselves. Nine of ten such points are off by no more than the upper end of a bar."""
-_COVERAGE_NOTE = """An interval is right where as many held-out points lie in it as it says: about nine of ten lie in one of 90 %
-that is made of other points' errors. Covered is told from 20 points on. Seconds count where an operation comes first."""
+operations that were measured themselves. Nine of ten measurements of such points, each in a pass of its own, are off by no more
+than the upper end of a bar."""
+_COVERAGE_NOTE = """An interval is right where as many measurements of held-out points lie in it as it says: about nine of ten lie
+in one of 90 % that is made of other points' errors. Covered is told from 20 points on. Seconds count where an operation comes
+first."""
 _DRIFT_NOTE = """Two fixed pieces of work run beside each measurement. Where they take longer than at best, something slowed the
 machine down; what was measured then is marked, and counts only where there is nothing else."""
 _PASSES_NOTE = """Every point is measured in passes spread over the run. A value is a pass's median over that of the fastest

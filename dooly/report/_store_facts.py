@@ -36,9 +36,9 @@ class Known:
     error: float | None
     """Median relative error of held-out points."""
     error_p90: float | None
-    """Its 90th percentile, where it is known."""
+    """Relative error that nine of ten measurements keep within, where it is known."""
     coverage: float | None
-    """Share of held-out points in 90 % intervals, where it is known."""
+    """Share of held-out points' measurements in 90 % intervals, where it is known."""
     num_points: int
     """Points that have records."""
     num_infeasible: int

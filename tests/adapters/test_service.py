@@ -443,11 +443,12 @@ def test_a_store_that_could_not_be_read_once_is_read_again(
     assert slot.refusal is None
 
 
-def test_what_is_refused_for_its_content_is_not_read_again(
-    place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Until it changes: reading takes seconds, and would end as before."""
-    slot, reads = ModelSlot(model, small, store=str(place)), []
+def _refusing(
+    model: ModelSource, small: ServingConfig, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ModelSlot, list[str | None]]:
+    """Return a slot that has served, and refuses what its store has become, and the contents that it reads from then on."""
+    slot = ModelSlot(model, small, store=str(place))
+    reads: list[str | None] = []
     _faster(place, Store.open(place))
 
     def refused(fingerprint: str | None) -> Any:  # noqa: ANN401 - as it loads
@@ -455,6 +456,14 @@ def test_what_is_refused_for_its_content_is_not_read_again(
         raise InvalidInputError("records: none is of this model; profile it")
 
     monkeypatch.setattr(slot, "_load", refused)
+    return slot, reads
+
+
+def test_what_is_refused_for_its_content_is_not_read_again(
+    place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it changes: reading takes seconds, and would end as before."""
+    slot, reads = _refusing(model, small, place, monkeypatch)
     assert not any(slot.refresh() for _ in range(5))
     assert len(reads) == 1
     assert slot.refusal == "records: none is of this model; profile it"
@@ -464,14 +473,7 @@ def test_a_refusal_is_told_again_when_an_outage_is_over(
     place: Path, model: ModelSource, small: ServingConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A share that goes and comes back with what was refused before: for that, and no longer for the outage."""
-    slot, reads = ModelSlot(model, small, store=str(place)), []
-    _faster(place, Store.open(place))
-
-    def refused(fingerprint: str | None) -> Any:  # noqa: ANN401 - as it loads
-        reads.append(fingerprint)
-        raise InvalidInputError("records: none is of this model; profile it")
-
-    monkeypatch.setattr(slot, "_load", refused)
+    slot, reads = _refusing(model, small, place, monkeypatch)
     assert not any(slot.refresh() for _ in range(2))
     moved = place.rename(tmp_path / "elsewhere")
     assert not slot.refresh()
