@@ -38,14 +38,16 @@ os.unsetenv("COLUMNS")
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], Any]:
-    """Loads a script as a module, given its path from the root of the repository."""
+    """Loads a script as a module, given its path from the root of the repository; it finds its neighbours, as where it is run."""
 
     def load(path: str) -> Any:  # noqa: ANN401 - a module
         spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
         assert spec is not None
         assert spec.loader is not None
         sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # where its dataclasses look themselves up
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend((ROOT / path).parent)
+            spec.loader.exec_module(module)
         return module
 
     return load

@@ -22,7 +22,7 @@ def script(load_script: Callable[[str], Any]) -> Any:  # noqa: ANN401 - a module
 
 def test_pages_are_made_of_the_results(script: Any) -> None:  # noqa: ANN401 - a module
     """Each page is as the script would write it, and each table stands in a page."""
-    pages = {page: page.read_text() for page in (ROOT / "docs").rglob("*.md")}
+    pages = {page: page.read_text() for page in script.PAGES}
     for page, text in pages.items():
         assert script.filled(text) == text, f"{page}: run benchmarks/result_tables.py"
     for name in script.TABLES:
@@ -31,7 +31,7 @@ def test_pages_are_made_of_the_results(script: Any) -> None:  # noqa: ANN401 - a
 
 def test_an_error_is_that_of_layers_where_a_policy_acts(script: Any) -> None:  # noqa: ANN401 - a module
     """CritiPrefill computes its first layer whole, which has no error and does not count; others act in all."""
-    told = {row[0]: row[-1] for row in script.kv_serving()}
+    told = {row[0]: row[-1] for row in script.TABLES["kv-serving"]()}
     found = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "kv-error-llama-3.1-8b.json").read_text())["errors"]
     layers = {each["policy"]: [layer["output"] for layer in each["layers"]] for each in found}
     whole, second = layers["critiprefill"]

@@ -1,0 +1,83 @@
+"""Rows of tables about this project's CPUs: `result_tables.py` puts them into pages."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from result_files import RESULTS, percent, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WORKLOADS = {"light": "light", "near-saturation": "near saturation", "long-prompts": "long prompts"}
+
+
+def serving_cpu() -> Iterator[list[str]]:
+    """Yield `dooly validate` on a CPU: the real engine, the simulation and the noise of both metrics, by workload."""
+    yield ["workload", "", "real mean", "simulated mean", "error of the mean", "MAPE", "noise"]
+    for name, workload in WORKLOADS.items():
+        found = read(f"cpu/validate-qwen2.5-0.5b-{name}.json")
+        for metric in ("ttft", "tpot"):
+            real = mean(run[f"{metric}_s"]["mean"] for run in found["real_runs"])
+            simulated, errors = found["simulated"][f"{metric}_s"]["mean"], found[metric]
+            times = [f"{1e3 * seconds:.0f} ms" for seconds in (real, simulated)]
+            told = [percent(errors["mean_error"]), *(percent(errors[key], sign=False) for key in ("mape", "noise"))]
+            yield [workload if metric == "ttft" else "", metric.upper(), *times, *told]
+
+
+def profiles_cpu() -> Iterator[list[str]]:
+    """Yield fresh profiles of a stated length against the real engine: errors of the means, each with its noise, by workload."""
+    yield ["model, profile", "workload", "TTFT (noise), by profile", "TPOT (noise), by profile", "all steps together"]
+    for file in sorted((RESULTS / "cpu").glob("serving-accuracy-*.json")):
+        found = read(f"cpu/{file.name}")
+        model = found["rows"][0]["model"]
+        shown = f"{model}, {found['budget_s']:.0f} s, {found['dtype']}"
+        assert all(row["model"] == model for row in found["rows"])
+        for workload in dict.fromkeys(row["workload"] for row in found["rows"]):
+            rows = [row for row in found["rows"] if row["workload"] == workload]
+            errors = [
+                ", ".join(f"{percent(row[metric]['mean_error'])} ({percent(row[metric]['noise'], sign=False)})" for row in rows)
+                for metric in ("ttft", "tpot")
+            ]
+            yield [shown, workload, *errors, ", ".join(percent(row["step"]["mean_error"]) for row in rows)]
+            shown = ""
+
+
+def cost_cpu() -> Iterator[list[str]]:
+    """Yield what profiling took on a CPU's engine, each model alone on the whole grid and all into one store."""
+    yield ["model", "alone, whole grid", "Dooly, one store", "less", "steps left out: median error, 90th percentile"]
+    found = read("cpu/profiling-cost.json")
+    for row in found["models"]:
+        seconds = [f"{row[side]:.0f} s" for side in ("alone_s", "dooly_s")]
+        errors = ", ".join(percent(row[key], sign=False) for key in ("median", "p90"))
+        saved = percent(1 - row["dooly_s"] / row["alone_s"], sign=False)
+        yield [row["model"], *seconds, saved, f"{errors} ({row['steps']} steps)"]
+    yield ["both", *(f"{found[side]:.0f} s" for side in ("alone_s", "dooly_s")), percent(found["saved"], sign=False), ""]
+
+
+def kv_cost() -> Iterator[list[str]]:
+    """Yield what CritiPrefill's attention and LaProx's selection take on a CPU, by length of prompts."""
+    yield [
+        *("tokens", "whole attention", "CritiPrefill", "FLOPs fall", "time falls"),
+        *("LaProx selection, one layer", "its closed form", "ratio"),
+    ]
+    found = read("cpu/kv-cost.json")
+    for attention, selection in zip(found["prefill"], found["selection"], strict=True):
+        flops, seconds = ([attention[f"{how}_{what}"] for how in ("whole", "sparse")] for what in ("flops", "s"))
+        yield [
+            f"{attention['num_tokens']:,}",
+            *(f"{number / 1e9:.1f} GFLOP, {taken:.2f} s" for number, taken in zip(flops, seconds, strict=True)),
+            *(f"{whole / sparse:.2f}x" for whole, sparse in (flops, seconds)),
+            *(f"{1e3 * selection[name]:.1f} ms" for name in ("measured_s", "closed_form_s")),
+            f"{selection['measured_s'] / selection['closed_form_s']:.2f}",
+        ]
+
+
+TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
+    "serving-cpu": serving_cpu,
+    "profiles-cpu": profiles_cpu,
+    "cost-cpu": cost_cpu,
+    "kv-cost": kv_cost,
+}
+"""By the names that pages ask for."""
