@@ -131,8 +131,8 @@ def _machine_line(validation: Validation) -> Iterator[str]:
     if validation.slowdown is not None:
         compute, memory = (_percent(fraction, "+") for fraction in validation.slowdown)
         yield (
-            f"the machine itself, beside when it was profiled: computing takes {compute}, moving memory {memory}; the simulation "
-            "is of the machine as it was profiled"
+            f"the machine itself, beside when it was profiled: computing takes {compute}, reading weights {memory}; the "
+            "simulation is of the machine as it was profiled"
         )
 
 

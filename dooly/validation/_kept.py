@@ -88,7 +88,7 @@ def write_runs(kept: KeptRuns, path: Path) -> None:
         "environment": kept.environment.to_json(),
         "num_kv_blocks": kept.num_kv_blocks,
         "others_cores": kept.machine.others_cores,
-        "calibration_ns": kept.machine.calibration_ns,
+        "products_ns": kept.machine.products_ns,
         "runs": [_run_to_json(run) for run in kept.runs],
     }
     aside = path.with_name(f"{path.name}.part")
@@ -114,7 +114,7 @@ def read_runs(path: Path) -> KeptRuns:
             ),  # as it was for whom it was not yet a setting
             Environment.from_json(document["environment"]),
             document["num_kv_blocks"],
-            MachineState(document["others_cores"], tuple(document.get("calibration_ns") or ()) or None),
+            MachineState(document["others_cores"], tuple(document.get("products_ns") or ()) or None),
             tuple(map(_run_from_json, document["runs"])),
         )
     except (OSError, lzma.LZMAError, ValueError, LookupError, TypeError) as error:

@@ -1,14 +1,16 @@
 """What the machine did beside the real runs, and how fast it was then: errors of a simulation that are the machine's own.
 
-A profile notes what two fixed pieces of work took beside every measurement, one that computes and one that moves memory. The same
+A profile notes what two fixed products took beside every measurement, one that computes and one that reads weights. The same
 two run before, between and after the real runs. Where they take longer than they did in the profile, the machine is slower than
-when it was measured, and simulations of it are too fast by about as much.
+when it was measured, and simulations of it are too fast by about as much. Means count, since a machine that is moved between
+speeds serves at their mean.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dooly.catalog import STEP
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from dooly.engines import Engine
     from dooly.predict import LatencyModel
 
+_NOTED_S = 1.0
+"""Seconds for which a machine's speed is noted before, between and after real runs: it has more than one."""
+
 
 @dataclass(frozen=True, slots=True)
 class MachineState:
@@ -28,14 +33,14 @@ class MachineState:
 
     others_cores: float
     """Cores that other processes kept busy; 0 where it served for too short a time to tell."""
-    calibration_ns: tuple[float, float] | None = None
-    """What computing and moving memory took, medians over the times between runs, in nanoseconds; None where nobody noted it."""
+    products_ns: tuple[float, float] | None = None
+    """What computing and reading weights took, means over the times between runs, in nanoseconds; None where nobody noted it."""
 
     def slowdown(self, profiled_ns: tuple[float, float] | None) -> tuple[float, float] | None:
-        """Return how much longer than in a profile computing and moving memory took, as fractions; None where that is unknown."""
-        if self.calibration_ns is None or profiled_ns is None:
+        """Return how much longer than in a profile computing and reading weights took, as fractions; None if unknown."""
+        if self.products_ns is None or profiled_ns is None:
             return None
-        compute, memory = (now / then - 1 for now, then in zip(self.calibration_ns, profiled_ns, strict=True))
+        compute, memory = (now / then - 1 for now, then in zip(self.products_ns, profiled_ns, strict=True))
         return compute, memory
 
 
@@ -51,32 +56,35 @@ class MachineWatch:
         self._contention = Contention()
 
     def between_runs(self) -> None:
-        """Note how fast the machine is now."""
+        """Note how fast the machine is now, for as long as one speed of several may last."""
+        end = time.perf_counter() + _NOTED_S
         self._found.append(self._watch.calibrated_ns())
+        while time.perf_counter() < end:
+            self._found.append(self._watch.calibrated_ns())
 
     def state(self) -> MachineState:
         """Return what the machine did until now."""
         cores = self._contention.cores()
-        compute_ns, memory_ns = (median(column) for column in zip(*self._found, strict=True))
+        compute_ns, memory_ns = (fmean(column) for column in zip(*self._found, strict=True))
         return MachineState(0.0 if cores is None else cores.others, (compute_ns, memory_ns))
 
 
-def profiled_calibration_ns(store: Store, latency: LatencyModel) -> tuple[float, float] | None:
-    """Return what the two pieces of work took while a model was profiled, medians over its steps that nothing disturbed.
+def profiled_products_ns(store: Store, latency: LatencyModel) -> tuple[float, float] | None:
+    """Return what the two products took while a model was profiled, means over its steps that nothing disturbed.
 
     None where its records do not say, as those of earlier versions and of other tools.
     """
     environment = latency.environment.digest
     steps = [operation.signature for operation in latency.traced.operations if operation.name == STEP]
     measured = [step for step in steps if store.points(step, environment)]
-    return calm_calibration_ns([record for step in measured for record in store.read(step, environment)])
+    return calm_products_ns([record for step in measured for record in store.read(step, environment)])
 
 
-def calm_calibration_ns(records: Iterable[Record]) -> tuple[float, float] | None:
-    """Return what the two pieces of work took beside records that nothing disturbed, medians; None where no record says."""
+def calm_products_ns(records: Iterable[Record]) -> tuple[float, float] | None:
+    """Return what the two products took beside records that nothing disturbed, means; None where no record says."""
     calm = (record.attributes for record in records if not record.attributes.get("spoiled"))
-    found: list[Any] = [facts["calibration_ns"] for facts in calm if "calibration_ns" in facts]
+    found: list[Any] = [facts["products_ns"] for facts in calm if "products_ns" in facts]
     if not found:
         return None
-    compute_ns, memory_ns = (median(column) for column in zip(*found, strict=True))
+    compute_ns, memory_ns = (fmean(column) for column in zip(*found, strict=True))
     return compute_ns, memory_ns

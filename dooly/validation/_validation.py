@@ -22,7 +22,7 @@ from dooly.simulation import (
     simulate,
 )
 from dooly.validation._kept import KeptRuns, ServedRun
-from dooly.validation._machine import MachineState, MachineWatch, profiled_calibration_ns
+from dooly.validation._machine import MachineState, MachineWatch, profiled_products_ns
 from dooly.validation._real import RealRun
 from dooly.validation._steps import StepReport, step_report
 
@@ -231,7 +231,7 @@ def _compared(
         _report(tpots, noises.tpot if noises else None) if tpots else None,
         step_report(runs, latency, latency.host if latency.schedules_ahead else None),
         machine,
-        machine.slowdown(None if store is None else profiled_calibration_ns(store, latency)),
+        machine.slowdown(None if store is None else profiled_products_ns(store, latency)),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dbstore import JsonObject, Record
 from dooly.validation import MachineState
-from dooly.validation._machine import calm_calibration_ns
+from dooly.validation._machine import calm_products_ns
 
 
 def record(tokens: int, facts: dict[str, Any]) -> Record:
@@ -27,8 +27,8 @@ def test_a_slower_machine_is_told_by_both_pieces_of_work() -> None:
 
 def test_what_disturbed_a_profile_is_not_its_speed() -> None:
     """Medians are over records that nothing disturbed and that say what the pieces of work took."""
-    calm = [record(number, {"calibration_ns": [1e6 * number, 2e6], "spoiled": False}) for number in (1, 2, 3)]
-    disturbed = [record(number, {"calibration_ns": [9e9, 9e9], "spoiled": True}) for number in (4, 5, 6, 7)]
+    calm = [record(number, {"products_ns": [1e6 * number, 2e6], "spoiled": False}) for number in (1, 2, 3)]
+    disturbed = [record(number, {"products_ns": [9e9, 9e9], "spoiled": True}) for number in (4, 5, 6, 7)]
     earlier = [record(8, {})]
-    assert calm_calibration_ns([*earlier, *disturbed, *calm]) == (2e6, 2e6)
-    assert calm_calibration_ns([*earlier, *disturbed]) is None
+    assert calm_products_ns([*earlier, *disturbed, *calm]) == (2e6, 2e6)
+    assert calm_products_ns([*earlier, *disturbed]) is None

@@ -1,11 +1,15 @@
 """Watch a device while it is measured: who competes for it, and whether it is still as fast as at its best.
 
-Two calibration kernels of fixed work, one that computes and one that moves memory, run five times each before and after each
-measurement, which belongs to what that takes (`wall_s`). What disturbs a machine, such as another process, a neighbour on the
-same host or a clock that falls, only ever slows them down; so the fastest they ever ran is what later runs are held against.
-What was measured while they were slower, before it and after, is marked when it is written, and measured again. What is slow on
-one side alone, as when threads wake, is not: in three profiles on two shared cores such measurements took 0 to 19 % longer than
-calm ones (nine tenths of which lie within 13 %), and an engine that serves meets such moments as well.
+Two calibration kernels of fixed work run five times each before and after each measurement, which belongs to what that takes
+(`wall_s`): products in the element type that the device multiplies fastest, of many rows and few weights, as in prefills, and
+of one row and more weights than the last-level cache holds, as in decodes. A device has no one speed: on two virtual cores
+whose host moved them every some seconds, products of both kinds took 1.3 times as long in some stretches as in others, steps
+of a model 1.25 times, activations as long, and a copy of memory, which was watched before, 0.6 times. What disturbs a
+machine, such as another process, a neighbour on the same host or a clock that falls, only ever slows them down; so the
+fastest they ever ran is what later runs are held against. What was measured while they were slower, before it and after, is
+marked when it is written, and measured again. What is slow on one side alone, as when threads wake, is not: in three profiles
+on two shared cores such measurements took 0 to 19 % longer than calm ones (nine tenths of which lie within 13 %), and an
+engine that serves meets such moments as well.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING
 
-from dooly.device import cache_bytes
+from dooly.device import cache_bytes, native_dtype
 from dooly.measure.timers._contention import CONTENDED_CORES, Contention
 from dooly.measure.timers._timer import Call
 
@@ -32,11 +36,13 @@ too, and nothing else running on them, the medians of five rounds differ by up t
 _SPARE_CORES = 1.0
 """Idle cores from which on a process that launches a GPU's work never waits for one, whatever others do."""
 _ROUNDS = 5
-_WIDTHS = {"cpu": 384, "cuda": 2048}
-"""Width of the square matrices that are multiplied."""
+_WIDTHS = {"cpu": 1024, "cuda": 4096}
+"""Inputs of the products."""
+_ROWS = {"cpu": 64, "cuda": 4096}
+"""Rows of the one that computes, over as many outputs as inputs."""
 _MOST_BYTES = 256 << 20
-"""Copied at the most, where twice the last-level cache is more. What a cache holds in part is copied up to fifteen times faster
-by turns, whatever the device does."""
+"""Weights at the most, where twice the last-level cache is more. What a cache holds in part is read many times faster by turns,
+whatever the device does."""
 
 
 class Watch:
@@ -64,7 +70,7 @@ class Watch:
 
         `order` counts the measurements of a run, and `measured_s` is when this one began, in seconds since 1970. `others_cores`
         is how many cores other processes kept busy, None where it is too early to tell, and `idle_cores`, of a GPU's, how many
-        nobody did. `calibration_ns` is what the kernels took after it, and `drift` how much slower than at their best they were,
+        nobody did. `products_ns` is what the kernels took after it, and `drift` how much slower than at their best they were,
         before it and after.
         """
         cores = self._contention.cores()
@@ -77,7 +83,7 @@ class Watch:
             "measured_s": self._time_s,
             "others_cores": None if cores is None else cores.others,
             **idle,
-            "calibration_ns": after_ns,
+            "products_ns": after_ns,
             "drift": max(slower) - 1,
         }
 
@@ -100,12 +106,11 @@ def is_spoiled(facts: Mapping[str, JSON]) -> bool:
 def _kernels(device: torch.device) -> list[Call]:
     import torch
 
-    width, num_bytes = _WIDTHS[device.type], min(2 * cache_bytes(device.type), _MOST_BYTES)
-    matrix = torch.ones(width, width, device=device)
-    product = torch.empty_like(matrix)
-    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
-    copy = torch.empty_like(source)
+    width, dtype = _WIDTHS[device.type], getattr(torch, native_dtype() if device.type == "cpu" else "bfloat16")
+    num_outputs = min(2 * cache_bytes(device.type), _MOST_BYTES) // (width * dtype.itemsize)
+    weights = torch.ones(num_outputs, width, dtype=dtype, device=device)
+    rows = torch.ones(_ROWS[device.type], width, dtype=dtype, device=device)
     return [
-        Call(("calibration", ("compute",)), lambda: torch.mm(matrix, matrix, out=product)),
-        Call(("calibration", ("memory",)), lambda: copy.copy_(source)),
+        Call(("calibration", ("compute",)), lambda: torch.nn.functional.linear(rows, weights[:width])),
+        Call(("calibration", ("memory",)), lambda: torch.nn.functional.linear(rows[:1], weights)),
     ]

@@ -55,7 +55,7 @@ def test_a_steady_device_has_no_drift(watch: Watch) -> None:
         found.append(watch.facts())
     assert [facts["order"] for facts in found] == [1, 2, 3]
     assert found[0]["measured_s"] <= found[1]["measured_s"] <= found[2]["measured_s"]
-    assert [(facts["drift"], facts["calibration_ns"]) for facts in found] == [(0.0, [1000.0, 2000.0])] * 3
+    assert [(facts["drift"], facts["products_ns"]) for facts in found] == [(0.0, [1000.0, 2000.0])] * 3
 
 
 def test_idle_cores_are_noted_beside_a_gpu(timer: SlowedTimer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_idle_cores_are_noted_beside_a_gpu(timer: SlowedTimer, monkeypatch: pyte
 
 @pytest.mark.parametrize("kernel", ["compute_ns", "memory_ns"])
 def test_what_is_slower_on_both_sides_spoils_a_measurement(watch: Watch, timer: SlowedTimer, kernel: str) -> None:
-    """Whether the device computes or moves memory more slowly; the smaller of the two slowdowns counts."""
+    """Whether the device computes or reads weights more slowly; the smaller of the two slowdowns counts."""
     quick = getattr(timer, kernel)
     setattr(timer, kernel, 5 * quick)
     watch.begin()
@@ -126,4 +126,4 @@ def test_a_real_device_is_watched() -> None:
     """The kernels run on the processor, and take some time."""
     watch = Watch(CpuTimer(), CPU)
     watch.begin()
-    assert min(watch.facts()["calibration_ns"]) > 1000
+    assert min(watch.facts()["products_ns"]) > 1000
