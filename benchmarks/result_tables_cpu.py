@@ -36,12 +36,15 @@ def profiles_cpu() -> Iterator[list[str]]:
         assert all(row["model"] == model for row in found["rows"])
         for workload in dict.fromkeys(row["workload"] for row in found["rows"]):
             rows = [row for row in found["rows"] if row["workload"] == workload]
-            errors = [
-                ", ".join(f"{percent(row[metric]['mean_error'])} ({percent(row[metric]['noise'], sign=False)})" for row in rows)
-                for metric in ("ttft", "tpot")
-            ]
+            errors = [", ".join(_error_and_noise(row[metric]) for row in rows) for metric in ("ttft", "tpot")]
             yield [shown, workload, *errors, ", ".join(percent(row["step"]["mean_error"]) for row in rows)]
             shown = ""
+
+
+def _error_and_noise(found: dict[str, float]) -> str:
+    """Show an error of the mean with the noise of its own two runs and, where it is told, that between repeats."""
+    noises = [percent(found[key], sign=False) for key in ("noise", "noise_between_repeats") if key in found]
+    return f"{percent(found['mean_error'])} ({', '.join(noises)})"
 
 
 def cost_cpu() -> Iterator[list[str]]:
@@ -53,7 +56,12 @@ def cost_cpu() -> Iterator[list[str]]:
         errors = ", ".join(percent(row[key], sign=False) for key in ("median", "p90"))
         saved = percent(1 - row["dooly_s"] / row["alone_s"], sign=False)
         yield [row["model"], *seconds, saved, f"{errors} ({row['steps']} steps)"]
-    yield ["both", *(f"{found[side]:.0f} s" for side in ("alone_s", "dooly_s")), percent(found["saved"], sign=False), ""]
+    yield [
+        "all",
+        *(f"{found[side]:.0f} s" for side in ("alone_s", "dooly_s")),
+        percent(found["saved"], sign=False),
+        "",
+    ]
 
 
 def kv_cost() -> Iterator[list[str]]:
