@@ -2,10 +2,10 @@
 
     python benchmarks/hisim.py CHECKOUT --python PYTHON [--json FILE]
 
-CHECKOUT has HiSim's `src`; PYTHON its requirements, an SGLang that it knows, aiconfigurator 0.8 and Dooly's requirements. Prints
-one JSON object: Llama 3.1 8B on an H100, the same requests scheduled by SGLang on Dooly's latencies, with prompts beside decodes
-and without, and on aiconfigurator's tables, which HiSim takes by itself; by Dooly's simulator; and for the steps of the run on
-these tables, what they take there over what they take by Dooly.
+CHECKOUT has HiSim's `src`; PYTHON is the path of an interpreter that has its requirements, an SGLang that it knows,
+aiconfigurator 0.8 and Dooly's requirements. Prints one JSON object: Llama 3.1 8B on an H100, the same requests by SGLang
+on Dooly's latencies, with prompts beside decodes and without, and on aiconfigurator's tables, which HiSim takes by itself; by
+Dooly's simulator; and for the steps of the run on these tables, what they take there over what they take by Dooly.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _served(asked: argparse.Namespace, by: str, server: dict[str, Any], requests
             "FLASHINFER_DISABLE_VERSION_CHECK": "1",
         }
         command = [asked.python, "driver.py"]
-        done = subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=place, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = next(json.loads(line) for line in done.stdout.splitlines()[::-1] if line.startswith('{"means"'))
     return found
 
@@ -110,7 +110,8 @@ def _means(found: dict[str, Any]) -> dict[str, float]:
 
 def _own(summary: dict[str, Any]) -> dict[str, float]:
     means = {f"{name}_s": round(summary[f"{name}_s"]["mean"], 6) for name in _KEYS}
-    return {"requests": summary["requests"], **means, "duration_s": round(summary["duration_s"], 3)}
+    wholes = {name: round(summary[name], 3) for name in ("duration_s", "power_limit_s")}
+    return {"requests": summary["requests"], **means, **wholes}
 
 
 def _ratios(steps: list[Any], latency: dooly.LatencyModel) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def main() -> None:
     """Run the comparison and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--python", required=True)
+    parser.add_argument("--python", required=True, type=os.path.abspath)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     text = json.dumps(hisim(asked), indent=2)

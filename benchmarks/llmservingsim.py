@@ -3,8 +3,8 @@
     python benchmarks/llmservingsim.py lookups CHECKOUT --python PYTHON [--json FILE]
     python benchmarks/llmservingsim.py served CHECKOUT --python PYTHON [--json FILE]
 
-PYTHON is an interpreter that has its requirements. Each command prints one JSON object. Llama 3.1 8B on an RTX PRO 6000, whose
-measurements in Dooly are LLMServingSim's own.
+PYTHON is the path of an interpreter that has its requirements. Each command prints one JSON object. Llama 3.1 8B on an RTX PRO
+6000, whose measurements in Dooly are LLMServingSim's own.
 
 - `lookups`: the steps of a simulated run, priced by its loader and look-ups; nothing of it has to be built.
 - `served`: a workload through the whole of it, network simulator and all, which must be built (`scripts/compile.sh`), and through
@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -93,7 +94,7 @@ def lookups(asked: argparse.Namespace) -> dict[str, Any]:
             command = [asked.python, "-c", _LOOK_UP, hardware, _NAME, "bf16", "llama", "32"]
             environment = os.environ | {"PYTHONPATH": str(asked.checkout.resolve())}
             done = subprocess.run(
-                command, input=steps, cwd=place / "run", env=environment, check=True, capture_output=True, text=True
+                command, input=steps, cwd=place / "run", env=environment, check=True, stdout=subprocess.PIPE, text=True
             )
             took[hardware] = np.array(json.loads(done.stdout.splitlines()[-1])) / 1e9
         store = dooly.Store.open(place / "db", "a")
@@ -192,9 +193,9 @@ def _peer_run(asked: argparse.Namespace, workload: dooly.simulation.Workload, ha
             *("--no-enable-prefix-caching", "--max-num-seqs", "128", "--max-num-batched-tokens", "2048"),
         ]
         # It starts `python` by that name.
-        environment = os.environ | {"PATH": os.pathsep.join([str(Path(asked.python).parent.absolute()), os.environ["PATH"]])}
+        environment = os.environ | {"PATH": os.pathsep.join([str(Path(asked.python).parent), os.environ["PATH"]])}
         started_s = time.perf_counter()
-        subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True)
+        subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=sys.stderr)
         wall_s = time.perf_counter() - started_s
         with (place / "found.csv").open(newline="") as handle:
             answers = list(csv.DictReader(handle))
@@ -214,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("lookups", "served"))
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--python", required=True)
+    parser.add_argument("--python", required=True, type=os.path.abspath)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     text = json.dumps({"lookups": lookups, "served": served}[asked.what](asked), indent=2)

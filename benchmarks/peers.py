@@ -6,7 +6,8 @@
     python benchmarks/peers.py aisimulate --python AISIMULATE [--json FILE]
     python benchmarks/peers.py blis CHECKOUT --python BLIS [--json FILE]
 
-PYTHON is an interpreter that has the peer's own requirements, and for Vidur Dooly's as well. Each command prints one JSON object.
+PYTHON is the path of an interpreter that has the peer's own requirements, and for Vidur Dooly's as well. Each command prints one
+JSON object; what the peer says goes to standard error.
 
 - `vidur`: 500 requests through Vidur's simulator (microsoft/vidur), once by the predictor that `dooly.adapters.vidur` installs,
   and once by Vidur's own random forest, trained on exported profiles.
@@ -14,8 +15,9 @@ PYTHON is an interpreter that has the peer's own requirements, and for Vidur Doo
   device, number of tokens by number of tokens.
 - `mocker`: 500 requests through Dynamo's mocker (`pip install ai-dynamo-runtime`) on exported planner arrays, and the same
   through Dooly's own simulator.
-- `aisimulate`: the same requests through AISimulate (`pip install aisimulate`) on its own tables, since its command takes no
-  others, and through Dooly's simulator, which then knows no host either.
+- `aisimulate`: the same requests through AISimulate (`pip install aisimulate`, which brings 0.13.0 from NVIDIA's index; PyPI
+  has its `0.13.0.dev` versions) on its own tables, since its command takes no others, and through Dooly's simulator, which then
+  knows no host either.
 - `blis`: the same requests through BLIS (inference-sim/inference-sim, built by `go build`) on fitted coefficients.
 
 LLMServingSim has a script of its own.
@@ -28,6 +30,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +80,7 @@ def _vidur_run(asked: argparse.Namespace, program: Sequence[str], out: Path) -> 
     ]
     places = os.pathsep.join([str(ROOT), str(asked.checkout.resolve())])
     environment = os.environ | {"PYTHONPATH": places, "WANDB_MODE": "disabled"}
-    subprocess.run(command, cwd=asked.checkout, env=environment, check=True, capture_output=True)
+    subprocess.run(command, cwd=asked.checkout, env=environment, check=True, stdout=sys.stderr)
     (metrics,) = out.glob("*/request_metrics.csv")
     with metrics.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -159,7 +162,7 @@ def mocker(asked: argparse.Namespace) -> dict[str, Any]:
             config.max_num_seqs,
         )
         done = subprocess.run(
-            [asked.python, "-c", _MOCKER, str(arrays), *map(str, numbers)], check=True, capture_output=True, text=True
+            [asked.python, "-c", _MOCKER, str(arrays), *map(str, numbers)], check=True, stdout=subprocess.PIPE, text=True
         )
     found = json.loads(done.stdout.splitlines()[-1])
     return {
@@ -191,7 +194,7 @@ def aisimulate(asked: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "asked.yaml").write_text(json.dumps(document))
         command = [asked.python, "predict", "-c", "asked.yaml", "--format", "json", "--output-dir", "found"]
-        done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
     return {
         "peer": "aisimulate",
         "workload": workload,
@@ -233,8 +236,8 @@ def blis(asked: argparse.Namespace) -> dict[str, Any]:
             "model-config-folder": model.folder,
             "metrics-path": place / "found",
         }
-        command = [Path(asked.python).resolve(), "run", *(f"--{name}={value}" for name, value in options.items())]
-        subprocess.run(command, cwd=asked.checkout, check=True, capture_output=True)
+        command = [asked.python, "run", *(f"--{name}={value}" for name, value in options.items())]
+        subprocess.run(command, cwd=asked.checkout, check=True, stdout=sys.stderr)
         found = json.loads((place / "found").read_text())
     return {
         "peer": "inference-sim/inference-sim",
@@ -256,6 +259,7 @@ def _means(summary: dict[str, Any]) -> dict[str, float]:
         "ttft_s": round(summary["ttft_s"]["mean"], 5),
         "tpot_s": round(summary["tpot_s"]["mean"], 6),
         "duration_s": round(summary["duration_s"], 3),
+        "power_limit_s": round(summary["power_limit_s"], 3),
     }
 
 
@@ -268,7 +272,7 @@ def main() -> None:
         if has_checkout:
             command.add_argument("checkout", type=Path)
         if run is not measured:
-            command.add_argument("--python", required=True)
+            command.add_argument("--python", required=True, type=os.path.abspath)
         command.add_argument("--json", type=Path)
         command.set_defaults(run=run)
     asked = parser.parse_args()
