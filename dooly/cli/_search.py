@@ -31,9 +31,15 @@ def search(  # noqa: PLR0913 - one argument an option
         typer.Option(
             metavar="SPEC|FILE",
             help="As poisson:prompt=512,output=64-256, also with requests=400,seed=0; gamma with cv=; or a file, whose arrivals "
-            "are scaled. Their rate is what is searched.",
+            "are scaled. Their rate is what is searched; rate=4 in it is --rate 4.",
         ),
     ],
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE", help="Requests a second to sustain: what needs the fewest GPUs for it, or the least money, is best."
+        ),
+    ] = None,
     ttft_p90: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time to first token of 90 % at most, as 0.5, in seconds, or 500ms.")
     ] = None,
@@ -89,6 +95,7 @@ def search(  # noqa: PLR0913 - one argument an option
             [name.strip() for name in hardware.split(",")],
             workload,
             parse_limits(slo, {"ttft_p90": ttft_p90, "tpot_p90": tpot_p90}),
+            rate=rate,
             choices=choices,
             interconnect=None if interconnect is None else Interconnect.parse(interconnect),
             host_slowdown=host_slowdown,
@@ -146,12 +153,22 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
             "them at once; a longer workload, with a larger requests=, may tell more",
             err=True,
         )
+    if (copies := best.copies) is not None:
+        share = "" if copies == 1 else f", {copies} of these, each sent an equal share"
+        typer.echo(f"\n {result.demanded:g} requests/s: {best.total_gpus} GPU{'s' if best.total_gpus != 1 else ''}{share}")
     typer.echo(f"\n {best.candidate.command}")
 
 
 def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: list[str]) -> None:
     priced = shown[0].price_per_gpu_hour is not None
-    numbers = ["GPUs", *(["cost/1,000 req"] if priced else []), "req/s/GPU", "req/s", "below", "tok/s/GPU"]
+    numbers = [
+        *(["GPUs"] if result.demanded is None else ["copies", "GPUs in all"]),
+        *(["cost/1,000 req"] if priced else []),
+        "req/s/GPU",
+        "req/s",
+        "below",
+        "tok/s/GPU",
+    ]
     limits = [f"{name.replace('_', ' ').upper()} ms" for name in result.limits]
     numbers += [*limits, "KV blocks"]
     table = new_table("model", "hardware", *settings, *numbers, numbers=(*settings, *numbers))
@@ -163,7 +180,7 @@ def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: lis
             candidate.model.name,
             candidate.hardware,
             *(candidate.shown(name) for name in settings),
-            str(candidate.num_gpus),
+            *_devices(found),
             *([f"{found.cost_per_1000_requests:.4g}"] if priced else []),
             f"{found.goodput_per_gpu:.4g}",
             f"{'' if found.exact else '>= '}{at.rate:g}",
@@ -174,9 +191,17 @@ def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: lis
         )
     unsure = any(not found.exact for found in shown)
     note = "; >=: left there, as it cannot be among the best" if unsure else ""
+    goal = "" if result.demanded is None else f" for {result.demanded:g} requests/s"
     within = ", ".join(f"{name.replace('_', ' ').upper()} {_time(limit_s)}" for name, limit_s in result.limits.items())
-    counts = f"{len(result.candidates)} candidates, {result.num_simulations} simulations, within {within}"
+    counts = f"{len(result.candidates)} candidates, {result.num_simulations} simulations,{goal} within {within}"
     show(table, counts + note)
+
+
+def _devices(found: FoundCandidate) -> list[str]:
+    """Return how many GPUs a candidate takes; where a rate is demanded, how many copies of it bear that, and all their GPUs."""
+    if found.copies is None:
+        return [str(found.candidate.num_gpus)]
+    return [f"{'' if found.exact or found.copies == 1 else '<= '}{number}" for number in (found.copies, found.total_gpus)]
 
 
 def _time(seconds: float) -> str:

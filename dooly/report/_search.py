@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 _CHART_NOTE = """A point is a simulation at one request rate, a line a candidate. Full points meet the limits. Along the dotted
 line nothing has more throughput at the same speed. Speed is one over the median time per output token."""
 _TABLE_NOTE = """Rates are the highest that meet the limits; those with ≥ were left there, as they cannot be among the best.
-Measured and family are shares of the simulated seconds; the rest is estimated."""
+Copies bear a demanded rate together, each an equal share of it. Measured and family are shares of the simulated seconds; the rest
+is estimated."""
 
 
 def write_search(result: SearchResult, path: Path) -> None:
     """Write a search as one self-contained HTML page: a Pareto chart, the best candidate's command, and a table of all."""
     settings = _varying(result)
     limits = ", ".join(f"{name.replace('_', ' ').upper()} at most {1e3 * value:g} ms" for name, value in result.limits.items())
+    goal = "" if result.demanded is None else f"{result.demanded:g} requests/s, "
     best = result.best
     command = "No candidate meets the limits." if best is None else f"<code>{escape(best.candidate.command)}</code>"
     sections = [
-        f"<p>{escape(result.workload)}<br>{escape(limits)}</p>",
+        f"<p>{escape(result.workload)}<br>{goal}{escape(limits)}</p>",
         f"<p>{command}</p>",
         "<h2>Throughput against speed</h2>",
         f'<p class="note">{_CHART_NOTE}</p>',
@@ -128,7 +130,7 @@ def _table(result: SearchResult, settings: Sequence[str]) -> str:
         "model",
         "hardware",
         *(name.replace("_", " ") for name in settings),
-        "GPUs",
+        *(["GPUs"] if result.demanded is None else ["copies", "GPUs in all"]),
         *(["cost/1,000 req"] if priced else []),
         "req/s/GPU",
         "req/s",
@@ -145,7 +147,7 @@ def _row(found: FoundCandidate, at: Evaluation, result: SearchResult, settings: 
         candidate.model.name,
         candidate.hardware,
         *(candidate.shown(name) for name in settings),
-        str(candidate.num_gpus),
+        *_devices(found),
         *([] if found.cost_per_1000_requests is None else [f"{found.cost_per_1000_requests:.4g}"]),
         f"{found.goodput_per_gpu:.4g}",
         f"{'' if found.exact else '≥ '}{at.rate:g}",
@@ -155,6 +157,13 @@ def _row(found: FoundCandidate, at: Evaluation, result: SearchResult, settings: 
         *(f"{at.provenance[source]:.0%}" for source in ("measured", "family")),
         f"{at.num_kv_blocks:,}",
     ]
+
+
+def _devices(found: FoundCandidate) -> list[str]:
+    """Return how many GPUs a candidate takes; where a rate is demanded, how many copies of it bear that, and all their GPUs."""
+    if found.copies is None:
+        return [str(found.candidate.num_gpus)]
+    return [f"{'' if found.exact or found.copies == 1 else '≤ '}{number}" for number in (found.copies, found.total_gpus)]
 
 
 def _without_rate(result: SearchResult, settings: Sequence[str]) -> list[str]:

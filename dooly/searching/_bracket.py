@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from dooly.searching._limits import room, share_of_limit
-from dooly.searching._rates import RATES_PER_DECADE, index_up_to, rate_at
+from dooly.searching._rates import RATES_PER_DECADE, copies_for, index_up_to, rate_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,11 @@ _FIRST_STRIDE = RATES_PER_DECADE // 10
 _DEPTH = 3 * RATES_PER_DECADE
 """How far below the saturated throughput rates are tried: at a thousandth of it, requests are served alone."""
 
+Value = tuple[float, float]
+"""What a rate makes a candidate worth, the higher the better: what its copies need for a demanded rate, negative or 0, then what
+each has of it."""
+WORTHLESS: Value = (-math.inf, 0.0)
+
 
 class Bracket:
     """What is known of the highest rate at which a candidate meets its limits.
@@ -26,16 +32,18 @@ class Bracket:
     workload that ends too soon does not show.
     """
 
-    def __init__(self, candidate: Candidate, weight: float, limits: Mapping[str, float]) -> None:
+    def __init__(self, candidate: Candidate, weight: float, limits: Mapping[str, float], demanded: float | None = None) -> None:
         """Know nothing yet.
 
         Args:
             candidate: What is searched.
             weight: What a rate is divided by to compare candidates: GPUs, or their price.
             limits: Seconds by metric and statistic.
+            demanded: Requests a second that copies of the candidate must bear together; None where the highest rate counts.
         """
         self.candidate = candidate
-        self.weight = weight
+        self._weight = weight
+        self._demanded = demanded
         self.evaluations: dict[float, Evaluation] = {}
         self.reason: str | None = None
         """Why the candidate cannot serve the workload or meets its limits at no rate; None while it may."""
@@ -58,11 +66,13 @@ class Bracket:
         """The simulation at the highest rate known to be met."""
         return None if self.met is None else self.evaluations[rate_at(self.met)]
 
-    def value(self, index: int) -> float:
-        """Return the rate at a place of the grid for each GPU, or for what GPUs cost."""
-        return rate_at(index) / self.weight
+    def value(self, index: int) -> Value:
+        """Return what the rate at a place of the grid is worth, in GPUs or what these cost."""
+        rate = rate_at(index)
+        copies = 0 if self._demanded is None else copies_for(self._demanded, rate)
+        return -copies * self._weight, rate / self._weight
 
-    def next_rate(self, worth: float) -> float:
+    def next_rate(self, worth: Value) -> float:
         """Return the rate to try next, given the value from which on this candidate is of interest.
 
         All requests at once come first. Below that throughput, strides double until a rate is met; then the rest is halved.
@@ -71,9 +81,8 @@ class Bracket:
             return math.inf
         lowest = self.saturated - 1 - _DEPTH
         index = max(lowest, self.ceiling - self._stride) if self.met is None else (self.met + self.ceiling) // 2
-        if worth > 0:
-            index = max(index, min(index_up_to(worth * self.weight), self.ceiling - 1))
-        return rate_at(index)
+        unworthy = bisect_right(range(lowest, self.ceiling), worth, key=self.value)
+        return rate_at(max(index, min(lowest + unworthy - 1, self.ceiling - 1)))
 
     def learn(self, found: Evaluation | str) -> None:
         """Take in what a simulation came to."""

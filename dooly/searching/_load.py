@@ -26,6 +26,8 @@ class Load:
     """The requests as they arrive at `rate`."""
     rate: float
     """Requests a second that arrive in the mean."""
+    stated: float | None = None
+    """The rate that a specification states; None where it states none."""
 
     def at(self, rate: float) -> Workload:
         """Return the requests at so many a second; infinite sends all at once."""
@@ -35,7 +37,7 @@ class Load:
 
 
 def read_load(text: str) -> Load:
-    """Return the load that `--workload` names: what `parse_workload` takes, where `rate` may be left out and is not heeded.
+    """Return the load that `--workload` names: what `parse_workload` takes, where `rate` may be left out.
 
     Raises:
         WorkloadError: The specification or the file breaks a rule; or one rate does not say when its requests are sent, as with
@@ -63,9 +65,17 @@ def _read_load(text: str, kind: str, body: str) -> Load:
                 "whose arrivals have the stages"
             )
         if kind in _DRAWN or rates:
-            return Load(parse_workload(f"{kind}:{','.join(['rate=1', *items])}"), 1.0)
+            workload = parse_workload(f"{kind}:{','.join(['rate=1', *items])}")
+            return Load(workload, 1.0, _stated(text, rates[0]) if rates else None)
     workload = parse_workload(text)
     span_ns = workload.requests[-1].arrival_ns - workload.requests[0].arrival_ns
     if not span_ns:
         raise WorkloadError(f"workload {text!r}: its requests all arrive at once and have no rate; give poisson or gamma")
     return Load(workload, NS_PER_S * (len(workload.requests) - 1) / span_ns)
+
+
+def _stated(text: str, rate: str) -> float:
+    try:
+        return float(rate)
+    except ValueError as error:
+        raise WorkloadError(f"workload {text!r}: rate must be a number of requests a second, got {rate!r}") from error

@@ -12,6 +12,11 @@ def rate_at(index: int) -> float:
     return float(f"{10 ** (index / RATES_PER_DECADE):.3g}")
 
 
+def copies_for(demanded: float, rate: float) -> int:
+    """Return how many engines or fleets, each of which bears `rate` requests a second, bear `demanded` together."""
+    return math.ceil(round(demanded / rate, 9))  # 4.9 is 7 times 0.7
+
+
 def index_up_to(rate: float) -> int:
     """Return the last place whose rate does not exceed a positive finite `rate`."""
     index = math.ceil(RATES_PER_DECADE * math.log10(rate)) + 1

@@ -6,6 +6,8 @@ import csv
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dooly.searching._rates import copies_for
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -37,6 +39,18 @@ class FoundCandidate:
     """What a GPU costs an hour; None where candidates are compared by GPUs."""
     evaluations: tuple[Evaluation, ...]
     """All its simulations, by growing rate."""
+    demanded: float | None = None
+    """Requests a second that copies of it must bear together; None where none are demanded."""
+
+    @property
+    def copies(self) -> int | None:
+        """How many of it bear the demanded rate, each an equal share; None where none is demanded or it bears none."""
+        return None if self.best is None or self.demanded is None else copies_for(self.demanded, self.best.rate)
+
+    @property
+    def total_gpus(self) -> int | None:
+        """GPUs of all these copies."""
+        return None if self.copies is None else self.copies * self.candidate.num_gpus
 
     @property
     def goodput_per_gpu(self) -> float | None:
@@ -45,11 +59,11 @@ class FoundCandidate:
 
     @property
     def cost_per_1000_requests(self) -> float | None:
-        """What a thousand requests cost at that rate, in the unit of the price."""
+        """What a thousand requests cost at that rate, or with all copies at the demanded one, in the unit of the price."""
         if self.best is None or self.price_per_gpu_hour is None:
             return None
-        per_second = self.price_per_gpu_hour * self.candidate.num_gpus / _S_PER_HOUR
-        return _REQUESTS_PRICED * per_second / self.best.rate
+        per_second = self.price_per_gpu_hour * (self.total_gpus or self.candidate.num_gpus) / _S_PER_HOUR
+        return _REQUESTS_PRICED * per_second / (self.demanded or self.best.rate)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -59,6 +73,8 @@ class FoundCandidate:
             "serving": asdict(self.candidate.serving),
             "fleet": asdict(self.candidate.fleet),
             "gpus": self.candidate.num_gpus,
+            "copies": self.copies,
+            "total_gpus": self.total_gpus,
             "goodput_per_gpu": self.goodput_per_gpu,
             "cost_per_1000_requests": self.cost_per_1000_requests,
             "rate": self.best and self.best.rate,
@@ -87,6 +103,8 @@ class SearchResult:
     """All candidates."""
     notes: tuple[str, ...] = ()
     """What a reader should know of how the requests were read, such as failed ones that were left out."""
+    demanded: float | None = None
+    """Requests a second that must be sustained; None where candidates are compared at their highest rates."""
 
     @property
     def best(self) -> FoundCandidate | None:
@@ -113,6 +131,7 @@ class SearchResult:
             "schema": 1,
             "workload": self.workload,
             "limits_s": dict(self.limits),
+            "rate": self.demanded,
             "simulations": self.num_simulations,
             "command": self.best and self.best.candidate.command,
             "candidates": [found.to_json() for found in self.candidates],

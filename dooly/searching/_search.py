@@ -12,7 +12,7 @@ from concurrent.futures import as_completed
 from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError
-from dooly.searching._bracket import Bracket
+from dooly.searching._bracket import WORTHLESS, Bracket
 from dooly.searching._candidate import ONE_ENGINE, combine
 from dooly.searching._limits import check_limits, tightness
 from dooly.searching._load import read_load
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from dooly.engines import ModelSource
     from dooly.predict import Interconnect
+    from dooly.searching._bracket import Value
     from dooly.searching._evaluation import Evaluation
     from dooly.searching._load import Load
     from dooly.searching._workers import Submit
@@ -42,6 +43,7 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
     workload: str,
     limits: Mapping[str, float],
     *,
+    rate: float | None = None,
     choices: Mapping[str, Sequence[Any]] | None = None,
     interconnect: Interconnect | None = None,
     host_slowdown: float | None = None,
@@ -55,15 +57,20 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
 ) -> SearchResult:
     """Find which models, devices and engine settings serve the most requests within latency limits, for each GPU or its price.
 
+    With a rate demanded: which serve that rate with the fewest GPUs, or for the least. Where one does not bear it, copies of it
+    do, each of which is sent an equal share in the workload's pattern; how requests are shared is not simulated.
+
     The answer depends on the arguments alone, not on how many processes or machines work on it. A script that uses more than one
     process must be importable: what it runs stands under `if __name__ == "__main__":`.
 
     Args:
         models: The models.
         hardware: Devices that `dooly hardware` lists, or folders of such data.
-        workload: The requests as `parse_workload` takes them; their rate is what is searched, so `rate` may be left out.
+        workload: The requests as `parse_workload` takes them; their rate is what is searched. One that it states as `rate=` is
+            demanded as `rate` is.
         limits: Service-level objectives: seconds by metric (`ttft`, `tpot`, `itl`, `e2e`) and statistic (`mean`, `p50`, `p90`,
             `p95`, `p99`), as `{"ttft_p90": 0.5}`. All must be met.
+        rate: Requests a second that must be sustained; None for as many as can be, unless the workload states a rate.
         choices: Values to try by setting of `ServingConfig`, as `{"max_num_seqs": (64, 256)}`; every combination is a candidate.
             Other settings are as `vllm serve` starts on the device.
         interconnect: A link between ranks in place of measured collectives.
@@ -96,9 +103,10 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
         raise InvalidInputError("--interconnect: engines of one rank have no link to others; leave it out, or give ranks to try")
     _check_prices(prices, hardware)
     load = read_load(workload)
+    demanded = _demanded(rate, load)
     gpu_prices = [None if prices is None else prices[candidate.hardware] for candidate in candidates]
     brackets = [
-        Bracket(candidate, candidate.num_gpus * (1.0 if price is None else price), limits)
+        Bracket(candidate, candidate.num_gpus * (1.0 if price is None else price), limits, demanded)
         for candidate, price in zip(candidates, gpu_prices, strict=True)
     ]
     with SearchState(load, state) as done, open_workers(num_processes, ray) as submit:
@@ -108,9 +116,20 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
                 if progress is not None:
                     progress(count, len(tasks))
     order = sorted(range(len(brackets)), key=lambda place: (_rank(brackets[place], limits), place))
-    return SearchResult(
-        workload, dict(limits), tuple(_found(brackets[place], gpu_prices[place]) for place in order), load.workload.notes
-    )
+    best_first = tuple(_found(brackets[place], gpu_prices[place], demanded) for place in order)
+    return SearchResult(workload, dict(limits), best_first, load.workload.notes, demanded)
+
+
+def _demanded(rate: float | None, load: Load) -> float | None:
+    """Return the rate that must be sustained, whichever way it was given; None where none was."""
+    if rate is not None and load.stated is not None:
+        raise InvalidInputError(f"--rate: the workload states rate={load.stated:g} already; leave one of them out")
+    demanded = load.stated if rate is None else rate
+    if demanded is not None and not 0 < demanded < math.inf:
+        raise InvalidInputError(
+            f"--rate: must be a positive finite number of requests a second, got {demanded:g}; leave it out for the highest"
+        )
+    return demanded
 
 
 def _check_prices(prices: Mapping[str, float] | None, hardware: Sequence[str]) -> None:
@@ -125,13 +144,13 @@ def _check_prices(prices: Mapping[str, float] | None, hardware: Sequence[str]) -
             raise InvalidInputError(f"search: prices: {name} must cost a positive finite amount an hour, got {price}")
 
 
-def _worth(brackets: Iterable[Bracket], top: int) -> float:
-    """Return the value that `top` candidates are known to reach; 0 while there are fewer."""
+def _worth(brackets: Iterable[Bracket], top: int) -> Value:
+    """Return the value that `top` candidates are known to reach; nothing while there are fewer."""
     values = sorted((bracket.value(bracket.met) for bracket in brackets if bracket.met is not None), reverse=True)
-    return values[top - 1] if len(values) >= top else 0.0
+    return values[top - 1] if len(values) >= top else WORTHLESS
 
 
-def _is_live(bracket: Bracket, worth: float) -> bool:
+def _is_live(bracket: Bracket, worth: Value) -> bool:
     """Whether another simulation of a candidate may change which are the best."""
     return bracket.is_open and (not bracket.evaluations or bracket.value(bracket.ceiling - 1) >= worth)
 
@@ -142,7 +161,7 @@ def _next_round(brackets: Sequence[Bracket], top: int) -> list[tuple[Bracket, fl
         return [(bracket, math.inf) for bracket in fresh]
     worth = _worth(brackets, top)
     live = [bracket for bracket in brackets if _is_live(bracket, worth)]
-    live.sort(key=lambda bracket: -bracket.value(bracket.ceiling - 1))
+    live.sort(key=lambda bracket: bracket.value(bracket.ceiling - 1), reverse=True)
     return [(bracket, bracket.next_rate(worth)) for bracket in live[:_ROUND]]
 
 
@@ -163,16 +182,18 @@ def _simulated(
         yield bracket, found
 
 
-def _rank(bracket: Bracket, limits: Mapping[str, float]) -> tuple[int, float, tuple[float, ...]]:
+def _rank(bracket: Bracket, limits: Mapping[str, float]) -> tuple[int, float, float, tuple[float, ...]]:
     """Return what candidates are sorted by, the best first."""
     if bracket.best is not None and bracket.met is not None:
-        return 0, -bracket.value(bracket.met), tightness(bracket.best.latencies_s, limits)
+        demanded, share = bracket.value(bracket.met)
+        return 0, -demanded, -share, tightness(bracket.best.latencies_s, limits)
     if bracket.reason is None:
-        return 1, -bracket.value(bracket.ceiling - 1), ()
-    return (2 if bracket.evaluations else 3), 0.0, ()
+        demanded, share = bracket.value(bracket.ceiling - 1)
+        return 1, -demanded, -share, ()
+    return (2 if bracket.evaluations else 3), 0.0, 0.0, ()
 
 
-def _found(bracket: Bracket, price: float | None) -> FoundCandidate:
+def _found(bracket: Bracket, price: float | None, demanded: float | None) -> FoundCandidate:
     return FoundCandidate(
         bracket.candidate,
         bracket.best,
@@ -182,4 +203,5 @@ def _found(bracket: Bracket, price: float | None) -> FoundCandidate:
         reason=bracket.reason,
         price_per_gpu_hour=price,
         evaluations=tuple(bracket.evaluations[rate] for rate in sorted(bracket.evaluations)),
+        demanded=demanded,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -49,6 +50,30 @@ def test_a_search_ends_in_a_table_and_a_command(tmp_path: Path, dooly: Callable[
     again = dooly(*search, "--processes", 1, "--state", state, *outputs, "--top", 2, "--slo", "e2e-p99=3s", "--price", "h200=3.5")
     assert again == found
     assert [file.read_bytes() for file in (*files, state)] == before
+
+
+def test_a_demanded_rate_says_how_many_it_takes(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """The table, the files and the line above the command say how many copies and GPUs bear the rate together."""
+    files = [tmp_path / name for name in ("found.json", "found.csv", "found.html")]
+    outputs = [word for file in files for word in (f"--{file.suffix[1:]}", file)]
+    search = ("search", "llama-3.1-8b", *WORKLOAD, *LIMITS, "--max-num-seqs", "2,8", "--processes", 1, "--top", 2)
+    code, out, _ = dooly(*search, "--rate", 700, "--price", "h200=3.5", *outputs)
+    assert code == 0
+    document = json.loads(files[0].read_text())
+    best = document["candidates"][0]
+    copies = math.ceil(700 / best["rate"])
+    assert (document["rate"], best["copies"], best["total_gpus"]) == (700, copies, copies)
+    assert best["cost_per_1000_requests"] == pytest.approx(copies * 3.5 / 3.6 / 700)
+    assert f" 700 requests/s: {copies} GPUs, {copies} of these, each sent an equal share\n" in out
+    assert "simulations, for 700 requests/s within TTFT P90 100 ms" in out
+    head = out.splitlines()[1]
+    assert "copies   GPUs in all" in head
+    assert next(csv.DictReader(files[1].read_text().splitlines()))["total_gpus"] == str(copies)
+    page = files[2].read_text()
+    assert "700 requests/s, TTFT P90 at most 100 ms" in page
+    assert ">GPUs in all<" in page
+    _, out, _ = dooly(*search, "--workload", f"{WORKLOAD[-1]},rate=4")
+    assert " 4 requests/s: 1 GPU\n" in out
 
 
 def test_numbers_of_engines_are_tried(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("given", ["", "rate=7,"])
 def test_a_drawn_load_is_the_workload_of_each_rate(given: str) -> None:
-    """At a rate, requests arrive as those that are drawn at it, to a nanosecond; a rate that is given counts not."""
+    """At a rate, requests arrive as those that are drawn at it, to a nanosecond; a rate that is given is told beside them."""
     load = read_load(f"gamma:{given}cv=2,requests=50,prompt=10-90,output=5,seed=3")
     drawn = parse_workload("gamma:rate=4.5,cv=2,requests=50,prompt=10-90,output=5,seed=3")
+    assert load.stated == (7.0 if given else None)
     scaled = load.at(4.5).requests
     assert [(r.num_prompt_tokens, r.num_output_tokens) for r in scaled] == [
         (r.num_prompt_tokens, r.num_output_tokens) for r in drawn.requests
@@ -72,6 +73,7 @@ def test_requests_without_a_rate_are_refused(tmp_path: Path) -> None:
         ("poisson:requests=4,prompt=10,output=2,turns=2,think=1", "turns are sent when the ones before have ended"),
         ("poisson:rate=2x60+8x30,prompt=10,output=2", "in place of stages"),
         ("trace:path=none.csv,rate=2x60", "in place of stages"),
+        ("poisson:rate=two,prompt=10,output=2", "rate must be a number of requests a second, got 'two'"),
     ],
 )
 def test_what_one_rate_does_not_say_is_refused(text: str, part: str) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dooly.searching._rates import index_up_to, rate_at
+from dooly.searching._rates import copies_for, index_up_to, rate_at
 
 
 def test_rates_grow_by_about_two_percent() -> None:
@@ -23,3 +23,11 @@ def test_the_last_rate_up_to_another_is_found(rate: float) -> None:
     index = index_up_to(rate)
     assert rate_at(index) <= rate < rate_at(index + 1)
     assert index_up_to(rate_at(index)) == index
+
+
+@given(st.integers(1, 9999), st.integers(1, 40))
+def test_copies_bear_what_is_demanded_and_none_is_idle(thousandths: int, copies: int) -> None:
+    """As many are counted as bear the rate together, at the rate of one of whole copies not one more for a rounding error."""
+    rate = thousandths / 1000
+    assert copies_for(copies * rate, rate) == copies
+    assert copies_for((copies - 0.5) * rate, rate) == copies

@@ -8,6 +8,7 @@ import os
 import signal
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,7 @@ def test_the_best_are_those_of_an_exhaustive_search(data: st.DataObject) -> None
         st.lists(rates, min_size=1, max_size=60), label="throughput, and share of it up to which limits are met"
     )
     top = data.draw(st.integers(1, 5), label="top")
+    demanded = data.draw(st.none() | st.floats(0.1, 200), label="rate that copies bear together")
     places = {seqs: (capacity, capacity * share) for seqs, (capacity, share) in enumerate(behaviour, start=1)}
 
     @contextmanager
@@ -60,7 +62,7 @@ def test_the_best_are_those_of_an_exhaustive_search(data: st.DataObject) -> None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "open_workers", fake_workers)
-        result = search(*MADE_UP, choices={"max_num_seqs": tuple(places)}, top=top)  # type: ignore[arg-type]
+        result = search(*MADE_UP, rate=demanded, choices={"max_num_seqs": tuple(places)}, top=top)  # type: ignore[arg-type]
     expected = {}
     for seqs, (capacity, met_up_to) in places.items():
         highest = index_up_to(capacity)
@@ -72,6 +74,8 @@ def test_the_best_are_those_of_an_exhaustive_search(data: st.DataObject) -> None
     assert all(expected[seqs] == rate for (seqs, rate), each in zip(found, result.candidates, strict=True) if each.exact)
     assert all(expected[seqs] >= rate for seqs, rate in found)
     assert all(each.exact for each in result.candidates[:top] if each.best)
+    copies = [each.copies for each in result.candidates if each.copies is not None]
+    assert copies == ([] if demanded is None else sorted(copies))
     assert all("misses tpot_p90 at every rate" in each.reason for each in result.candidates if each.reason)
 
 
@@ -148,19 +152,59 @@ def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_prices_decide_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cheapest candidate is the best, though another has more requests a GPU; its cost is that of the rate."""
+@pytest.fixture
+def five_or_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines on an H200 bear 5 requests a second, on others 4, and of two ranks 10; the grid has 4.9 and 3.98."""
 
     @contextmanager
     def fake_workers(*_: object) -> Iterator[Callable[..., Future[Evaluation | str]]]:
         def submit(candidate: Candidate, _workload: Workload, rate: float) -> Future[Evaluation | str]:
             done: Future[Evaluation | str] = Future()
-            done.set_result(_made_up(10, 5.0 if candidate.hardware == "h200" else 4.0, rate))
+            met_up_to = 10.0 if candidate.num_gpus == 2 else 5.0 if candidate.hardware == "h200" else 4.0
+            done.set_result(_made_up(10, met_up_to, rate))
             return done
 
         yield submit
 
     monkeypatch.setattr(module, "open_workers", fake_workers)
+
+
+@pytest.mark.parametrize(
+    ("demanded", "expected"),
+    [
+        (None, [(2, 10.0, None), (1, 4.9, None)]),
+        (4, [(1, 4.9, 1), (2, 10.0, 2)]),
+        (6, [(2, 10.0, 2), (1, 4.9, 2)]),
+        (9.9, [(2, 10.0, 2), (1, 4.9, 3)]),
+        (11, [(1, 4.9, 3), (2, 10.0, 4)]),
+    ],
+)
+@pytest.mark.usefixtures("five_or_four")
+def test_a_demanded_rate_takes_the_fewest_gpus(demanded: float | None, expected: list[tuple[int, float, int | None]]) -> None:
+    """Copies of a candidate bear it together; the fewest GPUs are the best, of equal ones the most requests a GPU."""
+    found = search(*MADE_UP, rate=demanded, choices={"tensor_parallel_size": (1, 2)})  # type: ignore[arg-type]
+    told = [(each.candidate.num_gpus, each.best and each.best.rate, each.total_gpus) for each in found.candidates]
+    assert told == expected
+    assert found.demanded == demanded
+
+
+@pytest.mark.usefixtures("five_or_four")
+def test_a_rate_in_the_workload_is_demanded() -> None:
+    """`rate=` there and the argument are one thing; both at once are refused, as is what no rate is."""
+    models, hardware, workload, limits = MADE_UP
+    stated = f"{workload},rate=11"
+    found = search(models, hardware, stated, limits)  # type: ignore[arg-type]
+    assert found.best is not None
+    assert (found.demanded, found.best.copies) == (11.0, 3)
+    with pytest.raises(InvalidInputError, match="states rate=11 already; leave one of them out"):
+        search(models, hardware, stated, limits, rate=11)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"--rate: must be a positive finite number .* got inf; leave it out"):
+        search(models, hardware, f"{workload},rate=inf", limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("five_or_four")
+def test_prices_decide_where_there_are_any() -> None:
+    """The cheapest candidate is the best, though another has more requests a GPU; its cost is that of the rate."""
     models, _, workload, limits = MADE_UP
     devices = ["h200", "h100"]
     assert search(models, devices, workload, limits).best.candidate.hardware == "h200"  # type: ignore[arg-type,union-attr]
@@ -169,6 +213,11 @@ def test_prices_decide_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> N
     assert best.best is not None
     assert best.candidate.hardware == "h100"
     assert best.cost_per_1000_requests == pytest.approx(1000 * 1.8 / 3600 / best.best.rate)
+    demand = partial(search, models, devices, workload, limits, rate=9.5, prices={"h200": 3.6, "h100": 2.5})
+    dear = demand().best  # type: ignore[call-arg,arg-type]
+    assert dear is not None
+    assert (dear.candidate.hardware, dear.copies) == ("h200", 2)
+    assert dear.cost_per_1000_requests == pytest.approx(1000 * 2 * 3.6 / 3600 / 9.5)
 
 
 @pytest.mark.parametrize(
