@@ -29,6 +29,7 @@ from dooly.adapters.service import ModelSlot, ServerState, ServiceLimits, create
 from dooly.adapters.service._bulk import Bulk
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
+from dooly.power_cap import PacedDevice
 from dooly.predict import LatencyModel, default_serving
 from dooly.speculation import SpeculativeConfig
 
@@ -132,6 +133,7 @@ def test_step_prices_batches(client: TestClient, slot: ModelSlot) -> None:
     assert sum(second["provenance"].values()) == pytest.approx(1)
     assert client.post("/step", json={"batches": batches}).json()["steps"][0]["breakdown_s"] is None
     assert (first["sustained_s"], second["sustained_s"]) == (None, None), "nobody measured this device's power limit"
+    assert (first["products_s"], client.get("/status").json()["power_limit"]) == (None, None)
     beyond = {"batches": [{"num_new_tokens": [129], "num_computed_tokens": [0]}]}
     assert client.post("/step", json=beyond).status_code == 409
     assert client.post("/step", json=beyond | {"extrapolate": True}).json()["steps"][0]["extrapolated"] is True
@@ -149,6 +151,28 @@ def test_step_tells_both_bounds_of_a_known_power_limit(model: ModelSource) -> No
     assert prompt["sustained_s"] == pytest.approx(slot.served.latency.step(Batch((2047,), (0,))).sustained_s)
     assert 1.05 < prompt["sustained_s"] / prompt["seconds"] < 1.18
     assert decode["sustained_s"] == decode["seconds"]
+
+
+def test_a_client_knows_the_rule_of_the_power_limit(model: ModelSource) -> None:
+    """What is told over HTTP makes steps behind each other take what they take on a `PacedDevice`."""
+    serving = default_serving(model, "h200", max_model_len=2048, max_num_batched_tokens=2048, max_num_seqs=8)
+    slot = ModelSlot(model, serving, hardware="h200")
+    batches = [{"num_new_tokens": [2047], "num_computed_tokens": [0]}, {"num_new_tokens": [1], "num_computed_tokens": [9]}]
+    with TestClient(create_app(slot)) as client:
+        limit = client.get("/status").json()["power_limit"]
+        prompt, decode = client.post("/step", json={"batches": batches}).json()["steps"]
+    assert decode["products_s"] == 0
+    device, now_ns, spent_s, slowed = PacedDevice(slot.served.latency.power_cap), 0, 0.0, False
+    for step, tokens, pause_s in [*[(prompt, 2047, 0.0)] * 8, (decode, 1, 0.0), *[(prompt, 2047, 0.004)] * 4]:
+        now_ns += round(1e9 * pause_s)
+        expected_ns = device.run_ns(now_ns, round(1e9 * step["seconds"]), tokens)
+        now_ns += expected_ns
+        spent_s = max(0.0, spent_s - pause_s - (step["seconds"] - step["products_s"])) + step["products_s"]
+        took_s = step["seconds"] + limit["slowdown"] * max(0.0, spent_s - limit["burst_s"])
+        spent_s = min(spent_s, limit["burst_s"])
+        slowed |= took_s > step["seconds"]
+        assert took_s == pytest.approx(expected_ns / 1e9, abs=1e-6)
+    assert slowed
 
 
 @pytest.mark.parametrize(

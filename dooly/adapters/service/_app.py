@@ -18,6 +18,7 @@ from dooly.adapters.service._guard import Guard, Metrics, ServiceLimits
 from dooly.adapters.service._schemas import (
     BulkPredictionRequest,
     BulkPredictionResponse,
+    PowerLimit,
     PredictionRequest,
     PredictionResponse,
     Problem,
@@ -138,13 +139,14 @@ def _add_facts(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
     async def status() -> Status:
         """Tell what is served."""
         served = slot.served
-        environment = served.latency.environment
+        environment, cap = served.latency.environment, served.latency.power_cap
         return Status(
             is_ready=True,
             model=served.latency.traced.model,
             device=environment.device,
             engine=f"{environment.engine} {environment.engine_version}",
             last_model_load=served.loaded_at,
+            power_limit=None if cap is None else PowerLimit(burst_s=cap.burst_ns / 1e9, slowdown=cap.slowdown_permille / 1000),
             store_refused=slot.refusal,
         )
 
@@ -185,10 +187,12 @@ def _steps(served: ServedModel, request: StepRequest) -> list[StepPrice]:
 def _priced(served: ServedModel, batches: Sequence[Batch], request: StepRequest) -> Iterator[StepPrice]:
     """Price some of the batches at once."""
     found = served.latency.steps(batches, extrapolate=request.extrapolate)
-    for step in map(found.__getitem__, range(len(found))):
+    cap = served.latency.power_cap
+    for batch, step in zip(batches, map(found.__getitem__, range(len(found))), strict=True):
         yield StepPrice(
             seconds=step.seconds,
             sustained_s=step.sustained_s,
+            products_s=None if cap is None else min(step.seconds, cap.products_of(batch.num_tokens) / 1e9),
             uncertainty_s=step.uncertainty_s,
             extrapolated=step.extrapolated,
             provenance={str(source): share for source, share in step.provenance.items()},

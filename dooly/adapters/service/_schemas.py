@@ -134,6 +134,11 @@ class StepPrice(BaseModel):
         default=None,
         description="Latency of it, in seconds, on one that its power limit has slowed; null where that is unknown.",
     )
+    products_s: float | None = Field(
+        default=None,
+        description="How much of `seconds` draws on the burst of the power limit, of which `/status` tells; null where that is "
+        "unknown.",
+    )
     uncertainty_s: float = Field(description="Typical error of it, in seconds.")
     extrapolated: bool = Field(description="Whether the batch lies outside what was measured.")
     provenance: dict[str, float] = Field(description="Share of the seconds that is measured, of its family, or estimated.")
@@ -146,6 +151,15 @@ class StepResponse(BaseModel):
     steps: list[StepPrice]
 
 
+class PowerLimit(BaseModel):
+    """What a device's power limit does to products that run on without a pause, as `dooly.power_cap.PowerCap` has it."""
+
+    burst_s: float = Field(
+        description="Seconds of such products that run at full clocks; what is no such product, and pauses, give them back."
+    )
+    slowdown: float = Field(description="How much longer they take from then on, as a fraction.")
+
+
 class Status(BaseModel):
     """What is served."""
 
@@ -154,6 +168,7 @@ class Status(BaseModel):
     device: str
     engine: str
     last_model_load: datetime
+    power_limit: PowerLimit | None = Field(description="Its rule for steps behind each other; null where nobody knows it.")
     store_refused: str | None = Field(description="Why the store as it is now is not served; null where it is.")
 
 
