@@ -7,6 +7,7 @@ worker's machine is lost, goes on where it ended.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,9 @@ def run_shares(measure: Callable[[Share], Any], address: str, num_workers: int |
     ray = _started(address, num_workers)
     try:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        count = num_workers or num_gpus or sum(node["Alive"] for node in ray.nodes())
-        needs = {"num_gpus": 1} if num_gpus else {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        count = num_workers or num_gpus or sum(map(bool, cores))
+        needs = {"num_gpus": 1} if num_gpus else {"num_cpus": _cores_each(cores, count), "scheduling_strategy": "SPREAD"}
         # A worker ends with its share, and frees its device.
         remote = ray.remote(max_retries=_TIMES_TAKEN_OVER, max_calls=1, **needs)(measure)
         running = [remote.remote((number, count)) for number in range(count)]
@@ -106,13 +108,23 @@ def run_shares(measure: Callable[[Share], Any], address: str, num_workers: int |
         ray.shutdown()
 
 
+def _cores_each(cores: Sequence[int], count: int) -> int:
+    """Return how many cores each of so many workers may have on machines of so many each, the smallest of them included.
+
+    A worker that asks for fewer than it measures on has others beside it, and is told by Ray to run as few threads.
+    """
+    machines = [number for number in cores if number]
+    return max(1, min(machines, default=1) * len(machines) // count)
+
+
 def _started(address: str, num_workers: int | None) -> Any:  # noqa: ANN401 - the module
     """Return Ray, connected to a cluster."""
     try:
         import ray
     except ModuleNotFoundError as error:
         raise InvalidInputError("--ray: Ray is not installed; install it with `pip install 'dooly-llm[ray]'`") from error
-    settings: dict[str, Any] = {"num_cpus": num_workers or 1} if address == "local" else {}
+    num_cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    settings: dict[str, Any] = {"num_cpus": max(num_workers or 1, num_cores)} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:

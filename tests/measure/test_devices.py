@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,44 @@ def test_a_share_that_is_lost_again_and_again_is_told(place: Path) -> None:
     with pytest.raises(MeasurementError, match=r"^--ray: a worker was lost 4 times .*; what was measured is kept, run it again$"):
         run_shares(measurer(place, "always"), "local", 1)
     assert len(records(place)) == 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_gpus", "num_workers", "asked"),
+    [
+        ((16, 64), 0, None, [16, 16]),
+        ((0, 16, 64), 0, None, [16, 16]),
+        ((4,), 0, 2, [2, 2]),
+        ((2,), 0, 4, [1, 1, 1, 1]),
+        ((16, 64), 3, None, [None, None, None]),
+    ],
+    ids=["two machines", "a head without cores", "two workers on one", "more workers than cores", "GPUs"],
+)
+def test_workers_on_processors_ask_for_a_machine_each(
+    cores: tuple[int, ...],
+    num_gpus: int,
+    num_workers: int | None,
+    asked: list[int | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each asks for the cores of the smallest machine, or its part of it: else Ray puts two on one, and gives each one thread."""
+    found: list[int | None] = []
+
+    def remote(**needs: Any) -> Callable[..., SimpleNamespace]:  # noqa: ANN401 - what Ray takes
+        return lambda measure: SimpleNamespace(remote=lambda share: found.append(needs.get("num_cpus")) or measure(share))
+
+    ray = SimpleNamespace(
+        init=lambda *_, **__: None,
+        cluster_resources=lambda: {"GPU": float(num_gpus)} if num_gpus else {},
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": float(number)} if number else {}} for number in cores],
+        remote=remote,
+        get=list,
+        shutdown=lambda: None,
+        exceptions=SimpleNamespace(WorkerCrashedError=OSError, NodeDiedError=OSError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert run_shares(lambda share: share, "auto", num_workers) == [(number, len(asked)) for number in range(len(asked))]
+    assert found == asked
 
 
 def test_without_ray_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
