@@ -63,8 +63,23 @@ def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | 
         layout = f"{serving.tensor_parallel_size} tensor-parallel ranks, {serving.quantization or serving.dtype}"
         raise MissingOperationError(
             f"{model.name}: its table of operations for {layout} does not ship with Dooly, and tracing it needs the engine "
-            f"({error}); install it with `pip install 'dooly-llm[cpu]'`"
+            f"({error}); install it with `pip install 'dooly-llm[cpu]'`{_what_ships(model, serving, target)}"
         ) from error
+
+
+def _what_ships(model: ModelSource, serving: ServingConfig, target: Target | None) -> str:
+    """Return which flags of element types would have a table, as the end of a line; nothing where none has."""
+    ways: tuple[tuple[str, str | None, str], ...] = (
+        ("neither --quantization nor --kv-cache-dtype", None, "auto"),
+        ("--quantization fp8", "fp8", "auto"),
+        ("--quantization fp8 --kv-cache-dtype fp8", "fp8", "fp8"),
+    )
+    found = [
+        way
+        for way, weights, cache in ways
+        if _read(shipped_file(model, replace(serving, quantization=weights, kv_cache_dtype=cache), target), model) is not None
+    ]
+    return f", or give what ships: {'; '.join(found)}" if found else ""
 
 
 def operations_here(model: ModelSource, serving: ServingConfig) -> TracedModel:

@@ -17,7 +17,7 @@ from dooly.predict._domain import Domain
 from dooly.predict._fitted import FittedOperation
 from dooly.predict._fused import fused_linear_layers, without_quantising
 from dooly.predict._hardware import HOST_LAYERS, Hardware
-from dooly.predict._kinds import Experts, families_of, kind_of
+from dooly.predict._kinds import FULL_PRECISION, Experts, families_of, kind_of
 from dooly.predict._latency_model import BLOCK_SIZE, LatencyModel
 from dooly.predict._operation import OperationWork
 from dooly.predict._step_parts import laid_out
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _LIMITS = ((160 << 30, (1024, 16_384)), (70 << 30, (1024, 8_192)), (0, (256, 2_048)))
 """Memory from which on `vllm serve` lets a step work on so many requests and tokens; an A100 counts as small."""
+_CACHES = ("auto", *FULL_PRECISION, "fp8", "fp8_e4m3")
+"""Element types of KV caches over which attention was measured."""
 
 
 def listed_hardware() -> tuple[Hardware, ...]:
@@ -168,6 +170,11 @@ def _check_serving(hardware: Hardware, serving: ServingConfig) -> None:
         raise InvalidInputError(
             f"--attention-backend: the attention measured on {hardware.name} is {hardware.attention_backend}, not "
             f"{serving.attention_backend}; leave it out"
+        )
+    if serving.kv_cache_dtype not in _CACHES:
+        raise InvalidInputError(
+            f"--kv-cache-dtype: attention was measured over caches of {', '.join(_CACHES[1:])}, and auto is one of these; "
+            f"{spell(serving.kv_cache_dtype)} is none; choose among them"
         )
     if serving.enforce_eager:
         raise InvalidInputError(

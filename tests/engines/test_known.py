@@ -37,10 +37,16 @@ def _model(folder: Path, **changes: Any) -> ModelSource:  # noqa: ANN401 - JSON
     ("changes", "quantization", "message"),
     [
         ({"architectures": ["NoSuchForCausalLM"]}, None, "vLLM registers no architecture NoSuchForCausalLM; see whether a "),
-        ({"quantization_config": {"quant_method": "fp9"}}, None, "quantization_config: quant_method: vLLM has no method 'fp9'; "),
-        ({}, "fp9", "--quantization: vLLM has no method 'fp9'; correct it$"),
+        (
+            {"quantization_config": {"quant_method": "fp9"}},
+            None,
+            "quantization_config: quant_method: vLLM has no method 'fp9'; ",
+        ),
+        ({}, "fp9", "--quantization: vLLM has no method 'fp9', but awq, [^;]*, fp8, [^;]*; leave it out for what config\\.json"),
+        ({}, "none", "--quantization: vLLM has no method 'none', but awq, "),
+        ({}, "", "--quantization: vLLM has no method '', but awq, "),
     ],
-    ids=["architecture", "method", "flag"],
+    ids=["architecture", "method", "flag", "a word elsewhere", "nothing"],
 )
 def test_names_that_vllm_lacks_are_refused(
     tmp_path: Path, changes: dict[str, Any], quantization: str | None, message: str
@@ -56,8 +62,9 @@ def test_names_that_vllm_lacks_are_refused(
         {"architectures": ["Olmo2ForCausalLM"]},
         {"quantization_config": {"quant_method": "compressed_tensors"}},
         {"quantization_config": {"quant_method": "modelopt"}},
+        {"quantization_config": {"quant_method": "auto-round"}},
     ],
-    ids=["an architecture of Transformers", "a method by its library's name", "a method"],
+    ids=["an architecture of Transformers", "a method by its library's name", "a method", "a method by another name"],
 )
 def test_names_that_vllm_takes_pass(tmp_path: Path, changes: dict[str, Any]) -> None:
     """What vLLM takes from Transformers, and methods in either spelling, are known."""

@@ -9,7 +9,7 @@ import pytest
 
 from dooly.device import native_dtype
 from dooly.engines import ModelSource, ServingConfig, start_engine
-from dooly.engines.vllm._config import engine_arguments, schedule_arguments
+from dooly.engines.vllm._config import engine_arguments, engine_config, schedule_arguments
 from dooly.errors import InvalidInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -130,3 +130,11 @@ def test_an_engine_that_takes_no_notice_is_refused(write: Callable[..., ModelSou
     """Weights that are declared as quantised are not measured at full precision."""
     with pytest.raises(UnsupportedModelError, match=r"^made-up: its files say that weights are quantised \(modelopt\), but vLLM"):
         start_engine(write(FLAT, UNREAD), ServingConfig(dtype=native_dtype(), **SMALL), hf_overrides={})
+
+
+@pytest.mark.parametrize("method", ["awq", "compressed-tensors"])
+def test_a_method_of_weights_that_are_stored_so_says_what_it_takes(write: Callable[..., ModelSource], method: str) -> None:
+    """Asked of a model whose files describe no such weights, it is one line with vLLM's reason, and what to give."""
+    remedy = f"where --quantization {method} takes weights that are stored so, give the folder of such a checkpoint; fp8 quan"
+    with pytest.raises(UnsupportedModelError, match=rf"^made-up: vLLM refuses the configuration: [^\n]*; {remedy}[^\n]*$"):
+        engine_config(write(FLAT), ServingConfig(quantization=method, **SMALL))

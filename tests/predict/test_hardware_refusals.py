@@ -85,6 +85,14 @@ def test_the_eager_engine_is_refused_for_shipped_devices() -> None:
         load_latency_model(model=find_model("llama-3.1-8b"), serving=ServingConfig(enforce_eager=True), hardware="h200")
 
 
+@pytest.mark.parametrize("dtype", ["fp8_e5m2", "int8_per_token_head", "none"])
+def test_a_cache_that_nobody_measured_is_refused(dtype: str) -> None:
+    """The message names the flag, the value and the choices, before anything is traced."""
+    choices = "bfloat16, float16, fp8, fp8_e4m3, and auto is one of these"
+    with pytest.raises(InvalidInputError, match=rf"^--kv-cache-dtype: .* of {choices}; '{dtype}' is none; choose"):
+        load_latency_model(model=find_model("llama-3.1-8b"), serving=ServingConfig(kv_cache_dtype=dtype), hardware="h200")
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("hardware", [device.name for device in listed_hardware()])
 def test_limits_are_those_that_vllm_starts_with(hardware: str, monkeypatch: pytest.MonkeyPatch) -> None:

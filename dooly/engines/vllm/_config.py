@@ -128,7 +128,7 @@ def engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: A
     except Exception as error:  # whatever its code and Transformers' make of a broken config.json
         positions = _POSITIONS.search(str(error))
         if positions is None:
-            raise _refusal(model, error) from error
+            raise _refusal(model, serving, error) from error
         config = _positions_kept(model, serving, int(positions[1]))
     check_sizes(model, config.model_config.hf_config)
     check_taken(model, config.model_config.quantization)
@@ -139,7 +139,7 @@ def _positions_kept(model: ModelSource, serving: ServingConfig, max_model_len: i
     try:
         return _engine_config(model, replace(serving, max_model_len=max_model_len))
     except Exception as error:  # as in engine_config
-        raise _refusal(model, error) from error
+        raise _refusal(model, serving, error) from error
 
 
 def _engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: ANN401 - vLLM's VllmConfig
@@ -148,7 +148,11 @@ def _engine_config(model: ModelSource, serving: ServingConfig) -> Any:  # noqa: 
         return arguments.create_engine_config()
 
 
-def _refusal(model: ModelSource, error: Exception) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{model.name}: vLLM refuses the configuration: {first_line(error)}; check its config.json and the settings"
-    )
+def _refusal(model: ModelSource, serving: ServingConfig, error: Exception) -> UnsupportedModelError:
+    remedy = "check its config.json and the settings"
+    if serving.quantization is not None and declared_quantization(model) is None:
+        remedy = (
+            f"where --quantization {serving.quantization} takes weights that are stored so, give the folder of such a "
+            "checkpoint; fp8 quantises these"
+        )
+    return UnsupportedModelError(f"{model.name}: vLLM refuses the configuration: {first_line(error)}; {remedy}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dooly.engines._quantization import declared_quantization
-from dooly.engines.vllm._methods import find_method, has_kernel
+from dooly.engines.vllm._methods import find_method, has_kernel, method_names
 from dooly.errors import UnsupportedModelError, spell
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES = (("vllm", "model_executor/models/registry.py"), ("transformers", "models/auto/modeling_auto.py"))
 """Where classes of models are registered: vLLM's own, and those that it takes from Transformers."""
-_METHODS = (("vllm", "model_executor/layers/quantization/*.py"), ("vllm", "config/quantization.py"))
+_METHODS = (("vllm", "model_executor/layers/quantization/**/*.py"), ("vllm", "config/quantization.py"))
 """Where methods of quantisation have their names."""
 
 
@@ -44,9 +44,15 @@ def check_known(model: ModelSource, serving: ServingConfig, target: Target | Non
         )
     section = declared_quantization(model) or {}
     declared = section.get("quant_method")
-    for place, method in (("--quantization", serving.quantization), ("quantization_config: quant_method", declared)):
-        if method is not None and not any(_is_written(_METHODS, (str(method).lower(), str(method).replace("_", "-")))):
-            raise UnsupportedModelError(f"{model.name}: {place}: vLLM has no method {method!r}; correct it")
+    if serving.quantization is not None and not _is_asked_for(serving.quantization):
+        raise UnsupportedModelError(
+            f"{model.name}: --quantization: vLLM has no method {serving.quantization!r}, but {', '.join(method_names())}; leave "
+            "it out for what config.json says, or choose one"
+        )
+    if declared is not None and not _is_read(str(declared)):
+        raise UnsupportedModelError(
+            f"{model.name}: quantization_config: quant_method: vLLM has no method {declared!r}; correct it"
+        )
     if section:
         _check_section(model, section)
         if target is None and _is_for_cpu():
@@ -58,6 +64,16 @@ def check_known(model: ModelSource, serving: ServingConfig, target: Target | Non
                 f"{model.name}: vLLM's method {method} needs a GPU of compute capability {least / 10:.1f}, and {target.name} has "
                 f"{'.'.join(map(str, target.capability))}; trace it for another with --hardware"
             )
+
+
+def _is_asked_for(name: str) -> bool:
+    """Tell whether a method may be asked for by a name: those are listed."""
+    return name.lower() in method_names() if method_names() else _is_read(name)
+
+
+def _is_read(name: str) -> bool:
+    """Tell whether a method may be declared by a name: some of these stand for one that is called otherwise."""
+    return any(_is_written(_METHODS, (name.lower(), name.replace("_", "-"))))
 
 
 def _check_section(model: ModelSource, section: dict[str, Any]) -> None:

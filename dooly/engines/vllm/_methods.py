@@ -51,6 +51,12 @@ def find_method(name: str) -> Method | None:
 
 
 @cache
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods; none where vLLM's files do not tell in the form that is read here."""
+    return () if (registry := _parsed(_REGISTRY)) is None else _strings(registry, "QuantizationMethods")
+
+
+@cache
 def has_kernel(algorithm: str, platform: str) -> bool | None:
     """Tell whether vLLM has a kernel for linear layers of an algorithm on a platform, as `CPU`; None where no file tells."""
     module = _parsed(_KERNELS)
@@ -108,7 +114,7 @@ def _needed(function: ast.FunctionDef | None) -> Iterator[tuple[str, ...]]:
 
 
 def _strings(module: ast.Module, name: str) -> tuple[str, ...]:
-    """Return the strings of a list, tuple or dictionary that a module has by a name, those of others within it too."""
+    """Return the strings of a list, tuple, dictionary or `Literal` that a module has by a name, those of others within it too."""
     for node in module.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -118,6 +124,8 @@ def _strings(module: ast.Module, name: str) -> tuple[str, ...]:
 
 
 def _elements(module: ast.Module, value: ast.expr) -> Iterator[str]:
+    if isinstance(value, ast.Subscript):
+        value = value.slice
     for element in value.keys if isinstance(value, ast.Dict) else getattr(value, "elts", []):
         if isinstance(element, ast.Starred):
             yield from _strings(module, ast.unparse(element.value))
