@@ -13,6 +13,7 @@ import typer
 
 from dooly.cli._options import LIMITS, HardwareName, engine_flags, writable_or_stdout
 from dooly.cli._output import progress_bar
+from dooly.cli._stores import serving_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,13 +76,13 @@ def _write_for(  # noqa: PLR0913, PLR0917 - as the command has them
 ) -> None:
     """Write what another tool reads."""
     from dbstore import Store
-    from dooly.engines import ServingConfig, find_model
-    from dooly.predict import default_serving, load_latency_model
+    from dooly.engines import find_model
+    from dooly.predict import load_latency_model
 
     source = find_model(model)
     with progress_bar(f"{source.name}: exporting"):
         store = None if path is None else Store.open(path)
-        serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
+        serving = serving_for(source, hardware, settings)
         latency = load_latency_model(store, source, serving, hardware=hardware)
         result = _exporter(tool)(latency, source, serving, output)
     for note in result.notes:

@@ -8,8 +8,8 @@ import typer
 
 from dooly.cli._options import LIMITS, HardwareName, InterconnectText, Model, OptionalDatabase, engine_flags
 from dooly.cli._output import progress_bar
-from dooly.cli._stores import check_source
-from dooly.engines import ServingConfig, find_model
+from dooly.cli._stores import check_source, serving_for
+from dooly.engines import find_model
 from dooly.errors import InvalidInputError
 
 
@@ -50,10 +50,10 @@ def serve(  # noqa: PLR0913 - one argument an option
         raise InvalidInputError(
             f"serve: {error.name} is not installed; install it with `pip install 'dooly-llm[serve]'`"
         ) from error
-    from dooly.predict import Interconnect, default_serving
+    from dooly.predict import Interconnect
 
     source = find_model(model)
-    serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
+    serving = serving_for(source, hardware, settings)
     link = None if interconnect is None else Interconnect.parse(interconnect)
     limits = ServiceLimits(max_body_bytes, timeout_seconds, reload_s=reload_seconds)
     traffic = (

@@ -40,7 +40,7 @@ from dooly.cli._options import (
     writable,
 )
 from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
-from dooly.cli._stores import check_source, open_to_answer
+from dooly.cli._stores import check_source, open_to_answer, serving_for
 from dooly.engines import ServingConfig, find_model
 from dooly.latency import slowed_host
 
@@ -91,7 +91,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Simulate how the engine serves a workload, by the latencies in a store or of a device that `dooly hardware` lists."""
     check_source(db, hardware)
-    from dooly.predict import default_serving, load_latency_model
+    from dooly.predict import load_latency_model
     from dooly.simulation import StepLog, check_acts, parse_workload, scheduler_config
 
     layout = fleet_layout(data_parallel_size, router, prefill_replicas, decode_replicas, kv_transfer)
@@ -100,7 +100,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
         raise typer.BadParameter("--perfetto shows one engine; leave it out, or simulate one")
     source = find_model(model)
     settings |= drafting(speculative_config, acceptance_rate, draft_cost) | one_policy(kv_policy, kv_budget)
-    serving = ServingConfig(**settings) if hardware is None else default_serving(source, hardware, **settings)
+    serving = serving_for(source, hardware, settings)
     link = _link(interconnect, serving)
     limits_s = parse_limits(slo)
     requests = parse_workload(workload)

@@ -1,7 +1,7 @@
 """Engine adapters: what Dooly asks of a serving engine, and the settings that it passes on. Loads an engine only when asked."""
 
 from dooly.engines._adapter import engine_packages, engine_variables, how_to_install, start_engine, trace_model, trace_plain_model
-from dooly.engines._config import ENGINES, ModelSource, ServingConfig, find_model, listed_models
+from dooly.engines._config import ENGINES, ModelSource, ServingConfig, find_model, listed_models, serving_as_asked
 from dooly.engines._engine import Engine, EngineAdapter, StepOutput
 from dooly.engines._hub_ids import hub_id
 from dooly.engines._quantization import declared_quantization
@@ -25,6 +25,7 @@ __all__ = [
     "how_to_install",
     "hub_id",
     "listed_models",
+    "serving_as_asked",
     "start_engine",
     "trace_model",
     "trace_plain_model",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dooly.errors import InvalidInputError, ModelNotFoundError, spell
 from dooly.kv_policy import KVPolicy
 from dooly.speculation import SpeculativeConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _NEAR = 0.7
 """How alike a name must be to a listed one, from 0 to 1, for that to be proposed."""
@@ -52,18 +56,43 @@ class ModelSource:
     @property
     def max_model_len(self) -> int:
         """Longest sequence that the model is made for, in tokens, as vLLM takes it from the configuration."""
+        config, rope = self.text_config, self._rope
+        if _kind(rope) == "longrope":  # up to here short sequences are as good as without
+            original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+            if original:
+                return int(original)
+        return self._stretched(self._stated_length or _UNKNOWN_LENGTH)
+
+    def check_length(self, max_model_len: int) -> None:
+        """Refuse a longest sequence that has more tokens than the model has positions, as vLLM does, and where vLLM does.
+
+        Raises:
+            InvalidInputError: It has, and the environment does not allow it.
+        """
+        if self._stated_length is None or max_model_len <= (longest := self._stretched(self._stated_length)):
+            return
+        if os.environ.get(_ALLOW_LONG, "").strip().lower() not in {"1", "true"}:
+            raise InvalidInputError(
+                f"--max-model-len: {max_model_len} is more than the {longest} positions that {self.name} has by its config.json; "
+                f"give at most so many, or set {_ALLOW_LONG}=1, as vLLM asks for"
+            )
+
+    @property
+    def _stated_length(self) -> int | None:
         config = self.text_config
         lengths = [config[key] for key in _LENGTH_KEYS if isinstance(config.get(key), int)]
-        longest = config.get("model_max_length") or min(lengths, default=_UNKNOWN_LENGTH)
-        given = config.get("rope_parameters") or config.get("rope_scaling")
-        rope = given if isinstance(given, dict) else {}
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind == "longrope":  # up to here short sequences are as good as without
-            longest = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or longest
+        return config.get("model_max_length") or min(lengths, default=None)
+
+    @property
+    def _rope(self) -> dict[str, Any]:
+        given = self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling")
+        return given if isinstance(given, dict) else {}
+
+    def _stretched(self, length: int) -> int:
+        """Return a length that the configuration says, longer by the factor of rotary embeddings that make it so."""
         # Layers under a window have positions of their own: the factor is of the others, whose length the configuration says.
-        stretched = kind in _STRETCHING and not self.is_windowed
-        stretch = (rope.get("factor") or 1) if stretched else 1
-        return int(stretch * longest)
+        stretched = _kind(self._rope) in _STRETCHING and not self.is_windowed
+        return int(length * ((self._rope.get("factor") or 1) if stretched else 1))
 
     @property
     def digest(self) -> str:
@@ -71,6 +100,11 @@ class ModelSource:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _kind(rope: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    return rope.get("rope_type", rope.get("type"))
+
+
+_ALLOW_LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH_KEYS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
     *("max_sequence_length", "max_seq_length", "seq_len"),
@@ -229,6 +263,18 @@ class ServingConfig:
                     f"{flag}: {getattr(self, name)} ranks can be traced but not measured yet; use 1, or simulate with --hardware "
                     "or imported records"
                 )
+
+
+def serving_as_asked(model: ModelSource, settings: Mapping[str, Any]) -> ServingConfig:
+    """Return the settings that somebody gave for a model; what was not given is as in `ServingConfig`.
+
+    Raises:
+        InvalidInputError: One makes no sense, or `max_model_len` was given beyond the model's positions, which vLLM refuses.
+    """
+    serving = ServingConfig(**settings)
+    if "max_model_len" in settings and serving.engine == "vllm":
+        model.check_length(serving.max_model_len)
+    return serving
 
 
 def find_model(model: str) -> ModelSource:

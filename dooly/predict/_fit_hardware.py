@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbstore import Environment
 from dooly.catalog import CUDA_GRAPHS, LAYER, operation_table
-from dooly.engines import ModelSource, ServingConfig
+from dooly.engines import ModelSource, ServingConfig, serving_as_asked
 from dooly.errors import InvalidInputError, spell
 from dooly.predict._device_latencies import DeviceLatencies
 from dooly.predict._domain import Domain
@@ -59,7 +59,8 @@ def default_serving(model: ModelSource, hardware: str, **settings: Any) -> Servi
         **settings: Settings of `ServingConfig`, by name.
 
     Raises:
-        InvalidInputError: There is no such device, a setting makes no sense, or `model` is none that `find_model` returned.
+        InvalidInputError: There is no such device, a setting makes no sense, as a `max_model_len` beyond the model's
+            positions, or `model` is none that `find_model` returned.
 
     Examples:
         >>> serving = dooly.default_serving(dooly.find_model("llama-3.1-8b"), "h200", max_model_len=8192)
@@ -68,7 +69,7 @@ def default_serving(model: ModelSource, hardware: str, **settings: Any) -> Servi
     """
     if not isinstance(model, ModelSource):
         raise InvalidInputError(f"default_serving: {spell(model)} is no model; give dooly.find_model(NAME)")
-    ServingConfig(**settings)  # what is given is checked by its own name
+    serving_as_asked(model, settings)  # what is given is checked by its own name
     with device_folder(hardware) as folder:
         device = Hardware.read(folder)
     memory_bytes = 0 if "A100" in device.device else device.memory_bytes

@@ -171,12 +171,12 @@ def test_a_priority_that_is_no_number_is_refused(tmp_path: Path, dooly: Callable
     assert "workload.csv:2: priority must be a whole number" in " ".join(err.split())
 
 
-LONG = "closed:concurrency=2,requests=3,prompt=16384,output=8"
+LONG = "closed:concurrency=2,requests=3,prompt=8000,output=8"
 
 
 def test_a_policy_is_simulated_term_by_term(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:
     """Each term stands in JSON and in the terminal, the last with what the whole simulation comes to; and what it stands on."""
-    command = ("simulate", "smollm2-135m", "--hardware", "h200", "--max-model-len", 17_000, "--workload", LONG)
+    command = ("simulate", "smollm2-135m", "--hardware", "h200", "--max-model-len", 8192, "--workload", LONG)
     code, out, _ = dooly(*command, "--kv-policy", "Ada-KV", "--kv-budget", 0.2, "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert code == 0
@@ -187,7 +187,7 @@ def test_a_policy_is_simulated_term_by_term(tmp_path: Path, dooly: Callable[...,
     assert found["serving"]["kv_policy"]["name"] == "adakv"
     assert 0 < found["provenance"]["estimated"] < 0.5
     assert sum(found["provenance"].values()) == pytest.approx(1)
-    for words in ("+ reads", "+ blocks", "pages of their own", "selecting of 16,384 tokens takes", "(estimated)"):
+    for words in ("+ reads", "+ blocks", "pages of their own", "selecting of 8,000 tokens takes", "(estimated)"):
         assert words in " ".join(out.split())
 
 
@@ -196,7 +196,7 @@ def test_a_policy_at_budget_1_is_none_to_the_byte(
     policy: str, tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]
 ) -> None:
     """CSV and JSON are those without a policy, but for how long simulating took."""
-    command = ("simulate", "smollm2-135m", "--hardware", "h200", "--max-model-len", 17_000, "--workload", LONG)
+    command = ("simulate", "smollm2-135m", "--hardware", "h200", "--max-model-len", 8192, "--workload", LONG)
     texts = []
     for name, options in (("plain", ()), ("policy", ("--kv-policy", policy, "--kv-budget", "1.0"))):
         assert dooly(*command, *options, "--csv", tmp_path / f"{name}.csv", "--json", tmp_path / f"{name}.json")[0] == 0
@@ -218,7 +218,7 @@ def test_a_policy_at_budget_1_is_none_to_the_byte(
         (("--kv-budget", "0.2"), "give --kv-policy too"),
         (("--kv-policy", "snapkv", "--kv-budget", "much"), "'much' is no number"),
         (("--kv-policy", "snapkv", "--kv-budget", "1.2"), "--kv-budget: 1.2 does not lie above 0 and up to 1"),
-        (("--kv-policy", "snapkv", "--kv-budget", "0.001"), "changes nothing for prompts of 16,384 tokens"),
+        (("--kv-policy", "snapkv", "--kv-budget", "0.001"), "changes nothing for prompts of 8,000 tokens"),
     ],
 )
 def test_bad_policies_are_one_line(options: tuple[str, ...], message: str, dooly: Callable[..., tuple[int, str, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dooly import engines
-from dooly.engines import ENGINES, ModelSource, ServingConfig, find_model, listed_models
+from dooly.engines import ENGINES, ModelSource, ServingConfig, find_model, listed_models, serving_as_asked
 from dooly.errors import DoolyError, InvalidInputError, ModelNotFoundError
 from dooly.speculation import SpeculativeConfig
 
@@ -208,6 +208,59 @@ def test_a_configuration_says_how_long_a_sequence_may_be(tmp_path: Path, config:
     """The smallest of what it says, stretched where the kind of rotary embedding stretches it."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert ModelSource("m", tmp_path).max_model_len == longest
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.0}}, 8192),
+        (
+            {
+                "max_position_embeddings": 131_072,
+                "rope_scaling": {"rope_type": "longrope"},
+                "original_max_position_embeddings": 4096,
+            },
+            131_072,
+        ),
+    ],
+)
+def test_a_longest_sequence_beyond_the_positions_is_refused(
+    tmp_path: Path, config: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM refuses what is given, up to where rotary embeddings stretch it, unless the environment allows it."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = ModelSource("m", tmp_path)
+    assert serving_as_asked(model, {"max_model_len": most}).max_model_len == most
+    line = rf"^--max-model-len: {most + 1} is more than the {most} positions that m has by its config\.json; give [^\n]*$"
+    with pytest.raises(InvalidInputError, match=line):
+        serving_as_asked(model, {"max_model_len": most + 1})
+    assert serving_as_asked(model, {"max_model_len": most + 1, "engine": "transformers"}).max_model_len == most + 1
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    assert serving_as_asked(model, {"max_model_len": most + 1}).max_model_len == most + 1
+
+
+def test_what_says_no_length_is_taken_as_asked(tmp_path: Path) -> None:
+    """A configuration without positions refuses no length, and settings by default are not what somebody asked for."""
+    (tmp_path / "config.json").write_text("{}")
+    assert serving_as_asked(ModelSource("m", tmp_path), {"max_model_len": 1 << 20}).max_model_len == 1 << 20
+    (tmp_path / "config.json").write_text('{"n_positions": 1024}')
+    assert serving_as_asked(ModelSource("m", tmp_path), {}).max_model_len == 2048
+
+
+@pytest.mark.engine
+def test_lengths_are_refused_where_vllm_refuses_them() -> None:
+    """The most that it takes of each listed configuration is the most that Dooly takes."""
+    pytest.importorskip("vllm")
+    from vllm.engine.arg_utils import EngineArgs
+
+    for model in listed_models():
+        most = model.max_model_len
+        EngineArgs(model=str(model.folder), skip_tokenizer_init=True, max_model_len=most).create_model_config()
+        serving_as_asked(model, {"max_model_len": most})
+        with pytest.raises(ValueError, match="greater than the derived max_model_len"):
+            EngineArgs(model=str(model.folder), skip_tokenizer_init=True, max_model_len=most + 1).create_model_config()
+        with pytest.raises(InvalidInputError, match=r"^--max-model-len: "):
+            serving_as_asked(model, {"max_model_len": most + 1})
 
 
 def test_an_empty_folder_does_not_hide_a_listed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
