@@ -130,17 +130,13 @@ def simulate(  # noqa: PLR0913 - one argument an option
 
         write_perfetto(result, logs[0], perfetto)
     warn_if_extrapolated(source.name, latency.extrapolated_share)
-    asked: dict[str, Any] = {"model": source.name, "workload": workload, "hardware": hardware, "host_slowdown": host_slowdown}
-    asked |= {"serving": asdict(serving)}
-    sources = asked | {
-        "provenance": dict(latency.provenance),
-        "extrapolated": latency.extrapolated_share,
-        "notes": list(latency.notes),
-    }
     judged = judge_limits(result.summary(), limits_s)
-    summary = fleet.summary() | {"fleet": asdict(layout)} if is_fleet else result.summary()
-    sources |= policy_document(serving.kv_policy, terms)
-    if write_json(summary | sources | {"slo": judged}, json_file):
+    document = fleet.summary() | {"fleet": asdict(layout)} if is_fleet else result.summary()
+    document |= {"model": source.name, "workload": workload, "hardware": hardware, "host_slowdown": host_slowdown}
+    document |= {"serving": asdict(serving), "provenance": dict(latency.provenance)}
+    document |= {"extrapolated": latency.extrapolated_share, "notes": list(latency.notes)}
+    document |= policy_document(serving.kv_policy, terms) | {"slo": judged}
+    if write_json(document, json_file):
         _show(result, judged)
         if is_fleet:
             show_replicas(fleet)
