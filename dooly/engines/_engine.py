@@ -127,13 +127,14 @@ class Engine(Protocol):
         """Return a random prompt."""
         ...
 
-    def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0) -> str:
+    def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0, priority: int = 0) -> str:
         """Queue a request that generates so many tokens, and return its name.
 
         Args:
             prompt: Prompt tokens.
             num_output_tokens: Tokens to generate; the request does not stop before.
             num_computed_tokens: Prompt tokens to take as already in the KV cache, as after a prefix hit.
+            priority: The lower, the sooner, where the engine was told to schedule by it.
         """
         ...
 

@@ -78,7 +78,8 @@ class RealRun:
         while self._due and self._due[0][0] <= self._now():
             due, place = heappop(self._due)
             self._arrival[place] = self._now() if self._is_closed_loop else due
-            name = self._engine.add(self._prompts[place], self._requests[place].num_output_tokens)
+            request = self._requests[place]
+            name = self._engine.add(self._prompts[place], request.num_output_tokens, priority=request.priority)
             self._places[name] = place
 
     def _step(self) -> None:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _WARM_UP_REQUESTS = 8
 _NOT_RUN = {
-    "scheduling_policy": "the real engine is told no priorities",
     "speculative_config": "the real engine has random weights, whose drafts tell nothing of a model's",
     "kv_policy": "the real engine has none",
 }

@@ -36,9 +36,9 @@ class OneByOne:
         """Return a prompt of ones."""
         return [1] * num_tokens
 
-    def add(self, prompt: Sequence[int], num_output_tokens: int) -> str:
+    def add(self, prompt: Sequence[int], num_output_tokens: int, *, priority: int) -> str:
         """Queue a request."""
-        del prompt
+        del prompt, priority
         name = f"r{self._num_added}"
         self._num_added += 1
         self._left[name] = num_output_tokens

@@ -25,7 +25,7 @@ from dooly.measure._tasks import InfeasibleBatchError
 from dooly.measure.engine import _profile as profile_module
 from dooly.measure.engine import _profiler as profiler_module
 from dooly.predict import load_latency_model
-from dooly.simulation import parse_workload
+from dooly.simulation import Request, Workload, parse_workload
 from dooly.validation import KeptRuns, read_runs, serve, validate, validate_kept, write_runs
 
 if TYPE_CHECKING:
@@ -268,6 +268,17 @@ def test_settings_that_the_engine_refuses(model: ModelSource, tmp_path: Path, se
     with pytest.raises((EngineError, UnsupportedModelError), match=rule) as caught:
         profile(model, Store.open(tmp_path / "db", "a"), replace(SERVING, **settings))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("profiled")
+def test_the_real_engine_is_told_priorities(model: ModelSource, db: Path) -> None:
+    """Of requests that wait together, both sides serve the lowest priority first, and of equal ones who came first."""
+    priorities = (1, 2, 0, 1, -3)
+    requests = tuple(Request(place, 0, 20, 4, priority=priority) for place, priority in enumerate(priorities))
+    serving = replace(SERVING, scheduling_policy="priority", max_num_seqs=1)
+    result = validate(model, Store.open(db), Workload(requests, "five at once"), serving, repeat=1)
+    for run in (*result.real, result.simulated):
+        assert [row.request_id for row in sorted(run.rows, key=lambda row: row.scheduled_s)] == [4, 2, 0, 3, 1]
 
 
 def test_an_engine_that_fails_while_it_warms_up_leaves_nothing(model: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:

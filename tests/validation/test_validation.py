@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scheduling_policy": "priority"}, r"^--scheduling-policy: the real engine is told no priorities; leave it out, or"),
         ({"speculative_config": SpeculativeConfig("ngram", 1, (0.5,))}, r"^--speculative-config: the real engine has random"),
         ({"kv_policy": KVPolicy("snapkv", 0.5)}, r"^--kv-policy: the real engine has none; leave it out, or simulate alone$"),
     ],

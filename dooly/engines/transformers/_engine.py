@@ -141,13 +141,14 @@ class TransformersEngine:
         """Return a random prompt."""
         return self._random.choices(self._vocabulary, k=num_tokens)
 
-    def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0) -> str:
+    def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0, priority: int = 0) -> str:  # noqa: ARG002 - it serves in order
         """Queue a request, and return its name.
 
         Args:
             prompt: Prompt tokens.
             num_output_tokens: Tokens to generate; the request does not stop before.
             num_computed_tokens: Prompt tokens to take as already in the KV cache, as after a prefix hit.
+            priority: Not heeded: this engine has no policy but the order of arrival.
         """
         from transformers.generation.continuous_batching.requests import RequestState
 

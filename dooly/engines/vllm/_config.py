@@ -16,6 +16,7 @@ from dooly.errors import InvalidInputError, UnsupportedModelError
 _SCHEDULE = (
     *("max_num_active_seqs", "max_num_scheduled_tokens", "long_prefill_token_threshold"),
     *("long_prefill_token_threshold_adaptive", "enable_chunked_prefill", "scheduler_reserve_full_isl", "watermark"),
+    "scheduling_policy",
 )
 """Settings that change which batches an engine makes of its requests, under one name in both."""
 _POSITIONS = re.compile(r"greater than the derived max_model_len \(\w+=(\d+)")

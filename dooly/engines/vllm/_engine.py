@@ -166,19 +166,20 @@ class VllmEngine:
         start = self._random.randrange(len(self._text) - num_tokens)
         return self._text[start : start + num_tokens]
 
-    def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0) -> str:
+    def add(self, prompt: Sequence[int], num_output_tokens: int, num_computed_tokens: int = 0, priority: int = 0) -> str:
         """Queue a request, and return its name.
 
         Args:
             prompt: Prompt tokens.
             num_output_tokens: Tokens to generate; the request does not stop before.
             num_computed_tokens: Prompt tokens to take as already in the KV cache, as after a prefix hit.
+            priority: The lower, the sooner, under `scheduling_policy` priority.
         """
         from vllm import SamplingParams
 
         sampling = SamplingParams(max_tokens=num_output_tokens, ignore_eos=True, detokenize=False)
         name = f"dooly-{next(self._ids)}"
-        internal = self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, sampling) or name
+        internal = self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, sampling, priority=priority) or name
         self._names[internal] = name
         if num_computed_tokens:
             self.scheduler.requests[internal].num_computed_tokens = num_computed_tokens
