@@ -141,12 +141,7 @@ def fit_latency_model(
     kept = KeptFits(store, environment.digest)
 
     domain = Domain.from_json(kept.get("domain", (step, *attention), partial(_measured_domain, step, attention, records)))
-    inner = [op for op in traced.operations if op.stage != "engine"]
-    # Whether sweeps are sparse goes by the grid over the domain; what lies between, by other models' operations too.
-    related = related_operations(inner, store, environment.digest)
-    known = partial(measured_most, related, store, environment.digest)
-    sparse = kept.get("sparse", (*inner, *related), partial(fit_sparse, inner, records, domain, known), domain.to_json())
-    sparse_name = kept.name("sparse", (*inner, *related), domain.to_json())
+    sparse, sparse_name = _sparse_fits([op for op in traced.operations if op.stage != "engine"], domain, store, kept, records)
     known_device = known_hardware(environment.device) if in_graphs else None
     fused = fused_linear_layers(traced) if in_graphs else {}
     latencies: dict[str, OperationLatency] = {}
@@ -193,6 +188,19 @@ def _fit_own(step: TracedOperation, records: Records) -> JSON:
     found = records(step)
     batches, latency_ns = recorded_batches(found)
     return fit_regressor(step_terms(batches), step_features(batches), latency_ns, pass_medians(found)).to_json()
+
+
+def _sparse_fits(
+    operations: Sequence[TracedOperation], domain: Domain, store: Store, kept: KeptFits, records: Records
+) -> tuple[Mapping[str, JSON], str]:
+    """Return by signature the fits of operations with few points, and the name that these are kept under.
+
+    Whether sweeps are sparse goes by the grid over the domain; what lies between, by other models' operations too.
+    """
+    related = related_operations(operations, store, kept.environment)
+    involved, known = (*operations, *related), partial(measured_most, related, store, kept.environment)
+    fits = kept.get("sparse", involved, partial(fit_sparse, operations, records, domain, known), domain.to_json())
+    return fits, kept.name("sparse", involved, domain.to_json())
 
 
 def _fit_operation(work: OperationWork, records: Records, *, at_one_size: bool) -> JSON:

@@ -43,7 +43,8 @@ class KeptFits:
     def __init__(self, store: Store, environment: str) -> None:
         """Take the store that holds the records, and the digest of their environment."""
         self._store = store
-        self._environment = environment
+        self.environment = environment
+        """Digest of the records' environment."""
         self._known: dict[str, JSON] = {}
 
     def get(self, what: str, operations: Sequence[TracedOperation], make: Callable[[], JSON], *more: JSON) -> JSON:
@@ -67,14 +68,14 @@ class KeptFits:
 
     def name(self, what: str, operations: Sequence[TracedOperation], *more: JSON) -> str:
         """Return what a fit lies under, from the same arguments as `get`: what is fitted to it depends on it by its name."""
-        found = [_version(), what, self._environment, [self._facts(op) for op in operations], *more]
+        found = [_version(), what, self.environment, [self._facts(op) for op in operations], *more]
         return f"{_prefix()}{hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]}"
 
     def _facts(self, operation: TracedOperation) -> JSON:
         """Return what the fits of an operation depend on; of its records, which there are."""
         signature = operation.signature
         if signature not in self._known:
-            self._known[signature] = self._store.groups(signature, self._environment)
+            self._known[signature] = self._store.groups(signature, self.environment)
         forms = [operation.request_dims, operation.request_flops, operation.request_bytes, dict(operation.attributes)]
         return [signature, self._known[signature], forms]
 
