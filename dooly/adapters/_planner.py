@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 TOOL = "planner"
 _LEAST_CONTEXT = 16
-_CONTEXTS, _KV = 1.25, 1.25
-"""Between contexts, and between positions read in all."""
+_CONTEXTS, _KV = 1.06, 1.02
+"""Between contexts, and between positions read in all: the number of decodes, at which graphs change, is their quotient."""
 _NOTES = (
     "the mocker adds a step's prompts and decodes up; a real step of both computes its products once",
     "prompts are priced without a context before them; more tokens than a context are several prompts",
@@ -52,7 +52,7 @@ def export_planner(latency: LatencyModel, model: ModelSource, serving: ServingCo
         InvalidInputError: The file cannot be written.
     """
     limits = Limits.of(latency, serving)
-    isl = sizes_up_to(limits.num_tokens)
+    isl = sizes_up_to(limits.num_tokens, serving.cudagraph_capture_sizes)
     prompts = wall_s(latency, prompts_of(isl, limits.context))
     contexts = np.array(grown(_LEAST_CONTEXT, limits.context, _CONTEXTS))
     by_context = np.stack([_decode_s(latency, int(context), limits.num_reqs) for context in contexts], axis=1)
@@ -77,7 +77,5 @@ def export_planner(latency: LatencyModel, model: ModelSource, serving: ServingCo
 def _decode_s(latency: LatencyModel, context: int, num_reqs: int) -> Floats:
     """Return what steps of 1, 2, ... decodes take that each read so many positions, shape (num_reqs,)."""
     counts: Ints = np.arange(1, num_reqs + 1)
-    known = np.unique(np.rint(np.geomspace(1, num_reqs, min(num_reqs, 64))).astype(np.int64))
-    new = (known[:, None] > np.arange(num_reqs)).astype(np.int64)
-    seconds = wall_s(latency, BatchArrays(new, (context - 1) * new, np.zeros_like(known)))
-    return np.asarray(np.interp(counts, known, seconds))
+    new = (counts[:, None] > np.arange(num_reqs)).astype(np.int64)
+    return wall_s(latency, BatchArrays(new, (context - 1) * new, np.zeros_like(counts)))

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from scipy.interpolate import RegularGridInterpolator
 
 from dooly.adapters import export_blis, export_llmservingsim, export_planner, export_vidur
+from dooly.adapters._grid import prompts_of
+from dooly.adapters._wall import wall_s
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError, UnsupportedModelError
-from dooly.predict import default_serving, load_latency_model
+from dooly.predict import BatchArrays, default_serving, load_latency_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +59,29 @@ def test_times_are_those_of_steps(arrays: dict[str, np.ndarray], latency: Latenc
     last = len(arrays["decode_context_length"]) - 1
     assert arrays["decode_context_length"][last] == 512
     assert arrays["decode_itl"][-1, last] == pytest.approx(1e3 * latency.step(Batch((1,) * 8, (511,) * 8)).seconds, rel=1e-4)
+
+
+def test_steps_between_the_points_are_close(model: ModelSource, tmp_path: Path) -> None:
+    """Prompts of any size are within 2 %, up to the largest captured one, behind which steps take half as long again, and beyond.
+
+    Decodes are so in nine of ten steps: their table's axes are not their number, and it bends where graphs change.
+    """
+    serving = default_serving(model, "h200", max_model_len=512, max_num_batched_tokens=640, max_num_seqs=64)
+    latency = load_latency_model(model=model, serving=serving, hardware="h200")
+    export_planner(latency, model, serving, tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as found:
+        isl = np.arange(1, 641)
+        prompts_ms = 1e3 * wall_s(latency, prompts_of(isl, 512))
+        assert np.interp(isl, found["prefill_isl"], found["prefill_ttft_ms"]) == pytest.approx(prompts_ms, rel=0.02)
+        axes = found["decode_active_kv_tokens"], found["decode_context_length"]
+        table = RegularGridInterpolator(axes, found["decode_itl"])
+    errors = []
+    for context in (20, 100, 450):
+        counts = np.arange(1, 65)
+        new = (counts[:, None] > np.arange(64)).astype(np.int64)
+        decodes_ms = 1e3 * wall_s(latency, BatchArrays(new, (context - 1) * new, np.zeros_like(counts)))
+        errors.append(np.abs(table((counts * context, np.full(64, context))) / decodes_ms - 1))
+    assert np.quantile(errors, 0.9) < 0.02
 
 
 def test_a_step_takes_as_long_as_its_host(model: ModelSource, tmp_path: Path) -> None:
