@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from dooly.adapters.service import ServerState, Traffic, server_latencies
 from dooly.batch import Batch
 from dooly.errors import InvalidInputError
-from dooly.predict import load_latency_model
-from dooly.simulation import scheduler_config
+from dooly.predict import default_serving, load_latency_model
+from dooly.simulation import parse_workload, scheduler_config, simulate
 
 if TYPE_CHECKING:
     from dooly.engines import ModelSource, ServingConfig
@@ -40,13 +40,25 @@ def test_an_idle_server_computes_the_prompt(latency: LatencyModel, config: Sched
 
 
 def test_running_requests_decode_in_every_step(latency: LatencyModel, config: SchedulerConfig) -> None:
-    """They share the tokens in the cache evenly, and the step under way has run by half."""
+    """They share the tokens in the cache evenly; the step under way has run by half, and the one behind it is scheduled."""
     capacity = (config.num_kv_blocks - 1) * config.block_size
     (found,) = server_latencies(latency, config, [ServerState(50, 3, kv_cache_percentage=600 / capacity)])
     decode = Batch((1, 1, 1, 1), (200, 200, 200, 50), 0)
     assert found.tpot_s == pytest.approx(_s(latency, decode))
     prompt = Batch((1, 1, 1, 50), (200, 200, 200, 0))
-    assert found.ttft_s == pytest.approx(_s(latency, prompt) + found.tpot_s / 2)
+    assert latency.schedules_ahead
+    assert found.ttft_s == pytest.approx(_s(latency, prompt) + 1.5 * found.tpot_s)
+
+
+@pytest.mark.parametrize("num_tokens", [16, 500, 8_000, 30_000])
+def test_an_idle_server_takes_as_long_as_simulated(model: ModelSource, num_tokens: int) -> None:
+    """Its host prepares the prompt, launches the decode behind it before it looks, and the power limit slows long prompts."""
+    serving = default_serving(model, "h200")
+    latency = load_latency_model(model=model, serving=serving, hardware="h200")
+    config = scheduler_config(serving, latency)
+    (found,) = server_latencies(latency, config, [ServerState(num_tokens, 0)])
+    result = simulate(parse_workload(f"constant:rate=1,requests=1,prompt={num_tokens},output=2"), latency, config)
+    assert found.ttft_s == pytest.approx(result.summary()["ttft_s"]["mean"], rel=1e-3)
 
 
 def test_prompts_that_wait_go_first(latency: LatencyModel, config: SchedulerConfig) -> None:
@@ -93,7 +105,7 @@ def test_prompts_come_as_often_as_requests_end(latency: LatencyModel, config: Sc
     mixed_s = _s(latency, Batch((1, 1, 1, 60), (200, 200, 200, 0)))
     assert found.tpot_s == pytest.approx(decode_s + 4 / 20 * (mixed_s - decode_s))
     prompt_s = _s(latency, Batch((1, 1, 1, 50), (200, 200, 200, 0)))
-    assert found.ttft_s == pytest.approx(prompt_s + found.tpot_s / 2)
+    assert found.ttft_s == pytest.approx(prompt_s + 1.5 * decode_s)
     (longer,) = server_latencies(latency, config, [state], Traffic(prompt_tokens=250, output_tokens=20))
     chunk_s = _s(latency, Batch((1, 1, 1, 125), (200, 200, 200, 0)))
     assert longer.tpot_s == pytest.approx(decode_s + 4 / 20 * 2 * (chunk_s - decode_s))
@@ -115,11 +127,12 @@ def test_a_request_that_is_too_long_is_refused(latency: LatencyModel, config: Sc
 
 
 def test_a_host_that_is_slower_than_its_device_sets_the_pace(model: ModelSource, serving: ServingConfig) -> None:
-    """Beside an H100 a small prompt takes its launches."""
+    """Beside an H100 a small prompt takes its launches, and those of the decode behind it."""
     fast = load_latency_model(model=model, serving=serving, hardware="h100")
     assert fast.host is not None
     (found,) = server_latencies(fast, scheduler_config(serving, fast), [ServerState(16, 0)])
-    assert found.ttft_s == pytest.approx(fast.host.launch_ns(16, only_decodes=False) / 1e9)
+    launches = (fast.host.launch_ns(16, only_decodes=False), fast.host.launch_ns(1, only_decodes=True))
+    assert found.ttft_s == pytest.approx(sum(launches) / 1e9)
 
 
 def test_an_engine_that_does_not_schedule_ahead_waits_for_its_host(model: ModelSource, serving: ServingConfig) -> None:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dooly.adapters._pieces import in_pieces
-from dooly.adapters._wall import wall_s
+from dooly.adapters._wall import busy_ns, launches_ns
+from dooly.adapters.service._timeline import Timeline
 from dooly.errors import InvalidInputError, OutOfDomainError
 from dooly.predict import BatchArrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import numpy.typing as npt
 
     from dooly.predict import LatencyModel
     from dooly.simulation import SchedulerConfig
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
 
 _MAX_CHUNKS = 16
 """Positions of a prompt that are priced at most."""
+_UNDER_WAY = 3
+"""Decodes after which a busy server goes on as ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,8 @@ class Plan(NamedTuple):
     """Decodes in every step."""
     context: int
     """Tokens that each of them has in the cache."""
+    waiting: bool
+    """Whether prompts wait in front of the request's."""
     prompts: float
     """Passes of other requests' prompts between two decodes, each of which takes the last step but one; 0 where none is known."""
 
@@ -129,7 +131,7 @@ def plan_latencies(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerL
     Raises:
         OutOfDomainError: A step exceeds what was measured.
     """
-    return [found for piece in in_pieces(plans, Plan.shape) for found in _told(piece, wall_s(latency, _batches(piece)))]
+    return [found for piece in in_pieces(plans, Plan.shape) for found in _told(latency, piece, _batches(piece))]
 
 
 def each_latency(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency | OutOfDomainError]:
@@ -142,7 +144,7 @@ def _each(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency | 
     starts = np.cumsum([0, *(len(plan.new) for plan in plans[:-1])])
     beyond = np.logical_or.reduceat(latency.domain.outside(batches), starts).tolist()
     if not any(beyond):
-        return [*_told(plans, wall_s(latency, batches))]
+        return [*_told(latency, plans, batches)]
     inside = [plan for plan, is_beyond in zip(plans, beyond, strict=True) if not is_beyond]
     told = iter(plan_latencies(latency, inside))
     return [
@@ -191,7 +193,7 @@ def plan_of(config: SchedulerConfig, state: ServerState, traffic: Traffic | None
         passes = (running + 1) / traffic.output_tokens * traffic.prompt_tokens / chunk
     steps.append(([1], [state.input_token_length + state.num_tokens_generated], 0.0))
     new, computed, weights = zip(*steps, strict=True)
-    return Plan(new, computed, weights, running, context, passes)
+    return Plan(new, computed, weights, running, context, waiting > 0, passes)
 
 
 def _turns(tokens: int, cached: int, waiting: int, fits: int) -> Iterator[_Step]:
@@ -234,12 +236,28 @@ def _batches(plans: Sequence[Plan]) -> BatchArrays:
     return BatchArrays(new, computed, np.array(fresh, dtype=np.int64))
 
 
-def _told(plans: Sequence[Plan], seconds: npt.NDArray[np.float64]) -> Iterator[ServerLatency]:
-    """Yield what each plan's steps, priced one behind the other, tell of its request."""
-    steps_s = iter(seconds.tolist())
+def _told(latency: LatencyModel, plans: Sequence[Plan], batches: BatchArrays) -> Iterator[ServerLatency]:
+    """Yield what each plan's steps, laid one behind the other, tell of its request."""
+    device_ns, launch_ns = latency.steps_ns(batches), launches_ns(latency, batches)
+    walls_ns = busy_ns(latency, device_ns, launch_ns).tolist()
+    steps = list(zip(device_ns.tolist(), launch_ns.tolist(), batches.num_tokens.tolist(), strict=True))
+    stop = 0
     for plan in plans:
-        own_s = [next(steps_s) for _ in plan.new]
-        decode_s = own_s[-1]
-        tpot_s = decode_s + plan.prompts * (own_s[-2] - decode_s)
-        under_way_s = tpot_s / 2 if plan.running else 0.0
-        yield ServerLatency(sum(map(mul, own_s, plan.weights)) + under_way_s, tpot_s)
+        start, stop = stop, stop + len(plan.new)
+        decode = steps[stop - 1]
+        tpot_ns = _with_prompts(plan, walls_ns[start:stop])
+        line, arrival_ns = Timeline(latency), 0.0
+        if plan.running:
+            for _ in range(_UNDER_WAY):
+                line.run(*decode)
+            # Of prompts that wait, the first are in the steps that are under way and scheduled: what these take is told by them.
+            arrival_ns = line.now_ns + (0.5 if plan.waiting and latency.schedules_ahead else -0.5) * walls_ns[stop - 1]
+        for step, times in zip(steps[start:stop], plan.weights, strict=True):
+            if times:
+                line.run(*step, times)
+        yield ServerLatency((line.first_token(*decode) - arrival_ns) / 1e9, tpot_ns / 1e9)
+
+
+def _with_prompts(plan: Plan, steps_ns: Sequence[int]) -> float:
+    """Return what a decode of a plan takes with the prompts that come before it, by what each of the plan's steps takes."""
+    return steps_ns[-1] + plan.prompts * (steps_ns[-2] - steps_ns[-1])
