@@ -86,14 +86,40 @@ def test_many_chunks_are_priced_at_some_of_them(latency: LatencyModel, config: S
     assert found.ttft_s == pytest.approx(_s(latency, *steps) + found.tpot_s / 2, rel=0.03)
 
 
-def test_a_full_server_takes_the_request_when_one_has_left(latency: LatencyModel, config: SchedulerConfig) -> None:
-    """It then runs beside one fewer."""
+def test_a_full_server_lets_a_request_wait(model: ModelSource) -> None:
+    """Sixteen clients of eight seats wait as long as simulated, within a quarter, where the means are told; else that is said."""
+    serving = default_serving(model, "h200", max_num_seqs=8)
+    latency = load_latency_model(model=model, serving=serving, hardware="h200")
+    config = scheduler_config(serving, latency)
+    served = simulate(parse_workload("closed:concurrency=16,requests=400,prompt=50-150,output=128-384,seed=0"), latency, config)
+    # One client is the request: seven others wait in front of it.
+    state = ServerState(100, 8, num_request_waiting=7, kv_cache_percentage=0.01)
+    (found,) = server_latencies(latency, config, [state], Traffic(100, 256))
+    assert found.ttft_s == pytest.approx(served.summary()["ttft_s"]["p50"], rel=0.25)
+    assert not found.is_least
+    (least,) = server_latencies(latency, config, [state])
+    assert least.is_least
+    assert least.ttft_s < found.ttft_s
+    assert not server_latencies(latency, config, [ServerState(100, 7)])[0].is_least
+
+
+def test_a_full_cache_lets_a_request_wait(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """As long as it takes those that run to leave it as much room as the request's prompt and those in front need."""
+    traffic, state = Traffic(100, 50), ServerState(300, 4, kv_cache_percentage=1.0)
+    (found,) = server_latencies(latency, config, [state], traffic)
+    room = ServerState(300, 4, kv_cache_percentage=1 - 301 / ((config.num_kv_blocks - 1) * config.block_size))
+    (free,) = server_latencies(latency, config, [room], traffic)
+    assert found.ttft_s - free.ttft_s == pytest.approx(300 / 150 * 50 / 4 * found.tpot_s, rel=0.01)
+    assert server_latencies(latency, config, [state])[0].is_least
+
+
+def test_a_full_server_decodes_beside_one_fewer(latency: LatencyModel, config: SchedulerConfig) -> None:
+    """The request runs beside as many as there are other seats."""
     full, fewer = server_latencies(latency, config, [ServerState(10, 8), ServerState(10, 7)])
-    assert full == fewer
+    assert full.tpot_s == fewer.tpot_s
     seats = replace(config, max_num_active_seqs=4, max_num_scheduled_tokens=20)
     (narrow,) = server_latencies(latency, seats, [ServerState(10, 8)])
-    assert narrow == server_latencies(latency, seats, [ServerState(10, 3)])[0]
-    assert narrow.tpot_s < full.tpot_s
+    assert narrow.tpot_s == server_latencies(latency, seats, [ServerState(10, 3)])[0].tpot_s < full.tpot_s
 
 
 def test_prompts_come_as_often_as_requests_end(latency: LatencyModel, config: SchedulerConfig) -> None:

@@ -64,7 +64,7 @@ def test_predict_answers_as_llm_d_s_predictor(client: TestClient, slot: ModelSlo
     assert answer.status_code == 200
     body = answer.json()
     assert body.keys() == {
-        *("ttft_ms", "tpot_ms", "predicted_at", "model_type", "objective_type", "quantile", "last_model_load"),
+        *("ttft_ms", "tpot_ms", "ttft_is_least", "predicted_at", "model_type", "objective_type", "quantile", "last_model_load"),
     }
     (own,) = server_latencies(slot.served.latency, slot.served.config, [ServerState(**STATE)])
     assert body["ttft_ms"] == pytest.approx(1e3 * own.ttft_s)

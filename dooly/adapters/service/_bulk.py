@@ -92,5 +92,9 @@ class Bulk:
 def prediction(found: ServerLatency, served: ServedModel, now: datetime) -> PredictionResponse:
     """Return a prediction as the service answers it."""
     return PredictionResponse(
-        ttft_ms=1e3 * found.ttft_s, tpot_ms=1e3 * found.tpot_s, predicted_at=now, last_model_load=served.loaded_at
+        ttft_ms=1e3 * found.ttft_s,
+        tpot_ms=1e3 * found.tpot_s,
+        ttft_is_least=found.is_least,
+        predicted_at=now,
+        last_model_load=served.loaded_at,
     )

@@ -64,6 +64,9 @@ class PredictionResponse(BaseModel):
 
     ttft_ms: float = Field(description="Time to first token, in milliseconds.")
     tpot_ms: float = Field(description="Time of each further token, in milliseconds.")
+    ttft_is_least: bool = Field(
+        description="Whether the server is full and nobody has said how long requests are: the first token then comes later."
+    )
     predicted_at: datetime = Field(description="When this was predicted.")
     model_type: str = Field(default="dooly", description="Who predicts.")
     objective_type: str = Field(default="mean", description="Which statistic of the latency this is.")

@@ -2,7 +2,8 @@
 
 A gateway knows counts, not requests. So the running requests share the tokens in the cache evenly, the prompts that wait are as
 long as the request's own, and nobody leaves before the first token is out. The step under way has run by half when it comes.
-Prompts that come between decodes are known where somebody says what requests there are in general.
+Where the engine schedules ahead, the one behind it is scheduled as well. Prompts that come between decodes, and for how long a
+full server lets a request wait, are known where somebody says what requests there are in general.
 A prompt's chunks are priced at up to 16 of their positions: between them, attention grows evenly.
 """
 
@@ -82,6 +83,8 @@ class ServerLatency(NamedTuple):
     """Time to the first token."""
     tpot_s: float
     """Time of each further token."""
+    is_least: bool
+    """Whether the first token comes later than this: the server is full, and nobody says for how long."""
 
 
 class Plan(NamedTuple):
@@ -99,6 +102,8 @@ class Plan(NamedTuple):
     """Tokens that each of them has in the cache."""
     waiting: bool
     """Whether prompts wait in front of the request's."""
+    wait: float | None
+    """Decodes until the request has a seat and room in the cache; None where that is not known."""
     prompts: float
     """Passes of other requests' prompts between two decodes, each of which takes the last step but one; 0 where none is known."""
 
@@ -173,13 +178,19 @@ def plan_of(config: SchedulerConfig, state: ServerState, traffic: Traffic | None
         InvalidInputError: As `check_fits`.
     """
     check_fits(config, state)
-    # A full server takes the request when one has left: it then runs beside one fewer.
+    # A full server takes the request when enough have left: it then runs beside one fewer than there are seats.
     running = min(state.num_request_running, config.num_seats - 1)
     capacity = (config.num_kv_blocks - 1) * config.block_size
     context = min(int(state.kv_cache_percentage * capacity) // max(running, 1), config.max_model_len - 1)
     length = max(state.input_token_length, 1)
     tokens = max(length - int(state.prefix_cache_score * length), 1)
     waiting = state.prefill_tokens_in_flight or tokens * state.num_request_waiting
+    wait: float | None = 0.0
+    if leaving := _leaving(config, state, waiting + length, traffic):
+        wait = None
+        if traffic is not None:
+            # As many leave a step as decode in it, over the tokens that each puts out; who waits is computed meanwhile.
+            wait, waiting = leaving * traffic.output_tokens / min(state.num_request_running, config.num_seats), 0
     room = config.token_budget - running
     fits = min(room // tokens, config.num_seats - running)
     computing = (
@@ -193,7 +204,26 @@ def plan_of(config: SchedulerConfig, state: ServerState, traffic: Traffic | None
         passes = (running + 1) / traffic.output_tokens * traffic.prompt_tokens / chunk
     steps.append(([1], [state.input_token_length + state.num_tokens_generated], 0.0))
     new, computed, weights = zip(*steps, strict=True)
-    return Plan(new, computed, weights, running, context, waiting > 0, passes)
+    return Plan(new, computed, weights, running, context, waiting > 0, wait, passes)
+
+
+def _leaving(config: SchedulerConfig, state: ServerState, tokens: int, traffic: Traffic | None) -> float:
+    """Return how many of the running requests have to leave before those that wait and the request have seats and cache.
+
+    Args:
+        config: The scheduler's settings.
+        state: The server.
+        tokens: Tokens of the prompts that wait, the request's among them.
+        traffic: The requests in general; without it one that leaves has as much in the cache as the others.
+    """
+    running = min(state.num_request_running, config.num_seats)
+    if not running:
+        return 0.0
+    capacity = (config.num_kv_blocks - 1) * config.block_size
+    held = capacity * state.kv_cache_percentage / running if traffic is None else traffic.prompt_tokens + traffic.output_tokens
+    lacking = tokens - capacity * (1 - state.kv_cache_percentage)
+    seats = running + state.num_request_waiting + 1 - config.num_seats
+    return max(0.0, float(seats), lacking / max(held, 1.0))
 
 
 def _turns(tokens: int, cached: int, waiting: int, fits: int) -> Iterator[_Step]:
@@ -255,7 +285,8 @@ def _told(latency: LatencyModel, plans: Sequence[Plan], batches: BatchArrays) ->
         for step, times in zip(steps[start:stop], plan.weights, strict=True):
             if times:
                 line.run(*step, times)
-        yield ServerLatency((line.first_token(*decode) - arrival_ns) / 1e9, tpot_ns / 1e9)
+        ttft_ns = line.first_token(*decode) - arrival_ns + (plan.wait or 0.0) * tpot_ns
+        yield ServerLatency(ttft_ns / 1e9, tpot_ns / 1e9, plan.wait is None)
 
 
 def _with_prompts(plan: Plan, steps_ns: Sequence[int]) -> float:
