@@ -602,6 +602,19 @@ def test_the_url_is_one_whatever_the_address(slot: ModelSlot, host: str, place: 
     assert re.fullmatch(rf"http://{place}:\d+", found[0])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_signal_before_it_listens_ends_it(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An orchestrator that gives up at once does not have to kill it."""
+    monkeypatch.setattr(gc, "freeze", lambda: signal.raise_signal(signal.SIGTERM))
+
+    def listening(_url: str) -> None:
+        threading.Timer(5, signal.raise_signal, (signal.SIGTERM,)).start()
+
+    began = time.monotonic()
+    run_service(create_app(slot, ServiceLimits()), "127.0.0.1", 0, stop_s=1, listening=listening)
+    assert time.monotonic() - began < 3
+
+
 def test_an_address_that_nobody_can_listen_on_is_told(slot: ModelSlot) -> None:
     """A port that another process has, and a host that is none of this machine's, are told in one line with what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

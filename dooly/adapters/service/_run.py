@@ -66,8 +66,13 @@ def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening:
         timeout_graceful_shutdown=max(1, round(stop_s)),
         server_header=False,
     )
-    # uvicorn raises what stopped it once more when it has stopped: having answered all, this is a good end.
-    before = {number: signal.signal(number, _stopped) for number in (signal.SIGINT, signal.SIGTERM)}
+    server = _Server(config, listening)
+
+    def stopped(_number: int, _frame: object) -> None:
+        """End the server before it begins; uvicorn raises what stopped it once more when it has: that is a good end."""
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stopped) for number in (signal.SIGINT, signal.SIGTERM)}
     # Bulks are priced in threads: what waits for the interpreter beside them waits a millisecond, not five. What is loaded stays:
     # a collection of garbage need not look at it again.
     interval = sys.getswitchinterval()
@@ -75,7 +80,7 @@ def run_service(app: FastAPI, host: str, port: int, *, stop_s: float, listening:
     try:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.freeze()
-        _Server(config, listening).run()
+        server.run()
     finally:
         gc.unfreeze()
         sys.setswitchinterval(interval)
@@ -95,7 +100,3 @@ def _check_free(host: str, port: int) -> None:
         raise InvalidInputError(
             f"--host, --port: {host}:{port} cannot be listened on ({error.strerror}); give another, or --port 0 for a free one"
         ) from error
-
-
-def _stopped(_number: int, _frame: object) -> None:
-    """Do nothing: the server has seen the signal."""
