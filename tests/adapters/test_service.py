@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -178,7 +179,7 @@ def test_a_client_knows_the_rule_of_the_power_limit(model: ModelSource) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "rule"),
     [
-        ("/predict", b"{", 422, "body"),
+        ("/predict", b"{", 400, "body: no JSON: Expecting property name"),
         ("/predict", b'\xff\xfe"', 400, "body"),
         ("/predict", b"[" * 50_000, 400, "body"),
         ("/predict", b"[]", 422, "body: input should be a valid dictionary"),
@@ -212,6 +213,36 @@ def test_what_is_wrong_is_said_in_one_line(client: TestClient, path: str, body: 
     detail = answer.json()["detail"]
     assert rule in detail
     assert "\n" not in detail
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
+def test_json_says_what_it_is(client: TestClient, headers: dict[str, str]) -> None:
+    """415 names the header: the body is not read as JSON without it."""
+    answer = client.post("/predict", content=json.dumps(STATE).encode(), headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["detail"] == f"content-type: {headers.get('content-type', 'none')}; send application/json"
+
+
+def test_a_body_that_does_not_come_is_waited_for_no_longer(slot: ModelSlot) -> None:
+    """408: it is the client that took too long."""
+
+    async def ask() -> list[Any]:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(0.02)
+            return {"type": "http.request", "body": b" ", "more_body": True}
+
+        async def send(message: Any) -> None:  # noqa: ANN401 - as ASGI has it
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+        await create_app(slot, ServiceLimits(seconds=0.1))(scope, receive, send)
+        return sent
+
+    sent = asyncio.run(ask())
+    assert sent[0]["status"] == 408
+    assert b"body: has not come within 0.1 s" in sent[1]["body"]
 
 
 def test_whole_numbers_are_taken_however_they_are_written(client: TestClient) -> None:

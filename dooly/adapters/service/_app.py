@@ -38,15 +38,17 @@ if TYPE_CHECKING:
     from dooly.adapters.service._served_model import ModelSlot, ServedModel
 
 Answer = TypeVar("Answer")
-_INVALID, _CONFLICT, _FAILED = 422, 409, 500
+_NO_JSON, _CONFLICT, _NO_TYPE, _INVALID, _FAILED = 400, 409, 415, 422, 500
 _SHORT = 64
 """Batches of up to so many requests that take a few milliseconds together."""
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in (
         (400, "The body is no JSON."),
+        (408, "The body came too slowly."),
         (409, "The body is as the schema says, but its numbers conflict with one another or with what is served."),
         (413, "The body is too large."),
+        (415, "The body is not said to be JSON."),
         (422, "The body is not as the schema says."),
         (503, "It took too long."),
     )
@@ -200,13 +202,23 @@ def _priced(served: ServedModel, batches: Sequence[Batch], request: StepRequest)
         )
 
 
-async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """Say in one line what a body breaks first, and how many rules beside."""
     assert isinstance(error, RequestValidationError)
     first, *others = error.errors()
+    if first["type"] == "json_invalid":
+        return JSONResponse({"detail": f"body: no JSON: {first['ctx']['error']}; see /openapi.json"}, _NO_JSON)
+    if isinstance(first["input"], bytes):  # read as JSON only where the header says so
+        given = request.headers.get("content-type", "none")
+        return JSONResponse({"detail": f"content-type: {given}; send application/json"}, _NO_TYPE)
     place = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" * bool(others)
-    return JSONResponse({"detail": f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}{more}; see /openapi.json"}, _INVALID)
+    return JSONResponse({"detail": f"{place}: {_lowered(first['msg'])}{more}; see /openapi.json"}, _INVALID)
+
+
+def _lowered(message: str) -> str:
+    """Return a message as the end of a sentence: its first letter is small, unless that of an abbreviation."""
+    return message if message[1:2].isupper() else message[:1].lower() + message[1:]
 
 
 async def _refused(_request: Request, error: Exception) -> JSONResponse:

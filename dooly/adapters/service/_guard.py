@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_TOO_LARGE, _TOO_SLOW, _FAILED = 413, 503, 500
+_LATE, _TOO_LARGE, _FAILED, _TOO_SLOW = 408, 413, 500, 503
 _log = logging.getLogger("dooly.serve")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 10)
 
@@ -87,18 +87,26 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_s, status = time.perf_counter(), 0
+        started_s, status, has_come = time.perf_counter(), 0, False
 
         async def sent(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
+        async def received() -> Message:
+            nonlocal has_come
+            message = await receive()
+            has_come = not message.get("more_body", False)
+            return message
+
         try:
             async with asyncio.timeout(self._limits.seconds):
-                await self._app(scope, self._bounded(scope, receive), sent)
+                await self._app(scope, self._bounded(scope, received), sent)
         except TimeoutError:
-            if not status:
+            if not status and not has_come:
+                await _refuse(sent, _LATE, f"body: has not come within {self._limits.seconds:g} s; send it at once")
+            elif not status:
                 await _refuse(sent, _TOO_SLOW, f"took longer than {self._limits.seconds:g} s; send less at once")
         except HTTPException as refusal:
             await _refuse(sent, refusal.status_code, refusal.detail)
