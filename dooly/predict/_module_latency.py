@@ -10,11 +10,12 @@ import numpy as np
 from dooly.catalog import MODULE, check_sizes
 from dooly.errors import OutOfDomainError
 from dooly.predict._sources import ESTIMATE_ERROR
-from dooly.predict._step_latency import StepLatency
+from dooly.predict._step_latency import StepLatencies, StepLatency
+from dooly.predict._step_parts import StepPart
 from dooly.tracing import generic_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -75,19 +76,21 @@ class ModuleLatency:
         outside = not self._covers(sizes)
         if outside and not extrapolate:
             raise OutOfDomainError(self._beyond(sizes))
+        return StepLatencies.of(self._parts(sizes, "estimated" if outside else "measured"), np.array([outside]))[0]
+
+    def _parts(self, sizes: Mapping[str, int], source: Source) -> Iterator[StepPart]:
+        """Yield the operations of one forward and what it takes beyond them, each with an error of its own, as in layers."""
         arrays = {name: np.array([size], dtype=np.float64) for name, size in sizes.items()}
-        parts: dict[str, float] = {}
+        inner_ns = np.zeros(1)
         for fitted in self.members:
+            latency_ns = member_ns(fitted, arrays, 1)
+            inner_ns += latency_ns
             path = generic_path(fitted.operation.module) or self.traced.model
-            parts[path] = parts.get(path, 0.0) + float(member_ns(fitted, arrays, 1)[0])
-        inner = sum(parts.values())
+            yield StepPart(path, source, latency_ns, fitted.regressor.relative_error * latency_ns)
         features = np.array([[sizes[name] for name in self.request_dims]], dtype=np.float64)
-        whole_ns = float(self.whole.predict_ns(whole_terms(np.array([inner])), features)[0])
-        parts[MODULE] = parts.get(MODULE, 0.0) + whole_ns - inner
-        seconds = {name: ns / 1e9 for name, ns in parts.items()}
-        error = max(self.whole.relative_error, ESTIMATE_ERROR) if outside else self.whole.relative_error
-        source: Source = "estimated" if outside else "measured"
-        return StepLatency(whole_ns / 1e9, error * whole_ns / 1e9, seconds, outside, {source: 1.0})
+        whole_ns = self.whole.predict_ns(whole_terms(inner_ns), features)
+        error = max(self.whole.relative_error, ESTIMATE_ERROR if source == "estimated" else 0.0)
+        yield StepPart(MODULE, source, whole_ns - inner_ns, error * whole_ns)
 
     def _covers(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether sizes lie between two measured combinations, in every dimension."""

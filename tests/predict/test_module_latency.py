@@ -165,7 +165,7 @@ def test_outside_what_was_measured(latency: ModuleLatency, table: TracedModel, s
     assert "\n" not in str(caught.value)
     step = latency(**sizes, extrapolate=True)
     assert step.extrapolated
-    assert step.provenance == {"estimated": 1.0}
+    assert step.provenance == pytest.approx({"measured": 0.0, "family": 0.0, "estimated": 1.0})
     assert step.uncertainty_s >= 0.5 * step.seconds
     assert step.seconds == pytest.approx(law_ns(table, sizes) / 1e9, rel=0.15)
 
@@ -240,6 +240,35 @@ def test_operations_over_a_square_follow_their_law(place: Environment, tmp_path:
     for batch in (8, 100):
         step = load_module_latency(traced, store)(batch=batch)
         assert step.seconds == pytest.approx(law_ns(traced.traced, {"batch": batch}) / 1e9, rel=0.05)
+
+
+def test_an_uncertainty_holds_the_errors_of_operations(place: Environment, tmp_path: Path) -> None:
+    """A forward is as uncertain as its operations: the sizes that it was fitted at are those that they were fitted at."""
+    traced = trace(torch.nn.Linear(64, 64), request_dims={"input": ("batch",)})
+    traced(torch.randn(3, 64))
+    measured, ratios = [], []
+    for seed in range(3):
+        apart = np.exp(0.2 * np.random.default_rng(seed).standard_normal(2049))  # a kernel at one size and not the next
+        batches = np.unique(np.rint(np.geomspace(1, 2048, 24)).astype(int))
+        store = Store.open(tmp_path / f"{seed}", "a")
+        store.write_document("environments", place.digest, place.to_json())
+        for operation in with_whole_module(traced.traced).operations:
+            beyond_ns = 5_000 if operation.name == MODULE else 0
+            store.write(
+                *(
+                    Record(
+                        *(operation.signature, place.digest, point_at(operation.request_dims, {"batch": int(batch)})),
+                        np.full(3, round((20_000 + 300 * batch) * apart[batch]) + beyond_ns),
+                    )
+                    for batch in batches
+                )
+            )
+        latency = load_module_latency(traced, store)
+        for batch in np.setdiff1d(np.arange(2, 2048, 7), batches):
+            step, true_s = latency(batch=int(batch)), ((20_000 + 300 * batch) * apart[batch] + 5_000) / 1e9
+            ratios.append(step.uncertainty_s / step.seconds)
+            measured.append(abs(step.seconds / true_s - 1))
+    assert 0.8 < np.mean(ratios) / np.median(measured) < 1.3
 
 
 def test_a_module_without_request_dimensions(tmp_path: Path) -> None:
