@@ -65,11 +65,10 @@ class StepPrices:
             OutOfDomainError: A batch exceeds what was measured.
         """
         outside = self._domain.outside(batches)
-        allowed = not outside.any()
-        if not allowed and not extrapolate:
+        if outside.any() and not extrapolate:
             raise OutOfDomainError(self._domain.refusal(batches, self._model))
-        price = self._tables.price_in(batches) if allowed else lambda fitted: fitted.latency_ns(batches)
-        found = StepLatencies.of(self._parts.of(batches, price), outside | self._domain.outreach(batches))
+        parts = self._parts.of(batches, self._tables.price_in(batches))
+        found = StepLatencies.of(parts, outside | self._domain.outreach(batches))
         if self.power_cap is None:
             return found
         added_ns = self.power_cap.most_added_ns(1e9 * found.seconds, batches.num_tokens)

@@ -70,8 +70,12 @@ class LatencyTables:
         return LatencyTables(domain, captured_tokens, self._made)
 
     def price_in(self, batches: BatchArrays) -> Price:
-        """Return what prices operations in batches that the domain allows; each operation once, however many places run it."""
-        num_tokens, num_reqs = self._computed_tokens[batches.num_tokens], batches.num_sampled
+        """Return what prices operations in batches; each operation once, however many places run it.
+
+        Sizes beyond the domain, which no table holds, are priced one by one.
+        """
+        num_tokens, num_reqs = self._padded(batches.num_tokens), batches.num_sampled
+        are_tabled = num_tokens.max() <= self._domain.num_tokens and num_reqs.max() <= self._domain.num_reqs
         known: dict[Key, Floats] = {}
 
         def price(fitted: FittedOperation) -> Floats:
@@ -83,7 +87,8 @@ class LatencyTables:
                 elif len(counts) > 1:
                     known[key] = fitted.latency_ns(BatchArrays.of_counts(num_tokens, num_reqs))
                 else:
-                    known[key] = self._table(fitted)[(num_tokens if "num_tokens" in counts else num_reqs) - 1]
+                    sizes = num_tokens if "num_tokens" in counts else num_reqs
+                    known[key] = self._table(fitted)[sizes - 1] if are_tabled else self._beyond(fitted, sizes)
             return known[key]
 
         return price
@@ -149,16 +154,37 @@ class LatencyTables:
                 by[fitted.latency.source][1:] += count * self._table(fitted)
         return by_tokens, by_reqs, tuple(others)
 
+    def _padded(self, num_tokens: Ints) -> Ints:
+        """Return the tokens that steps compute, given those that are scheduled; beyond the domain nothing is captured."""
+        if num_tokens.max() <= self._domain.num_tokens:
+            return self._computed_tokens[num_tokens]
+        within = np.minimum(num_tokens, self._domain.num_tokens)
+        return np.where(within == num_tokens, self._computed_tokens[within], num_tokens)
+
+    def _beyond(self, fitted: FittedOperation, sizes: Ints) -> Floats:
+        """Return what an operation takes at values of the one count that decides, some beyond its table; shape (num_batches,)."""
+        table = self._table(fitted)
+        beyond = sizes > len(table)
+        found: Floats = table[np.minimum(sizes, len(table)) - 1]
+        if beyond.any():
+            found[beyond] = _at_sizes(fitted, sizes[beyond])
+        return found
+
     def _table(self, fitted: FittedOperation) -> Floats:
         """Return what an operation takes at each value of the one count that decides, from 1."""
-        key, per_token = key_of(fitted.operation), "num_tokens" in fitted.work.counts
-        num_sizes = self._domain.num_tokens if per_token else self._domain.num_reqs
+        key = key_of(fitted.operation)
+        num_sizes = self._domain.num_tokens if "num_tokens" in fitted.work.counts else self._domain.num_reqs
         known = self._made.tables.get(key, np.empty(0))
         if len(known) < num_sizes:
-            sizes = np.arange(len(known) + 1, num_sizes + 1)
-            added = fitted.latency_ns(BatchArrays.of_counts(sizes, np.ones_like(sizes) if per_token else sizes))
+            added = _at_sizes(fitted, np.arange(len(known) + 1, num_sizes + 1))
             self._made.tables[key] = known = np.concatenate([known, added])
         return known[:num_sizes]
+
+
+def _at_sizes(fitted: FittedOperation, sizes: Ints) -> Floats:
+    """Return what an operation takes at values of the one count that decides, shape (num_sizes,)."""
+    num_reqs = np.ones_like(sizes) if "num_tokens" in fitted.work.counts else sizes
+    return fitted.latency_ns(BatchArrays.of_counts(sizes, num_reqs))
 
 
 def _computed_tokens(num_tokens: int, captured_tokens: tuple[int, ...]) -> Ints:

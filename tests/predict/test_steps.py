@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dooly.batch import Batch
+from dooly.engines import find_model
 from dooly.errors import InvalidInputError, OutOfDomainError
-from dooly.predict import BatchArrays, LatencyModel
+from dooly.predict import BatchArrays, LatencyModel, default_serving, load_latency_model
 
 BATCHES = (
     Batch((1,) * 7, (33, 90, 200, 14, 60, 301, 5)),
@@ -54,6 +55,40 @@ def test_many_steps_are_priced_as_one_by_one(latency: LatencyModel) -> None:
         assert sum(one.provenance.values()) == pytest.approx(1)
     arrays = BatchArrays.checked([[1, 1, 70]], [[150, 90, 0]])
     assert latency.steps(arrays)[0] == latency.step(Batch((1, 1, 70), (150, 90, 0)))
+
+
+@pytest.fixture(scope="module")
+def captured() -> LatencyModel:
+    """The latency model of an engine that captures steps, and takes few requests and tokens."""
+    model = find_model("llama-3.1-8b")
+    serving = default_serving(model, "h200", max_num_seqs=300, max_num_batched_tokens=1000, max_model_len=4096)
+    return load_latency_model(model=model, serving=serving, hardware="h200")
+
+
+counts = st.tuples(st.integers(1, 400), st.integers(1, 6), st.integers(0, 5000))
+wide = counts.map(lambda drawn: Batch((drawn[1],) * drawn[0], (drawn[2],) * drawn[0]))
+
+
+@given(st.lists(wide, min_size=1, max_size=4))
+def test_a_batch_beyond_changes_no_other(captured: LatencyModel, batches: list[Batch]) -> None:
+    """Each step takes what it takes alone, whether it or those beside it lie within the limits of steps or beyond."""
+    together = captured.steps(batches, extrapolate=True)
+    for step, batch in zip(together, batches, strict=True):
+        alone = captured.step(batch, extrapolate=True)
+        assert step.seconds == pytest.approx(alone.seconds, rel=1e-9)
+        assert step.extrapolated == alone.extrapolated
+
+
+@pytest.mark.parametrize("beyond", [Batch((1,), (100_000,)), Batch((5000,), (0,)), Batch((1,) * 301, (9,) * 301)])
+def test_within_the_limits_a_step_is_priced_as_captured(captured: LatencyModel, beyond: Batch) -> None:
+    """257 decodes run in the graph of 264, whatever is asked for beside them; so do those of which one's context is beyond."""
+    decodes, one = Batch((1,) * 257, (1000,) * 257), captured.step(Batch((1,) * 264, (0,) * 264))
+    found = captured.steps([decodes, beyond], extrapolate=True)
+    assert found.seconds[0] == pytest.approx(captured.step(decodes).seconds, rel=1e-12)
+    name = "model.layers.*.mlp.gate_up_proj"
+    longer = captured.step(Batch((1,) * 257, (5000,) + (1000,) * 256), extrapolate=True)
+    assert longer.extrapolated
+    assert longer.breakdown_s[name] == one.breakdown_s[name] == found[0].breakdown_s[name]
 
 
 def test_a_run_of_decodes_is_its_steps(latency: LatencyModel) -> None:
