@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+MAX_TOKENS = 1 << 30
+"""Tokens of one request that no context comes near; squares of twice as many are within 64 bits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One engine step's work, a request an entry, in the order scheduled.
@@ -60,6 +64,8 @@ class Batch:
                 "Batch: num_new_tokens must be at least 1 and num_computed_tokens at least 0, "
                 f"got {min(self.num_new_tokens)} and {min(self.num_computed_tokens)}"
             )
+        if (most := max(*self.num_new_tokens, *self.num_computed_tokens)) > MAX_TOKENS:
+            raise InvalidInputError(f"Batch: {most} tokens of one request, new or computed; give at most {MAX_TOKENS}")
         if self.num_new_requests is None:
             object.__setattr__(self, "num_new_requests", self.num_computed_tokens.count(0))
         object.__setattr__(self, "num_new_requests", _whole("num_new_requests", (self.num_new_requests,))[0])

@@ -32,6 +32,8 @@ def test_requests_without_computed_tokens_are_new_by_default() -> None:
         ((1,), np.array([0.5]), 0, r"num_computed_tokens: array\(\[0.5\]\) are no whole numbers"),
         ((1,), 3, 0, "num_computed_tokens: 3 are no whole numbers"),
         ((1,), np.ones((1, 2), int), 0, "num_computed_tokens: .* are no whole numbers"),
+        ((2**63 - 1,), (0,), 0, f"{2**63 - 1} tokens of one request, new or computed; give at most {2**30}"),
+        ((1, 1), (3, 10**30), 0, f"{10**30} tokens of one request"),
         ((1,), (3,), 0.5, r"num_new_requests: \(0.5,\) are no whole numbers"),
     ],
 )

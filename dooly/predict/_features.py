@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.batch import Batch
+from dooly.batch import MAX_TOKENS, Batch
 from dooly.errors import InvalidInputError, spell
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class BatchArrays:
                 computed tokens.
 
         Raises:
-            InvalidInputError: Shapes differ, a count is negative or no whole number, or a batch has no request.
+            InvalidInputError: Shapes differ, a count is negative, no whole number or out of range, or a batch has no request.
         """
         new, computed = np.asarray(num_new_tokens), np.asarray(num_computed_tokens)
         if new.ndim != 2 or new.shape != computed.shape or not new.size:  # noqa: PLR2004 - batches and requests
@@ -91,6 +91,8 @@ class BatchArrays:
             raise InvalidInputError("BatchArrays: give whole numbers, and num_new_requests one a batch")
         if min(new.min(), computed.min(), fresh.min()) < 0 or not new.any(axis=1).all():
             raise InvalidInputError("BatchArrays: a count is negative or a batch has no request; a step needs at least one")
+        if (most := max(new.max(), computed.max())) > MAX_TOKENS:
+            raise InvalidInputError(f"BatchArrays: {most} tokens of one request, new or computed; give at most {MAX_TOKENS}")
         placed = np.where(new > 0, computed, 0)
         return cls(new.astype(np.int64), placed.astype(np.int64), fresh.astype(np.int64))
 
@@ -133,7 +135,7 @@ class BatchArrays:
         """Return `num_steps` consecutive decode steps over the same requests, each context one longer than the step before.
 
         Raises:
-            InvalidInputError: There is no request or no step, or a context is negative or no whole number.
+            InvalidInputError: There is no request or no step, or a context is no whole number or out of range.
         """
         contexts, counts = np.asarray(num_computed_tokens), isinstance(num_steps, Integral) and num_steps > 0
         if contexts.dtype.kind not in "iu" or contexts.ndim != 1 or not contexts.size or contexts.min() < 0 or not counts:
@@ -141,6 +143,8 @@ class BatchArrays:
                 f"decode_run: {num_steps} steps over contexts {spell(num_computed_tokens)}; give a whole number of steps from 1, "
                 "and of tokens from 0, one a request"
             )
+        if contexts.max() > MAX_TOKENS:
+            raise InvalidInputError(f"decode_run: {contexts.max()} tokens of one request; give at most {MAX_TOKENS}")
         computed = contexts.astype(np.int64, copy=False)[None, :] + np.arange(num_steps)[:, None]
         return cls(np.ones_like(computed), computed, np.zeros(num_steps, dtype=np.int64))
 
