@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from dooly.predict._sources import SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -110,13 +110,18 @@ class StepLatencies:
     def __len__(self) -> int:
         return len(self.seconds)
 
+    def __iter__(self) -> Iterator[StepLatency]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int) -> StepLatency:
+        by_source_s = {key: seconds[[index]] for key, seconds in self.by_source_s.items()}
+        one = replace(self, seconds=self.seconds[[index]], by_source_s=by_source_s)  # what follows costs what one step does
         return StepLatency(
             float(self.seconds[index]),
             float(self.uncertainty_s[index]),
-            {name: float(seconds[index]) for name, seconds in self.breakdown_s.items()},
+            {name: float(seconds[0]) for name, seconds in one.breakdown_s.items()},
             bool(self.extrapolated[index]),
-            {source: float(share[index]) for source, share in self.provenance.items()},
-            {key: float(seconds[index]) for key, seconds in self.by_source_s.items()},
+            {source: float(share[0]) for source, share in one.provenance.items()},
+            {key: float(seconds[0]) for key, seconds in by_source_s.items()},
             None if self.sustained_s is None else float(self.sustained_s[index]),
         )

@@ -198,7 +198,7 @@ def _found(bracket: Bracket, price: float | None, demanded: float | None) -> Fou
         bracket.candidate,
         bracket.best,
         None if bracket.reason is not None else rate_at(bracket.ceiling),
-        exact=bracket.best is not None and not bracket.is_open,
+        exact=bracket.met is not None and bracket.met == bracket.ceiling - 1,
         ends_early=bracket.met is not None and bracket.met == bracket.saturated - 1,
         reason=bracket.reason,
         price_per_gpu_hour=price,

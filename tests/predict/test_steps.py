@@ -13,6 +13,7 @@ from dooly.batch import Batch
 from dooly.engines import find_model
 from dooly.errors import InvalidInputError, OutOfDomainError
 from dooly.predict import BatchArrays, LatencyModel, default_serving, load_latency_model
+from dooly.predict._step_latency import StepLatencies
 
 BATCHES = (
     Batch((1,) * 7, (33, 90, 200, 14, 60, 301, 5)),
@@ -91,6 +92,18 @@ def test_within_the_limits_a_step_is_priced_as_captured(captured: LatencyModel, 
     assert longer.breakdown_s[name] == one.breakdown_s[name] == found[0].breakdown_s[name]
 
 
+def test_a_step_of_many_costs_what_one_costs(captured: LatencyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look at one step works out nothing of the others: going through a run of steps is linear in them."""
+    many, seen = captured.decode_run([900] * 8, 50), []
+    provenance = StepLatencies.provenance.fget
+    monkeypatch.setattr(StepLatencies, "provenance", property(lambda steps: seen.append(len(steps)) or provenance(steps)))
+    assert [step.seconds for step in many] == many.seconds.tolist()
+    assert seen == [1] * 50
+    assert many[-1] == many[49]
+    with pytest.raises(IndexError):
+        many[50]
+
+
 def test_a_run_of_decodes_is_its_steps(latency: LatencyModel) -> None:
     """Consecutive decodes, in seconds, are the steps whose contexts grow by one."""
     run = latency.decode_run([33, 90], 3)
@@ -115,6 +128,12 @@ def test_only_the_batch_beyond_is_extrapolated(latency: LatencyModel) -> None:
         ([[1]], [[0]], [1, 1], "one a batch"),
         ([[1]], [[-1]], None, "a count is negative"),
         ([[1], [0]], [[0], [0]], None, "a batch has no request"),
+        (
+            [[1]],
+            [[2**63 - 1]],
+            None,
+            "^BatchArrays: 9223372036854775807 tokens of one request, new or computed; give",
+        ),
     ],
 )
 def test_arrays_that_are_no_batches_are_refused(new: Any, computed: Any, fresh: Any, rule: str) -> None:  # noqa: ANN401
@@ -137,3 +156,13 @@ def test_no_steps_are_refused(latency: LatencyModel) -> None:
     for contexts, steps in (([], 1), ([3], 0), ([3], 2.5), ([-1], 1), ([[1]], 1), ([10.5], 1), (["3"], 1)):
         with pytest.raises(InvalidInputError, match=r"decode_run: .* give a whole number of steps from 1"):
             latency.decode_run(contexts, steps)  # type: ignore[arg-type]  # as a caller may
+    with pytest.raises(InvalidInputError, match=r"^decode_run: 9223372036854775807 tokens of one request; give at most"):
+        latency.decode_run([2**63 - 1], 1)
+
+
+def test_the_longest_requests_are_beyond(latency: LatencyModel) -> None:
+    """A context of as many tokens as a batch may have is a context beyond the limits, and its price is no overflow's."""
+    longest = Batch((1, 2**30), (2**30, 2**30))
+    with pytest.raises(OutOfDomainError):
+        latency.step(longest)
+    assert latency.step(longest, extrapolate=True).seconds > 1e3
