@@ -11,12 +11,13 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import inf
+from numbers import Integral
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
 from dooly.batch import Batch
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, spell
 from dooly.prices import PriceSheet, price_batches
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class LatencyBackend(Protocol):
         """
         ones = (1,) * len(num_computed_tokens)
         contexts = (tuple((num_computed_tokens + grown).tolist()) for grown in range(num_steps))
-        return np.array([self.step_ns(Batch(ones, computed, 0)) for computed in contexts], dtype=np.int64)
+        return np.array([asked_step_ns(self, Batch(ones, computed, 0)) for computed in contexts], dtype=np.int64)
 
 
 @runtime_checkable
@@ -135,6 +136,38 @@ class SelectingBackend(LatencyBackend, Protocol):
     def selection_ns(self, policy: KVPolicy, prompts: Sequence[SelectedPrompt]) -> int:
         """Return what selecting takes for prompts that one step ends, one after the other, in nanoseconds."""
         ...
+
+
+_LONGEST_NS = 1 << 53
+"""A hundred days, which no step takes."""
+
+
+def asked_step_ns(latency: LatencyBackend, batch: Batch) -> int:
+    """Return what a predictor says that one step takes, where that is a time.
+
+    Raises:
+        InvalidInputError: It is no whole number of nanoseconds from 0.
+    """
+    found = latency.step_ns(batch)
+    if not isinstance(found, Integral) or not 0 <= found <= _LONGEST_NS:
+        raise InvalidInputError(_no_time(latency, "step_ns", found, "an integer"))
+    return int(found)
+
+
+def checked_run_ns(latency: LatencyBackend, method: str, found: npt.ArrayLike, num_steps: int) -> npt.NDArray[np.int64]:
+    """Return what a predictor's method said that consecutive decode steps take, shape (num_steps,), where these are times.
+
+    Raises:
+        InvalidInputError: They are no whole numbers of nanoseconds from 0, one a step.
+    """
+    run_ns = np.asarray(found)
+    if run_ns.shape != (num_steps,) or run_ns.dtype.kind not in "iu" or not 0 <= run_ns.min() <= run_ns.max() <= _LONGEST_NS:
+        raise InvalidInputError(_no_time(latency, method, found, f"an array of {num_steps} integers"))
+    return run_ns.astype(np.int64, copy=False)
+
+
+def _no_time(latency: LatencyBackend, method: str, found: object, rule: str) -> str:
+    return f"{type(latency).__name__}.{method}: returned {spell(found)}; return {rule}: nanoseconds, at least 0"
 
 
 def keeps_account(latency: LatencyBackend) -> TypeGuard[AccountingBackend]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dooly.latency import LatencyBackend, keeps_account
+from dooly.latency import LatencyBackend, asked_step_ns, keeps_account
 
 if TYPE_CHECKING:
     from dooly.batch import Batch
@@ -21,7 +21,7 @@ class DraftedLatency(LatencyBackend):
 
     def step_ns(self, batch: Batch) -> int:
         """Return the latency of one step and of drafting behind it, in nanoseconds."""
-        model_ns = self._latency.step_ns(batch)
+        model_ns = asked_step_ns(self._latency, batch)
         if not keeps_account(self._latency):
             return model_ns + round(self._config.drafting(batch, model_ns, self._latency.step_ns))
         drafting_ns = round(self._config.drafting(batch, model_ns, self._latency.quote_ns))

@@ -9,7 +9,7 @@ import numpy as np
 
 from dooly.batch import Batch
 from dooly.kv_policy import NUM_DENSE_LAYERS, SelectedPrompt, Term
-from dooly.latency import SelectingBackend
+from dooly.latency import SelectingBackend, asked_step_ns
 from dooly.simulation._steps import PricedRun, ScheduledStep
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class PolicyStep(ScheduledStep):
 
     def step_ns(self, latency: LatencyBackend) -> int:
         """Return the latency of the step with the selections behind it, in nanoseconds."""
-        step_ns = latency.step_ns(self.to_batch())
+        step_ns = asked_step_ns(latency, self.to_batch())
         if self.selection is not None and isinstance(latency, SelectingBackend):
             step_ns += latency.selection_ns(*self.selection)
         return step_ns

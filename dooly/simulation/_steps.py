@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from dooly.batch import Batch
-from dooly.latency import keeps_account
+from dooly.latency import asked_step_ns, checked_run_ns, keeps_account
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,14 +73,15 @@ class ScheduledStep:
 
     def step_ns(self, latency: LatencyBackend) -> int:
         """Return the latency of the step, in nanoseconds."""
-        return latency.step_ns(self.to_batch())
+        return asked_step_ns(latency, self.to_batch())
 
     def price_run(self, latency: LatencyBackend, num_steps: int) -> PricedRun:
         """Return what so many repetitions of a decode step take, of which account is to be kept for those that run."""
         if not keeps_account(latency):
-            return PricedRun(latency.decode_run_ns(self.num_computed_tokens, num_steps))
+            found = latency.decode_run_ns(self.num_computed_tokens, num_steps)
+            return PricedRun(checked_run_ns(latency, "decode_run_ns", found, num_steps))
         steps_ns, priced_ns = latency.quote_run(self.num_computed_tokens, num_steps)
-        return PricedRun(steps_ns, ((latency.account, priced_ns),))
+        return PricedRun(checked_run_ns(latency, "quote_run", steps_ns, num_steps), ((latency.account, priced_ns),))
 
     @property
     def num_tokens(self) -> int:

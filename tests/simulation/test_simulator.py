@@ -256,3 +256,36 @@ def test_shifting_arrivals_shifts_all_times(case: tuple[Workload, SchedulerConfi
     base = simulate(Workload(at_zero, "at zero"), StepwiseLatency(), config)
     moved_ns = first_ns + shift_ns
     assert [round(r.finish_s * 1e9) - moved_ns for r in shifted.rows] == [round(r.finish_s * 1e9) for r in base.rows]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("wrong", [1e6, math.nan, math.inf, -1, 10**19, None, "1", np.float64(3)], ids=str)
+@pytest.mark.parametrize("method", ["step_ns", "decode_run_ns", "repeated"])
+def test_what_is_no_time_is_refused(method: str, wrong: Any, ahead: bool) -> None:  # noqa: ANN401, FBT001 - a case
+    """A predictor that answers with seconds, a negative time or none at all is told which method did, in one line."""
+
+    class Wrong(LatencyBackend):
+        def step_ns(self, batch: Batch) -> int:
+            is_asked = method == "step_ns" or (method == "repeated" and not batch.num_new_requests)
+            return wrong if is_asked else MS  # type: ignore[no-any-return]
+
+        if method == "decode_run_ns":
+
+            def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
+                return np.array([wrong] * num_steps) if num_computed_tokens.size else num_computed_tokens
+
+    config = SchedulerConfig(max_model_len=2048, num_kv_blocks=4096, async_scheduling=ahead)
+    named = "decode_run_ns" if method == "decode_run_ns" else "step_ns"
+    with pytest.raises(InvalidInputError, match=rf"^Wrong\.{named}: returned .*: nanoseconds, at least 0$"):
+        simulate(workload((0, 64, 11)), Wrong(), config)
+
+
+def test_a_run_of_fewer_times_than_steps_is_refused() -> None:
+    """A predictor that prices fewer decodes than it was asked for is told how many it was."""
+
+    class Short(ConstantLatency):
+        def decode_run_ns(self, num_computed_tokens: npt.NDArray[np.int64], num_steps: int) -> npt.NDArray[np.int64]:
+            return np.full(num_steps - 1, len(num_computed_tokens))
+
+    with pytest.raises(InvalidInputError, match=r"^Short\.decode_run_ns: returned .*; return an array of 10 integers"):
+        simulate(workload((0, 64, 11)), Short(), SchedulerConfig(max_model_len=2048, num_kv_blocks=4096))
