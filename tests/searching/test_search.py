@@ -9,7 +9,7 @@ import signal
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -77,6 +77,27 @@ def test_the_best_are_those_of_an_exhaustive_search(data: st.DataObject) -> None
     copies = [each.copies for each in result.candidates if each.copies is not None]
     assert copies == ([] if demanded is None else sorted(copies))
     assert all("misses tpot_p90 at every rate" in each.reason for each in result.candidates if each.reason)
+
+
+def test_a_rate_is_exact_only_where_the_next_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulation that cannot be ends the search of its candidate: what was met until then is a lower bound."""
+
+    @contextmanager
+    def fake_workers(*_: object) -> Iterator[Callable[..., Future[Evaluation | str]]]:
+        tried: list[float] = []
+
+        def submit(*task: Any) -> Future[Evaluation | str]:
+            done: Future[Evaluation | str] = Future()
+            tried.append(task[-1])
+            done.set_result(_made_up(10.0, 1.0 if math.isinf(task[-1]) else 1e9, task[-1]) if len(tried) < 3 else "too long")
+            return done
+
+        yield submit
+
+    monkeypatch.setattr(module, "open_workers", fake_workers)
+    (found,) = search(*MADE_UP).candidates  # type: ignore[arg-type]
+    assert found.best is not None
+    assert (found.reason, found.exact) == ("too long", False)
 
 
 def test_a_real_device_agrees_with_every_rate(small_result: SearchResult) -> None:
