@@ -48,8 +48,7 @@ class SearchState:
         Raises:
             InvalidInputError: The file cannot be read or written, or holds something else.
         """
-        rows = [astuple(request) for request in load.workload.requests]
-        self._load = hashlib.sha256(json.dumps([load.rate, rows]).encode()).hexdigest()[:32]
+        self._load = "" if path is None else _load_digest(load)
         self._done = {} if path is None else _read(path)
         self._folders: dict[str, str] = {}
         try:
@@ -66,7 +65,7 @@ class SearchState:
 
     def find(self, candidate: Candidate, rate: float) -> Evaluation | None:
         """Return what a simulation came to that was done before."""
-        return self._done.get(self._key(candidate, rate))
+        return self._done.get(self._key(candidate, rate)) if self._done else None
 
     def add(self, candidate: Candidate, found: Evaluation) -> None:
         """Keep what a simulation came to."""
@@ -86,6 +85,12 @@ class SearchState:
         if name not in self._folders:
             self._folders[name] = _digest(Path(name), Path(name).iterdir() if (Path(name) / "hardware.json").is_file() else ())
         return self._folders[name]
+
+
+def _load_digest(load: Load) -> str:
+    """Return 32 hexadecimal digits of the requests that are served."""
+    rows = [astuple(request) for request in load.workload.requests]
+    return hashlib.sha256(json.dumps([load.rate, rows]).encode()).hexdigest()[:32]
 
 
 def _read(path: Path) -> dict[str, Evaluation]:

@@ -39,6 +39,19 @@ def test_what_is_kept_is_found_again(rate: float, tmp_path: Path) -> None:
         assert state.find(ONE, rate) is None
 
 
+def test_nothing_is_read_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file a search digests neither its requests nor code and data, which takes longer than to simulate a few."""
+
+    def read(*_: object) -> str:
+        raise AssertionError
+
+    for name in ("_code_digest", "_load_digest", "_digest"):
+        monkeypatch.setattr(f"dooly.searching._state.{name}", read)
+    with SearchState(LOAD, None) as state:
+        assert state.find(ONE, 1.0) is None
+        state.add(ONE, _evaluation(1.0))
+
+
 def test_data_of_a_device_that_changed_is_simulated_again(tmp_path: Path) -> None:
     """What a folder of a device's data gave is found as long as its files are the same, though its name stays."""
     folder, file = tmp_path / "device", tmp_path / "state.jsonl"
