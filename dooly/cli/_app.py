@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except KeyboardInterrupt:
-        typer.echo(f"dooly: interrupted; nothing is lost; go on with: dooly {shlex.join(given)}", err=True)
+        left = "what is done is kept; go on with" if _keeps_what_is_done(words) else "start again with"
+        typer.echo(f"dooly: interrupted; {left}: dooly {shlex.join(given)}", err=True)
         return 130
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain when it flushes at exit.
@@ -87,6 +88,11 @@ def _run(words: list[str]) -> None:
     command = typer.main.get_command(app)
     with command.make_context("dooly", words) as context:
         command.invoke(context)
+
+
+def _keeps_what_is_done(words: Sequence[str]) -> bool:
+    """Tell whether a command that is interrupted goes on where it was: what measures does, and a search with a state."""
+    return "profile" in words[:2] or ("search" in words[:1] and any(word.partition("=")[0] == "--state" for word in words))
 
 
 def _line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
-from dooly.cli._app import app
+from dooly.cli._app import app, main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +143,32 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err.count("\n")) == (130, 1)
-    assert f"dooly simulate smollm2-135m --db 'some where' --workload {workload}" in err
+    again = f"dooly simulate smollm2-135m --db 'some where' --workload {workload}"
+    assert err == f"dooly: interrupted; start again with: {again}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        (("profile", "m", "--db", "d"), "what is done is kept; go on with"),
+        (("kv", "profile", "m"), "what is done is kept; go on with"),
+        (("search", "m", "--state=s.jsonl"), "what is done is kept; go on with"),
+        (("--debug", "search", "m", "--state", "s.jsonl"), "what is done is kept; go on with"),
+        (("search", "m"), "start again with"),
+        (("serve", "m"), "start again with"),
+    ],
+)
+def test_an_interrupted_command_says_what_it_keeps(
+    command: tuple[str, ...], left: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what measures, and a search with a state, goes on where it was."""
+
+    def interrupt(_words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dooly.cli._app._run", interrupt)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"dooly: interrupted; {left}: dooly {' '.join(command)}\n"
 
 
 def test_a_reader_that_leaves_early_is_no_error(db: Path) -> None:
