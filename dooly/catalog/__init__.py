@@ -39,6 +39,7 @@ from dooly.catalog._records import (
     pass_medians,
     record_counts,
     repeatability,
+    warn_if_disturbed,
 )
 from dooly.catalog._relatives import MOST_OTHERS, Known, measured_most, related_operations
 from dooly.catalog._selections import read_selection, write_selection
@@ -93,6 +94,7 @@ __all__ = [
     "sizes_at",
     "told_apart",
     "trace_operations",
+    "warn_if_disturbed",
     "with_whole_module",
     "write_described",
     "write_imported",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from statistics import mean, median, pstdev
@@ -13,7 +14,7 @@ from dbstore import JsonObject, RecordNotFoundError
 from dooly.errors import MissingOperationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PASSES = 3
 """How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
+_LOGGER = logging.getLogger("dooly.catalog")
+_MANY_DISTURBED = 0.1
+"""Share of points that something disturbed every time from which on it is worth a warning."""
 MOST_ATTEMPTS = 2 * PASSES
 """How often a point is measured at most, where something keeps disturbing it."""
 
@@ -110,6 +114,22 @@ def count_disturbed(records: Sequence[Record]) -> tuple[int, int]:
     """Return at how many points something disturbed every pass, and how many points there are."""
     points = {record.point for record in records}
     return len(points - {record.point for record in records if not record.attributes.get("spoiled")}), len(points)
+
+
+def warn_if_disturbed(place: str, groups: Iterable[Sequence[Record]]) -> None:
+    """Warn in one line where other work disturbed many of the points that an answer stands on.
+
+    Args:
+        place: What was measured.
+        groups: The records of its operations, one operation a group.
+    """
+    disturbed, points = map(sum, zip(*map(count_disturbed, groups), strict=True))
+    if disturbed > _MANY_DISTURBED * points:
+        _LOGGER.warning(
+            "%s: other work on the machine disturbed %d of %d measured points each time, so predictions may be far off; measure "
+            "into a new store while nothing else runs",
+            *(place, disturbed, points),
+        )
 
 
 def _passes(records: Sequence[Record]) -> dict[Any, list[float]]:

@@ -16,6 +16,7 @@ from dooly.catalog import (
     pass_medians,
     sizes_at,
     told_apart,
+    warn_if_disturbed,
     with_whole_module,
 )
 from dooly.errors import InvalidInputError, spell
@@ -67,6 +68,7 @@ def load_module_latency(traced: Traced | TracedModel, store: Store, environment:
     table = with_whole_module(told_apart(plain, store))
     chosen = environment or module_environment(store, table)
     records = {op.signature: _records(store, op, chosen, table.model) for op in table.operations}
+    warn_if_disturbed(table.model, records.values())
     kept = KeptFits(store, chosen.digest)
     fitted: dict[str, Regressor] = {}
     for operation in table.operations[:-1]:

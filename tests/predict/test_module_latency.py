@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,6 +187,24 @@ def test_an_empty_store_names_what_it_lacks(table: TracedModel, tmp_path: Path) 
     """Without any measurement the operations are named."""
     with pytest.raises(MissingOperationError, match=r"Transformer: the store lacks embed, layers\.0\.norm1, "):
         load_module_latency(table, Store.open(tmp_path / "db", "a"))
+
+
+def test_a_disturbed_store_is_told_at_loading(
+    table: TracedModel, place: Environment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Measurements that other work disturbed each time are counted in one line, with what to do; calm ones stay quiet."""
+    calm, spoiled = fill(tmp_path / "calm", table, place), Store.open(tmp_path / "spoiled", "a")
+    load_module_latency(table, calm)
+    assert not caplog.messages
+    spoiled.write_document("environments", place.digest, place.to_json())
+    for operation in with_whole_module(table).operations:
+        records = calm.read(operation.signature, place.digest)
+        spoiled.write(*(replace(record, attributes={"spoiled": True}) for record in records))
+    load_module_latency(table, spoiled)
+    (message,) = caplog.messages
+    assert re.fullmatch(
+        r"Transformer: other work .* disturbed (\d+) of \1 .* may be far off; measure into a new store .*", message
+    )
 
 
 def test_one_of_several_environments_is_chosen(table: TracedModel, place: Environment, tmp_path: Path) -> None:
