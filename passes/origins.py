@@ -136,8 +136,9 @@ def _check_request_dims(captured: CapturedGraph) -> None:
         for axis, (name, size) in enumerate(zip(captured.request_dims.get(argument, ()), shape_of(node) or (), strict=False)):
             if name is not None and size.is_Integer:
                 msg = (
-                    f"origins: dimension {axis} of {argument} is named {name!r} but came out as the constant {size}; "
-                    "trace with a size of at least 2 (torch takes 0 and 1 for constants), or give it no name"
+                    f"origins: dimension {axis} of {argument}, named {name!r}, had the size {size} in this call, which to "
+                    "PyTorch is a case of its own (broadcasting), and no request dimension; call the module with a size of at "
+                    "least 2 there, or give it no name"
                 )
                 raise PassError(msg)
 

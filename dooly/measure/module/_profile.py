@@ -26,7 +26,7 @@ from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import FixedPlan, run_tasks
-from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, set_modes, state_kept
+from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, refuse_other_branches, set_modes, state_kept
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -101,6 +101,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
     records: tuple[Record, ...] = ()
     seconds = 0.0
     if plan.num_left():
+        refuse_other_branches(table.model, traced.captured, analysis.origins, combinations)
         with state_kept(traced.module):
             set_modes(traced.module, traced.most_general.training)  # copies are made in them
             profiler = ModuleProfiler(traced, analysis, keys_at, store, environment)

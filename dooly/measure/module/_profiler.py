@@ -19,14 +19,15 @@ from dooly.measure.timers import MAX_ROUNDS, MIN_ROUNDS, CpuTimer, Watch, is_out
 from dooly.predict import drop_fits_of_other_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import torch
     from torch import nn
 
     from dbstore import Environment, JsonObject, Record, Store
-    from dooly.measure.module._arguments import Symbols
     from dooly.tracing import Traced
+    from passes.graph import CapturedGraph
+    from passes.origins import Origins
     from passes.pipeline import Analysis
 
 _BUDGET_NS = 300_000_000
@@ -128,7 +129,6 @@ class ModuleProfiler:
         from dooly.measure.module._subgraph import run_pieces
 
         symbols = symbol_values(self._captured, self._origins, task.sizes)
-        self._refuse_other_branches(task, symbols)
         bound = arguments_at(self._traced, self._captured, symbols)
         constants = graph_values(self._captured, symbols)
         *keys, whole = self._keys_at(task.sizes)
@@ -155,16 +155,6 @@ class ModuleProfiler:
                     break
         return samples
 
-    def _refuse_other_branches(self, task: ModuleTask, symbols: Symbols) -> None:
-        import sympy
-
-        for guard in self._captured.guards:
-            if guard.xreplace(dict(symbols)) == sympy.false:
-                raise MeasurementError(
-                    f"{self._name}: its trace holds for {self._origins.concrete(guard)} only, so not at {_spell(task.sizes)}; "
-                    "trace with such sizes, or leave them out"
-                )
-
     def _autocast_as(self, dtypes: Mapping[str, torch.dtype]) -> torch.autocast:
         import torch
 
@@ -177,6 +167,37 @@ def _reason(error: Exception) -> str:
 
 def _spell(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def refuse_other_branches(
+    name: str, captured: CapturedGraph, origins: Origins, combinations: Iterable[Mapping[str, int]]
+) -> None:
+    """Refuse sizes at which a module would run other code than was traced, before anything is measured.
+
+    Raises:
+        MeasurementError: There are such; the message names the condition and what to do.
+    """
+    from sympy import false
+    from sympy.core.relational import Ne, Relational
+
+    from dooly.measure.module._arguments import symbol_values
+
+    for sizes in combinations:
+        symbols = symbol_values(captured, origins, sizes)
+        for guard in captured.guards:
+            if guard.xreplace(dict(symbols)) != false:
+                continue
+            traced = origins.concrete(guard)
+            ones = {dim: size for dim, size in sizes.items() if size == 1 and dim in map(str, traced.free_symbols)}
+            if ones and isinstance(traced, Ne):
+                raise MeasurementError(
+                    f"{name}: runs other code at {_spell(ones)} than it was traced at, as a size of 1 is a case of its own to "
+                    f"PyTorch (broadcasting); leave {_spell(ones)} out"
+                )
+            rule = f"{traced.lhs} {traced.rel_op} {traced.rhs}" if isinstance(traced, Relational) else traced
+            raise MeasurementError(
+                f"{name}: its trace holds for {rule} only, so not at {_spell(sizes)}; trace with such sizes, or leave them out"
+            )
 
 
 def module_copies(traced: Traced) -> list[nn.Module]:

@@ -117,6 +117,28 @@ def test_another_branch_than_the_traced_one_is_refused(tmp_path: Path) -> None:
     assert profile_module(traced, store, request_dims={"rows": (2, 16)}).num_left == 0
     with pytest.raises(MeasurementError, match=r"^Branch: its trace holds for rows <= 16 only, so not at rows=17; [^\n]*$"):
         profile_module(traced, store, request_dims={"rows": (17,)})
+    untouched = Store.open(tmp_path / "untouched", "a")
+    with pytest.raises(MeasurementError, match="not at rows=17"):
+        profile_module(traced, untouched, request_dims={"rows": (2, 16, 17)})
+    assert not untouched.documents("environments")
+
+
+def test_a_size_of_one_that_broadcasts_is_refused_in_plain_words(tmp_path: Path) -> None:
+    """Where one row means something else than several, as beside another tensor of rows, the error says so and what to do."""
+
+    class Flat(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = super().forward(x).flatten(0, 1)
+            return 2 * rows if rows.shape[0] == 4 else rows
+
+    traced = trace(Flat(4, 4), request_dims={"x": ("batch", None, None)})
+    traced(torch.randn(2, 4, 4))
+    with pytest.raises(MeasurementError) as caught:
+        profile_module(traced, Store.open(tmp_path / "db", "a"), request_dims={"batch": (1, 2), "x.size(1)": (4,)})
+    assert str(caught.value) == (
+        "Flat: runs other code at batch=1 than it was traced at, as a size of 1 is a case of its own to PyTorch (broadcasting); "
+        "leave batch=1 out"
+    )
 
 
 def test_the_module_runs_as_it_was_traced(tmp_path: Path) -> None:
