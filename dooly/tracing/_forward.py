@@ -33,6 +33,8 @@ _WRAPPED = {"args": Parameter.VAR_POSITIONAL, "kwargs": Parameter.VAR_KEYWORD}
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _EXPLANATION = re.compile(r"^ *Explanation: +(\S.*)$", re.MULTILINE)
 _DATA_GUARD = re.compile(r"(Could not .* data-dependent expression .*?) \(unhinted")
+_RECURRENT = re.compile(r"\bRNN\b")
+"""What Dynamo says of any recurrent layer."""
 _DATA_DEPENDENT = re.compile(r"data-dependent|\.item\(\)|nonzero|unbacked|Tensor\.tolist", re.IGNORECASE)
 
 
@@ -155,6 +157,11 @@ def _positional(parameters: Mapping[str, Parameter]) -> list[str]:
 
 def _refusal(module: nn.Module, error: Exception) -> TraceError:
     """Return why a module cannot be captured, in one line that starts with the line of its code."""
+    if (unrolled := find_unrolled(module)) and _RECURRENT.search(str(error)):
+        return TraceError(
+            f"{_place(error)}{type(module).__name__}: PyTorch runs {unrolled} step by step, so a graph would hold as many as "
+            f"this call has; {WITHOUT_STEPS}"
+        )
     return TraceError(
         f"{_place(error)}{type(module).__name__}: torch.compile cannot capture its forward in one graph: {_reason(error)}; "
         f"{_next_step(module, str(error))}"
@@ -174,13 +181,13 @@ def _place(error: BaseException) -> str:
 
 
 def _innermost(stack: Sequence[FrameSummary]) -> str:
-    """Return `file:line: ` of the innermost frame outside torch and Python's library, else of all; empty for no frames."""
+    """Return `file:line: ` of the innermost frame outside torch, and outside Python's library where one is; empty if none."""
     import torch
 
     site, library = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
     compiler = (str(Path(torch.__file__).parent), __file__)
     found = [f for f in stack if not f.filename.startswith(compiler)]
-    found = [f for f in found if f.filename.startswith(site) or not f.filename.startswith(library)] or found or list(stack)
+    found = [f for f in found if f.filename.startswith(site) or not f.filename.startswith(library)] or found
     return f"{found[-1].filename}:{found[-1].lineno}: " if found else ""
 
 
@@ -188,8 +195,6 @@ def _next_step(module: nn.Module, message: str) -> str:
     config = getattr(module, "config", None)
     if getattr(config, "_experts_implementation", None) == "eager":
         return "call model.set_experts_implementation('grouped_mm'), whose work does not depend on which experts were chosen"
-    if unrolled := find_unrolled(module):
-        return f"{unrolled} runs each step by itself, so the graph would hold as many as this call has: {WITHOUT_STEPS}"
     if _DATA_DEPENDENT.search(message):
         return "write it without Python that looks at tensor values (torch.where for if), or move it out of forward"
     return "move that code out of forward"

@@ -27,7 +27,10 @@ def test_a_recurrent_layer_is_one_operation() -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.GRU(32, 48), r"0 \(GRU\) runs each step by itself, .*: take nn.LSTM, which a CPU runs in one operator, or make the "),
+        (
+            nn.GRU(32, 48),
+            r"^Sequential: PyTorch runs 0 \(GRU\) step by step, so .*; take nn.LSTM, which a CPU runs in one operator, ",
+        ),
         (nn.LSTM(32, 48, dtype=torch.float64), r"0 \(LSTM\): PyTorch runs it step by step .*; trace it on a CPU in float32, or "),
     ],
     ids=["GRU", "an element type"],
