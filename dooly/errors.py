@@ -59,6 +59,13 @@ class TraceError(DoolyError):
     """
 
 
+class OutputError(DoolyError, OSError):
+    """A file of results could not be written.
+
+    What to do: make room, or give another file; the command line has printed its table before.
+    """
+
+
 class EngineError(DoolyError, RuntimeError):
     """The serving engine failed to start or to run a step.
 
@@ -85,6 +92,11 @@ class OutOfDomainError(DoolyError, ValueError):
 
     What to do: profile with larger limits, ask for a smaller batch, or allow it with `extrapolate=True`, which flags the answer.
     """
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that installs what an extra of Dooly brings, from an index of packages and in a checkout."""
+    return f"`pip install 'dooly-llm[{extra}]'`, in a checkout `pip install '.[{extra}]'`"
 
 
 def spell(value: object) -> str:

@@ -24,7 +24,7 @@ from dooly.cli._serve import serve
 from dooly.cli._simulate import simulate
 from dooly.cli._trace import trace
 from dooly.cli._validate import validate
-from dooly.errors import DoolyError, InvalidInputError
+from dooly.errors import DoolyError, InvalidInputError, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, DoolyError | StoreError):
         return message
     if isinstance(error, ModuleNotFoundError) and error.name == "torch":
-        return "torch is not installed; `pip install 'dooly-llm[cpu]'` or `[cuda]` brings it with an engine, `[torch]` alone"
+        return f"torch is not installed; {pip_install('cpu')} brings it with an engine, `[cuda]` too, `[torch]` alone"
     return f"{type(error).__name__}: {message}; run it again with {_DEBUG} for the traceback"
 
 

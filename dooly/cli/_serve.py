@@ -10,7 +10,7 @@ from dooly.cli._options import LIMITS, HardwareName, InterconnectText, Model, Op
 from dooly.cli._output import progress_bar
 from dooly.cli._stores import check_source, serving_for
 from dooly.engines import find_model
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, pip_install
 
 
 @engine_flags(unset=LIMITS, without=("enable_prefix_caching",))
@@ -47,9 +47,7 @@ def serve(  # noqa: PLR0913 - one argument an option
     try:
         from dooly.adapters.service import ModelSlot, ServiceLimits, Traffic, create_app, run_service
     except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"serve: {error.name} is not installed; install it with `pip install 'dooly-llm[serve]'`"
-        ) from error
+        raise InvalidInputError(f"serve: {error.name} is not installed; install it with {pip_install('serve')}") from error
     from dooly.predict import Interconnect
 
     source = find_model(model)

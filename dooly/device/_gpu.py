@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dooly.errors import MeasurementError
+from dooly.errors import MeasurementError, pip_install
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def _nvml() -> Any:  # noqa: ANN401 - a module
     try:
         import pynvml
     except ModuleNotFoundError as error:
-        raise MeasurementError("NVML: pynvml is not installed; install it with `pip install 'dooly-llm[cuda]'`") from error
+        raise MeasurementError(f"NVML: pynvml is not installed; install it with {pip_install('cuda')}") from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.errors import InvalidInputError
+from dooly.errors import InvalidInputError, pip_install
 from dooly.predict._features import BatchArrays
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def read_table(folder: Path, name: str, columns: tuple[str, ...]) -> Columns:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
-        raise InvalidInputError(f"{path}: parquet needs pyarrow; install it with `pip install 'dooly-llm[imports]'`") from error
+        raise InvalidInputError(f"{path}: parquet needs pyarrow; install it with {pip_install('imports')}") from error
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:

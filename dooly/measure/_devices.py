@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Store
-from dooly.errors import InvalidInputError, MeasurementError
+from dooly.errors import InvalidInputError, MeasurementError, pip_install
 from dooly.measure._adaptive import TARGET_ERROR
 from dooly.measure.engine import profile
 
@@ -122,7 +122,7 @@ def _started(address: str, num_workers: int | None) -> Any:  # noqa: ANN401 - th
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise InvalidInputError("--ray: Ray is not installed; install it with `pip install 'dooly-llm[ray]'`") from error
+        raise InvalidInputError(f"--ray: Ray is not installed; install it with {pip_install('ray')}") from error
     num_cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     settings: dict[str, Any] = {"num_cpus": max(num_workers or 1, num_cores)} if address == "local" else {}
     try:

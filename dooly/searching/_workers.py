@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dooly.errors import DoolyError, InvalidInputError
+from dooly.errors import DoolyError, InvalidInputError, pip_install
 from dooly.searching._evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _ray(address: str, num_processes: int | None) -> Iterator[Submit]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise InvalidInputError("--ray: Ray is not installed; install it with `pip install 'dooly-llm[ray]'`") from error
+        raise InvalidInputError(f"--ray: Ray is not installed; install it with {pip_install('ray')}") from error
     try:
         settings: dict[str, Any] = {"num_cpus": num_processes} if address == "local" else {}
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **settings)

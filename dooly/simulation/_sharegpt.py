@@ -6,7 +6,7 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dooly.errors import InvalidInputError, WorkloadError
+from dooly.errors import InvalidInputError, WorkloadError, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,9 +75,7 @@ def _counter(tokenizer: Path) -> Any:  # noqa: ANN401 - a function from text to 
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise InvalidInputError(
-            "sharegpt: tokenizers is not installed; install it with `pip install 'dooly-llm[sharegpt]'`"
-        ) from error
+        raise InvalidInputError(f"sharegpt: tokenizers is not installed; install it with {pip_install('sharegpt')}") from error
     path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     try:
         loaded = Tokenizer.from_file(str(path))

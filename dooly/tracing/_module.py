@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from dooly.errors import InvalidInputError, spell
+from dooly.errors import InvalidInputError, TraceError, pip_install, spell
 from dooly.tracing._constructor import constructed_sizes
 from dooly.tracing._request_dims import check_form
 
@@ -55,6 +55,7 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None, fold_la
         A `Traced` module around the module, or a factory of such for a class, which is the factory's `__wrapped__`.
 
     Raises:
+        TraceError: torch is not installed.
         InvalidInputError: `model` is neither a module nor a module class, or `request_dims` no mapping to tuples of names.
 
     Examples:
@@ -66,7 +67,10 @@ def trace(model: Any = None, *, request_dims: RequestDims | None = None, fold_la
         >>> [(dim.expr, dim.origin) for dim in operation.inputs[-1].shape]
         [('num_tokens', 'request'), ('weight.size(1)', 'config')]
     """
-    from torch import nn
+    try:
+        from torch import nn
+    except ModuleNotFoundError as error:
+        raise TraceError(f"dooly.trace: {error.name} is not installed; install it with {pip_install('torch')}") from error
 
     if request_dims is not None:
         check_form(request_dims)

@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import os
 import re
+import sys
 import warnings
 from functools import partial
 from types import MethodType
@@ -311,3 +312,12 @@ def test_a_norm_keeps_the_names_of_sizes(kind: type[torch.nn.LayerNorm | torch.n
     assert kind.forward is forward
     up = next(operation for operation in module.traced.operations if operation.module == "up")
     assert next([dim.expr for dim in tensor.shape] for tensor in up.inputs) == ["4*hidden_size", "hidden_size"]
+
+
+def test_without_torch_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the base installation the error is the project's own, and names the command."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        TraceError, match=r"^dooly\.trace: torch is not installed; install it with `pip install 'dooly-llm\[torch\]'`"
+    ):
+        trace()

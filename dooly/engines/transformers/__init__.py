@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dooly.engines._engine import EngineAdapter
 from dooly.engines.transformers._library import variables
+from dooly.errors import pip_install
 
 if TYPE_CHECKING:
     from dooly.engines._config import ModelSource, ServingConfig
@@ -39,7 +40,7 @@ def _start(*arguments: Any, **named: Any) -> Engine:  # noqa: ANN401 - as the co
 
 ADAPTER = EngineAdapter(
     packages=("transformers",),
-    install="`pip install 'dooly-llm[torch]' transformers`",
+    install=f"`pip install transformers` and {pip_install('torch')}",
     trace=_trace,
     start=_start,
     variables=variables,

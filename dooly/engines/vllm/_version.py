@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dooly.errors import EngineError
+from dooly.errors import EngineError, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def import_vllm() -> Any:  # noqa: ANN401 - a module
             warnings.simplefilter("ignore")
             import vllm
     except ModuleNotFoundError as error:
-        msg = f"engine vllm: {error.name} is not installed; install it with `pip install 'dooly-llm[cpu]'` or `[cuda]`"
+        msg = f"engine vllm: {error.name} is not installed; install it with {pip_install('cpu')}, or with `[cuda]`"
         raise EngineError(msg) from error
     _set_by_vllm.update((name, value) for name, value in os.environ.items() if before.get(name) != value)
     return vllm
