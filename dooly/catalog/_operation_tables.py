@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import lzma
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from dooly.catalog._environment import installed_version
 from dooly.catalog._table import trace_operations
 from dooly.catalog._trace_version import trace_version
 from dooly.engines import TARGETS, device_target, engine_packages
-from dooly.errors import EngineError, MissingOperationError, UnsupportedModelError
+from dooly.errors import EngineError, MissingOperationError, UnsupportedModelError, pip_install
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from dooly.engines import ModelSource, ServingConfig, Target
 
+_LOGGER = logging.getLogger("dooly.catalog")
 _SHIPPED_ENGINE = "vllm"
 """Whose tables ship."""
 
@@ -58,12 +60,13 @@ def operation_table(model: ModelSource, serving: ServingConfig, hardware: str | 
     try:
         return _traced(model, serving, None if target is None else target.name)
     except (EngineError, ModuleNotFoundError) as error:
-        if isinstance(error, EngineError) and any(installed_version(package) for package in engine_packages(serving.engine)):
+        if isinstance(error, EngineError) and _has_engine(serving):
             raise  # it is there, and says itself what it lacks
-        layout = f"{serving.tensor_parallel_size} tensor-parallel ranks, {serving.quantization or serving.dtype}"
+        ranks = "1 rank" if serving.tensor_parallel_size == 1 else f"{serving.tensor_parallel_size} tensor-parallel ranks"
+        layout = f"{ranks}, {serving.quantization or serving.dtype}"
         raise MissingOperationError(
             f"{model.name}: its table of operations for {layout} does not ship with Dooly, and tracing it needs the engine "
-            f"({error}); install it with `pip install 'dooly-llm[cpu]'`{_what_ships(model, serving, target)}"
+            f"({error}); install it with {pip_install('cpu')}{_what_ships(model, serving, target)}"
         ) from error
 
 
@@ -107,11 +110,17 @@ def _traced(model: ModelSource, serving: ServingConfig, hardware: str | None) ->
     cached = _cached_file(model, serving, hardware)
     if (table := _read(cached, model)) is not None:
         return table
+    if _has_engine(serving):
+        _LOGGER.warning("%s: tracing it with the engine, once for these settings: half a minute or more", model.name)
     table = trace_operations(model, serving, hardware)
     with suppress(OSError):  # a cache that cannot be written costs the next trace, not this answer
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_table(table, model, cached)
     return table
+
+
+def _has_engine(serving: ServingConfig) -> bool:
+    return any(installed_version(package) for package in engine_packages(serving.engine))
 
 
 def write_table(table: TracedModel, model: ModelSource, file: Path) -> None:

@@ -93,8 +93,8 @@ def test_an_engine_that_is_there_speaks_for_itself(tmp_path: Path, monkeypatch: 
         operation_table(_other(tmp_path), ServingConfig())
 
 
-def test_a_trace_is_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was traced once is read from the cache; a file that was cut off is traced anew."""
+def test_a_trace_is_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What was traced once, of which a line tells, is read from the cache; a file that was cut off is traced anew."""
     model, shipped = _other(tmp_path), operation_table(find_model("llama-3.1-8b"), ServingConfig())
     calls = []
 
@@ -103,8 +103,10 @@ def test_a_trace_is_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.Monkey
         return replace(shipped, model=source.name)
 
     monkeypatch.setattr(_operation_tables, "trace_operations", trace)
+    monkeypatch.setattr(_operation_tables, "installed_version", lambda _: "0.32.0")
     tables = [operation_table(model, ServingConfig()) for _ in range(2)]
     assert len(calls) == 1
+    assert caplog.messages == ["llama-3.1-8b: tracing it with the engine, once for these settings: half a minute or more"]
     assert tables[0].to_json() == tables[1].to_json()
     (file,) = (cache / "dooly" / "tables").iterdir()
     file.write_bytes(file.read_bytes()[:100])
