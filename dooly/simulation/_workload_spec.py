@@ -87,7 +87,16 @@ def parse_workload(text: str) -> Workload:
         if not path.exists():
             raise WorkloadError(f"workload {text!r}: neither a file nor a specification; give a path or one of {_usage()}")
         return read_workload(path)
-    options = _split(text, kind, body)
+    try:
+        return _specified(text, kind, _split(text, kind, body))
+    except WorkloadError as error:
+        if str(error).startswith("workload "):
+            raise
+        raise WorkloadError(f"workload {text!r}: {error}") from error
+
+
+def _specified(text: str, kind: str, options: dict[str, str]) -> Workload:
+    """Return the workload of a specification of a kind."""
     if kind == "trace":
         return _trace(text, options)
     if kind == "sharegpt":

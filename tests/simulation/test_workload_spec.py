@@ -88,6 +88,8 @@ def test_path_is_read_as_a_file(trace: Path) -> None:
         ("poisson:rate=1,rate=2", "'rate' must be given one value, once"),
         ("poisson:rate", "'rate' must be given one value"),
         ("poisson:", "unknown key ''"),
+        ("poisson:rate=0,requests=2,prompt=3,output=4", r"^workload 'poisson:rate=0,.*': rate must be a positive number"),
+        ("poisson:rate=1,requests=0,prompt=3,output=4", r"^workload 'poisson:.*': requests must be at least 1, got 0"),
         ("poisson:rate=fast,requests=2,prompt=3,output=4", r"rate must be a number \(float\), got 'fast'"),
         ("poisson:rate=1,requests=2.5,prompt=3,output=4", r"requests must be a number \(int\), got '2.5'"),
         ("poisson:rate=1,requests=2,prompt=9-3,output=4", "prompt must be LENGTH, LOW-HIGH .* got '9-3'"),
