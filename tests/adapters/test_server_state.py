@@ -139,9 +139,9 @@ def test_prompts_come_as_often_as_requests_end(latency: LatencyModel, config: Sc
     assert idle == server_latencies(latency, config, [ServerState(50, 0)])[0]
 
 
-def test_lengths_below_one_are_refused() -> None:
+def test_lengths_that_are_none_are_refused() -> None:
     """The message names the options."""
-    for lengths in ((0.5, 10), (10, 0), (float("nan"), 10)):
+    for lengths in ((0.5, 10), (10, 0), (float("nan"), 10), (float("inf"), 10), (10, float("inf"))):
         with pytest.raises(InvalidInputError, match="--mean-prompt-tokens"):
             Traffic(*lengths)
 

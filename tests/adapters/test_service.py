@@ -390,8 +390,9 @@ def test_drafts_are_refused(model: ModelSource, serving: ServingConfig) -> None:
 
 
 def test_limits_make_sense() -> None:
-    """No time, no byte and a negative pause are refused."""
-    for wrong in ({"body_bytes": 0}, {"seconds": 0}, {"reload_s": -1}):
+    """No time, no byte and a negative pause are refused, and so is what is not finite."""
+    endless = ({name: float(value)} for name in ("seconds", "reload_s") for value in ("inf", "nan"))
+    for wrong in ({"body_bytes": 0}, {"seconds": 0}, {"reload_s": -1}, *endless):
         with pytest.raises(InvalidInputError, match="ServiceLimits"):
             ServiceLimits(**wrong)  # type: ignore[arg-type]  # as a caller may
 

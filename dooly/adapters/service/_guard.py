@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
@@ -35,17 +36,17 @@ class ServiceLimits:
     body_bytes: int = 4 << 20
     """Largest body."""
     seconds: float = 10.0
-    """Longest time from a request's first byte to its answer; work that it then gives up goes on in its thread until it ends."""
+    """Longest time from a request's header to its answer; a connection whose header does not end is left open, as one of all."""
     num_threads: int = 4
     """Threads that price long bulks and steps: what waits for one is dropped with its request."""
     reload_s: float = 5.0
     """Seconds between two looks at a store; 0 never looks again."""
 
     def __post_init__(self) -> None:
-        if self.body_bytes < 1 or self.seconds <= 0 or self.num_threads < 1 or self.reload_s < 0:
+        if self.body_bytes < 1 or not 0 < self.seconds < inf or self.num_threads < 1 or not 0 <= self.reload_s < inf:
             raise InvalidInputError(
                 f"ServiceLimits: body_bytes {self.body_bytes}, seconds {self.seconds}, num_threads {self.num_threads}, reload_s "
-                f"{self.reload_s}; give a byte, some time, a thread, and no negative pause"
+                f"{self.reload_s}; give a byte, some time, a thread, and a pause of at least 0"
             )
 
 

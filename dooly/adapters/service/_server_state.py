@@ -61,7 +61,7 @@ class Traffic:
     """The requests that servers have in general, where somebody knows: how often prompts come between decodes.
 
     Raises:
-        InvalidInputError: A length is below 1.
+        InvalidInputError: A length is below 1, or not finite.
     """
 
     prompt_tokens: float
@@ -70,10 +70,9 @@ class Traffic:
     """Mean length of outputs."""
 
     def __post_init__(self) -> None:
-        if not (self.prompt_tokens >= 1 and self.output_tokens >= 1):
-            raise InvalidInputError(
-                f"--mean-prompt-tokens, --mean-output-tokens: {self.prompt_tokens:g} and {self.output_tokens:g}; give at least 1"
-            )
+        if not (1 <= self.prompt_tokens < math.inf and 1 <= self.output_tokens < math.inf):
+            given = f"{self.prompt_tokens:g} and {self.output_tokens:g}"
+            raise InvalidInputError(f"--mean-prompt-tokens, --mean-output-tokens: {given}; give at least 1, finite")
 
 
 class ServerLatency(NamedTuple):
