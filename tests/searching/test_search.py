@@ -9,7 +9,7 @@ import signal
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -86,10 +86,10 @@ def test_a_rate_is_exact_only_where_the_next_is_missed(monkeypatch: pytest.Monke
     def fake_workers(*_: object) -> Iterator[Callable[..., Future[Evaluation | str]]]:
         tried: list[float] = []
 
-        def submit(*task: Any) -> Future[Evaluation | str]:
+        def submit(_candidate: Candidate, _workload: Workload, rate: float) -> Future[Evaluation | str]:
             done: Future[Evaluation | str] = Future()
-            tried.append(task[-1])
-            done.set_result(_made_up(10.0, 1.0 if math.isinf(task[-1]) else 1e9, task[-1]) if len(tried) < 3 else "too long")
+            tried.append(rate)
+            done.set_result(_made_up(10.0, 1.0 if math.isinf(rate) else 1e9, rate) if len(tried) < 3 else "too long")
             return done
 
         yield submit
