@@ -19,7 +19,6 @@ from dooly.catalog import (
     profiled_model,
     related_operations,
     repeatability,
-    warn_if_disturbed,
 )
 from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, spell
@@ -138,7 +137,6 @@ def fit_latency_model(
         return load_imported_model(store, traced, environment, serving or ServingConfig(), None)
     records = _reader(store, environment, traced.model)
     (step,) = (op for op in traced.operations if op.stage == "engine" and op.name == STEP)
-    warn_if_disturbed(f"{traced.model}: whole steps", [records(step)])
     attention = [op for op in traced.operations if _sees_contexts(op)]
     kept = KeptFits(store, environment.digest)
 

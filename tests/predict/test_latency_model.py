@@ -10,7 +10,6 @@ import pytest
 
 from dbstore import Record
 from dooly.batch import Batch
-from dooly.catalog import STEP
 from dooly.predict import BatchArrays, LatencyModel, fit_latency_model, load_latency_model
 
 if TYPE_CHECKING:
@@ -95,26 +94,6 @@ def test_what_a_layer_runs_several_times_counts_so_often(  # noqa: PLR0913, PLR0
     seconds = fit_latency_model(store, traced, environment, in_graphs=True).step(HELD_OUT[2]).breakdown_s
     assert seconds["model.layers.*.heads.*.query"] == pytest.approx(6 * 9_000 / 1e9, rel=0.01)
     assert seconds["model.layers.*.up"] == pytest.approx(3 * laws["up"](HELD_OUT[2]) / 1e9, rel=0.1)
-
-
-def test_a_disturbed_store_is_told_at_loading(  # noqa: PLR0913, PLR0917 - fixtures
-    make_store: Callable[..., Store],
-    model: ModelSource,
-    serving: ServingConfig,
-    environment: Environment,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Steps that other work disturbed each time are counted in one line, with what to do."""
-    store = make_store(tmp_path / "db", environment)
-    (step,) = (op for op in load_latency_model(store, model, serving).traced.operations if op.name == STEP)
-    assert not caplog.messages
-    spoiled = make_store(tmp_path / "spoiled", environment, without=STEP)
-    for record in store.read(step.signature, environment.digest):
-        spoiled.write(replace(record, attributes={"spoiled": True}))
-    load_latency_model(spoiled, model, serving)
-    (message,) = caplog.messages
-    assert message.startswith("made-up: whole steps: other work on the machine disturbed ")
 
 
 @pytest.mark.parametrize(("trees", "within"), [(True, True), (False, False)])
