@@ -292,10 +292,27 @@ def test_work_that_is_given_up_is_bounded(slot: ModelSlot, monkeypatch: pytest.M
         assert len(set(begun)) == 2
 
 
+def test_work_that_is_given_up_ends_with_its_piece(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide bulks that ran out of time leave their threads to the next."""
+    priced, prices = [], LatencyModel.steps_ns
+
+    def slow(latency: LatencyModel, batches: BatchArrays) -> Any:  # noqa: ANN401 - as it has it
+        priced.append(len(batches))
+        time.sleep(0.3)
+        return prices(latency, batches)
+
+    monkeypatch.setattr("dooly.adapters._pieces._MOST_PLACES", 256)
+    monkeypatch.setattr(LatencyModel, "steps_ns", slow)
+    with TestClient(create_app(slot, ServiceLimits(seconds=0.2, num_threads=1))) as client:
+        assert client.post("/predict/bulk", json={"requests": [STATE] * 1000}).status_code == 503
+        time.sleep(1)
+    assert len(priced) <= 2
+
+
 def test_short_work_waits_for_no_thread(slot: ModelSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     """While all threads are taken, what takes a few milliseconds is answered, and what takes longer waits its time out."""
     ends = threading.Event()
-    monkeypatch.setattr(Bulk, "all_or_none", lambda _bulk: ends.wait(30))
+    monkeypatch.setattr(Bulk, "all_or_none", lambda *_asked: ends.wait(30))
     batch = {"num_new_tokens": [1], "num_computed_tokens": [1]}
     wide = {"num_new_tokens": [1] * 4097, "num_computed_tokens": [1] * 4097}
     with TestClient(create_app(slot, ServiceLimits(seconds=0.5, num_threads=1))) as client:

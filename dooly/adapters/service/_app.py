@@ -6,6 +6,8 @@ import asyncio
 import math
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -13,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from dooly.adapters._pieces import in_pieces
-from dooly.adapters.service._bulk import Bulk, prediction
+from dooly.adapters.service._bulk import SHORT, Bulk, prediction
 from dooly.adapters.service._guard import Guard, Metrics, ServiceLimits
 from dooly.adapters.service._schemas import (
     BulkPredictionRequest,
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 _NO_JSON, _CONFLICT, _NO_TYPE, _INVALID, _FAILED = 400, 409, 415, 422, 500
-_SHORT = 64
-"""Batches of up to so many requests that take a few milliseconds together."""
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in (
@@ -119,7 +119,7 @@ def _add_predictions(app: FastAPI, slot: ModelSlot, metrics: Metrics, threads: E
     async def step(request: StepRequest) -> StepResponse:
         """Price scheduled batches, each as `LatencyModel.step` does."""
         widest = max(len(batch.num_new_tokens) for batch in request.batches)
-        is_short = len(request.batches) * math.ceil(widest / _SHORT) <= _SHORT
+        is_short = len(request.batches) * math.ceil(widest / SHORT) <= SHORT
         prices = await _run(threads, _steps, slot.served, request, is_short=is_short)
         metrics.predictions.labels("/step").inc(len(prices))
         return StepResponse(steps=prices)
@@ -129,11 +129,16 @@ async def _run(threads: Executor, work: Callable[..., Answer], *asked: object, i
     """Do short work at once, and other beside the requests.
 
     A thread shares the interpreter with the requests that come meanwhile: what takes a few milliseconds delays them, and itself,
-    longer there. When nobody waits any longer, work that has begun keeps its thread, and other is dropped.
+    longer there. When nobody waits any longer, work that has begun ends with the piece that it is at, and other is dropped.
     """
     if is_short:
         return work(*asked)
-    return await asyncio.get_running_loop().run_in_executor(threads, work, *asked)
+    given_up = Event()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(threads, partial(work, *asked, given_up))
+    except asyncio.CancelledError:
+        given_up.set()
+        raise
 
 
 def _add_facts(app: FastAPI, slot: ModelSlot, metrics: Metrics) -> None:
@@ -177,13 +182,14 @@ async def _watch(slot: ModelSlot, every_s: float, threads: Executor) -> None:
         await asyncio.get_running_loop().run_in_executor(threads, slot.refresh)
 
 
-def _steps(served: ServedModel, request: StepRequest) -> list[StepPrice]:
-    """Price the batches of a request."""
+def _steps(served: ServedModel, request: StepRequest, given_up: Event | None = None) -> list[StepPrice]:
+    """Price the batches of a request, unless nobody waits for them any longer."""
     batches = [
         Batch(tuple(batch.num_new_tokens), tuple(batch.num_computed_tokens), batch.num_new_requests)  # type: ignore[arg-type]  # None is its default
         for batch in request.batches
     ]
-    return [price for piece in in_pieces(batches, lambda batch: (1, batch.num_reqs)) for price in _priced(served, piece, request)]
+    pieces = in_pieces(batches, lambda batch: (1, batch.num_reqs), given_up=given_up)
+    return [price for piece in pieces for price in _priced(served, piece, request)]
 
 
 def _priced(served: ServedModel, batches: Sequence[Batch], request: StepRequest) -> Iterator[StepPrice]:

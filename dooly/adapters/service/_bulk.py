@@ -13,13 +13,15 @@ from dooly.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from threading import Event
 
     from dooly.adapters.service._schemas import PredictionRequest
     from dooly.adapters.service._served_model import ServedModel
     from dooly.adapters.service._server_state import ServerLatency
     from dooly.errors import DoolyError
 
-_SHORT = 64
+SHORT = 64
+"""Predictions, or batches of so many requests, that take a few milliseconds together."""
 _PLACES = 1 << 18
 """Places that are priced in a millisecond or two."""
 _PLACES_OF_A_STEP = 1024
@@ -37,7 +39,7 @@ class Bulk:
     @property
     def is_short(self) -> bool:
         """Whether all take a few milliseconds together: by their number, by the steps that tell them, and how wide these are."""
-        if len(self._requests) > _SHORT:
+        if len(self._requests) > SHORT:
             return False
         shapes = [plan.shape() for plan in self._plans if isinstance(plan, Plan)]
         widest = max((width for _, width in shapes), default=0)
@@ -53,12 +55,12 @@ class Bulk:
         except InvalidInputError as error:
             return error
 
-    def each(self) -> BulkPredictionResponse:
+    def each(self, given_up: Event | None = None) -> BulkPredictionResponse:
         """Predict each on its own: those that cannot be leave the others."""
-        told = iter(each_latency(self._served.latency, [plan for plan in self._plans if isinstance(plan, Plan)]))
+        told = iter(each_latency(self._served.latency, [plan for plan in self._plans if isinstance(plan, Plan)], given_up))
         return self._response([next(told) if isinstance(plan, Plan) else plan for plan in self._plans])
 
-    def all_or_none(self) -> BulkPredictionResponse:
+    def all_or_none(self, given_up: Event | None = None) -> BulkPredictionResponse:
         """Predict all, or none.
 
         Raises:
@@ -70,7 +72,7 @@ class Bulk:
             if isinstance(plan, InvalidInputError):
                 raise plan
             plans.append(plan)
-        return self._response(plan_latencies(self._served.latency, plans))
+        return self._response(plan_latencies(self._served.latency, plans, given_up))
 
     def _response(self, found: Sequence[ServerLatency | DoolyError]) -> BulkPredictionResponse:
         """Return the answer: predictions, and an error for what there is none of."""

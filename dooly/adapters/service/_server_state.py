@@ -23,6 +23,7 @@ from dooly.predict import BatchArrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from threading import Event
 
     from dooly.predict import LatencyModel
     from dooly.simulation import SchedulerConfig
@@ -129,18 +130,27 @@ def server_latencies(
     return plan_latencies(latency, [plan_of(config, state, traffic) for state in states])
 
 
-def plan_latencies(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency]:
+def plan_latencies(latency: LatencyModel, plans: Sequence[Plan], given_up: Event | None = None) -> list[ServerLatency]:
     """Predict what plans tell, all or none.
 
     Raises:
+        CancelledError: Nobody waits for it any longer.
         OutOfDomainError: A step exceeds what was measured.
     """
-    return [found for piece in in_pieces(plans, Plan.shape) for found in _told(latency, piece, _batches(piece))]
+    return [
+        found for piece in in_pieces(plans, Plan.shape, given_up=given_up) for found in _told(latency, piece, _batches(piece))
+    ]
 
 
-def each_latency(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency | OutOfDomainError]:
-    """Predict what plans tell; one of whose steps one exceeds what was measured has the error in its place."""
-    return [found for piece in in_pieces(plans, Plan.shape) for found in _each(latency, piece)]
+def each_latency(
+    latency: LatencyModel, plans: Sequence[Plan], given_up: Event | None = None
+) -> list[ServerLatency | OutOfDomainError]:
+    """Predict what plans tell; one of whose steps one exceeds what was measured has the error in its place.
+
+    Raises:
+        CancelledError: Nobody waits for it any longer.
+    """
+    return [found for piece in in_pieces(plans, Plan.shape, given_up=given_up) for found in _each(latency, piece)]
 
 
 def _each(latency: LatencyModel, plans: Sequence[Plan]) -> list[ServerLatency | OutOfDomainError]:
