@@ -257,6 +257,18 @@ def test_whole_numbers_are_taken_however_they_are_written(client: TestClient) ->
         assert client.post("/step", json={"batches": [batch | {"num_new_tokens": [1, wrong]}]}).status_code == 422
 
 
+def test_batches_of_too_many_requests_are_not_read(slot: ModelSlot) -> None:
+    """However many bytes a body may have: what takes long to read keeps all others waiting."""
+    wide = {"num_new_tokens": [1] * 8192, "num_computed_tokens": [0] * 8192}
+    with TestClient(create_app(slot)) as client:
+        answer = client.post("/step", json={"batches": [wide] * 17})
+        assert (answer.status_code, answer.json()["detail"]) == (
+            413,
+            "body.batches: 139264 requests in all; send up to 131072 at once",
+        )
+        assert client.post("/step", json={"batches": [wide] * 16, "extrapolate": True}).status_code == 200
+
+
 def test_a_body_that_does_not_say_how_long_it_is_is_bounded_too(client: TestClient) -> None:
     """What comes in pieces is counted as it comes."""
     answer = client.post("/step", content=(b" " * 1000 for _ in range(101)), headers={"content-type": "application/json"})

@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import datetime  # noqa: TC003 - pydantic reads the annotations
 from typing import Annotated, Any
 
+from fastapi import HTTPException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
 from dooly.adapters.service._server_state import ServerState
 
+_TOO_LARGE = 413
 _MOST = 1_000_000_000
 """Larger counts of tokens or requests are mistakes, and would overflow sums."""
 _MOST_TOKENS = 10_000_000
@@ -16,6 +18,8 @@ _MOST_TOKENS = 10_000_000
 _MAX_BULK = 10_000
 _MAX_BATCHES = 1024
 _MAX_REQS = 8192
+_MAX_PLACES = 1 << 17
+"""Requests of all batches together: reading and writing more would keep other requests waiting."""
 
 
 def _whole(value: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
@@ -26,6 +30,15 @@ def _whole(value: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
 def _all_whole(values: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
     """Take each as `_whole`; a list without fractions, as nearly all are, is looked at only once."""
     return [_whole(value) for value in values] if isinstance(values, list) and float in {*map(type, values)} else values
+
+
+def _not_too_many(batches: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
+    """Refuse more requests than are read beside others, before any of them is looked at."""
+    listed = [batch.get("num_new_tokens") for batch in batches if isinstance(batch, dict)] if isinstance(batches, list) else []
+    if (num_reqs := sum(len(counts) for counts in listed if isinstance(counts, list))) > _MAX_PLACES:
+        detail = f"body.batches: {num_reqs} requests in all; send up to {_MAX_PLACES} at once"
+        raise HTTPException(_TOO_LARGE, detail)
+    return batches
 
 
 _Count = Annotated[int, Field(ge=0, le=_MOST), BeforeValidator(_whole)]
@@ -124,7 +137,11 @@ class StepRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    batches: list[StepBatch] = Field(min_length=1, max_length=_MAX_BATCHES)
+    batches: Annotated[list[StepBatch], BeforeValidator(_not_too_many)] = Field(
+        min_length=1,
+        max_length=_MAX_BATCHES,
+        description=f"The batches, of {_MAX_PLACES} requests at most together: more are refused with 413.",
+    )
     extrapolate: StrictBool = Field(default=False, description="Price batches beyond what was measured too, and flag them.")
     breakdown: StrictBool = Field(default=False, description="Give the seconds of each operation.")
 
