@@ -7,6 +7,7 @@ in `meta.yaml` says how much. Collectives are left to its network.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,20 +102,20 @@ def _write(path: Path, header: str, rows: Sequence[str]) -> None:
 
 
 def _meta(latency: LatencyModel, model: ModelSource, serving: ServingConfig, limits: Limits, degrees: Sequence[int]) -> str:
-    """Return what `meta.yaml` says: how this was measured, and by whom."""
+    """Return what `meta.yaml` says: how this was measured, and by whom; a JSON string is one of YAML."""
     environment = latency.environment
     source = latency.hardware.source if latency.hardware is not None else environment.source or "measured with Dooly"
     config = model.config
     return "\n".join(
         [
             "profiler_version: 1.0.0",
-            f"vllm_version: {environment.engine_version}",
-            f"gpu: {environment.device}",
-            f"architecture: {config.get('model_type', 'unknown')}",
-            f"model: {model.name}",
+            f"vllm_version: {json.dumps(environment.engine_version)}",
+            f"gpu: {json.dumps(environment.device)}",
+            f"architecture: {json.dumps(config.get('model_type', 'unknown'))}",
+            f"model: {json.dumps(model.name)}",
             f"variant: {_VARIANTS[serving.dtype]}",
             f"tp_degrees: [{', '.join(map(str, degrees))}]",
-            f"source: '{source.replace(chr(39), chr(39) * 2)}'",
+            f"source: {json.dumps(source)}",
             f"gap_us: {latency.gap_ns / 1e3:g}",
             "engine_effective:",
             f"  enforce_eager: {str(environment.execution_mode == 'eager').lower()}",

@@ -9,6 +9,7 @@ wrote says in `gap_us` which part of each time is the gap to the next kernel.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def _facts(path: Path) -> dict[str, Any]:
         raise InvalidInputError(f"{path}: cannot be read ({error}); give {_GIVE}") from error
     found: dict[str, str] = {}
     for name, value in re.findall(r"^ *(\w+): *(.+?) *$", text, re.MULTILINE):
-        found.setdefault(name, value.strip("'\" "))
+        found.setdefault(name, _unquoted(value))
     for name in ("profiler_version", "vllm_version", "gpu"):
         if name not in found:
             raise InvalidInputError(f"{path}: lacks {name}; give {_GIVE}")
@@ -149,9 +150,19 @@ def _facts(path: Path) -> dict[str, Any]:
         "cuda_version": found.get("cuda_version"),
         "block_size": int(found["block_size"]) if found.get("block_size", "").isdigit() else None,
         "execution_mode": "eager",
-        "source": found["source"].replace("''", "'") if "source" in found else SOURCE,
+        "source": found.get("source", SOURCE),
         "gap_us": _number(path, found.get("gap_us", "0")),
     }
+
+
+def _unquoted(text: str) -> str:
+    """Return a scalar of YAML: strings in double quotes are as JSON has them, in single ones a quote stands twice."""
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    try:
+        return str(json.loads(text)) if text.startswith('"') else text
+    except ValueError:
+        return text.strip('"')
 
 
 def _number(path: Path, text: str) -> float:

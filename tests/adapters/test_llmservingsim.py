@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from dooly.batch import Batch
 from dooly.engines import find_model
 from dooly.errors import InvalidInputError, UnsupportedModelError
 from dooly.imports import import_measurements, read_measurements
+from dooly.imports._llmservingsim import _facts
 from dooly.predict import BatchArrays, default_serving, load_latency_model
 
 if TYPE_CHECKING:
@@ -44,9 +46,22 @@ def test_a_bundle_has_every_layer_that_the_simulator_looks_up(bundle: Path) -> N
     assert max(int(row["sequences"]) for row in per_sequence) == 8
     assert min(float(row["time_us"]) for row in (*dense, *per_sequence)) > 0
     meta = (bundle / "meta.yaml").read_text()
-    assert "gpu: NVIDIA RTX PRO 6000 Blackwell Server Edition\n" in meta
-    assert "source: 'LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT" in meta
+    assert 'gpu: "NVIDIA RTX PRO 6000 Blackwell Server Edition"\n' in meta
+    assert 'source: "LLMServingSim (casys-kaist/LLMServingSim 5daddb2), MIT' in meta
     assert "gap_us: 0.5\n" in meta
+
+
+def test_names_are_text_whatever_they_hold(
+    latency: LatencyModel, model: ModelSource, serving: ServingConfig, tmp_path: Path
+) -> None:
+    """A folder's name may have what YAML reads as a mapping, a comment or a number."""
+    for name in ('llama: "8b" #1', "1e3", "l'été"):
+        export_llmservingsim(latency, replace(model, name=name), serving, tmp_path)
+        assert f"model: {json.dumps(name)}\n" in (tmp_path / "meta.yaml").read_text()
+        assert _facts(tmp_path / "meta.yaml")["model"] == name
+    (tmp_path / "meta.yaml").write_text("profiler_version: 1.0\nvllm_version: \"0.9\ngpu: 'A ''B'' C'\nmodel: \"1\"\n")
+    facts = _facts(tmp_path / "meta.yaml")
+    assert (facts["engine_version"], facts["device"], facts["model"]) == ("0.9", "A 'B' C", "1")
 
 
 def test_attention_is_whole_over_chunks_and_decodes(bundle: Path) -> None:
