@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,20 @@ def made_folder(folder: Path) -> Path:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, its folder as well where that was missing.
+    """Write a file, its folder as well where that was missing; who ends the process meanwhile leaves what was there.
 
     Raises:
         InvalidInputError: It cannot be written.
     """
     made_folder(path.parent)
+    is_plain = path.is_file() or not path.exists()  # a pipe, such as /dev/stdout, is written as it stands
+    target = path.resolve() if is_plain else path
+    aside = target.with_name(f".{target.name}.{os.getpid()}") if is_plain else path
     try:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        if is_plain:
+            aside.replace(target)
     except OSError as error:
+        if is_plain:
+            aside.unlink(missing_ok=True)
         raise InvalidInputError(f"--output: {path} cannot be written ({error.strerror}); give another path") from error

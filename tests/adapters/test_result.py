@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from errno import ENOSPC
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from dooly.adapters import export_blis, export_llmservingsim, export_planner, export_vidur
+from dooly.adapters._result import write_file
+from dooly.errors import InvalidInputError
 from dooly.predict import default_serving, load_latency_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dooly.adapters._result import ExportResult
     from dooly.engines import ModelSource
@@ -28,3 +31,20 @@ def test_an_export_says_that_its_times_are_of_short_bursts(
     said = [note for note in export(latency, model, serving, tmp_path / "out").notes if "short bursts" in note]
     text = "times are those of short bursts: by the device's power limit products take 18 % longer after 65 ms of them"
     assert said == [text] * is_said
+
+
+def test_who_is_ended_while_writing_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file holds the rows of other ranks too: it is whole, the one before or the new one; an error leaves nothing beside it."""
+    path = tmp_path / "mlp.csv"
+    write_file(path, "before")
+    write = Path.write_bytes
+
+    def half(aside: Path, content: bytes) -> int:
+        write(aside, content[:2])
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(InvalidInputError, match=r"mlp\.csv cannot be written \(No space left on device\)"):
+        write_file(path, "after")
+    assert path.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [path]
