@@ -109,9 +109,9 @@ def search(  # noqa: PLR0913 - what is searched, what for, and where it runs
         Bracket(candidate, candidate.num_gpus * (1.0 if price is None else price), limits, demanded)
         for candidate, price in zip(candidates, gpu_prices, strict=True)
     ]
-    with SearchState(load, state) as done, open_workers(num_processes, ray) as submit:
+    with SearchState(load, state) as done, open_workers(load, num_processes, ray) as submit:
         while tasks := _next_round(brackets, top):
-            for count, (bracket, found) in enumerate(_simulated(tasks, load, done, submit), start=1):
+            for count, (bracket, found) in enumerate(_simulated(tasks, done, submit), start=1):
                 bracket.learn(found)
                 if progress is not None:
                     progress(count, len(tasks))
@@ -166,7 +166,7 @@ def _next_round(brackets: Sequence[Bracket], top: int) -> list[tuple[Bracket, fl
 
 
 def _simulated(
-    tasks: Sequence[tuple[Bracket, float]], load: Load, done: SearchState, submit: Submit
+    tasks: Sequence[tuple[Bracket, float]], done: SearchState, submit: Submit
 ) -> Iterable[tuple[Bracket, Evaluation | str]]:
     """Yield what each simulation came to as soon as it is known, and keep it."""
     running = {}
@@ -174,7 +174,7 @@ def _simulated(
         if (known := done.find(bracket.candidate, rate)) is not None:
             yield bracket, known
         else:
-            running[submit(bracket.candidate, load.at(rate), rate)] = bracket
+            running[submit(bracket.candidate, rate)] = bracket
     for future in as_completed(running):
         bracket, found = running[future], future.result()
         if not isinstance(found, str):

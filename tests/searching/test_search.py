@@ -21,7 +21,9 @@ from dooly.searching import Evaluation, _workers, combine, rate_at, read_load
 from dooly.searching import _search as module
 from dooly.searching._evaluation import evaluate
 from dooly.searching._limits import LIMITED, room, tightness
+from dooly.searching._load import Load
 from dooly.searching._rates import index_up_to
+from dooly.searching._workers import open_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +55,7 @@ def test_the_best_are_those_of_an_exhaustive_search(data: st.DataObject) -> None
 
     @contextmanager
     def fake_workers(*_: object) -> Iterator[Callable[..., Future[Evaluation | str]]]:
-        def submit(candidate: Candidate, _workload: Workload, rate: float) -> Future[Evaluation | str]:
+        def submit(candidate: Candidate, rate: float) -> Future[Evaluation | str]:
             done: Future[Evaluation | str] = Future()
             done.set_result(_made_up(*places[candidate.serving.max_num_seqs], rate))
             return done
@@ -86,7 +88,7 @@ def test_a_rate_is_exact_only_where_the_next_is_missed(monkeypatch: pytest.Monke
     def fake_workers(*_: object) -> Iterator[Callable[..., Future[Evaluation | str]]]:
         tried: list[float] = []
 
-        def submit(_candidate: Candidate, _workload: Workload, rate: float) -> Future[Evaluation | str]:
+        def submit(_candidate: Candidate, rate: float) -> Future[Evaluation | str]:
             done: Future[Evaluation | str] = Future()
             tried.append(rate)
             done.set_result(_made_up(10.0, 1.0 if math.isinf(rate) else 1e9, rate) if len(tried) < 3 else "too long")
@@ -147,6 +149,31 @@ def test_a_stopped_search_goes_on_where_it_was(small_search: Callable[..., Searc
     assert asked[-1] == (1, 1)
 
 
+def test_a_task_holds_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests are drawn out to a rate where they are simulated and when: tasks that wait hold none of their own."""
+    under_way, most = 0, 0
+
+    def at(load: Load, rate: float) -> Workload:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        return drawn(load, rate)
+
+    def simulate(_candidate: Candidate, _workload: Workload, rate: float) -> Evaluation:
+        nonlocal under_way
+        under_way -= 1
+        return _made_up(10.0, 1.0, rate)
+
+    load, (candidate, *_) = read_load(str(MADE_UP[2])), combine([find_model("smollm2-135m")], ["h200"], {})
+    drawn = Load.at
+    monkeypatch.setattr(Load, "at", at)
+    monkeypatch.setattr(_workers, "evaluate", simulate)
+    with open_workers(load, 1, None) as submit:
+        found = [task.result() for task in [submit(candidate, rate) for rate in (0.5, 2.0, math.inf)]]
+    assert found == [_made_up(10.0, 1.0, rate) for rate in (0.5, 2.0, math.inf)]
+    assert most == 1
+
+
 def test_a_ray_cluster_changes_nothing(small_search: Callable[..., SearchResult], small_result: SearchResult) -> None:
     """Two workers of a Ray cluster find the same as one process."""
     pytest.importorskip("ray", reason="Ray is not installed")
@@ -167,7 +194,7 @@ def _die(*_: object) -> None:
 
 def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says that a process was killed, how to need less memory, and how to keep what is done."""
-    monkeypatch.setattr(_workers, "evaluate", _die)
+    monkeypatch.setattr(_workers, "_simulate_there", _die)
     with pytest.raises(DoolyError, match=r"^search: one of 2 processes was killed.*fewer --processes.*--state") as caught:
         search(*MADE_UP, num_processes=2)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
@@ -179,7 +206,7 @@ def five_or_four(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @contextmanager
     def fake_workers(*_: object) -> Iterator[Callable[..., Future[Evaluation | str]]]:
-        def submit(candidate: Candidate, _workload: Workload, rate: float) -> Future[Evaluation | str]:
+        def submit(candidate: Candidate, rate: float) -> Future[Evaluation | str]:
             done: Future[Evaluation | str] = Future()
             met_up_to = 10.0 if candidate.num_gpus == 2 else 5.0 if candidate.hardware == "h200" else 4.0
             done.set_result(_made_up(10, met_up_to, rate))
