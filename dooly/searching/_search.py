@@ -174,11 +174,10 @@ def _simulated(
         if (known := done.find(bracket.candidate, rate)) is not None:
             yield bracket, known
         else:
-            running[submit(bracket.candidate, rate)] = bracket
+            running[submit(bracket.candidate, rate)] = bracket, rate
     for future in as_completed(running):
-        bracket, found = running[future], future.result()
-        if not isinstance(found, str):
-            done.add(bracket.candidate, found)
+        (bracket, rate), found = running[future], future.result()
+        done.add(bracket.candidate, rate, found)
         yield bracket, found
 
 

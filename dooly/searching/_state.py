@@ -63,16 +63,17 @@ class SearchState:
         if self._file is not None:
             self._file.close()
 
-    def find(self, candidate: Candidate, rate: float) -> Evaluation | None:
-        """Return what a simulation came to that was done before."""
+    def find(self, candidate: Candidate, rate: float) -> Evaluation | str | None:
+        """Return what a simulation came to that was done before, or in one line why it could not be."""
         return self._done.get(self._key(candidate, rate)) if self._done else None
 
-    def add(self, candidate: Candidate, found: Evaluation) -> None:
-        """Keep what a simulation came to."""
+    def add(self, candidate: Candidate, rate: float, found: Evaluation | str) -> None:
+        """Keep what a simulation at a rate came to, or why it could not be."""
         if self._file is None:
             return
-        shown = {"model": candidate.model.name, "hardware": candidate.hardware, **found.to_json()}
-        line = {"schema": _SCHEMA, "key": self._key(candidate, found.rate), **shown}
+        told = {"reason": found} if isinstance(found, str) else found.to_json()
+        shown = {"model": candidate.model.name, "hardware": candidate.hardware, **told}
+        line = {"schema": _SCHEMA, "key": self._key(candidate, rate), **shown}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
@@ -93,7 +94,7 @@ def _load_digest(load: Load) -> str:
     return hashlib.sha256(json.dumps([load.rate, rows]).encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> dict[str, Evaluation]:
+def _read(path: Path) -> dict[str, Evaluation | str]:
     """Return the simulations in a file; a last line that was cut off is taken out of it."""
     if not path.exists():
         return {}
@@ -102,7 +103,7 @@ def _read(path: Path) -> dict[str, Evaluation]:
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror}); give a file") from error
     whole = content[: content.rfind(b"\n") + 1]
-    found: dict[str, Evaluation] = {}
+    found: dict[str, Evaluation | str] = {}
     try:
         for line in whole.splitlines():
             key, evaluation = _parse(line)
@@ -122,11 +123,12 @@ def _check_start(line: bytes) -> None:
         raise ValueError
 
 
-def _parse(line: bytes) -> tuple[str, Evaluation]:
+def _parse(line: bytes) -> tuple[str, Evaluation | str]:
     data = json.loads(line)
     if data["schema"] != _SCHEMA:
         raise ValueError
-    return data["key"], Evaluation.from_json({name: value for name, value in data.items() if name not in _BESIDE})
+    told = {name: value for name, value in data.items() if name not in _BESIDE}
+    return data["key"], told["reason"] if told.keys() == {"reason"} else Evaluation.from_json(told)
 
 
 @cache

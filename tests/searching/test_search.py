@@ -149,6 +149,15 @@ def test_a_stopped_search_goes_on_where_it_was(small_search: Callable[..., Searc
     assert asked[-1] == (1, 1)
 
 
+def test_what_was_refused_is_not_tried_again(small_search: Callable[..., SearchResult], tmp_path: Path) -> None:
+    """A search that goes on from a whole state simulates nothing, and tries none of the candidates that cannot be."""
+    state = tmp_path / "state.jsonl"
+    first = small_search(num_processes=1, state=state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_workers, "evaluate", None)
+        assert small_search(num_processes=1, state=state).to_json() == first.to_json()
+
+
 def test_a_task_holds_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """The requests are drawn out to a rate where they are simulated and when: tasks that wait hold none of their own."""
     under_way, most = 0, 0

@@ -30,13 +30,23 @@ def test_what_is_kept_is_found_again(rate: float, tmp_path: Path) -> None:
     """A simulation is found as it was, by its candidate, its rate and its requests; another of these is not."""
     file = tmp_path / "state.jsonl"
     with SearchState(LOAD, file) as state:
-        state.add(ONE, _evaluation(rate))
+        state.add(ONE, rate, _evaluation(rate))
     with SearchState(LOAD, file) as state:
         assert state.find(ONE, rate) == _evaluation(rate)
         assert state.find(OTHER, rate) is None
         assert state.find(ONE, 1.0) is None
     with SearchState(read_load("poisson:requests=3,prompt=1,output=2"), file) as state:
         assert state.find(ONE, rate) is None
+
+
+def test_a_refusal_is_kept(tmp_path: Path) -> None:
+    """Why a candidate cannot be is found as it was, under the same key: it takes as long to find out as a simulation."""
+    file = tmp_path / "state.jsonl"
+    with SearchState(LOAD, file) as state:
+        state.add(ONE, math.inf, "its weights leave no room")
+    with SearchState(LOAD, file) as state:
+        assert state.find(ONE, math.inf) == "its weights leave no room"
+        assert state.find(OTHER, math.inf) is None
 
 
 def test_nothing_is_read_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +59,7 @@ def test_nothing_is_read_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(f"dooly.searching._state.{name}", read)
     with SearchState(LOAD, None) as state:
         assert state.find(ONE, 1.0) is None
-        state.add(ONE, _evaluation(1.0))
+        state.add(ONE, 1.0, _evaluation(1.0))
 
 
 def test_data_of_a_device_that_changed_is_simulated_again(tmp_path: Path) -> None:
@@ -60,7 +70,7 @@ def test_data_of_a_device_that_changed_is_simulated_again(tmp_path: Path) -> Non
     (folder / "curves.npz").write_bytes(b"one")
     candidate = replace(ONE, hardware=str(folder))
     with SearchState(LOAD, file) as state:
-        state.add(candidate, _evaluation(1.0))
+        state.add(candidate, 1.0, _evaluation(1.0))
     with SearchState(LOAD, file) as state:
         assert state.find(candidate, 1.0) == _evaluation(1.0)
     (folder / "curves.npz").write_bytes(b"two")
@@ -98,18 +108,28 @@ def test_every_cut_is_survived(tmp_path: Path) -> None:
     """Wherever a file was cut off, its whole lines are read, and what is added then stands on a line of its own."""
     file = tmp_path / "state.jsonl"
     with SearchState(LOAD, file) as state:
-        state.add(ONE, _evaluation(1.0))
+        state.add(ONE, 1.0, _evaluation(1.0))
     line = file.read_bytes()
     for length in range(0, len(line), 7):
         file.write_bytes(line + line[:length])
         with SearchState(LOAD, file) as state:
-            state.add(OTHER, _evaluation(2.0))
+            state.add(OTHER, 2.0, _evaluation(2.0))
         with SearchState(LOAD, file) as state:
             assert state.find(ONE, 1.0) == _evaluation(1.0)
             assert state.find(OTHER, 2.0) == _evaluation(2.0)
 
 
-@pytest.mark.parametrize("content", ["notes", "notes\n", '{"schema": 2}\n', "[1]\n", '{"schema": 1, "key": "a"}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "notes",
+        "notes\n",
+        '{"schema": 2}\n',
+        "[1]\n",
+        '{"schema": 1, "key": "a"}\n',
+        '{"schema": 1, "key": "a", "reason": "b", "rate": 1}\n',
+    ],
+)
 def test_another_file_is_left_as_it_is(content: str, tmp_path: Path) -> None:
     """A file that no search has written is refused, and not written to."""
     file = tmp_path / "notes.txt"
