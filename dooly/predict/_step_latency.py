@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
     Flags = npt.NDArray[np.bool_]
+
+_Seconds = TypeVar("_Seconds", float, "Floats")
+"""Of one step, or of many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +97,12 @@ class StepLatencies:
     @property
     def breakdown_s(self) -> Mapping[str, Floats]:
         """Seconds of each operation in each step, by module path, as `StepLatency` has it."""
-        parts: dict[str, Floats] = {}
-        for (name, _source), seconds in self.by_source_s.items():
-            parts[name] = parts.get(name, 0.0) + seconds
-        return parts
+        return _by_name(self.by_source_s)
 
     @property
     def provenance(self) -> Mapping[Source, Floats]:
         """Share of each step's seconds by where they are from, as `StepLatency` has it."""
-        shares = {source: np.zeros(len(self.seconds)) for source in SOURCES}
-        for (_name, source), seconds in self.by_source_s.items():
-            shares[source] += seconds / self.seconds
-        return shares
+        return _shares(self.by_source_s, self.seconds)
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -114,14 +111,30 @@ class StepLatencies:
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> StepLatency:
-        by_source_s = {key: seconds[[index]] for key, seconds in self.by_source_s.items()}
-        one = replace(self, seconds=self.seconds[[index]], by_source_s=by_source_s)  # what follows costs what one step does
+        seconds = float(self.seconds[index])
+        by_source_s = {key: float(latency_s[index]) for key, latency_s in self.by_source_s.items()}
         return StepLatency(
-            float(self.seconds[index]),
+            seconds,
             float(self.uncertainty_s[index]),
-            {name: float(seconds[0]) for name, seconds in one.breakdown_s.items()},
+            _by_name(by_source_s),
             bool(self.extrapolated[index]),
-            {source: float(share[0]) for source, share in one.provenance.items()},
-            {key: float(seconds[0]) for key, seconds in by_source_s.items()},
+            _shares(by_source_s, seconds),
+            by_source_s,
             None if self.sustained_s is None else float(self.sustained_s[index]),
         )
+
+
+def _by_name(by_source_s: Mapping[tuple[str, Source], _Seconds]) -> dict[str, _Seconds]:
+    """Return seconds by operation, wherever they are from."""
+    parts: dict[str, _Seconds] = {}
+    for (name, _source), latency_s in by_source_s.items():
+        parts[name] = parts[name] + latency_s if name in parts else latency_s
+    return parts
+
+
+def _shares(by_source_s: Mapping[tuple[str, Source], _Seconds], seconds: _Seconds) -> dict[Source, _Seconds]:
+    """Return the share of the seconds by where they are from."""
+    shares: dict[Source, _Seconds] = dict.fromkeys(SOURCES, 0.0 * seconds)
+    for (_name, source), latency_s in by_source_s.items():
+        shares[source] = shares[source] + latency_s / seconds
+    return shares
