@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,9 +30,10 @@ def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None
         named: Times by the names that have flags of their own, in seconds where they have no unit; those without one are left
             out.
     """
-    from dooly.searching import LIMITED, check_limits
+    from dooly.searching import LIMITED
 
-    limits_s = {name: _seconds(name, time, _UNITS | {"": 1.0}) for name, time in (named or {}).items() if time is not None}
+    given = {name: time for name, time in (named or {}).items() if time is not None}
+    limits_s = {name: _seconds(f"--{name.replace('_', '-')}", time, _UNITS | {"": 1.0}) for name, time in given.items()}
     for typed, time in (_split(text) for text in texts or ()):
         if (name := typed.replace("-", "_")) not in LIMITED:
             metrics, statistics = (
@@ -40,9 +42,7 @@ def parse_limits(texts: list[str] | None, named: Mapping[str, str | None] | None
             raise typer.BadParameter(f"--slo: {typed!r} is none of {metrics} with one of {statistics}, as ttft-p90=500ms")
         if name in limits_s:
             raise typer.BadParameter(f"--slo: {name} is limited twice; give one time for it")
-        limits_s[name] = _seconds(name, time, _UNITS)
-    if limits_s:
-        check_limits(limits_s)
+        limits_s[name] = _seconds(f"--slo: {name}", time, _UNITS)
     return limits_s
 
 
@@ -52,13 +52,16 @@ def _split(text: str) -> tuple[str, str]:
     return name.strip(), time.strip()
 
 
-def _seconds(name: str, text: str, units: Mapping[str, float]) -> float:
+def _seconds(place: str, text: str, units: Mapping[str, float]) -> float:
     """Return the seconds of a time such as `0.5s` or `500ms`; a number alone might be meant in either, unless units say so."""
     unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
     try:
-        return float(text.removesuffix(unit)) * units[unit]
+        seconds = float(text.removesuffix(unit)) * units[unit]
     except (KeyError, ValueError) as error:
-        raise typer.BadParameter(f"{name}: {text!r} is no time with its unit; write 500ms or 0.5s") from error
+        raise typer.BadParameter(f"{place}: {text!r} is no time with its unit; write 500ms or 0.5s") from error
+    if not 0 < seconds < math.inf:
+        raise typer.BadParameter(f"{place}: {text!r} is no positive finite time; write 500ms or 0.5s")
+    return seconds
 
 
 def judge_limits(summary: Mapping[str, Any], limits_s: Mapping[str, float]) -> dict[str, dict[str, Any]]:

@@ -291,6 +291,8 @@ def find_model(model: str) -> ModelSource:
     folder = Path(model)
     if not (folder / "config.json").is_file() and model in (listed := {m.name: m for m in listed_models()}):
         return listed[model]
+    if not folder.is_dir() and "," in str(model):
+        raise ModelNotFoundError(f"MODEL: {model!r} is no name; write several models with spaces between them, without commas")
     if not folder.is_dir():
         near = get_close_matches(str(model).rpartition("/")[2].lower(), [m.name for m in listed_models()], 1, _NEAR)
         hint = "".join(f", or take {name}" for name in near)

@@ -23,7 +23,9 @@ def check_limits(limits: Mapping[str, float]) -> None:
         InvalidInputError: There is none, one is of no known name, or one is no positive finite number.
     """
     if not limits:
-        raise InvalidInputError("limits: no latency is limited; give at least one, as ttft_p90 or tpot_p90")
+        raise InvalidInputError(
+            "limits: no latency is limited; give one or more, as ttft_p90 (--ttft-p90) or tpot_p90 (--tpot-p90)"
+        )
     for name, limit_s in limits.items():
         if name not in LIMITED:
             raise InvalidInputError(
