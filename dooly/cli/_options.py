@@ -70,6 +70,16 @@ def writable_or_stdout(path: Path | None) -> Path | None:
     """Refuse an output file that cannot be made; `-` is stdout."""
     if path is not None and path != Path("-") and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise typer.BadParameter(f"{path} is a folder or lies in none; give a file in a folder that exists")
+    if (
+        path is not None and path != Path("-") and (path.is_file() or not path.exists())
+    ):  # no device or pipe, which opening might end
+        is_new = not path.exists()
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            raise typer.BadParameter(f"{path} cannot be written ({error.strerror}); give another file") from error
+        if is_new:
+            path.unlink()
     return path
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dooly.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -20,6 +22,10 @@ _LINE_EVERY_S = 30
 """Seconds between two lines of progress where stderr is no terminal."""
 _WIDTH = 240
 """Columns of a table that goes to a file or a pipe: enough that rows do not fold; COLUMNS says otherwise."""
+ACCURACY_PAGES = {True: "docs/gpu-answers.md", False: "docs/accuracy.md"}
+"""Where it is told how far answers are from real engines: for listed devices, and for what was measured here."""
+TEXT_WIDTH = 100
+"""The same of a table of sentences, which are read better folded."""
 _MUCH_EXTRAPOLATED = 0.05
 """Fraction of all seconds from which on extrapolation is worth one."""
 
@@ -35,8 +41,8 @@ def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def show(table: Table, summary: str | None = None) -> None:
-    """Print a table on stdout, and a line below it."""
+def show(table: Table, summary: str | None = None, width: int = _WIDTH) -> None:
+    """Print a table on stdout, and a line below it; folded at `width` columns where stdout is no terminal."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -44,7 +50,7 @@ def show(table: Table, summary: str | None = None) -> None:
         console.print(table)
     else:
         if "COLUMNS" not in os.environ:
-            console.width = _WIDTH
+            console.width = width
         with console.capture() as printed:
             console.print(table)
         typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
@@ -63,8 +69,29 @@ def write_json(data: dict[str, Any], path: Path | None) -> bool:
         typer.echo(text, nl=False)
         return False
     if path is not None:
-        path.write_text(text, encoding="utf-8")
+        with writing(path):
+            path.write_text(text, encoding="utf-8")
     return True
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line which file could not be written.
+
+    Raises:
+        OutputError: It could not.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); make room there, or give another file"
+        ) from error
+
+
+def is_stdout(path: Path | None) -> bool:
+    """Tell whether JSON goes to stdout, so that no table does."""
+    return path == Path("-")
 
 
 def warn_if_extrapolated(model: str, share: float | None) -> None:

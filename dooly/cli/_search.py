@@ -11,7 +11,7 @@ from dooly.cli._fleet import DecodeChoices, EngineChoices, KVTransferText, Prefi
 from dooly.cli._kv_policy import PolicyBudgets, PolicyChoices, policy_choices
 from dooly.cli._limits import LimitTexts, parse_limits
 from dooly.cli._options import HostSlowdown, HtmlFile, InterconnectText, JsonFile, engine_choices, writable
-from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
+from dooly.cli._output import ACCURACY_PAGES, is_stdout, new_table, progress_bar, show, warn_if_extrapolated, write_json, writing
 from dooly.engines import find_model
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SHOWN_REASONS = 12
 """Reasons that are printed; all are in JSON and CSV."""
+_LEAST_SHARE = 0.005
+"""Share of the seconds from which on a source is named."""
 
 
 @engine_choices
@@ -89,7 +91,7 @@ def search(  # noqa: PLR0913 - one argument an option
     choices |= policy_choices(kv_policy, kv_budget)
     fleets = fleet_layouts(data_parallel_size, router, prefill_replicas, decode_replicas, kv_transfer)
     prices = None if price is None else dict(_priced(text) for text in price.split(","))
-    with progress_bar("searching: simulations of this round") as update:
+    with progress_bar("searching: simulations, as far as planned") as update:
         result = find(
             [find_model(model) for model in models],
             [name.strip() for name in hardware.split(",")],
@@ -109,14 +111,17 @@ def search(  # noqa: PLR0913 - one argument an option
         )
     for note in result.notes:
         typer.echo(f"dooly: note: {note}", err=True)
+    if not is_stdout(json_file):
+        _show(result, tuple(choices))
+    write_json(result.to_json(), json_file)
     if csv_file is not None:
-        result.write_csv(csv_file)
+        with writing(csv_file):
+            result.write_csv(csv_file)
     if html_file is not None:
         from dooly.report import write_search
 
-        write_search(result, html_file)
-    if write_json(result.to_json(), json_file):
-        _show(result, tuple(choices))
+        with writing(html_file):
+            write_search(result, html_file)
 
 
 def _priced(text: str) -> tuple[str, float]:
@@ -135,7 +140,9 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
         varied = [name for name in names if len({found.candidate.shown(name) for found in result.candidates}) > 1]
         _show_table(result, shown, varied)
     for reason, candidates in result.without_rate[:_SHOWN_REASONS]:
-        typer.echo(f" {len(candidates)} × {reason}")  # noqa: RUF001 - as counts are written
+        first, others = candidates[0].candidate, ", ..." if len(candidates) > 1 else ""
+        place = f"{first.model.name}, {first.hardware}, tp {first.serving.tensor_parallel_size}{others}"
+        typer.echo(f" {len(candidates)} × {reason} [{place}]")  # noqa: RUF001 - as counts are written
     if (hidden := len(result.without_rate) - _SHOWN_REASONS) > 0:
         typer.echo(f" and {hidden} reasons more; see --csv or --json")
     best = result.best
@@ -143,6 +150,8 @@ def _show(result: SearchResult, settings: tuple[str, ...]) -> None:
         typer.echo(" no candidate meets the limits")
         return
     assert best.best is not None
+    shares = ", ".join(f"{share:.0%} {source}" for source, share in best.best.provenance.items() if share >= _LEAST_SHARE)
+    typer.echo(f" the best's seconds are {shares}; how far such answers are from real servers: {ACCURACY_PAGES[True]}")
     for note in best.best.notes:
         typer.echo(f"dooly: note: {best.candidate.hardware}: {note}", err=True)
     warn_if_extrapolated(best.candidate.model.name, best.best.extrapolated)
@@ -193,7 +202,8 @@ def _show_table(result: SearchResult, shown: list[FoundCandidate], settings: lis
     note = "; >=: left there, as it cannot be among the best" if unsure else ""
     goal = "" if result.demanded is None else f" for {result.demanded:g} requests/s"
     within = ", ".join(f"{name.replace('_', ' ').upper()} {_time(limit_s)}" for name, limit_s in result.limits.items())
-    counts = f"{len(result.candidates)} candidates, {result.num_simulations} simulations,{goal} within {within}"
+    number = len(result.candidates)
+    counts = f"{number} candidate{'' if number == 1 else 's'}, {result.num_simulations} simulations,{goal} within {within}"
     show(table, counts + note)
 
 

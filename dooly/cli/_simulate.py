@@ -39,7 +39,17 @@ from dooly.cli._options import (
     engine_flags,
     writable,
 )
-from dooly.cli._output import new_table, progress_bar, show, warn_if_extrapolated, write_json
+from dooly.cli._output import (
+    ACCURACY_PAGES,
+    TEXT_WIDTH,
+    is_stdout,
+    new_table,
+    progress_bar,
+    show,
+    warn_if_extrapolated,
+    write_json,
+    writing,
+)
 from dooly.cli._stores import check_source, open_to_answer, serving_for
 from dooly.engines import ServingConfig, find_model
 from dooly.latency import slowed_host
@@ -49,7 +59,7 @@ if TYPE_CHECKING:
 
     from dooly.power_cap import PowerCap
     from dooly.predict import Interconnect, LatencyModel, StepLatency
-    from dooly.simulation import SchedulerConfig, SimulationResult
+    from dooly.simulation import SchedulerConfig, SimulationResult, StepLog
     from dooly.speculation import SpeculativeConfig
 
 _DECODE = Batch((1,), (1,))
@@ -117,18 +127,6 @@ def simulate(  # noqa: PLR0913 - one argument an option
         result = fleet.result
     if hardware is None:
         _warn_if_uncertain(source.name, latency.step(_DECODE))
-    if csv_file is not None:
-        (fleet if is_fleet else result).write_csv(csv_file)
-    if html_file is not None:
-        from dooly.report import write_simulation
-
-        title = f"{source.name}: {workload}"
-        served, steps = fleet if is_fleet else result, StepLog.joined(logs or ())
-        write_simulation(served, title, html_file, limits_s=limits_s, steps=steps, latency=latency, config=config)
-    if perfetto is not None and logs is not None:
-        from dooly.report import write_perfetto
-
-        write_perfetto(result, logs[0], perfetto)
     warn_if_extrapolated(source.name, latency.extrapolated_share)
     judged = judge_limits(result.summary(), limits_s)
     document = fleet.summary() | {"fleet": asdict(layout)} if is_fleet else result.summary()
@@ -136,12 +134,31 @@ def simulate(  # noqa: PLR0913 - one argument an option
     document |= {"serving": asdict(serving), "provenance": dict(latency.provenance)}
     document |= {"extrapolated": latency.extrapolated_share, "notes": list(latency.notes)}
     document |= policy_document(serving.kv_policy, terms) | {"slo": judged}
-    if write_json(document, json_file):
+    if not is_stdout(json_file):
         _show(result, judged)
         if is_fleet:
             show_replicas(fleet)
         show_terms(serving.kv_policy, terms, latency, requests)
         _show_sources(latency, serving, config, result, layout.num_replicas, host_slowdown)
+    write_json(document, json_file)
+    if csv_file is not None:
+        with writing(csv_file):
+            (fleet if is_fleet else result).write_csv(csv_file)
+    if html_file is not None:
+        from dooly.report import write_simulation
+
+        served, steps, title = fleet if is_fleet else result, StepLog.joined(logs or ()), f"{source.name}: {workload}"
+        with writing(html_file):
+            write_simulation(served, title, html_file, limits_s=limits_s, steps=steps, latency=latency, config=config)
+    if perfetto is not None and logs is not None:
+        _write_perfetto(result, logs[0], perfetto)
+
+
+def _write_perfetto(result: SimulationResult, log: StepLog, path: Path) -> None:
+    from dooly.report import write_perfetto
+
+    with writing(path):
+        write_perfetto(result, log, path)
 
 
 def _link(interconnect: str | None, serving: ServingConfig) -> Interconnect | None:
@@ -175,7 +192,8 @@ def _show_sources(  # noqa: PLR0913, PLR0917 - all that an answer stands on
     table.add_row(
         "seconds",
         f"{shares}{_beyond_text(latency.extrapolated_share)}; the kernels of one decode step are typically off by "
-        f"{step.uncertainty_s / step.seconds:.1%}, whole runs of real engines by more",
+        f"{step.uncertainty_s / step.seconds:.1%}, whole runs of real engines by more: "
+        f"{ACCURACY_PAGES[latency.hardware is not None]}",
     )
     table.add_row(
         "engine",
@@ -196,7 +214,7 @@ def _show_sources(  # noqa: PLR0913, PLR0917 - all that an answer stands on
     if latency.hardware is not None:
         table.add_row("device", f"{latency.hardware.device}, kernels of {latency.hardware.engine}")
         table.add_row("source", latency.hardware.source)
-    show(table)
+    show(table, width=TEXT_WIDTH)
 
 
 def _beyond_text(share: float | None) -> str:

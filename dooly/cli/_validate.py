@@ -19,7 +19,7 @@ from dooly.cli._options import (
     WorkloadText,
     engine_flags,
 )
-from dooly.cli._output import new_table, progress_bar, show, write_json
+from dooly.cli._output import is_stdout, new_table, progress_bar, show, write_json
 from dooly.cli._stores import check_source, open_to_answer
 from dooly.engines import ServingConfig, find_model
 from dooly.errors import InvalidInputError
@@ -75,8 +75,9 @@ def validate(  # noqa: PLR0913 - one argument an option
             progress = partial(update, what=f"{source.name}: real engine")
             validation = run_both(source, store, requests, serving, repeat=repeat, progress=progress)
     _warn_if_disturbed(validation)
-    if write_json(validation.to_json(), json_file):
+    if not is_stdout(json_file):
         _show(validation)
+    write_json(validation.to_json(), json_file)
 
 
 def _refuse_settings(context: typer.Context) -> None:

@@ -27,7 +27,7 @@ def test_a_simulation_says_what_it_stands_on(capsys: pytest.CaptureFixture[str],
     file = tmp_path / "r.json"
     words = ["simulate", "llama-3.1-70b", "--hardware", "h200", "--tensor-parallel-size", "4", "--workload", WORKLOAD]
     assert main([*words, "--json", str(file)]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert all(text in out for text in ("% family", "% measured", "KV cache", "1024 requests", "taken for granted"))
     document = json.loads(file.read_text())
     assert sum(document["provenance"].values()) == pytest.approx(1)

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,8 @@ def test_a_search_ends_in_a_table_and_a_command(tmp_path: Path, dooly: Callable[
     assert "E2E P99 ms" in found[1]
     assert "cost/1,000 req" in found[1]
     assert "2 × llama-3.1-8b: 32 attention heads cannot be divided over 3 ranks" in found[1]  # noqa: RUF001 - as counts are written
+    assert " [llama-3.1-8b, h200, tp 3, ...]\n" in found[1]
+    assert re.search(r"the best's seconds are \d+% measured, .*: docs/gpu-answers\.md\n", found[1])
     document = json.loads(files[0].read_text())
     assert document["limits_s"] == {"ttft_p90": 0.1, "tpot_p90": 0.015, "e2e_p99": 3.0}
     assert document["command"] in found[1]
@@ -125,7 +128,10 @@ def test_a_killed_search_goes_on(tmp_path: Path, dooly: Callable[..., tuple[int,
     ("arguments", "part"),
     [
         ((), "no latency is limited"),
-        (("--ttft-p90", "fast"), "ttft_p90: 'fast' is no time"),
+        (("--ttft-p90", "fast"), "--ttft-p90: 'fast' is no time"),
+        (("--ttft-p90", "0"), "--ttft-p90: '0' is no positive finite time"),
+        (("--slo", "e2e-p99=-1s"), "--slo: e2e_p99: '-1s' is no positive finite time"),
+        ((*LIMITS, "--json", "/proc/found.json"), "/proc/found.json cannot be written"),
         (("--slo", "ttft-p42=1s"), "--slo: 'ttft-p42' is none of ttft, tpot, itl, e2e with one of mean, p50, p90,"),
         (("--slo", "e2e-p99=1s", "--slo", "e2e_p99=2s"), "--slo: e2e_p99 is limited twice"),
         ((*LIMITS, "--slo", "tpot-p90=1s"), "--slo: tpot_p90 is limited twice"),
@@ -147,6 +153,19 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], part: str, dooly: Cal
     code, out, err = dooly("search", "llama-3.1-8b", *WORKLOAD, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert part in err
+
+
+def test_models_have_a_space_between_them(dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A comma between models, as between devices, is told."""
+    code, _, err = dooly("search", "llama-3.1-70b,qwen3-32b", *WORKLOAD, *LIMITS)
+    assert (code, "write several models with spaces between them" in err) == (2, True)
+
+
+def test_results_are_printed_before_a_file_fails(dooly: Callable[..., tuple[int, str, str]]) -> None:
+    """A disk that is full after a long search costs the file alone, and is told in one line."""
+    code, out, err = dooly("search", "llama-3.1-8b", *WORKLOAD, *LIMITS, "--processes", 1, "--json", "/dev/full")
+    assert (code, "vllm serve" in out) == (1, True)
+    assert err == "dooly: /dev/full: cannot be written (No space left on device); make room there, or give another file\n"
 
 
 def test_what_was_left_out_of_a_file_is_told(tmp_path: Path, dooly: Callable[..., tuple[int, str, str]]) -> None:

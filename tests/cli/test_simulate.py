@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dooly.cli._output import warn_if_extrapolated
+from dooly.cli._output import TEXT_WIDTH, warn_if_extrapolated
 from dooly.cli._simulate import _warn_if_uncertain
 from dooly.predict import StepLatency
 
@@ -73,7 +73,9 @@ def test_what_an_answer_stands_on_says_how_much_lies_beyond(dooly: Callable[...,
     """Seconds of steps beyond what was measured stand beside the shares of sources, which count them as measured."""
     arguments = ("simulate", "llama-3.1-8b", "--hardware", "rtxpro6000", "--workload")
     _, out, _ = dooly(*arguments, "constant:rate=1,requests=1,prompt=4000,output=2")
-    assert "beyond what was measured, whose error nobody knows" in out
+    assert "beyond what was measured, whose error nobody knows" in " ".join(out.split())
+    assert "whole runs of real engines by more: docs/gpu-answers.md" in " ".join(out.split())
+    assert max(map(len, out[out.index("it stands on") :].splitlines())) <= TEXT_WIDTH
     _, out, _ = dooly(*arguments, "constant:rate=1,requests=1,prompt=64,output=2")
     assert "nobody knows" not in out
 
