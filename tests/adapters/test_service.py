@@ -668,11 +668,10 @@ def test_a_signal_before_it_listens_ends_it(slot: ModelSlot, monkeypatch: pytest
     """An orchestrator that gives up at once does not have to kill it."""
     monkeypatch.setattr(gc, "freeze", lambda: signal.raise_signal(signal.SIGTERM))
 
-    def listening(_url: str) -> None:
-        threading.Timer(5, signal.raise_signal, (signal.SIGTERM,)).start()
-
+    again = threading.Timer(5, signal.raise_signal, (signal.SIGTERM,))
     began = time.monotonic()
-    run_service(create_app(slot, ServiceLimits()), "127.0.0.1", 0, stop_s=1, listening=listening)
+    run_service(create_app(slot, ServiceLimits()), "127.0.0.1", 0, stop_s=1, listening=lambda _url: again.start())
+    again.cancel()
     assert time.monotonic() - began < 3
 
 
