@@ -40,4 +40,4 @@ def test_what_it_needs_is_named(dooly: Callable[..., tuple[int, str, str]], monk
     code, _out, err = dooly("serve", "llama-3.1-8b", "--hardware", "h200")
     assert code == 2
     assert "fastapi is not installed" in err
-    assert "dooly-llm[serve]" in err
+    assert "`pip install 'dooly-llm[serve]'`, in a checkout `pip install '.[serve]'`" in err

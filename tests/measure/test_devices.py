@@ -151,7 +151,7 @@ def test_without_ray_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -
     """Where Ray is not installed, the line says how to install it."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
-        InvalidInputError, match=r"^--ray: Ray is not installed; install it with `pip install 'dooly-llm\[ray\]'`$"
+        InvalidInputError, match=r"^--ray: Ray is not installed; install it with `pip install 'dooly-llm\[ray\]'`, in a .*"
     ):
         run_shares(measurer(place, None), "local")
 
