@@ -42,6 +42,13 @@ def slot(model: ModelSource, serving: ServingConfig) -> ModelSlot:
 
 
 @pytest.fixture(scope="session")
+def idle() -> dict[str, float]:
+    """What `/predict` is asked of a server that has nothing to do."""
+    counts = dict.fromkeys(("num_request_waiting", "num_request_running", "num_tokens_generated"), 0)
+    return {"input_token_length": 100, "kv_cache_percentage": 0.0, "prefix_cache_score": 0.0, **counts}
+
+
+@pytest.fixture(scope="session")
 def bundle(latency: LatencyModel, model: ModelSource, serving: ServingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model's bundle."""
     folder = tmp_path_factory.mktemp("perf") / "llama-3.1-8b" / "bf16"
