@@ -32,7 +32,8 @@ def profiles_cpu() -> Iterator[list[str]]:
     for file in sorted((RESULTS / "cpu").glob("serving-accuracy-*.json")):
         found = read(f"cpu/{file.name}")
         model = found["rows"][0]["model"]
-        shown = f"{model}, {found['budget_s']:.0f} s, {found['dtype']}"
+        same = ", the same requests each time" if "within_all" in found else ""
+        shown = f"{model}, {found['budget_s']:.0f} s, {found['dtype']}{same}"
         assert all(row["model"] == model for row in found["rows"])
         for workload in dict.fromkeys(row["workload"] for row in found["rows"]):
             rows = [row for row in found["rows"] if row["workload"] == workload]

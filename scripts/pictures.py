@@ -44,7 +44,7 @@ ALL = (
             *("simulate", "llama-3.1-70b", "--hardware", "h200", "--tensor-parallel-size", "4"),
             *("--workload", "closed:concurrency=32,requests=320,prompt=512-1536,output=64-192", "--slo", "ttft-p90=500ms"),
         ),
-        (1280, 960),
+        (1280, 985),
     ),
     Picture(
         "search",
