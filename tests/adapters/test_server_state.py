@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,6 +102,19 @@ def test_a_full_server_lets_a_request_wait(model: ModelSource) -> None:
     assert least.is_least
     assert least.ttft_s < found.ttft_s
     assert not server_latencies(latency, config, [ServerState(100, 7)])[0].is_least
+
+
+def test_a_fuller_server_answers_no_sooner(model: ModelSource) -> None:
+    """Long prompts in front take their time whether or not seats or cache lack as well."""
+    serving = default_serving(model, "h200", max_num_seqs=256)
+    latency = load_latency_model(model=model, serving=serving, hardware="h200")
+    config, traffic = scheduler_config(serving, latency), Traffic(2048, 128)
+    seats = [ServerState(2048, running, num_request_waiting=64, kv_cache_percentage=0.05) for running in range(180, 257, 4)]
+    cache = [ServerState(2048, 128, num_request_waiting=64, kv_cache_percentage=share / 20) for share in range(4, 21)]
+    for states in (seats, cache):
+        told = [found.ttft_s for found in server_latencies(latency, config, states, traffic)]
+        assert all(later >= 0.98 * sooner for sooner, later in pairwise(told)), told
+        assert told[0] > 3.0
 
 
 def test_a_full_cache_lets_a_request_wait(latency: LatencyModel, config: SchedulerConfig) -> None:

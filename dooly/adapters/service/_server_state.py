@@ -100,8 +100,8 @@ class Plan(NamedTuple):
     """Decodes in every step."""
     context: int
     """Tokens that each of them has in the cache."""
-    waiting: bool
-    """Whether prompts wait in front of the request's."""
+    ahead: float
+    """Share of what those steps take that is of prompts which wait in front of the request's; 0 where none does."""
     wait: float | None
     """Decodes until the request has a seat and room in the cache; None where that is not known."""
     prompts: float
@@ -198,8 +198,8 @@ def plan_of(config: SchedulerConfig, state: ServerState, traffic: Traffic | None
     if leaving := _leaving(config, state, waiting + length, traffic):
         wait = None
         if traffic is not None:
-            # As many leave a step as decode in it, over the tokens that each puts out; who waits is computed meanwhile.
-            wait, waiting = leaving * traffic.output_tokens / min(state.num_request_running, config.num_seats), 0
+            # As many leave a step as decode in it, over the tokens that each puts out.
+            wait = leaving * traffic.output_tokens / min(state.num_request_running, config.num_seats)
     room = config.token_budget - running
     fits = min(room // tokens, config.num_seats - running)
     computing = (
@@ -213,7 +213,7 @@ def plan_of(config: SchedulerConfig, state: ServerState, traffic: Traffic | None
         passes = (running + 1) / traffic.output_tokens * traffic.prompt_tokens / chunk
     steps.append(([1], [state.input_token_length + state.num_tokens_generated], 0.0))
     new, computed, weights = zip(*steps, strict=True)
-    return Plan(new, computed, weights, running, context, waiting > 0, wait, passes)
+    return Plan(new, computed, weights, running, context, waiting / (waiting + tokens), wait, passes)
 
 
 def _leaving(config: SchedulerConfig, state: ServerState, tokens: int, traffic: Traffic | None) -> float:
@@ -290,11 +290,14 @@ def _told(latency: LatencyModel, plans: Sequence[Plan], batches: BatchArrays) ->
             for _ in range(_UNDER_WAY):
                 line.run(*decode)
             # Of prompts that wait, the first are in the steps that are under way and scheduled: what these take is told by them.
-            arrival_ns = line.now_ns + (0.5 if plan.waiting and latency.schedules_ahead else -0.5) * walls_ns[stop - 1]
+            arrival_ns = line.now_ns + (0.5 if plan.ahead and latency.schedules_ahead else -0.5) * walls_ns[stop - 1]
+        begin_ns = line.now_ns
         for step, times in zip(steps[start:stop], plan.weights, strict=True):
             if times:
                 line.run(*step, times)
-        ttft_ns = line.first_token(*decode) - arrival_ns + (plan.wait or 0.0) * tpot_ns
+        # Prompts in front are computed while the request waits for a seat: what takes longer counts.
+        waits_ns = max(0.0, (plan.wait or 0.0) * tpot_ns - plan.ahead * (line.now_ns - begin_ns))
+        ttft_ns = line.first_token(*decode) - arrival_ns + waits_ns
         yield ServerLatency(ttft_ns / 1e9, tpot_ns / 1e9, plan.wait is None)
 
 
