@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,12 +57,15 @@ def write_file(path: Path, content: str | bytes) -> None:
     made_folder(path.parent)
     is_plain = path.is_file() or not path.exists()  # a pipe, such as /dev/stdout, is written as it stands
     target = path.resolve() if is_plain else path
-    aside = target.with_name(f".{target.name}.{os.getpid()}") if is_plain else path
+    aside = target.with_name(f".dooly-{os.getpid()}") if is_plain else path
     try:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        if target.is_file():
+            shutil.copymode(target, aside)
         if is_plain:
             aside.replace(target)
     except OSError as error:
+        raise InvalidInputError(f"--output: {path} cannot be written ({error.strerror}); give another path") from error
+    finally:
         if is_plain:
             aside.unlink(missing_ok=True)
-        raise InvalidInputError(f"--output: {path} cannot be written ({error.strerror}); give another path") from error

@@ -73,13 +73,14 @@ def writable_or_stdout(path: Path | None) -> Path | None:
     if (
         path is not None and path != Path("-") and (path.is_file() or not path.exists())
     ):  # no device or pipe, which opening might end
-        is_new = not path.exists()
+        file = path.resolve()  # where a link leads: the link itself stays
+        is_new = not file.exists()
         try:
-            path.open("ab").close()
+            file.open("ab").close()
+            if is_new:
+                file.unlink()
         except OSError as error:
             raise typer.BadParameter(f"{path} cannot be written ({error.strerror}); give another file") from error
-        if is_new:
-            path.unlink()
     return path
 
 

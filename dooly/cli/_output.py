@@ -83,6 +83,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read it has seen enough
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); make room there, or give another file"

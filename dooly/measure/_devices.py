@@ -92,7 +92,7 @@ def run_shares(measure: Callable[[Share], Any], address: str, num_workers: int |
     try:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        count = num_workers or num_gpus or sum(map(bool, cores))
+        count = num_workers or num_gpus or max(1, sum(map(bool, cores)))
         needs = {"num_gpus": 1} if num_gpus else {"num_cpus": _cores_each(cores, count), "scheduling_strategy": "SPREAD"}
         # A worker ends with its share, and frees its device.
         remote = ray.remote(max_retries=_TIMES_TAKEN_OVER, max_calls=1, **needs)(measure)

@@ -64,6 +64,8 @@ def _read_load(text: str, kind: str, body: str) -> Load:
                 f"workload {text!r}: a search scales all requests to one rate, in place of stages; drop rate, or give a file "
                 "whose arrivals have the stages"
             )
+        if len(rates) > 1:
+            parse_workload(text)  # refuses two values of one name
         if kind in _DRAWN or rates:
             workload = parse_workload(f"{kind}:{','.join(['rate=1', *items])}")
             return Load(workload, 1.0, _stated(text, rates[0]) if rates else None)

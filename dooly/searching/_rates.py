@@ -14,7 +14,7 @@ def rate_at(index: int) -> float:
 
 def copies_for(demanded: float, rate: float) -> int:
     """Return how many engines or fleets, each of which bears `rate` requests a second, bear `demanded` together."""
-    return math.ceil(round(demanded / rate, 9))  # 4.9 is 7 times 0.7
+    return max(1, math.ceil(round(demanded / rate, 9)))  # 4.9 is 7 times 0.7
 
 
 def index_up_to(rate: float) -> int:

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from dooly.catalog import installed_version
+from dooly.engines import engine_packages
 from dooly.errors import InvalidInputError
 from dooly.searching._evaluation import Evaluation
 
@@ -78,7 +80,14 @@ class SearchState:
         self._file.flush()
 
     def _key(self, candidate: Candidate, rate: float) -> str:
-        found = [_code_digest(), self._load, candidate.digest(), self._hardware_digest(candidate.hardware), str(rate)]
+        found = [
+            _code_digest(),
+            _engine_versions(candidate.serving.engine),
+            self._load,
+            candidate.digest(),
+            self._hardware_digest(candidate.hardware),
+            str(rate),
+        ]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
 
     def _hardware_digest(self, name: str) -> str:
@@ -86,6 +95,12 @@ class SearchState:
         if name not in self._folders:
             self._folders[name] = _digest(Path(name), Path(name).iterdir() if (Path(name) / "hardware.json").is_file() else ())
         return self._folders[name]
+
+
+@cache
+def _engine_versions(engine: str) -> list[str | None]:
+    """Return the versions of an engine's distributions, None of one that is not there: what does not ship is traced by it."""
+    return [installed_version(package) for package in engine_packages(engine)]
 
 
 def _load_digest(load: Load) -> str:

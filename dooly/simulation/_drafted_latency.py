@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dooly.latency import LatencyBackend, asked_step_ns, keeps_account
@@ -23,7 +24,7 @@ class DraftedLatency(LatencyBackend):
         """Return the latency of one step and of drafting behind it, in nanoseconds."""
         model_ns = asked_step_ns(self._latency, batch)
         if not keeps_account(self._latency):
-            return model_ns + round(self._config.drafting(batch, model_ns, self._latency.step_ns))
+            return model_ns + round(self._config.drafting(batch, model_ns, partial(asked_step_ns, self._latency)))
         drafting_ns = round(self._config.drafting(batch, model_ns, self._latency.quote_ns))
         self._latency.account_estimate(drafting_ns)
         return model_ns + drafting_ns

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from dooly.engines import Engine
     from dooly.predict import LatencyModel
 
-_NOTED_S = 1.0
-"""Seconds for which a machine's speed is noted before, between and after real runs: it has more than one."""
+_NOTED_S = {"cpu": 1.0, "cuda": 0.0}
+"""Seconds for which a machine's speed is noted before, between and after real runs: cores of a host have several. On a GPU it
+is noted once, as products without a pause meet its power limit, and the run behind them would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,14 @@ class MachineWatch:
     def __init__(self, engine: Engine) -> None:
         """Begin to watch the machine that an engine runs on."""
         device = next(engine.network.parameters()).device
-        self._watch = Watch(timer_for(device), device)
+        self._watch, self._noted_s = Watch(timer_for(device), device), _NOTED_S[device.type]
         self._found: list[list[float]] = []
         self.between_runs()
         self._contention = Contention()
 
     def between_runs(self) -> None:
         """Note how fast the machine is now, for as long as one speed of several may last."""
-        end = time.perf_counter() + _NOTED_S
+        end = time.perf_counter() + self._noted_s
         self._found.append(self._watch.calibrated_ns())
         while time.perf_counter() < end:
             self._found.append(self._watch.calibrated_ns())

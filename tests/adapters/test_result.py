@@ -48,3 +48,12 @@ def test_who_is_ended_while_writing_leaves_what_was_there(tmp_path: Path, monkey
         write_file(path, "after")
     assert path.read_text() == "before"
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    """Whoever alone could read it before alone can read it afterwards; any name that a folder takes will do."""
+    path = tmp_path / ("n" * 250)
+    write_file(path, "before")
+    path.chmod(0o600)
+    write_file(path, "after")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("after", 0o600)

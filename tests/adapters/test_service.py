@@ -258,6 +258,7 @@ def test_batches_of_too_many_requests_are_not_read(slot: ModelSlot) -> None:
             "body.batches: 139264 requests in all; send up to 131072 at once",
         )
         assert client.post("/step", json={"batches": [wide] * 16, "extrapolate": True}).status_code == 200
+        assert client.post("/step", json={"batches": [wide | {"num_new_tokens": [1]}] * 17}).status_code == 413
 
 
 def test_a_body_that_does_not_say_how_long_it_is_is_bounded_too(client: TestClient) -> None:

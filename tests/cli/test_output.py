@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from dooly.cli import _output
-from dooly.cli._output import new_table, progress_bar, show
+from dooly.cli._options import writable
+from dooly.cli._output import new_table, progress_bar, show, writing
 
 if TYPE_CHECKING:
-    import pytest
+    from pathlib import Path
 
 
 def test_a_log_hears_now_and_then_how_far_work_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +40,18 @@ def test_rows_in_a_pipe_end_where_their_words_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "60")
     show(table)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    """Looking whether a file can be made leaves a link to it as it is, and no file."""
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(file)
+    assert writable(link) == link
+    assert link.is_symlink()
+    assert not file.exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_full_disk(tmp_path: Path) -> None:
+    """What ends a pipe ends the command quietly, and blames no file."""
+    with pytest.raises(BrokenPipeError), writing(tmp_path / "pipe"):
+        raise BrokenPipeError

@@ -73,6 +73,7 @@ def test_requests_without_a_rate_are_refused(tmp_path: Path) -> None:
         ("poisson:requests=4,prompt=10,output=2,turns=2,think=1", "turns are sent when the ones before have ended"),
         ("poisson:rate=2x60+8x30,prompt=10,output=2", "in place of stages"),
         ("trace:path=none.csv,rate=2x60", "in place of stages"),
+        ("poisson:rate=4,rate=100,prompt=10,output=2", "'rate' must be given one value, once"),
         ("poisson:rate=two,prompt=10,output=2", "rate must be a number of requests a second, got 'two'"),
     ],
 )

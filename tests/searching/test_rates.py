@@ -31,3 +31,4 @@ def test_copies_bear_what_is_demanded_and_none_is_idle(thousandths: int, copies:
     rate = thousandths / 1000
     assert copies_for(copies * rate, rate) == copies
     assert copies_for((copies - 0.5) * rate, rate) == copies
+    assert copies_for(1e-12 * rate, rate) == 1

@@ -49,6 +49,16 @@ def test_a_refusal_is_kept(tmp_path: Path) -> None:
         assert state.find(OTHER, math.inf) is None
 
 
+def test_a_refusal_ends_with_the_engine_that_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever installs what a reason asks for is not told the same again."""
+    file = tmp_path / "state.jsonl"
+    with SearchState(LOAD, file) as state:
+        state.add(ONE, math.inf, "tracing it needs the engine")
+    monkeypatch.setattr("dooly.searching._state._engine_versions", lambda _engine: ["0.0"])
+    with SearchState(LOAD, file) as state:
+        assert state.find(ONE, math.inf) is None
+
+
 def test_nothing_is_read_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a file a search digests neither its requests nor code and data, which takes longer than to simulate a few."""
 

@@ -160,6 +160,18 @@ def test_a_drafter_takes_its_passes_beside_the_model() -> None:
     assert DraftedLatency(ByTokens(), SpeculativeConfig("ngram", 3, (0.5,) * 3)).step_ns(Batch((4,), (9,), 0, (3,))) == 4000
 
 
+def test_what_a_drafter_is_told_is_a_time() -> None:
+    """A price of one of its passes is judged as a step's is."""
+
+    class OfThePast(LatencyBackend):
+        def step_ns(self, batch: Batch) -> int:
+            return 1000 if batch.num_tokens > 1 else -1
+
+    latency = DraftedLatency(OfThePast(), SpeculativeConfig("eagle3", 3, (0.5,) * 3, draft_cost=0.1))
+    with pytest.raises(InvalidInputError, match=r"OfThePast\.step_ns: returned -1"):
+        latency.step_ns(Batch((4,), (9,), 0, (3,)))
+
+
 def test_a_step_of_decodes_with_all_drafts_is_launched_as_one_graph() -> None:
     """A host that captured such steps launches them whole; one that is cut short, or has a prompt, in pieces."""
     host = HostTimes(whole_ns=20, pieces_ns=50, plain_ns=90)

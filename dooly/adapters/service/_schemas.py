@@ -34,8 +34,9 @@ def _all_whole(values: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
 
 def _not_too_many(batches: Any) -> Any:  # noqa: ANN401 - whatever JSON has there
     """Refuse more requests than are read beside others, before any of them is looked at."""
-    listed = [batch.get("num_new_tokens") for batch in batches if isinstance(batch, dict)] if isinstance(batches, list) else []
-    if (num_reqs := sum(len(counts) for counts in listed if isinstance(counts, list))) > _MAX_PLACES:
+    listed = [batch for batch in batches if isinstance(batch, dict)] if isinstance(batches, list) else []
+    counts = ([batch.get(name) for name in ("num_new_tokens", "num_computed_tokens")] for batch in listed)
+    if (num_reqs := sum(max(len(each) if isinstance(each, list) else 0 for each in pair) for pair in counts)) > _MAX_PLACES:
         detail = f"body.batches: {num_reqs} requests in all; send up to {_MAX_PLACES} at once"
         raise HTTPException(_TOO_LARGE, detail)
     return batches
