@@ -119,8 +119,20 @@ def combine(  # noqa: PLR0913, PLR0917 - what candidates are made of
             raise InvalidInputError(f"search: {name}: needs one value or more, each once, got {shown or 'none'}")
     return tuple(
         Candidate(
-            *(model, device, default_serving(model, device, **dict(zip(choices, values, strict=True)))),
+            *(model, device, _serving(model, device, dict(zip(choices, values, strict=True)))),
             *(interconnect, fleet, host_slowdown),
         )
         for model, device, *values, fleet in product(*axes.values())
     )
+
+
+def _serving(model: ModelSource, hardware: str, settings: dict[str, Any]) -> ServingConfig:
+    """Return a candidate's settings; sequences longer than its model takes are its own fault, and no other model's."""
+    longest = settings.get("max_model_len")
+    try:
+        return default_serving(model, hardware, **settings)
+    except InvalidInputError:
+        if not isinstance(longest, int) or longest <= model.max_model_len:
+            raise
+        fitting = default_serving(model, hardware, **settings | {"max_model_len": model.max_model_len})
+        return replace(fitting, max_model_len=longest)

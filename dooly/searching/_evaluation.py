@@ -81,6 +81,7 @@ def evaluate(candidate: Candidate, workload: Workload, rate: float) -> Evaluatio
         rate: How many a second they are in the mean.
     """
     try:
+        candidate.model.check_length(candidate.serving.max_model_len)
         check_acts(candidate.serving.kv_policy, workload)
         latency, config = _load(candidate)
         latency.reset_account()

@@ -28,6 +28,16 @@ def test_doubts_are_of_one_simulation_alone() -> None:
     assert shares == [pytest.approx(1.0), 0.0, shares[0]]
 
 
+def test_what_is_too_long_for_one_model_is_searched_for_the_other() -> None:
+    """Sequences beyond a model's positions are the reason of its candidates alone."""
+    models = [find_model(name) for name in ("llama-3.1-8b", "qwen3-32b")]
+    workload = parse_workload("constant:rate=1,requests=1,prompt=100,output=1")
+    fits, too_long = (evaluate(each, workload, 1.0) for each in combine(models, ["h200"], {"max_model_len": (65536,)}))
+    assert isinstance(fits, Evaluation)
+    assert isinstance(too_long, str)
+    assert "65536 is more than the 40960 positions that qwen3-32b has" in too_long
+
+
 def test_a_slower_host_is_slower_once() -> None:
     """Candidates that share a model's operations each have the host that was asked for, as `simulate` has it."""
     workload = parse_workload("constant:rate=inf,requests=4,prompt=1000,output=8")
