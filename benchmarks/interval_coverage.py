@@ -83,8 +83,8 @@ class Session:
             return None
         records = [r for r in self._store.read(signature, self._environment) if r.infeasible is None]
         predicted_ns = fitted.latency.latency_ns(fitted.work, _batches(fitted, records))
-        pairs = zip(predicted_ns, pass_medians(records), strict=True)
-        return np.concatenate([np.abs(predicted / found - 1) for predicted, found in pairs])
+        errors = np.abs(predicted_ns[:, None] / pass_medians(records) - 1)
+        return np.asarray(errors[~np.isnan(errors)])
 
 
 def _batches(fitted: FittedOperation, records: Sequence[Record]) -> BatchArrays:

@@ -83,12 +83,22 @@ def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
     machine whose speed comes and goes, an engine meets its slow minutes as well, and is not to be told faster than it is.
     """
     passes = _passes(records)
-    return list(passes), np.array([mean(found) for found in passes.values()])
+    return list(passes), np.array([mean(_latencies(found)) for found in passes.values()])
 
 
-def pass_medians(records: Sequence[Record]) -> list[Floats]:
-    """Return the medians of the passes behind each point of `medians`, in the same order, shape (num_passes,) each."""
-    return [np.array(found) for found in _passes(records).values()]
+def pass_medians(records: Sequence[Record]) -> Floats:
+    """Return what each pass found at each point of `medians`, in the same order, shape (num_points, num_passes).
+
+    NaN is where a pass has no record. Where it has several, as of several runs, their mean counts.
+    """
+    points = _passes(records)
+    numbers = sorted({number for found in points.values() for number, _ in found})
+    table = np.full((len(points), len(numbers)), np.nan)
+    for row, found in zip(table, points.values(), strict=True):
+        for column, number in enumerate(numbers):
+            if told := [median_ns for other, median_ns in found if other == number]:
+                row[column] = mean(told)
+    return table
 
 
 def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObject, float]:
@@ -106,7 +116,8 @@ def repeatability(records: Sequence[Record]) -> float:
 
     Where no point was measured in two passes, nothing is known of it, and the result is infinite.
     """
-    spreads = [pstdev(found) / mean(found) for found in _passes(records).values() if len(found) > 1 and mean(found)]
+    points = map(_latencies, _passes(records).values())
+    spreads = [pstdev(found) / mean(found) for found in points if len(found) > 1 and mean(found)]
     return median(spreads) if spreads else math.inf
 
 
@@ -132,11 +143,15 @@ def warn_if_disturbed(place: str, groups: Iterable[Sequence[Record]]) -> None:
         )
 
 
-def _passes(records: Sequence[Record]) -> dict[Any, list[float]]:
-    """Return by point the medians of its passes, of those that nothing disturbed where there are any."""
-    passes: dict[Any, list[float]] = {}
+def _latencies(found: Sequence[tuple[int, float]]) -> list[float]:
+    return [median_ns for _, median_ns in found]
+
+
+def _passes(records: Sequence[Record]) -> dict[Any, list[tuple[int, float]]]:
+    """Return by point the numbers and medians of its passes, of those that nothing disturbed where there are any."""
+    passes: dict[Any, list[tuple[int, float]]] = {}
     calm = {record.point for record in records if not record.attributes.get("spoiled")}
     for record in records:
         if record.point not in calm or not record.attributes.get("spoiled"):
-            passes.setdefault(record.point, []).append(record.median_ns)
+            passes.setdefault(record.point, []).append((int(str(record.attributes.get("pass", 0))), record.median_ns))
     return passes

@@ -82,7 +82,7 @@ def _grid(domain: Domain) -> tuple[Batch, ...]:
     return measurement_batches(limits)
 
 
-def _fit_filled(work: OperationWork, filled: Filled, passes_ns: Sequence[Floats]) -> dict[str, Any]:
+def _fit_filled(work: OperationWork, filled: Filled, passes_ns: Floats) -> dict[str, Any]:
     """Fit an operation to its points with what lies between them, judged at measured ones that neither is told of."""
     terms, features = _inputs(work, filled)
     by_points = len(work.operation.request_dims) == 1 and not work.is_attention

@@ -17,7 +17,7 @@ import numpy as np
 from dooly.predict._trees import ObliviousTrees
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -101,14 +101,14 @@ class Regressor:
         return predicted
 
 
-def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats, passes_ns: Sequence[Floats] | None = None) -> Regressor:
+def fit_regressor(terms: Floats, features: Floats, latency_ns: Floats, passes_ns: Floats | None = None) -> Regressor:
     """Fit an operation's regressor to its measured medians, and judge it by cross-validation.
 
     Args:
         terms: Base terms at each point, shape (num_points, num_terms).
         features: Tree features at each point, shape (num_points, num_features).
         latency_ns: Median latency at each point, shape (num_points,).
-        passes_ns: What each of the passes behind a point found, an array of shape (num_passes,) a point; None of single ones.
+        passes_ns: What each pass found at each point, shape (num_points, num_passes), NaN where it has none; None of single ones.
     """
     weights, trees = _fit(terms, features, latency_ns)
     return Regressor(weights, trees, *_judged(terms, features, latency_ns, passes_ns), len(latency_ns))
@@ -143,9 +143,7 @@ def _fit(
     return weights, ObliviousTrees.of(model)
 
 
-def _judged(
-    terms: Floats, features: Floats, latency_ns: Floats, passes_ns: Sequence[Floats] | None
-) -> tuple[float, float, float | None]:
+def _judged(terms: Floats, features: Floats, latency_ns: Floats, passes_ns: Floats | None) -> tuple[float, float, float | None]:
     """Return the median of held-out points' relative errors, the half width of a 90 % interval, and the share that such cover.
 
     A single point judges nothing but itself, which is enough where there is no other: an operation of no request dimension.
@@ -158,23 +156,23 @@ def _judged(
 
 
 def judge(
-    predicted_ns: Floats, latency_ns: Floats, fold_of: npt.NDArray[np.int64], passes_ns: Sequence[Floats] | None = None
+    predicted_ns: Floats, latency_ns: Floats, fold_of: npt.NDArray[np.int64], passes_ns: Floats | None = None
 ) -> tuple[float, float, float | None]:
     """Return the median of held-out errors, the half width of a 90 % interval, and the share that such cover; None of few.
 
-    Whoever measures a point again does so in another pass, so an interval is of what single passes found. The median is of the
-    error of what all of them say together.
+    Whoever measures a point again does so in another pass, so an interval is of what single passes found, each judged by what
+    the other points say as the other passes found them. The median is of the error of what all passes say together.
 
     Args:
         predicted_ns: What was fitted without a point's fold says of it, shape (num_points,).
         latency_ns: What was measured, shape (num_points,).
         fold_of: The fold of each point, shape (num_points,).
-        passes_ns: What each of the passes behind a point found, an array a point; None of single ones.
+        passes_ns: What each pass found, shape (num_points, num_passes), NaN where it has none; None of single ones.
     """
-    single_ns = latency_ns if passes_ns is None else np.concatenate(list(passes_ns))
-    counts = [1] * len(latency_ns) if passes_ns is None else [len(found) for found in passes_ns]
-    of_point = np.repeat(np.arange(len(latency_ns)), counts)
-    errors, fold_of_pass = relative_errors(predicted_ns[of_point], single_ns), fold_of[of_point]
+    found_ns = latency_ns[:, None] if passes_ns is None else passes_ns
+    told_ns, is_found = predicted_ns[:, None] * _without_each(latency_ns, found_ns), ~np.isnan(found_ns)
+    errors = relative_errors(told_ns[is_found], found_ns[is_found])
+    fold_of_pass = np.repeat(fold_of, is_found.sum(axis=1))
     within = [
         errors[fold_of_pass == fold] <= conformal_quantile(errors[fold_of_pass != fold])
         for fold in np.unique(fold_of)
@@ -182,6 +180,18 @@ def judge(
     ]
     coverage = float(np.concatenate(within).mean()) if within else None
     return float(np.median(relative_errors(predicted_ns, latency_ns))), conformal_quantile(errors), coverage
+
+
+def _without_each(latency_ns: Floats, passes_ns: Floats) -> Floats:
+    """Return how all passes but one lie to all of them, for each, by the medians over points: shape (num_passes,), 1 of one.
+
+    A machine is at one level in each pass and at another in the next, which a pass that is judged must not have told of itself.
+    """
+    count = passes_ns.shape[1]
+    if count == 1:
+        return np.ones(1)
+    levels = np.nanmedian(np.log(np.maximum(passes_ns, 1.0) / np.maximum(latency_ns, 1.0)[:, None]), axis=0)
+    return np.asarray(np.exp((levels.mean() - levels) / (count - 1)))
 
 
 def conformal_quantile(errors: Floats, share: float = 0.9) -> float:

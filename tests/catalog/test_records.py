@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dbstore import Record
-from dooly.catalog import count_disturbed
+from dooly.catalog import count_disturbed, medians, pass_medians
 
 
 def test_a_point_is_disturbed_where_no_pass_was_calm() -> None:
@@ -18,3 +18,16 @@ def test_a_point_is_disturbed_where_no_pass_was_calm() -> None:
     ]
     assert count_disturbed(records) == (1, 3)
     assert count_disturbed([]) == (0, 0)
+
+
+def test_what_each_pass_found_stands_in_its_column() -> None:
+    """A pass that was disturbed at a point, or never came to it, has none there; one that came twice has the mean."""
+    found = [(16, 0, 100, False), (16, 1, 120, True), (16, 2, 140, False), (32, 2, 300, False), (32, 2, 310, False)]
+    records = [
+        Record("a0", "e0", {"d0": size}, np.array([ns]), {"pass": number, "spoiled": spoiled})
+        for size, number, ns, spoiled in found
+    ]
+    np.testing.assert_array_equal(pass_medians(records), [[100, 140], [np.nan, 305]])
+    points, latency_ns = medians(records)
+    assert [dict(point) for point in points] == [{"d0": 16}, {"d0": 32}]
+    np.testing.assert_array_equal(latency_ns, [120, 305])
