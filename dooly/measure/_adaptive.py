@@ -119,20 +119,25 @@ def _half_normal(count: int) -> Floats:
 _BELIEVED = _DOUBT * _half_normal(_DOUBTS)
 
 
-def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags) -> ExpectedError:
+def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags, passes: int = 1) -> ExpectedError:
     """Return the error that is expected at points that nobody measured; 0 where there is none.
+
+    What neighbours leave open at a point is the scatter of what was measured of them, which further passes average out.
 
     Args:
         surprises: How far points of the family lie from what all others say, in standard deviations, shape (num_surprises,).
         covariance: Of a sweep's points, rough part left out, shape (num_points, num_points).
         rough: Standard deviation of what no other point shares.
         left: Points that nobody measured, shape (num_points,).
+        passes: How often each measured point is measured in the end, of which one is known.
     """
     if not left.any():
         return ExpectedError(0.0, 0.0, 0.0, 0.0)
-    observed = covariance + np.eye(len(covariance)) * (rough**2 + _JITTER)
-    now, at_last = np.sqrt(np.diag(observed)[left]), 1 / np.sqrt(np.diag(np.linalg.inv(observed))[left])
-    found = [np.quantile(np.outer(deviations, surprises), _QUANTILES) for deviations in (now, at_last)]
+    own = rough**2 + _JITTER
+    observed = covariance + np.eye(len(covariance)) * own
+    variances = np.diag(observed)[left], 1 / np.diag(np.linalg.inv(observed))[left]
+    deviations = [np.sqrt(own + (variance - own) / passes) for variance in variances]
+    found = [np.quantile(np.outer(deviation, surprises), _QUANTILES) for deviation in deviations]
     return ExpectedError(*np.concatenate(found).tolist())
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from dooly.catalog import PASSES
 from dooly.measure._adaptive import MIN_POINTS, TAIL, ExpectedError, Knowledge, expected_error, gains
+from dooly.measure._wholes import around_parts, rows_of
 from dooly.predict import Points, Rates, lay_out
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Outlook:
     """How much measuring each point is expected to lower the variance over the sweeps of its family, shape (num_points,)."""
     latency_ns: float
     """What it takes on average over its sweep, in nanoseconds."""
+    judged_ns: float
+    """What its error is a share of, on average: what runs beside it too, where it is judged with that."""
 
 
 @dataclass
@@ -62,6 +66,8 @@ class Sampler(Generic[AnyKey]):
     """Points of other operations of the same families, and what they took in nanoseconds, shape (num_points,)."""
     target: float
     """Median relative error at which an operation's sweep ends."""
+    passes: int = 1
+    """How often each point is measured in the end; what is told is of the first time."""
     _rows: dict[AnyKey, dict[Hashable, int]] = field(default_factory=dict, init=False)
     _done: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
     _feasible: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
@@ -72,7 +78,7 @@ class Sampler(Generic[AnyKey]):
 
     def __post_init__(self) -> None:
         """Take in what is known."""
-        self._rows = {key: _rows_of(key, self.places) for key in self.sweeps}
+        self._rows = {key: rows_of(key, self.places) for key in self.sweeps}
         self._done = {key: np.zeros(len(rows), dtype=bool) for key, rows in self._rows.items()}
         self._feasible = {key: np.ones(len(rows), dtype=bool) for key, rows in self._rows.items()}
         told = [(sweep, np.arange(len(sweep.points)), latency_ns) for sweep, latency_ns in self.others]
@@ -170,9 +176,10 @@ class Sampler(Generic[AnyKey]):
         Args:
             counts: How often a step runs each operation, 0 of one whose time others make up; None where it runs each once.
         """
-        times = {key: self._outlook(key).latency_ns * (1 if counts is None else counts[key]) for key in self.sweeps}
-        total_ns = sum(times.values())
-        return sum(error * times[key] for key, error in self.errors().items()) / total_ns if total_ns else 0.0
+        runs = {key: 1 if counts is None else counts[key] for key in self.sweeps}
+        total_ns = sum(count * self._outlook(key).latency_ns for key, count in runs.items())
+        off_ns = sum(count * self._outlook(key).judged_ns * self._outlook(key).error.median for key, count in runs.items())
+        return off_ns / total_ns if total_ns else 0.0
 
     def errors(self) -> dict[AnyKey, float]:
         """Return the median relative error that is expected of each operation, by key."""
@@ -208,11 +215,14 @@ class Sampler(Generic[AnyKey]):
         for key, own in places.items():
             feasible, block = self._feasible[key], covariance[own, own]
             left = ~self._done[key][feasible]
-            errors[key] = expected_error(knowledge.surprises, block[np.ix_(feasible, feasible)], rough, left)
+            errors[key] = expected_error(knowledge.surprises, block[np.ix_(feasible, feasible)], rough, left, self.passes)
             if not (self._has_enough(key) and errors[key].is_within(self.target)):
                 weights[own] = feasible / max(1, feasible.sum())
         found = gains(covariance, rough, weights)
-        self._outlooks |= {key: Outlook(errors[key], found[own], float(took[own].mean())) for key, own in places.items()}
+        for key, own in places.items():
+            judged_ns, beside_ns = float(took[own].mean()), self.sweeps[key].beside_ns
+            latency_ns = judged_ns if beside_ns is None else max(0.0, judged_ns - float(beside_ns.mean()))
+            self._outlooks[key] = Outlook(errors[key], found[own], latency_ns, judged_ns)
 
     def _learn(self, told: Sequence[tuple[Sweep, npt.NDArray[np.int64], Floats]]) -> None:
         """Take in what sweeps of one family took at some of their points, in nanoseconds."""
@@ -220,7 +230,7 @@ class Sampler(Generic[AnyKey]):
         if not told:
             return
         family, points = told[0][0].family, Points.joined([sweep.points.at(rows) for sweep, rows, _ in told])
-        logs = np.concatenate([np.log(np.maximum(ns, 1.0) / sweep.roofline_ns[rows]) for sweep, rows, ns in told])
+        logs = np.concatenate([sweep.logs(rows, ns) for sweep, rows, ns in told])
         centre = self._centres.setdefault(family, float(np.mean(logs)))
         knowledge = self._knowledge.get(family, Knowledge.nothing(points.coordinates.shape[1]))
         self._knowledge[family] = knowledge.told(points, logs - centre)
@@ -249,16 +259,11 @@ def sampler_of(
         others: Operations of the same families.
         target: Median relative error at which an operation's sweep ends.
     """
-    own: list[tuple[TracedOperation, Any]] = [(operation, list(_rows_of(key, places))) for key, operation in operations.items()]
+    own: list[tuple[TracedOperation, Any]] = [(operation, list(rows_of(key, places))) for key, operation in operations.items()]
     beside: list[tuple[TracedOperation, Any]] = [(known.operation, list(known.latency_ns)) for known in others]
     took = [np.array(list(known.latency_ns.values())) for known in others]
     before: list[Any] = [(operations[key], list(found), np.array(list(found.values()))) for key, found in measured.items()]
     rates = Rates.reached(before + [(*known, ns) for known, ns in zip(beside, took, strict=True)])
     laid = lay_out(own + beside, rates)
-    sweeps = dict(zip(operations, laid, strict=False))
-    return Sampler(sweeps, places, measured, list(zip(laid[len(own) :], took, strict=True)), target)
-
-
-def _rows_of(key: AnyKey, places: Sequence[Mapping[AnyKey, Hashable]]) -> dict[Hashable, int]:
-    """Return the points of an operation in the order in which they first come in places, each with its number."""
-    return {point: row for row, point in enumerate(dict.fromkeys(place[key] for place in places if key in place))}
+    sweeps = around_parts(operations, places, dict(zip(operations, laid, strict=False)))
+    return Sampler(sweeps, places, measured, list(zip(laid[len(own) :], took, strict=True)), target, PASSES)

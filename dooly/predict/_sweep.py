@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
     StorePoints = Sequence[Mapping[str, Any]]
     Measured = Sequence[tuple[TracedOperation, StorePoints, Floats]]
     """Operations with points and the latency at each, in nanoseconds."""
@@ -76,6 +77,13 @@ class Sweep:
     """The points, shape (num_points, num_coordinates)."""
     roofline_ns: Floats
     """What the closed forms say of each, shape (num_points,)."""
+    beside_ns: Floats | None = None
+    """What runs beside it at each, and is judged with it, shape (num_points,); None of what is judged by itself."""
+
+    def logs(self, rows: Ints, latency_ns: Floats) -> Floats:
+        """Return the logarithms of what it took at some of its points, beside the closed forms, shape (num_rows,) all."""
+        whole_ns = latency_ns if self.beside_ns is None else latency_ns + self.beside_ns[rows]
+        return np.log(np.maximum(whole_ns, 1.0) / self.roofline_ns[rows])
 
 
 def lay_out(sweeps: Sequence[tuple[TracedOperation, StorePoints]], rates: Rates) -> tuple[Sweep, ...]:

@@ -116,6 +116,14 @@ def test_errors_are_as_large_as_surprises_say() -> None:
     assert once.median == pytest.approx(calm.median, rel=0.05)
 
 
+def test_more_passes_average_what_neighbours_leave_open() -> None:
+    """In nine passes a third of what neighbours leave open is left; what no neighbour tells stays as it is."""
+    surprises, rough, everything = np.ones(4), 0.03, np.ones(3, dtype=bool)
+    once, often = (expected_error(surprises, np.eye(3) * 0.12**2, rough, everything, passes) for passes in (1, 9))
+    assert once.median == pytest.approx(np.hypot(0.12, rough), rel=1e-3)
+    assert often.median == pytest.approx(np.hypot(0.04, rough), rel=1e-3)
+
+
 def test_surprises_are_those_of_points_left_out() -> None:
     """Each known point counts by what all others say of it; a point off the curve is a surprise, and imagined ones are none."""
     points, rows, logs = _points(0), np.arange(0, 60, 4), _law(0.1)

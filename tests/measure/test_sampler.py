@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dbstore import JsonObject
-from dooly.catalog import LAYER, PASSES, Known, key_of, plain_linear
+from dooly.catalog import LAYER, PASSES, STEP, Known, key_of, plain_linear
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._sampler import Sampler, sampler_of
 
@@ -92,6 +92,45 @@ def test_a_whole_layer_counts_by_its_operations() -> None:
     errors = plan.sampler.errors()
     assert errors[key_of(layer)] != pytest.approx(errors[key_of(product)])
     assert plan.error == pytest.approx(errors[key_of(product)])
+
+
+def _around(name: str, parts: float, own_ns: float, path: str = "model.layers.0") -> tuple[int, float]:
+    """Return how many points the sweep takes of what an engine does around a known product, and the error of a step.
+
+    Args:
+        name: `LAYER` or `STEP`.
+        parts: How often its time holds the product's, of which each takes 11.4 us at least.
+        own_ns: What it takes beside, give or take three tenths.
+        path: The layer that runs the product.
+    """
+    product = replace(_product(4096, 4096), placements=((f"{path}.up", 2), ("head", 1)), count=3)
+    whole = replace(product, signature="whole", name=name, module="model.layers.0", stage="engine", family="", count=1)
+    law = {JsonObject({"d0": t}): 3000 + max(42.0 * t, 8400.0) for t in TOKENS}
+    points, rng = list(law), np.random.default_rng(1)
+    took = {point: parts * law[point] + own_ns * rng.uniform(0.7, 1.3) for point in points}
+    operations = {key_of(op): op for op in (product, whole)}
+    places = [dict.fromkeys(operations, point) for point in points]
+    sampler, count = sampler_of(operations, places, {key_of(product): law}, (), 0.03), 0
+    while (found := sampler.next(lambda _place: 1.0)) is not None:
+        assert found[1] == (key_of(whole),)
+        sampler.told(key_of(whole), points[found[0]], took[points[found[0]]])
+        count += 1
+    return count, sampler.error({key_of(product): 3, key_of(whole): name == STEP})
+
+
+def test_a_layer_is_told_by_its_operations_and_a_few_points() -> None:
+    """A layer takes a tenth more than its two products: fewer points tell that than a layer of which no operation is known."""
+    by_operations, _ = _around(LAYER, parts=2.2, own_ns=0.0)
+    by_itself, _ = _around(LAYER, parts=2.2, own_ns=0.0, path="model.layers.1")
+    assert by_operations < by_itself
+
+
+def test_what_a_step_takes_beside_its_operations_is_judged_with_them() -> None:
+    """Three tenths of what is a fiftieth of a step are nothing; of what is as long as the operations, they are much."""
+    few, little = _around(STEP, parts=0.0, own_ns=700.0)
+    many, much = _around(STEP, parts=0.0, own_ns=700_000.0)
+    assert few <= 5 < many
+    assert little < 0.03 < much
 
 
 def test_imagining_changes_nothing() -> None:
