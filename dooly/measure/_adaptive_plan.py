@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Generic
 import numpy as np
 
 from dbstore import JsonObject
-from dooly.catalog import LAYER, MODULE, PASSES
+from dooly.catalog import PASSES
 from dooly.measure._sampler import sampler_of
 from dooly.measure._tasks import AnyTask, shuffled
+from dooly.measure._wholes import is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -212,7 +213,7 @@ class AdaptivePlan(Generic[AnyTask]):
     @property
     def error(self) -> float | None:
         """Relative error expected of a step where nobody measured; None before the corners are measured."""
-        counts = {key: 0 if _is_whole(operation) else operation.count for key, operation in self._operations.items()}
+        counts = {key: 0 if is_whole(operation) else operation.count for key, operation in self._operations.items()}
         return None if self._sampler is None else self._sampler.error(counts)
 
     @property
@@ -273,25 +274,25 @@ class AdaptivePlan(Generic[AnyTask]):
         return None
 
     def _other_passes(self) -> list[AnyTask]:
-        """Return the tasks of the passes after the first, over the points that have a record, the last one first."""
+        """Return the tasks of the passes after the first, over the points that have a record, the last one first.
+
+        Several places may share a point, so the place where most are due comes next, and few more are run than have to be.
+        """
         tasks = []
         for number in range(1, PASSES):
-            planned: set[tuple[Hashable, JsonObject]] = set()
-            for place, points in enumerate(self._places):
-                keys = []
-                for key in self._operations:
-                    done, again = self._counts[key][points[key]], (key[0], points[key])
-                    if 0 < done <= number and again not in planned and points[key] in self._measured[key]:
-                        planned.add(again)
-                        keys.append(key)
-                if keys:
-                    tasks.append(self._task(number, place, keys))
+            due = {place: self._due(number, place) for place in range(len(self._places))}
+            while any(due.values()):
+                place = max(due, key=lambda place: (len(due[place]), -self.costs.at(place)))
+                keys = due.pop(place)
+                tasks.append(self._task(number, place, keys))
+                done = self._points_at(place, keys)
+                due = {other: [k for k in keys if (k[0], self._places[other][k]) not in done] for other, keys in due.items()}
         return shuffled(tasks)[::-1]
 
-
-def _is_whole(operation: TracedOperation) -> bool:
-    """Tell whether an operation is a whole layer or module, whose time is that of operations within it."""
-    return operation.stage == "engine" and operation.name in {LAYER, MODULE}
+    def _due(self, number: int, place: int) -> list[Key]:
+        """Return the operations whose point at a place has a record, and none of a pass."""
+        points = self._places[place]
+        return [k for k in self._operations if points[k] in self._measured[k] and 0 < self._counts[k][points[k]] <= number]
 
 
 def _bounds(operation: TracedOperation) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from dooly.catalog import LAYER, STEP
+from dooly.catalog import LAYER, MODULE, STEP
 from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ def around_parts(
         if runs:
             found[key] = replace(found[key], roofline_ns=inner_ns, beside_ns=inner_ns if whole.name == STEP else None)
     return found
+
+
+def is_whole(operation: TracedOperation) -> bool:
+    """Tell whether an operation is a whole layer or module, whose time is that of operations within it."""
+    return operation.stage == "engine" and operation.name in {LAYER, MODULE}
 
 
 def _runs(part: TracedOperation, whole: TracedOperation) -> float:
