@@ -29,6 +29,8 @@ PASSES = 3
 _LOGGER = logging.getLogger("dooly.catalog")
 _MANY_DISTURBED = 0.1
 """Share of points that something disturbed every time from which on it is worth a warning."""
+_NO_PASS = -1
+"""Number of the pass of records that tell none, as those of other tools."""
 MOST_ATTEMPTS = 2 * PASSES
 """How often a point is measured at most, where something keeps disturbing it."""
 
@@ -89,15 +91,21 @@ def medians(records: Sequence[Record]) -> tuple[list[Any], Floats]:
 def pass_medians(records: Sequence[Record]) -> Floats:
     """Return what each pass found at each point of `medians`, in the same order, shape (num_points, num_passes).
 
-    NaN is where a pass has no record. Where it has several, as of several runs, their mean counts.
+    NaN is where a pass has no record. Of several that a point has of one pass, as of several runs, each is a pass by itself.
     """
     points = _passes(records)
-    numbers = sorted({number for found in points.values() for number, _ in found})
-    table = np.full((len(points), len(numbers)), np.nan)
-    for row, found in zip(table, points.values(), strict=True):
-        for column, number in enumerate(numbers):
-            if told := [median_ns for other, median_ns in found if other == number]:
-                row[column] = mean(told)
+    counted = []
+    for found in points.values():
+        times: Counter[int] = Counter()
+        named = {}
+        for number, median_ns in found:
+            named[number, times[number]] = median_ns
+            times[number] += 1
+        counted.append(named)
+    columns = {name: column for column, name in enumerate(sorted({name for named in counted for name in named}))}
+    table = np.full((len(points), len(columns)), np.nan)
+    for row, named in zip(table, counted, strict=True):
+        row[[columns[name] for name in named]] = list(named.values())
     return table
 
 
@@ -153,5 +161,6 @@ def _passes(records: Sequence[Record]) -> dict[Any, list[tuple[int, float]]]:
     calm = {record.point for record in records if not record.attributes.get("spoiled")}
     for record in records:
         if record.point not in calm or not record.attributes.get("spoiled"):
-            passes.setdefault(record.point, []).append((int(str(record.attributes.get("pass", 0))), record.median_ns))
+            number = record.attributes.get("pass")
+            passes.setdefault(record.point, []).append((_NO_PASS if number is None else int(str(number)), record.median_ns))
     return passes

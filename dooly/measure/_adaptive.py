@@ -16,7 +16,7 @@ neither a few large surprises make all errors large, nor does a fit that knows i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ TAIL = 10 / 3
 """The 90th percentile may be so many times the median's target."""
 MIN_POINTS = 3
 """Of each operation, however well its family knows it: a level and a slope that are its own show in no fewer."""
-_SLACK = 0.1
+SLACK = 0.1
 """A sweep ends too where all that more points could tell lowers the error by less than this."""
 _DOUBT, _DOUBTS = 1.5, 8
 """How many times larger than expected errors are taken to be before any surprise tells, and as how many surprises that counts."""
@@ -58,9 +58,9 @@ class ExpectedError:
     floor_p90: float
     """The 90th percentile that would be left."""
 
-    def is_within(self, target: float) -> bool:
-        """Tell whether a sweep may end: the error is below the target, or more points would hardly lower it."""
-        median, p90 = max(target, (1 + _SLACK) * self.floor), max(TAIL * target, (1 + _SLACK) * self.floor_p90)
+    def is_within(self, target: float, slack: float = SLACK) -> bool:
+        """Tell whether a sweep may end: the error is below the target, or more points would lower it by less than `slack`."""
+        median, p90 = max(target, (1 + slack) * self.floor), max(TAIL * target, (1 + slack) * self.floor_p90)
         return self.median <= median and self.p90 <= p90
 
 
@@ -74,6 +74,8 @@ class Knowledge:
     """Points behind the process's parameters."""
     believed: Knowledge | None = None
     """What is known in truth, where points of the process are imagined: they surprise nobody."""
+    scatter_left: Floats = field(default_factory=lambda: np.empty(0))
+    """Share of the rough part's variance that is left of each point in the end, as it is measured again, shape (num_known,)."""
 
     @classmethod
     def nothing(cls, num_coordinates: int) -> Knowledge:
@@ -81,23 +83,30 @@ class Knowledge:
         empty = Points(np.empty((0, num_coordinates)), np.empty(0, dtype=np.int64))
         return cls(FamilyProcess(Parameters.unknown(num_coordinates), empty, np.empty(0)))
 
-    def told(self, points: Points, log_ratios: Floats) -> Knowledge:
+    def told(self, points: Points, log_ratios: Floats, passes_to_come: int = 0) -> Knowledge:
         """Return what is known after more points.
 
         Args:
             points: The points.
             log_ratios: Logarithms of the ratio of the latency of each to its roofline, shape (num_points,).
+            passes_to_come: How often each is measured again; the rough part is taken for what differs from time to time.
         """
+        left = np.append(self.scatter_left, np.full(len(points), 1 / (1 + passes_to_come)))
         process = self.process.told(points, log_ratios)
         count = len(process.known)
         if count < self.num_fitted + max(MIN_POINTS, self.num_fitted // 4):
-            return replace(self, process=process)
-        return replace(self, process=process.refitted(), num_fitted=count)
+            return replace(self, process=process, scatter_left=left)
+        return replace(self, process=process.refitted(), num_fitted=count, scatter_left=left)
 
-    def imagined(self, points: Points) -> Knowledge:
+    def imagined(self, points: Points, passes_to_come: int = 0) -> Knowledge:
         """Return what would be known after more points that are just as predicted: nothing but where they lie."""
         mean, _ = self.process.predict(points)
-        return replace(self, process=self.process.told(points, mean), believed=self.believed or self)
+        left = np.append(self.scatter_left, np.full(len(points), 1 / (1 + passes_to_come)))
+        return replace(self, process=self.process.told(points, mean), believed=self.believed or self, scatter_left=left)
+
+    def at_last(self, points: Points) -> Floats:
+        """Return the covariance at points once what is known was measured in all passes, rough part left out, shape (n, n)."""
+        return self.process.covariance_where_rough_is(self.scatter_left, points)
 
     @cached_property
     def surprises(self) -> Floats:
@@ -122,21 +131,18 @@ _BELIEVED = _DOUBT * _half_normal(_DOUBTS)
 def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags, passes: int = 1) -> ExpectedError:
     """Return the error that is expected at points that nobody measured; 0 where there is none.
 
-    What neighbours leave open at a point is the scatter of what was measured of them, which further passes average out.
-
     Args:
         surprises: How far points of the family lie from what all others say, in standard deviations, shape (num_surprises,).
         covariance: Of a sweep's points, rough part left out, shape (num_points, num_points).
         rough: Standard deviation of what no other point shares.
         left: Points that nobody measured, shape (num_points,).
-        passes: How often each measured point is measured in the end, of which one is known.
+        passes: How often each point of the sweep would be measured, were it measured; `covariance` knows that of what was.
     """
     if not left.any():
         return ExpectedError(0.0, 0.0, 0.0, 0.0)
-    own = rough**2 + _JITTER
-    observed = covariance + np.eye(len(covariance)) * own
-    variances = np.diag(observed)[left], 1 / np.diag(np.linalg.inv(observed))[left]
-    deviations = [np.sqrt(own + (variance - own) / passes) for variance in variances]
+    scatter = rough**2 / passes + _JITTER
+    at_last = 1 / np.diag(np.linalg.inv(covariance + np.eye(len(covariance)) * scatter))[left] - scatter
+    deviations = [np.sqrt(smooth + rough**2 + _JITTER) for smooth in (np.diag(covariance)[left], at_last)]
     found = [np.quantile(np.outer(deviation, surprises), _QUANTILES) for deviation in deviations]
     return ExpectedError(*np.concatenate(found).tolist())
 

@@ -14,10 +14,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic
 
-import numpy as np
-
 from dbstore import JsonObject
-from dooly.catalog import PASSES
+from dooly.catalog import PASSES, key_of
+from dooly.measure._place_costs import PlaceCosts
 from dooly.measure._sampler import sampler_of
 from dooly.measure._tasks import AnyTask, shuffled
 from dooly.measure._wholes import is_whole
@@ -25,6 +24,7 @@ from dooly.measure._wholes import is_whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    import numpy as np
     import numpy.typing as npt
 
     from dbstore import Record
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 _MOST_DELAYED = 4
 """Tasks that wait to be measured again before they come first: what decides would else go on for long without them."""
-_FIRST_GUESS_S = (0.05, 5e-4)
-"""Seconds of a task, and of each unit of its size, before any was run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +54,13 @@ class Forecast:
     """Records that are wanted, if all points lie where they are predicted."""
 
 
-class PlaceCosts:
-    """What tasks cost, learnt from those that were run: a constant and a part in proportion to each size of the place."""
-
-    def __init__(self, sizes: Floats) -> None:
-        """Take sizes of each place, such as tokens and cached positions, shape (num_places, num_sizes)."""
-        self._terms = np.column_stack([np.ones(len(sizes)), sizes])
-        self._run: list[tuple[int, float]] = []
-        self._costs_s = _FIRST_GUESS_S[0] + _FIRST_GUESS_S[1] * self._terms[:, 1]
-
-    def told(self, place: int, seconds: float) -> None:
-        """Take in what a task at a place took."""
-        from scipy.optimize import nnls
-
-        self._run.append((place, seconds))
-        terms, took = self._terms[[place for place, _ in self._run]], np.array([s for _, s in self._run])
-        scale = np.maximum(self._terms.max(axis=0), 1e-9)
-        weights, _ = nnls(terms / scale / took[:, None], np.ones(len(took)))
-        self._costs_s = np.maximum(self._terms @ (weights / scale), took.min() / 2)
-
-    def at(self, place: int) -> float:
-        """Return the seconds that a task at a place is expected to take."""
-        return float(self._costs_s[place])
-
-
 class AdaptivePlan(Generic[AnyTask]):
     """Proposes the tasks of adaptive sweeps."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what is to be measured, what is known, and how far to go
         self,
         operations: Mapping[Key, TracedOperation],
+        parts: Sequence[TracedOperation],
         places: Sequence[Mapping[Key, JsonObject]],
         sizes: Floats,
         corners: Sequence[int],
@@ -99,7 +74,8 @@ class AdaptivePlan(Generic[AnyTask]):
 
         Args:
             operations: The operations, by key.
-            places: The point of each operation at each place.
+            parts: All that layers, modules and steps are made of, whoever measures it.
+            places: The point of each operation and part at each place.
             sizes: Sizes of each place that its cost goes by, shape (num_places, num_sizes).
             corners: Places that bound all others.
             counts: How many records a store has of each operation's points.
@@ -108,7 +84,7 @@ class AdaptivePlan(Generic[AnyTask]):
             target: Median relative error at which an operation's sweep ends.
             make: Makes a task.
         """
-        self._operations, self._places, self._make, self._target = operations, places, make, target
+        self._operations, self._parts, self._places, self._make, self._target = operations, parts, places, make, target
         self._counts = {key: Counter(counts.get(key, {})) for key in operations}
         # What has disturbed records alone is measured again, and tells nothing before.
         self._measured: dict[Key, dict[JsonObject, float]] = {
@@ -204,7 +180,7 @@ class AdaptivePlan(Generic[AnyTask]):
     def sampler(self) -> Sampler[Key]:
         """What decides, once the corners are measured."""
         if self._sampler is None:
-            self._sampler = sampler_of(self._operations, self._places, self._measured, self._others, self._target)
+            self._sampler = sampler_of(self._operations, self._parts, self._places, self._measured, self._others, self._target)
             for key, counts in self._counts.items():
                 for point in counts.keys() - self._measured[key].keys():
                     self._sampler.told(key, point, None)
@@ -213,7 +189,9 @@ class AdaptivePlan(Generic[AnyTask]):
     @property
     def error(self) -> float | None:
         """Relative error expected of a step where nobody measured; None before the corners are measured."""
-        counts = {key: 0 if is_whole(operation) else operation.count for key, operation in self._operations.items()}
+        counts: Counter[Key] = Counter()
+        for part in self._parts:
+            counts[key_of(part)] += 0 if is_whole(part) else part.count
         return None if self._sampler is None else self._sampler.error(counts)
 
     @property
@@ -276,23 +254,34 @@ class AdaptivePlan(Generic[AnyTask]):
     def _other_passes(self) -> list[AnyTask]:
         """Return the tasks of the passes after the first, over the points that have a record, the last one first.
 
-        Several places may share a point, so the place where most are due comes next, and few more are run than have to be.
+        Several places may share a point: the one that measures most a second comes next (the greedy cover of Chvatal, 1979).
         """
         tasks = []
         for number in range(1, PASSES):
-            due = {place: self._due(number, place) for place in range(len(self._places))}
-            while any(due.values()):
-                place = max(due, key=lambda place: (len(due[place]), -self.costs.at(place)))
+            due = {place: keys for place in range(len(self._places)) if (keys := self._due(number, place))}
+            sharing: dict[tuple[str, JsonObject], set[int]] = {}
+            for place, keys in due.items():
+                for again in self._points_at(place, keys):
+                    sharing.setdefault(again, set()).add(place)
+            while due:
+                place = max(due, key=lambda place: len(due[place]) / self.costs.at(place))
                 keys = due.pop(place)
                 tasks.append(self._task(number, place, keys))
                 done = self._points_at(place, keys)
-                due = {other: [k for k in keys if (k[0], self._places[other][k]) not in done] for other, keys in due.items()}
+                for other in {other for again in done for other in sharing[again]} & due.keys():
+                    due[other] = [key for key in due[other] if (key[0], self._places[other][key]) not in done]
+                    if not due[other]:
+                        del due[other]
         return shuffled(tasks)[::-1]
 
     def _due(self, number: int, place: int) -> list[Key]:
-        """Return the operations whose point at a place has a record, and none of a pass."""
+        """Return the operations whose point at a place has a record, and none of a pass; none where something cannot be run."""
         points = self._places[place]
-        return [k for k in self._operations if points[k] in self._measured[k] and 0 < self._counts[k][points[k]] <= number]
+        known = [key for key in self._operations if self._counts[key][points[key]]]
+        if any(points[key] not in self._measured[key] for key in known):
+            return []
+        due = [key for key in known if self._counts[key][points[key]] <= number]
+        return list({(key[0], points[key]): key for key in reversed(due)}.values())[::-1]
 
 
 def _bounds(operation: TracedOperation) -> bool:

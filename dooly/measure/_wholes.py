@@ -1,55 +1,66 @@
-"""What an engine takes around operations, seen by a sampler: beside what the operations are taken to take.
+"""Layers, modules and steps as a sampler sees them: over the closed forms of the operations that they run.
 
-A whole layer, or module, takes little more than its operations do, and what a step takes beside them all is a small part of it.
-By the closed forms of the operations both are nearly flat, so a few points tell them; by themselves each would have to be learnt
-over all batches anew. And what counts of either is how far it throws off the whole that it is part of.
+By itself a whole layer would have to be learnt over all batches anew, though its operations tell most of its time; and what a
+step takes beyond its operations would be learnt as closely as they are, though it is a small part of the step. Over the closed
+forms of the operations the one is nearer to level, and of the other what counts is how far it throws off the step.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dooly.catalog import LAYER, MODULE, STEP
+from dooly.catalog import LAYER, MODULE, STEP, key_of
+from dooly.predict import work_at
 from dooly.tracing import layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from dooly.predict import Sweep
+    from dbstore import JsonObject
+    from dooly.catalog import Key
+    from dooly.predict import Rates, Sweep
     from dooly.tracing import TracedOperation
 
-AnyKey = TypeVar("AnyKey", bound="Hashable")
 
-
-def around_parts(
-    operations: Mapping[AnyKey, TracedOperation], places: Sequence[Mapping[AnyKey, Any]], sweeps: Mapping[AnyKey, Sweep]
-) -> dict[AnyKey, Sweep]:
-    """Return sweeps, those of layers, modules and steps over the closed forms of the operations that they run.
+def over_parts(
+    operations: Mapping[Key, TracedOperation],
+    parts: Sequence[TracedOperation],
+    places: Sequence[Mapping[Key, JsonObject]],
+    sweeps: Mapping[Key, Sweep],
+    rates: Rates,
+) -> dict[Key, Sweep]:
+    """Return sweeps, those of layers, modules and steps over the closed forms of the parts that they run.
 
     Args:
-        operations: The operations, by key.
-        places: The point of each operation at each place, by key.
-        sweeps: Their points by themselves, in the order in which they first come in `places`.
+        operations: The operations that are swept, by key.
+        parts: All that layers, modules and steps are made of; of a key there may be several, at modules of their own.
+        places: The point of each operation and part at each place, by key.
+        sweeps: The sweeps by themselves, their points in the order in which they first come in `places`.
+        rates: What the device reaches.
     """
-    parts = {key: operation for key, operation in operations.items() if operation.stage != "engine"}
-    rows = {key: rows_of(key, places) for key in operations}
+    by_key = {key_of(part): part for part in parts}
     found = dict(sweeps)
-    for key in operations.keys() - parts.keys():
-        whole = operations[key]
-        runs = {part: count for part, operation in parts.items() if (count := _runs(operation, whole))}
-        where = {place[key]: place for place in reversed(places)}
-        inner_ns = sum(
-            (
-                count * sweeps[part].roofline_ns[[rows[part][where[point][part]] for point in rows[key]]]
-                for part, count in runs.items()
-            ),
-            start=np.zeros(len(rows[key])),
-        )
-        if runs:
-            found[key] = replace(found[key], roofline_ns=inner_ns, beside_ns=inner_ns if whole.name == STEP else None)
+    for key, whole in operations.items():
+        if whole.stage != "engine":
+            continue
+        runs: Counter[Key] = Counter()
+        for part in parts:
+            if part.stage != "engine":
+                runs[key_of(part)] += _runs(part, whole)
+        where: dict[JsonObject, Mapping[Key, JsonObject]] = {}
+        for place in places:
+            where.setdefault(place[key], place)
+        forms = [
+            count * rates.roofline_ns(*work_at(by_key[part], [place[part] for place in where.values()]))
+            for part, count in runs.items()
+            if count
+        ]
+        if forms:
+            found[key] = replace(found[key], roofline_ns=np.sum(forms, axis=0), is_rest=whole.name == STEP)
     return found
 
 
@@ -58,13 +69,8 @@ def is_whole(operation: TracedOperation) -> bool:
     return operation.stage == "engine" and operation.name in {LAYER, MODULE}
 
 
-def _runs(part: TracedOperation, whole: TracedOperation) -> float:
+def _runs(part: TracedOperation, whole: TracedOperation) -> int:
     """Return how often one run of a layer, a module or a step runs an operation."""
     if whole.name != LAYER:
         return part.count
-    return sum(count for module, count in part.placements if layer_of(module) == whole.module) / whole.count
-
-
-def rows_of(key: AnyKey, places: Sequence[Mapping[AnyKey, Hashable]]) -> dict[Any, int]:
-    """Return the points of an operation in the order in which they first come in places, each with its number."""
-    return {point: row for row, point in enumerate(dict.fromkeys(place[key] for place in places if key in place))}
+    return sum(count for module, count in part.placements if layer_of(module) == whole.module) // whole.count

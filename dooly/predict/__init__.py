@@ -15,7 +15,7 @@ from dooly.predict._module_latency import ModuleLatency
 from dooly.predict._operation import OperationWork
 from dooly.predict._selections import selection_latency, selection_work
 from dooly.predict._step_latency import StepLatencies, StepLatency
-from dooly.predict._sweep import Rates, Sweep, lay_out
+from dooly.predict._sweep import Rates, Sweep, lay_out, work_at
 
 __all__ = [
     "BatchArrays",
@@ -43,4 +43,5 @@ __all__ = [
     "selection_latency",
     "selection_work",
     "with_limits",
+    "work_at",
 ]

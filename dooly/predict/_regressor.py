@@ -170,7 +170,7 @@ def judge(
         passes_ns: What each pass found, shape (num_points, num_passes), NaN where it has none; None of single ones.
     """
     found_ns = latency_ns[:, None] if passes_ns is None else passes_ns
-    told_ns, is_found = predicted_ns[:, None] * _without_each(latency_ns, found_ns), ~np.isnan(found_ns)
+    told_ns, is_found = predicted_ns[:, None] * _without_each(found_ns), ~np.isnan(found_ns)
     errors = relative_errors(told_ns[is_found], found_ns[is_found])
     fold_of_pass = np.repeat(fold_of, is_found.sum(axis=1))
     within = [
@@ -182,16 +182,22 @@ def judge(
     return float(np.median(relative_errors(predicted_ns, latency_ns))), conformal_quantile(errors), coverage
 
 
-def _without_each(latency_ns: Floats, passes_ns: Floats) -> Floats:
-    """Return how all passes but one lie to all of them, for each, by the medians over points: shape (num_passes,), 1 of one.
+def _without_each(passes_ns: Floats) -> Floats:
+    """Return how what the other passes say of a point lies to what all say, shape (num_points, num_passes); 1 of a single pass.
 
     A machine is at one level in each pass and at another in the next, which a pass that is judged must not have told of itself.
+    By the medians over points, since a point's own passes are what is judged.
     """
-    count = passes_ns.shape[1]
-    if count == 1:
-        return np.ones(1)
-    levels = np.nanmedian(np.log(np.maximum(passes_ns, 1.0) / np.maximum(latency_ns, 1.0)[:, None]), axis=0)
-    return np.asarray(np.exp((levels.mean() - levels) / (count - 1)))
+    logs = np.log(np.maximum(passes_ns, _RESOLUTION_NS))
+    counts = (~np.isnan(passes_ns)).sum(axis=1)
+    several = counts > 1
+    apart = logs[several] - np.nanmean(logs[several], axis=1)[:, None]
+    others = np.zeros(passes_ns.shape)
+    for column in range(passes_ns.shape[1]):
+        level = apart[~np.isnan(apart[:, column]), column]
+        if len(level) >= _MIN_POINTS:
+            others[several, column] = -np.median(level) / (counts[several] - 1)
+    return np.exp(others)
 
 
 def conformal_quantile(errors: Floats, share: float = 0.9) -> float:

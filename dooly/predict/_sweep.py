@@ -77,13 +77,13 @@ class Sweep:
     """The points, shape (num_points, num_coordinates)."""
     roofline_ns: Floats
     """What the closed forms say of each, shape (num_points,)."""
-    beside_ns: Floats | None = None
-    """What runs beside it at each, and is judged with it, shape (num_points,); None of what is judged by itself."""
+    is_rest: bool = False
+    """Whether it takes what it takes on top of these, and is judged as a part of both."""
 
     def logs(self, rows: Ints, latency_ns: Floats) -> Floats:
-        """Return the logarithms of what it took at some of its points, beside the closed forms, shape (num_rows,) all."""
-        whole_ns = latency_ns if self.beside_ns is None else latency_ns + self.beside_ns[rows]
-        return np.log(np.maximum(whole_ns, 1.0) / self.roofline_ns[rows])
+        """Return the logarithm of the ratio to the closed forms at some of its points, shape (num_rows,) all."""
+        closed_ns = self.roofline_ns[rows]
+        return np.log(np.maximum(latency_ns + closed_ns if self.is_rest else latency_ns, 1.0) / closed_ns)
 
 
 def lay_out(sweeps: Sequence[tuple[TracedOperation, StorePoints]], rates: Rates) -> tuple[Sweep, ...]:

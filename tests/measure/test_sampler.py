@@ -40,7 +40,7 @@ def _num_drawn(new: tuple[int, int], others: list[Known]) -> tuple[int, Sampler[
     operation, latency_ns = _product(*new), _latencies(*new)
     key, points = key_of(operation), list(latency_ns)
     ends = {point: latency_ns[point] for point in (points[0], points[-1])}
-    sampler = sampler_of({key: operation}, [{key: point} for point in points], {key: ends}, others, 0.03)
+    sampler = sampler_of({key: operation}, (), [{key: point} for point in points], {key: ends}, others, 0.03)
     count = len(ends)
     while (found := sampler.next(lambda _place: 1.0)) is not None:
         sampler.told(key, points[found[0]], latency_ns[points[found[0]]])
@@ -69,7 +69,7 @@ def test_the_error_of_a_step_counts_operations_by_their_time() -> None:
     products = {key_of(op): op for op in (_product(8192, 8192), replace(_product(64, 64), family="other", signature="small"))}
     large, small = products
     places = [{key: JsonObject({"d0": t}) for key in products} for t in TOKENS]
-    sampler = sampler_of(products, places, {large: _latencies(8192, 8192)}, (), 0.03)
+    sampler = sampler_of(products, (), places, {large: _latencies(8192, 8192)}, (), 0.03)
     for t in TOKENS[::8]:
         sampler.told(small, JsonObject({"d0": t}), 3000.0 * (3 if t % 2 else 1))
     errors = sampler.errors()
@@ -88,7 +88,7 @@ def test_a_whole_layer_counts_by_its_operations() -> None:
     ends = {key: {point: law[point] for point in (points[0], points[-1])} for key in operations}
     counts = {key: Counter(dict.fromkeys(found, PASSES)) for key, found in ends.items()}
     places, sizes = [dict.fromkeys(operations, point) for point in points], np.array(TOKENS, dtype=np.float64)[:, None]
-    plan = AdaptivePlan(operations, places, sizes, (), counts, ends, (), 0.03, SimpleNamespace)
+    plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), counts, ends, (), 0.03, SimpleNamespace)
     errors = plan.sampler.errors()
     assert errors[key_of(layer)] != pytest.approx(errors[key_of(product)])
     assert plan.error == pytest.approx(errors[key_of(product)])
@@ -110,7 +110,7 @@ def _around(name: str, parts: float, own_ns: float, path: str = "model.layers.0"
     took = {point: parts * law[point] + own_ns * rng.uniform(0.7, 1.3) for point in points}
     operations = {key_of(op): op for op in (product, whole)}
     places = [dict.fromkeys(operations, point) for point in points]
-    sampler, count = sampler_of(operations, places, {key_of(product): law}, (), 0.03), 0
+    sampler, count = sampler_of(operations, tuple(operations.values()), places, {key_of(product): law}, (), 0.03), 0
     while (found := sampler.next(lambda _place: 1.0)) is not None:
         assert found[1] == (key_of(whole),)
         sampler.told(key_of(whole), points[found[0]], took[points[found[0]]])
@@ -129,8 +129,32 @@ def test_what_a_step_takes_beside_its_operations_is_judged_with_them() -> None:
     """Three tenths of what is a fiftieth of a step are nothing; of what is as long as the operations, they are much."""
     few, little = _around(STEP, parts=0.0, own_ns=700.0)
     many, much = _around(STEP, parts=0.0, own_ns=700_000.0)
-    assert few <= 5 < many
+    assert few <= 8 < many
     assert little < 0.03 < much
+
+
+@pytest.mark.parametrize(("seconds", "where"), [(1.5, [2]), (2.5, [0, 1])])
+def test_further_passes_run_the_places_that_measure_most_a_second(seconds: float, where: list[int]) -> None:
+    """Points of two operations that two places have one each, and a third has both: the third, unless it costs more than both."""
+    left, right = _product(1024, 1024), replace(_product(64, 64), family="other", signature="other")
+    x, y, z = (JsonObject({"d0": t}) for t in (1, 2, 3))
+    places = [{key_of(left): x, key_of(right): z}, {key_of(left): z, key_of(right): y}, {key_of(left): x, key_of(right): y}]
+    counts, ends = (
+        {key_of(left): Counter({x: 1}), key_of(right): Counter({y: 1})},
+        {key_of(left): {x: 1e4}, key_of(right): {y: 1e4}},
+    )
+    operations, sizes = {key_of(op): op for op in (left, right)}, np.array([[1.0], [1.0], [seconds]])
+    made = []
+
+    def make(number: int, place: int, keys: Sequence[Key]) -> SimpleNamespace:
+        made.append((number, place, len(keys)))
+        return SimpleNamespace(number=number, place=place, missing=keys)
+
+    plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), counts, ends, (), 10.0, make)
+    for place in range(3):
+        plan.costs.told(place, float(sizes[place, 0]))
+    plan._other_passes()
+    assert sorted(made) == [(number, place, 2 // len(where)) for number in (1, 2) for place in where]
 
 
 def test_imagining_changes_nothing() -> None:
@@ -151,7 +175,7 @@ def test_a_point_that_cannot_be_measured_is_asked_for_no_more() -> None:
     """A sampler that is told of none but failures asks for every point once, and ends."""
     operation = _product(512, 512)
     key, points = key_of(operation), [JsonObject({"d0": t}) for t in TOKENS[:6]]
-    sampler = sampler_of({key: operation}, [{key: point} for point in points], {}, (), 0.03)
+    sampler = sampler_of({key: operation}, (), [{key: point} for point in points], {}, (), 0.03)
     asked = []
     while (found := sampler.next(lambda _place: 1.0)) is not None:
         asked.append(found[0])
@@ -177,7 +201,7 @@ def test_a_corner_in_doubt_is_asked_for_once_the_sweep_may_end() -> None:
         made.append((number, place))
         return SimpleNamespace(number=number, place=place, missing=keys)
 
-    plan = AdaptivePlan({key: operation}, places, sizes, (0, 30), counts, {key: own}, known, 0.03, make)
+    plan = AdaptivePlan({key: operation}, (operation,), places, sizes, (0, 30), counts, {key: own}, known, 0.03, make)
     assert plan.sampler.next(plan.costs.at) is None
     assert plan.sampler.is_doubtful(key, points[30])
     assert not plan.sampler.is_doubtful(key, points[4])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dooly.predict._regressor import conformal_quantile, fit_regressor
+from dooly.predict._regressor import conformal_quantile, fit_regressor, judge
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -165,13 +165,24 @@ def test_an_interval_is_as_wide_as_passes_differ() -> None:
 
 
 def test_points_of_several_passes_may_differ_in_number() -> None:
-    """A point that was disturbed has fewer passes than others; each pass counts once."""
-    sizes = MEASURED[:24]
-    latency_ns = _roofline_ns(sizes)
-    passes_ns = np.where(np.arange(3) <= np.arange(24)[:, None] % 3, latency_ns[:, None], np.nan)
-    known = fit_regressor(_terms(sizes), sizes[:, None], latency_ns, passes_ns)
-    assert known.relative_error <= known.relative_error_p90
-    assert known.to_json() == fit_regressor(_terms(sizes), sizes[:, None], latency_ns).to_json()
+    """What is missing counts nowhere, and a level is that of points which have another pass to tell it by."""
+    predicted_ns, fold_of = np.full(40, 1e6), np.arange(40) % 5
+    passes_ns = np.full((40, 3), np.nan)
+    passes_ns[:, 0] = 1.02e6
+    passes_ns[:9, 1] = 1.02e6 * np.exp(0.2)
+    passes_ns[0, 2] = 9e6  # one point tells no level
+    _, p90, coverage = judge(predicted_ns, np.nanmean(passes_ns, axis=1), fold_of, passes_ns)
+    # Of 50 errors the 46th: beyond 31 of single passes and nine of the first, which others put a tenth higher; of the second.
+    assert p90 == pytest.approx(1 - np.exp(-0.1 - 0.2) / 1.02)
+    assert coverage is not None
+
+
+def test_times_too_short_to_tell_have_no_level() -> None:
+    """Half a microsecond and none are the same: a pass that resolved nothing makes no interval wider."""
+    predicted_ns, fold_of = np.full(30, 400.0), np.arange(30) % 5
+    passes_ns = np.tile([0.0, 500.0, 500.0], (30, 1))
+    _, p90, _ = judge(predicted_ns, passes_ns.mean(axis=1), fold_of, passes_ns)
+    assert p90 == pytest.approx(0.8)
 
 
 def test_an_interval_holds_a_pass_of_which_the_others_know_nothing() -> None:

@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from dooly.tracing import TracedOperation
 
 
-def adaptive_plan(
-    operations: tuple[TracedOperation, ...], serving: ServingConfig, store: Store, environment: str | None, target: float
+def adaptive_plan(  # noqa: PLR0913 - what to measure, within what, what is known, and how far to go
+    operations: tuple[TracedOperation, ...],
+    serving: ServingConfig,
+    store: Store,
+    environment: str | None,
+    target: float,
+    *,
+    parts: tuple[TracedOperation, ...] | None = None,
 ) -> AdaptivePlan[Task]:
     """Return the plan of adaptive sweeps over an engine's batches.
 
@@ -35,10 +41,12 @@ def adaptive_plan(
         store: What is known.
         environment: Where it was measured; None where nothing was.
         target: Median relative error at which an operation's sweep ends.
+        parts: All that a step runs, where others measure some of it.
     """
     own = {key_of(operation): operation for operation in operations}
-    batches = measurement_batches(serving)
-    places = [{key: point_of(operation, batch) for key, operation in own.items()} for batch in batches]
+    parts = operations if parts is None else parts
+    everything, batches = {key_of(part): part for part in parts}, measurement_batches(serving)
+    places = [{key: point_of(operation, batch) for key, operation in everything.items()} for batch in batches]
     arrays = BatchArrays.of(batches)
     work = arrays.attention(None)
     sizes = np.column_stack([arrays.num_tokens, work.decode_kv_tokens, work.prefill_pairs]).astype(np.float64)
@@ -53,7 +61,7 @@ def adaptive_plan(
     def make(number: int, place: int, keys: Sequence[Key]) -> Task:
         return Task(number, batches[place], tuple(own[key] for key in keys))
 
-    return AdaptivePlan(own, places, sizes, corners(arrays, batches), counts, latencies, others, target, make)
+    return AdaptivePlan(own, parts, places, sizes, corners(arrays, batches), counts, latencies, others, target, make)
 
 
 def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:

@@ -87,8 +87,8 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     check_kernels(serving)
     known = read_traced(store, model, serving)
     traced = known[0][0] if known else told_apart(operations_here(model, serving), store)
-    plans = [_plan(_part(found, share), serving, store, digest, target_error) for found, digest in known]
-    plans = plans or [_plan(_part(traced, share), serving, store, None, target_error)]
+    plans = [_plan(found, share, serving, store, digest, target_error) for found, digest in known]
+    plans = plans or [_plan(traced, share, serving, store, None, target_error)]
     plan = max(plans, key=lambda plan: plan.num_left())
     if dry_run or plan.num_left() == 0:
         result = _result(traced, serving, plan, (), 0.0)
@@ -101,7 +101,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         environment = describe_environment(engine, serving)
         write_described(store, environment, traced)
         write_traced(store, model, serving, traced, environment)
-        plan = _plan(_part(traced, share), serving, store, environment.digest, target_error)
+        plan = _plan(traced, share, serving, store, environment.digest, target_error)
         profiler = Profiler(engine, traced.operations, store, environment)
 
         def told(done: int, total: int) -> None:
@@ -138,11 +138,19 @@ def _part(traced: TracedModel, share: tuple[int, int]) -> TracedModel:
     return replace(traced, operations=tuple(op for op in traced.operations if op.signature in mine))
 
 
-def _plan(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None, target_error: float) -> Plan[Task]:
-    """Return what proposes the tasks that a store lacks in an environment; None stands for a new one."""
+def _plan(  # noqa: PLR0913, PLR0917 - what to measure, within what, what is known, and how far to go
+    traced: TracedModel,
+    share: tuple[int, int],
+    serving: ServingConfig,
+    store: Store,
+    environment: str | None,
+    target_error: float,
+) -> Plan[Task]:
+    """Return what proposes the tasks of a share that a store lacks in an environment; None stands for a new one."""
+    part = _part(traced, share)
     if target_error > 0:
-        return adaptive_plan(traced.operations, serving, store, environment, target_error)
-    return FixedPlan(_missing(traced, serving, store, environment))
+        return adaptive_plan(part.operations, serving, store, environment, target_error, parts=traced.operations)
+    return FixedPlan(_missing(part, serving, store, environment))
 
 
 def _missing(traced: TracedModel, serving: ServingConfig, store: Store, environment: str | None) -> tuple[Task, ...]:

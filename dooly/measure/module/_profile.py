@@ -166,7 +166,7 @@ def _adaptive_plan(
     def make(number: int, place: int, keys: Sequence[Key]) -> ModuleTask:
         return ModuleTask(number, combinations[place], tuple((key[0], places[place][key]) for key in keys))
 
-    return AdaptivePlan(own, places, products, tuple(ends), counts, latencies, (), target_error, make)
+    return AdaptivePlan(own, operations, places, products, tuple(ends), counts, latencies, (), target_error, make)
 
 
 def plan_module_tasks(

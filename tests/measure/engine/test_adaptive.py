@@ -128,19 +128,6 @@ def test_a_sweep_ends_early_and_its_points_are_measured_in_every_pass(
     assert {JsonObject({"d0": 1}), JsonObject({"d0": 1024})} <= set(counts)
 
 
-def test_further_passes_run_the_places_that_share_most_points(
-    member: Callable[[float], TracedOperation], operation: Make, store: Store, environment: Environment
-) -> None:
-    """Where two operations were measured at one place together, they are so again, whatever other place has the point of one."""
-    per_request = operation("e" * 32, "logits", request_bytes="num_reqs", stage="logits", request_dims=("num_reqs",))
-    laws = _Laws(store, environment.digest)
-    _profile(laws, [member(64.0), per_request])
-    points = [{record.point["d0"] for record in store.read(name, environment.digest)} for name in (f"{64:032x}", "e" * 32)]
-    further = [task for task in laws.tasks if task.number > 0]
-    assert len(further) < (PASSES - 1) * sum(map(len, points))
-    assert len(further) <= (PASSES - 1) * sum(task.number == 0 for task in laws.tasks)
-
-
 def test_what_is_done_is_not_done_again_unless_more_is_asked_for(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
