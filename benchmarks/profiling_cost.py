@@ -2,6 +2,7 @@
 
     python benchmarks/profiling_cost.py GPUDATA/aiconfigurator/h200_sxm [--orders 3] [--json FILE]
     python benchmarks/profiling_cost.py --device cpu --state DIR [--json FILE] MODEL...    # for real: see profiling_measured.py
+    python benchmarks/profiling_cost.py --device cpu --replay --state DIR ...                  # see profiling_replayed.py
 
 Computed, not measured: samplers draw from tables of an H200, and a draw costs what measuring it would, a constant and the latency
 once for each warm-up and repetition. A fifth of each operation's points is drawn by nobody and judges everyone. Each model alone
@@ -290,6 +291,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["table", "cpu"], default="table", help="where latencies are from")
     parser.add_argument("--orders", type=int, default=3, help="orders of the models to try")
     parser.add_argument("--state", type=Path, metavar="DIR", help="stores of a measured run, which goes on from there")
+    parser.add_argument("--replay", action="store_true", help="draw sweeps from the whole grids that the state holds")
     for flag, default in (("--max-model-len", 2048), ("--max-num-batched-tokens", 2048), ("--max-num-seqs", 64)):
         parser.add_argument(flag, type=int, default=default, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -304,13 +306,16 @@ def main() -> None:
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
     """Return what profiling costs on this machine."""
     from profiling_measured import measure
+    from profiling_replayed import replay
 
     from dooly.device import native_dtype
     from dooly.engines import ServingConfig
 
     check_models(args.names)
-    limits = (args.max_model_len, args.max_num_batched_tokens, args.max_num_seqs)
-    found = measure(args.names, args.state, ServingConfig(native_dtype(), *limits))
+    serving = ServingConfig(native_dtype(), args.max_model_len, args.max_num_batched_tokens, args.max_num_seqs)
+    if args.replay:
+        return replay(args.names, args.state, serving)
+    found = measure(args.names, args.state, serving)
     print(f"{found['dooly_s']:.0f} s of {found['alone_s']:.0f}, {found['saved']:.1%} less")
     return found
 

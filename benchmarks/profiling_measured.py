@@ -29,17 +29,22 @@ if TYPE_CHECKING:
     from dooly.engines import ModelSource, ServingConfig
 
 
+LIMITS = ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
+"""Settings of the engine that the grid goes by."""
+
+
 def measure(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[str, Any]:
     """Profile models both ways, and return the seconds of each with the errors of steps that the adaptive sweeps left out."""
     rows = []
     for name in names:
         model = find_model(name)
-        alone_s = _profiled(model, state, f"alone-{name}", serving, 0.0)
+        alone = f"alone-{model.name}"
+        alone_s = _profiled(model, state, alone, serving, 0.0)
         dooly_s = _profiled(model, state, "together", serving, TARGET_ERROR)
-        errors = step_errors(model, Store.open(state / f"alone-{name}"), Store.open(state / "together"), serving)
+        errors = step_errors(model, Store.open(state / alone), Store.open(state / "together"), serving)
         median, p90 = np.quantile(errors, [0.5, 0.9]) if len(errors) else (np.nan, np.nan)
         row = {
-            "model": name,
+            "model": model.name,
             "alone_s": alone_s,
             "dooly_s": dooly_s,
             "steps": len(errors),
@@ -49,7 +54,9 @@ def measure(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[s
         print(row, flush=True)
         rows.append(row)
     alone, ours = (sum(row[side] for row in rows) for side in ("alone_s", "dooly_s"))
-    return {"schema": 1, "device": "cpu", "models": rows, "alone_s": alone, "dooly_s": ours, "saved": 1 - ours / alone}
+    limits = {limit: getattr(serving, limit) for limit in LIMITS}
+    found = {"schema": 1, "device": "cpu", "dtype": serving.dtype, **limits, "models": rows}
+    return {**found, "alone_s": alone, "dooly_s": ours, "saved": 1 - ours / alone}
 
 
 def _profiled(model: ModelSource, state: Path, store: str, serving: ServingConfig, target: float) -> float:

@@ -53,16 +53,31 @@ def cost_cpu() -> Iterator[list[str]]:
     yield ["model", "alone, whole grid", "Dooly, one store", "less", "steps left out: median error, 90th percentile"]
     found = read("cpu/profiling-cost.json")
     for row in found["models"]:
-        seconds = [f"{row[side]:.0f} s" for side in ("alone_s", "dooly_s")]
-        errors = ", ".join(percent(row[key], sign=False) for key in ("median", "p90"))
-        saved = percent(1 - row["dooly_s"] / row["alone_s"], sign=False)
-        yield [row["model"], *seconds, saved, f"{errors} ({row['steps']} steps)"]
-    yield [
-        "all",
-        *(f"{found[side]:.0f} s" for side in ("alone_s", "dooly_s")),
-        percent(found["saved"], sign=False),
-        "",
-    ]
+        took = (row["alone_s"], row["dooly_s"])
+        yield [row["model"], *_saved(*took), f"{_quantiles(row['median'], row['p90'])} ({row['steps']} steps)"]
+    yield ["all", *_saved(found["alone_s"], found["dooly_s"]), ""]
+
+
+def cost_replayed() -> Iterator[list[str]]:
+    """Yield what sweeps would have run of whole grids that were measured on a CPU's engine, by the engine's limits."""
+    left_out = [f"{what} left out: median error, 90th percentile" for what in ("steps", "operations")]
+    yield ["tokens a request, a step; requests", "model", "batches: grid, Dooly", "whole grid", "Dooly", "less", *left_out]
+    for file in sorted((RESULTS / "cpu").glob("profiling-replayed*.json"), reverse=True):
+        found = read(f"cpu/{file.name}")
+        limits = f"{found['max_model_len']:,}, {found['max_num_batched_tokens']:,}; {found['max_num_seqs']}"
+        for row in found["models"]:
+            errors = [_quantiles(row["median"], row["p90"]), _quantiles(*row["operations"])]
+            yield [limits, row["model"], "{}, {}".format(*row["batches"]), *_saved(*row["seconds"]), *errors]
+            limits = ""
+
+
+def _saved(alone_s: float, dooly_s: float) -> list[str]:
+    """Show the seconds of both ways, and how much less the second is."""
+    return [f"{alone_s:.0f} s", f"{dooly_s:.0f} s", percent(1 - dooly_s / alone_s, sign=False)]
+
+
+def _quantiles(median: float, p90: float) -> str:
+    return f"{percent(median, sign=False)}, {percent(p90, sign=False)}"
 
 
 def kv_cost() -> Iterator[list[str]]:
@@ -87,6 +102,7 @@ TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
     "serving-cpu": serving_cpu,
     "profiles-cpu": profiles_cpu,
     "cost-cpu": cost_cpu,
+    "cost-replayed": cost_replayed,
     "kv-cost": kv_cost,
 }
 """By the names that pages ask for."""
