@@ -298,6 +298,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu" and args.state is None:
         parser.error("--device cpu measures for long; give --state DIR, where it goes on from")
+    if args.replay and args.device != "cpu":
+        parser.error("--replay draws from what --device cpu measured; give both, and --state DIR")
     found = _measured(args) if args.device == "cpu" else _computed(Path(args.names[0]), args.orders)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

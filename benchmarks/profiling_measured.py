@@ -42,14 +42,14 @@ def measure(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[s
         alone_s = _profiled(model, state, alone, serving, 0.0)
         dooly_s = _profiled(model, state, "together", serving, TARGET_ERROR)
         errors = step_errors(model, Store.open(state / alone), Store.open(state / "together"), serving)
-        median, p90 = np.quantile(errors, [0.5, 0.9]) if len(errors) else (np.nan, np.nan)
+        median, p90 = quantiles(errors)
         row = {
             "model": model.name,
             "alone_s": alone_s,
             "dooly_s": dooly_s,
             "steps": len(errors),
-            "median": float(median),
-            "p90": float(p90),
+            "median": median,
+            "p90": p90,
         }
         print(row, flush=True)
         rows.append(row)
@@ -57,6 +57,12 @@ def measure(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[s
     limits = {limit: getattr(serving, limit) for limit in LIMITS}
     found = {"schema": 1, "device": "cpu", "dtype": serving.dtype, **limits, "models": rows}
     return {**found, "alone_s": alone, "dooly_s": ours, "saved": 1 - ours / alone}
+
+
+def quantiles(errors: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the median and the 90th percentile of errors, shape (num_errors,); NaN of none."""
+    median, p90 = np.quantile(errors, [0.5, 0.9]).tolist() if len(errors) else (np.nan, np.nan)
+    return median, p90
 
 
 def _profiled(model: ModelSource, state: Path, store: str, serving: ServingConfig, target: float) -> float:

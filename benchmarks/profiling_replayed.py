@@ -2,8 +2,9 @@
 
 `python benchmarks/profiling_cost.py --device cpu --replay --state DIR MODEL...` draws sweeps from the records that
 `profiling_measured.py` left of each model alone, pass by pass, one model after the other into a store of its own. A batch counts
-with all the seconds that it took there, though a sweep asks for a part of its operations: Dooly's seconds are at most these.
-Errors are against the mean of the passes: what the machine did in between is in them.
+with all the seconds that it took there, though a sweep may ask for a part of its operations, and with those of an operation that
+was measured at another batch of the same point: Dooly's seconds are at most these. Errors are against the mean of the passes:
+what the machine did in between is in them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from profiling_measured import LIMITS, step_errors
+from profiling_measured import LIMITS, quantiles, step_errors
 
 from dbstore import Record, Store
 from dooly.catalog import (
@@ -63,15 +64,15 @@ def replay(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[st
         errors = step_errors(model, grid, into, serving)
         latency = load_latency_model(into, model, serving)
         of_operations = np.concatenate([operation_errors(fitted, grid, into) for fitted in latency.operations])
-        (median, p90), operations = np.quantile(errors, [0.5, 0.9]), np.quantile(of_operations, [0.5, 0.9])
+        (median, p90), operations = quantiles(errors), quantiles(of_operations)
         row = {
             "model": model.name,
-            "batches": [len(whole), len(measured.run)],
-            "seconds": [sum(measured.seconds(*run) for run in runs) for runs in (whole, measured.run)],
+            "batches": [len(whole), measured.num_asked],
+            "seconds": [sum(measured.seconds(*run) for run in whole), measured.asked_s],
             "steps": len(errors),
-            "median": float(median),
-            "p90": float(p90),
-            "operations": operations.tolist(),
+            "median": median,
+            "p90": p90,
+            "operations": operations,
         }
         print(row, flush=True)
         rows.append(row)
@@ -110,13 +111,16 @@ class Grid:
             self._known[name] = {(record.point, record.attributes["pass"]): record for record in records}
             for record in self._known[name].values():
                 self._seconds[record.attributes["order"]] += record.attributes["wall_s"]
-        self.run: list[tuple[int, Batch]] = []
-        """Passes and batches that were asked for."""
+        self.num_asked, self.asked_s = 0, 0.0
+        """Batches that were asked for, and what they took."""
 
     def measure(self, task: Task) -> Sequence[Record]:
         """Return what the grid holds of a task, in its pass."""
-        self.run.append((task.number, task.batch))
         found = [self._record(operation, task.number, task.batch) for operation in task.missing]
+        here = self._record(self._step, task.number, task.batch).attributes["order"]
+        elsewhere = (record.attributes["wall_s"] for record in found if record.attributes["order"] != here)
+        self.num_asked += 1
+        self.asked_s += self.seconds(task.number, task.batch) + sum(elsewhere)
         records = [replace(record, attributes={**record.attributes, "spoiled": False}) for record in found]
         self._into.write(*records)
         return records

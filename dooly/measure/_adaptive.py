@@ -54,7 +54,7 @@ class ExpectedError:
     p90: float
     """Its 90th percentile."""
     floor: float
-    """The median that would be left if all points were measured but the one asked for."""
+    """The median that would be left if all points were measured, known ones once more, but the one asked for."""
     floor_p90: float
     """The 90th percentile that would be left."""
 
@@ -128,7 +128,7 @@ def _half_normal(count: int) -> Floats:
 _BELIEVED = _DOUBT * _half_normal(_DOUBTS)
 
 
-def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags, passes: int = 1) -> ExpectedError:
+def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags, scatter_left: float = 1.0) -> ExpectedError:
     """Return the error that is expected at points that nobody measured; 0 where there is none.
 
     Args:
@@ -136,11 +136,11 @@ def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Fl
         covariance: Of a sweep's points, rough part left out, shape (num_points, num_points).
         rough: Standard deviation of what no other point shares.
         left: Points that nobody measured, shape (num_points,).
-        passes: How often each point of the sweep would be measured, were it measured; `covariance` knows that of what was.
+        scatter_left: Share of the rough part's variance that would be left of each point in the end, were it measured.
     """
     if not left.any():
         return ExpectedError(0.0, 0.0, 0.0, 0.0)
-    scatter = rough**2 / passes + _JITTER
+    scatter = rough**2 * scatter_left + _JITTER
     at_last = 1 / np.diag(np.linalg.inv(covariance + np.eye(len(covariance)) * scatter))[left] - scatter
     deviations = [np.sqrt(smooth + rough**2 + _JITTER) for smooth in (np.diag(covariance)[left], at_last)]
     found = [np.quantile(np.outer(deviation, surprises), _QUANTILES) for deviation in deviations]

@@ -75,7 +75,7 @@ class AdaptivePlan(Generic[AnyTask]):
         Args:
             operations: The operations, by key.
             parts: All that layers, modules and steps are made of, whoever measures it.
-            places: The point of each operation and part at each place.
+            places: The point of each operation at each place.
             sizes: Sizes of each place that its cost goes by, shape (num_places, num_sizes).
             corners: Places that bound all others.
             counts: How many records a store has of each operation's points.

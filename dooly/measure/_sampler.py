@@ -36,8 +36,8 @@ AnyKey = TypeVar("AnyKey", bound="Hashable")
 
 _RUN_SLACK = 0.2
 """`slack` of what an engine or a module runs. Chosen on the whole grids of two small models on a CPU, by
-`benchmarks/profiling_replayed.py`: their sweeps took 104 s in place of the 135 of a tenth, 0.3 took 100 and 0.5 took 84, and
-operations where nobody measured were off by 6.4 % in place of 6.5, by 6.5 and by 6.8 (means of two medians)."""
+`benchmarks/profiling_replayed.py`: their sweeps took 115 s in place of the 147 of a tenth, and operations where nobody measured
+were 6.3 % off as before; 0.3 took 109 s, at 7.2 % (means of two medians)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Outlook:
     latency_ns: float
     """What it takes on average over its sweep, in nanoseconds."""
     judged_ns: float
-    """What its error is a share of, on average: the whole step, of what a step takes beyond its operations."""
+    """What its error is a share of, on average: its latency, or of a step's rest that with the closed forms that it is beside."""
 
 
 @dataclass
@@ -189,7 +189,7 @@ class Sampler(Generic[AnyKey]):
         return off_ns / total_ns if total_ns else 0.0
 
     def errors(self) -> dict[AnyKey, float]:
-        """Return the median relative error that is expected of each, a step's rest as a share of the step."""
+        """Return the median relative error that is expected of each, a step's rest beside the closed forms of its operations."""
         return {k: self._outlook(k).error.median for k in self.sweeps}
 
     def _may_ask(self, key: AnyKey, row: int) -> bool:
@@ -217,13 +217,14 @@ class Sampler(Generic[AnyKey]):
         at_last = knowledge.at_last(points) if self.passes > 1 else covariance
         took = np.concatenate([self.sweeps[key].roofline_ns for key in keys]) * np.exp(mean + self._centres.get(family, 0.0))
         rough, weights = knowledge.process.parameters.rough, np.zeros(len(points))
+        scatter = float(knowledge.scatter_left.mean()) if len(knowledge.scatter_left) else 1 / self.passes
         ends = np.cumsum([len(self._done[key]) for key in keys])
         places = {key: slice(end - len(self._done[key]), end) for key, end in zip(keys, ends, strict=True)}
         errors = {}
         for key, own in places.items():
             feasible, block = self._feasible[key], at_last[own, own]
             left = ~self._done[key][feasible]
-            errors[key] = expected_error(knowledge.surprises, block[np.ix_(feasible, feasible)], rough, left, self.passes)
+            errors[key] = expected_error(knowledge.surprises, block[np.ix_(feasible, feasible)], rough, left, scatter)
             if not (self._has_enough(key) and errors[key].is_within(self.target, self.slack)):
                 weights[own] = feasible / max(1, feasible.sum())
         found = gains(covariance, rough, weights)
@@ -263,8 +264,8 @@ def sampler_of(  # noqa: PLR0913, PLR0917 - what is to be measured, what is know
 
     Args:
         operations: The operations to measure, by key.
-        parts: All that layers, modules and steps are made of.
-        places: The point of each operation and part at each place, by key.
+        parts: All that layers, modules and steps are made of, whoever measures it.
+        places: The point of each operation at each place, by key.
         measured: What was measured of each operation before, by key.
         others: Operations of the same families.
         target: Median relative error at which an operation's sweep ends.

@@ -35,14 +35,15 @@ def over_parts(
 ) -> dict[Key, Sweep]:
     """Return sweeps, those of layers, modules and steps over the closed forms of the parts that they run.
 
+    Where another worker measures some of its parts, a whole stands by itself: what rates a device reaches is not known here.
+
     Args:
         operations: The operations that are swept, by key.
         parts: All that layers, modules and steps are made of; of a key there may be several, at modules of their own.
-        places: The point of each operation and part at each place, by key.
+        places: The point of each operation at each place, by key.
         sweeps: The sweeps by themselves, their points in the order in which they first come in `places`.
         rates: What the device reaches.
     """
-    by_key = {key_of(part): part for part in parts}
     found = dict(sweeps)
     for key, whole in operations.items():
         if whole.stage != "engine":
@@ -51,16 +52,17 @@ def over_parts(
         for part in parts:
             if part.stage != "engine":
                 runs[key_of(part)] += _runs(part, whole)
+        runs = +runs
+        if not runs or not runs.keys() <= operations.keys():
+            continue
         where: dict[JsonObject, Mapping[Key, JsonObject]] = {}
         for place in places:
             where.setdefault(place[key], place)
         forms = [
-            count * rates.roofline_ns(*work_at(by_key[part], [place[part] for place in where.values()]))
+            count * rates.roofline_ns(*work_at(operations[part], [place[part] for place in where.values()]))
             for part, count in runs.items()
-            if count
         ]
-        if forms:
-            found[key] = replace(found[key], roofline_ns=np.sum(forms, axis=0), is_rest=whole.name == STEP)
+        found[key] = replace(found[key], roofline_ns=np.sum(forms, axis=0), is_rest=whole.name == STEP)
     return found
 
 

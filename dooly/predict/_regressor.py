@@ -183,7 +183,9 @@ def judge(
 
 
 def _without_each(passes_ns: Floats) -> Floats:
-    """Return how what the other passes say of a point lies to what all say, shape (num_points, num_passes); 1 of a single pass.
+    """Return how what the other passes say of a point lies to what all say, shape (num_points, num_passes).
+
+    It is 1 of a single pass, and of a pass of which fewer points than a fit takes have another beside it.
 
     A machine is at one level in each pass and at another in the next, which a pass that is judged must not have told of itself.
     By the medians over points, since a point's own passes are what is judged.

@@ -134,7 +134,7 @@ def test_more_passes_average_out_what_differs_from_time_to_time() -> None:
 def test_the_floor_is_of_points_measured_in_all_passes() -> None:
     """Of two points that are the same, the other measured in nine passes leaves a third of its scatter; the own one stays."""
     both, rough, everything = np.ones((2, 2)), 0.03, np.ones(2, dtype=bool)
-    found = expected_error(np.ones(4), both, rough, everything, 9)
+    found = expected_error(np.ones(4), both, rough, everything, 1 / 9)
     assert found.floor == pytest.approx(rough * np.sqrt(1 + 1 / 9), rel=0.01)
     assert found.median == pytest.approx(np.hypot(1, rough), rel=0.01)
 

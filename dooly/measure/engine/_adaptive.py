@@ -44,9 +44,8 @@ def adaptive_plan(  # noqa: PLR0913 - what to measure, within what, what is know
         parts: All that a step runs, where others measure some of it.
     """
     own = {key_of(operation): operation for operation in operations}
-    parts = operations if parts is None else parts
-    everything, batches = {key_of(part): part for part in parts}, measurement_batches(serving)
-    places = [{key: point_of(operation, batch) for key, operation in everything.items()} for batch in batches]
+    batches = measurement_batches(serving)
+    places = [{key: point_of(operation, batch) for key, operation in own.items()} for batch in batches]
     arrays = BatchArrays.of(batches)
     work = arrays.attention(None)
     sizes = np.column_stack([arrays.num_tokens, work.decode_kv_tokens, work.prefill_pairs]).astype(np.float64)
@@ -61,6 +60,7 @@ def adaptive_plan(  # noqa: PLR0913 - what to measure, within what, what is know
     def make(number: int, place: int, keys: Sequence[Key]) -> Task:
         return Task(number, batches[place], tuple(own[key] for key in keys))
 
+    parts = operations if parts is None else parts
     return AdaptivePlan(own, parts, places, sizes, corners(arrays, batches), counts, latencies, others, target, make)
 
 
