@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dbstore import Record
     from dooly.predict import FittedOperation
 
     Floats = npt.NDArray[np.float64]
@@ -82,14 +81,13 @@ class Session:
         if not self._store.points(signature, self._environment):
             return None
         records = [r for r in self._store.read(signature, self._environment) if r.infeasible is None]
-        predicted_ns = fitted.latency.latency_ns(fitted.work, _batches(fitted, records))
+        predicted_ns = fitted.latency.latency_ns(fitted.work, batches_at(fitted, medians(records)[0]))
         errors = np.abs(predicted_ns[:, None] / pass_medians(records) - 1)
         return np.asarray(errors[~np.isnan(errors)])
 
 
-def _batches(fitted: FittedOperation, records: Sequence[Record]) -> BatchArrays:
-    """Return batches that have an operation's measured points."""
-    points, _ = medians(records)
+def batches_at(fitted: FittedOperation, points: Sequence[Any]) -> BatchArrays:
+    """Return batches that have some points of an operation."""
     if fitted.work.is_attention:
         return BatchArrays.of([batch_at(point) for point in points])
     sizes = sizes_at(points, fitted.operation.request_dims)[:, 0].astype(np.int64)

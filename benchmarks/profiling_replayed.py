@@ -14,18 +14,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from interval_coverage import batches_at
 from profiling_measured import LIMITS, quantiles, step_errors
 
 from dbstore import Record, Store
 from dooly.catalog import (
     PASSES,
     STEP,
-    batch_at,
     latencies_of,
     measurement_batches,
     point_of,
     profiled_model,
-    sizes_at,
     write_described,
     write_traced,
 )
@@ -33,7 +32,7 @@ from dooly.engines import find_model
 from dooly.measure import TARGET_ERROR
 from dooly.measure._tasks import run_tasks
 from dooly.measure.engine._adaptive import adaptive_plan
-from dooly.predict import BatchArrays, load_latency_model
+from dooly.predict import load_latency_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,13 +86,8 @@ def operation_errors(fitted: FittedOperation, grid: Store, into: Store) -> npt.N
     points: list[Any] = [point for point in took if point not in held]
     if not points:
         return np.empty(0)
-    if fitted.work.is_attention:
-        batches = BatchArrays.of([batch_at(point) for point in points])
-    else:
-        sizes = sizes_at(points, fitted.operation.request_dims)[:, 0].astype(np.int64)
-        is_of_tokens = fitted.operation.request_dims == ("num_tokens",)
-        batches = BatchArrays.of_counts(sizes, np.ones_like(sizes) if is_of_tokens else sizes)
-    return np.abs(fitted.latency.latency_ns(fitted.work, batches) / np.array([took[point] for point in points]) - 1)
+    predicted_ns = fitted.latency.latency_ns(fitted.work, batches_at(fitted, points))
+    return np.abs(predicted_ns / np.array([took[point] for point in points]) - 1)
 
 
 class Grid:
