@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from dbstore import Environment, Record, Store
+from dooly.device import native_dtype
+from dooly.engines import ModelSource, ServingConfig
 from dooly.errors import InvalidInputError, MeasurementError
-from dooly.measure import ProfileResult
+from dooly.measure import ProfileResult, profile
 from dooly.measure._devices import combined, run_shares
 from dooly.measure.engine._profile import _part
 from dooly.tracing import TracedModel
@@ -81,7 +83,7 @@ def records(place: Path) -> set[Record]:
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_fill_a_store_as_one_does(place: Path, tmp_path: Path, num_workers: int) -> None:
     """One worker and two write the same records as this process alone."""
-    pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray", reason="Ray is not installed; it comes with the test extra")
     alone = Store.open(tmp_path / "alone", "a")
     alone.write_document("environments", ENVIRONMENT.digest, ENVIRONMENT.to_json())
     measurer(tmp_path / "alone", None)((0, 1))
@@ -92,9 +94,29 @@ def test_workers_fill_a_store_as_one_does(place: Path, tmp_path: Path, num_worke
     assert Store.open(place).verify() == ()
 
 
+@pytest.mark.engine
+def test_workers_measure_on_an_engine_what_one_process_does(tiny_llama: Callable[..., ModelSource], tmp_path: Path) -> None:
+    """The whole grid of a small model, by two workers of a cluster and by this process: the same points in the same passes."""
+    pytest.importorskip("ray", reason="Ray is not installed; it comes with the test extra")
+    model = tiny_llama("shared")
+    serving = ServingConfig(native_dtype(), max_model_len=32, max_num_batched_tokens=16, max_num_seqs=2)
+
+    def measure(share: tuple[int, int]) -> ProfileResult:
+        return profile(model, Store.open(tmp_path / "workers", "a"), serving, target_error=0.0, share=share)
+
+    found = combined(run_shares(measure, "local", 2))
+    profile(model, Store.open(tmp_path / "alone", "a"), serving, target_error=0.0)
+    keys = [
+        {(record.signature, record.point, record.attributes["pass"]) for record in records(tmp_path / place)}
+        for place in ("workers", "alone")
+    ]
+    assert keys[0] == keys[1]
+    assert found.num_left == 0 or found.num_spoiled  # what stays disturbed is left to the next call
+
+
 def test_a_lost_workers_share_is_taken_over(place: Path) -> None:
     """Another goes on where it ended: all is there, and nothing that was written is measured again."""
-    pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray", reason="Ray is not installed; it comes with the test extra")
     written = run_shares(measurer(place, "once"), "local", 2)
     assert (place.parent / "lost").exists()
     assert len(records(place)) == NUM_OPERATIONS * NUM_POINTS
@@ -103,7 +125,7 @@ def test_a_lost_workers_share_is_taken_over(place: Path) -> None:
 
 def test_a_share_that_is_lost_again_and_again_is_told(place: Path) -> None:
     """It is one line, and what was measured is kept."""
-    pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray", reason="Ray is not installed; it comes with the test extra")
     with pytest.raises(MeasurementError, match=r"^--ray: a worker was lost 4 times .*; what was measured is kept, run it again$"):
         run_shares(measurer(place, "always"), "local", 1)
     assert len(records(place)) == 3 * 4

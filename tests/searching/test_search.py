@@ -185,7 +185,7 @@ def test_a_task_holds_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_ray_cluster_changes_nothing(small_search: Callable[..., SearchResult], small_result: SearchResult) -> None:
     """Two workers of a Ray cluster find the same as one process."""
-    pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("ray", reason="Ray is not installed; it comes with the test extra")
     assert small_search(ray="local", num_processes=2).to_json() == small_result.to_json()
 
 
