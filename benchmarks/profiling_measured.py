@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from dbstore import Environment
     from dooly.engines import ModelSource, ServingConfig
 
 
@@ -77,13 +78,18 @@ def _profiled(model: ModelSource, state: Path, store: str, serving: ServingConfi
     return seconds[key]
 
 
-def step_errors(model: ModelSource, grid: Store, sparse: Store, serving: ServingConfig) -> npt.NDArray[np.float64]:
-    """Return the relative errors of whole steps that a sparse store lacks, against what a whole grid has, shape (num_steps,)."""
-    traced, environment = profiled_model(grid, model, serving, None)
+def step_errors(
+    model: ModelSource, grid: Store, sparse: Store, serving: ServingConfig, environment: Environment | None = None
+) -> npt.NDArray[np.float64]:
+    """Return the relative errors of whole steps that a sparse store lacks, against what a whole grid has, shape (num_steps,).
+
+    Where both were measured is this machine, unless an environment is given.
+    """
+    traced, environment = profiled_model(grid, model, serving, environment)
     took = {op.signature: latencies_of(grid, op.signature, environment.digest) for op in traced.operations}
     (step,) = (op for op in traced.operations if op.stage == "engine" and op.name == STEP)
     held = latencies_of(sparse, step.signature, environment.digest)
-    latency = load_latency_model(sparse, model, serving)
+    latency = load_latency_model(sparse, model, serving, environment)
     layers = {op.module for op in traced.operations if op.stage == "engine" and op.name != STEP}
     errors = []
     for batch in measurement_batches(serving):

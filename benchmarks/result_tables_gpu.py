@@ -52,6 +52,29 @@ def gpu_runs() -> Iterator[list[str]]:
         ]
 
 
+def cost_h200() -> Iterator[list[str]]:
+    """Yield what a sweep took of a whole grid that was measured on an H200, and how far off is what either left out."""
+    yield ["", "records", "device-seconds", "operations left out: median error, 90th percentile"]
+    found = read("gpu/profiling-h200.json")
+    grid, dooly = found["grid"], found["dooly"]
+    yield ["whole grid, one pass", f"{grid['records'][0]:,}", f"{grid['seconds'][0]:.1f}", _errors(grid["operations"])]
+    yield ["whole grid, three passes", f"{sum(grid['records']):,}", f"{sum(grid['seconds']):.1f}", ""]
+    for part in found["thinned"]:
+        yield [f"{part['share']:.0%} of the grid by chance, one pass", "", f"{part['seconds']:.1f}", _errors(part["operations"])]
+    yield ["**Dooly**", f"{sum(dooly['records']):,}", f"**{sum(dooly['seconds']):.1f}**", _errors(dooly["operations"])]
+
+
+def cost_h200_operations() -> Iterator[list[str]]:
+    """Yield how far off each operation is where a whole grid of an H200, and a sweep of it, left it out."""
+    yield ["operation", "points left out by Dooly", "whole grid, one pass", "Dooly"]
+    for row in read("gpu/profiling-h200.json")["by_operation"]:
+        yield [f"`{row['name']}`", str(row["left_out"]), _errors(row["grid"]), _errors(row["dooly"])]
+
+
+def _errors(quantiles: list[float]) -> str:
+    return ", ".join(percent(value, sign=False) for value in quantiles)
+
+
 def gpu_loads() -> Iterator[list[str]]:
     """Yield errors against runs on an H200, by what the latencies are from."""
     yield ["load", "predicted by", "TTFT: error of the mean, of a request, noise", "TPOT: the same"]
@@ -117,6 +140,8 @@ def kv_serving() -> Iterator[list[str]]:
 
 
 TABLES: dict[str, Callable[[], Iterator[list[str]]]] = {
+    "cost-h200": cost_h200,
+    "cost-h200-operations": cost_h200_operations,
     "gpu-runs": gpu_runs,
     "gpu-loads": gpu_loads,
     "gpu-servers": gpu_servers,

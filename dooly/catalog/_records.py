@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from operator import itemgetter
 from statistics import mean, median, pstdev
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 PASSES = 3
-"""How often each point is measured, in passes spread over the whole run: machines drift by tens of percent within minutes."""
+"""How often a point is measured at most if nothing disturbs it, in passes spread over the run: machines drift within minutes."""
 _LOGGER = logging.getLogger("dooly.catalog")
 _MANY_DISTURBED = 0.1
 """Share of points that something disturbed every time from which on it is worth a warning."""
@@ -111,12 +112,16 @@ def pass_medians(records: Sequence[Record]) -> Floats:
 
 def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObject, float]:
     """Return what an operation took at each point that was feasible, in nanoseconds."""
+    return {point: mean(found) for point, found in passes_of(store, signature, environment).items()}
+
+
+def passes_of(store: Store, signature: str, environment: str) -> dict[JsonObject, list[float]]:
+    """Return what each pass found at each point that was feasible, in nanoseconds, the first pass first."""
     try:
         records = [record for record in store.read(signature, environment) if record.infeasible is None]
     except RecordNotFoundError:
         return {}
-    points, latency_ns = medians(records)
-    return dict(zip(points, latency_ns.tolist(), strict=True))
+    return {point: _latencies(sorted(found, key=itemgetter(0))) for point, found in _passes(records).items()}
 
 
 def repeatability(records: Sequence[Record]) -> float:

@@ -16,7 +16,7 @@ neither a few large surprises make all errors large, nor does a fit that knows i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -74,39 +74,33 @@ class Knowledge:
     """Points behind the process's parameters."""
     believed: Knowledge | None = None
     """What is known in truth, where points of the process are imagined: they surprise nobody."""
-    scatter_left: Floats = field(default_factory=lambda: np.empty(0))
-    """Share of the rough part's variance that is left of each point in the end, as it is measured again, shape (num_known,)."""
+    fitted_from: int = 1
+    """Points of one operation from which on parameters are fitted."""
 
     @classmethod
-    def nothing(cls, num_coordinates: int) -> Knowledge:
+    def nothing(cls, num_coordinates: int, fitted_from: int = 1) -> Knowledge:
         """Return the knowledge of a family of which no point was measured."""
         empty = Points(np.empty((0, num_coordinates)), np.empty(0, dtype=np.int64))
-        return cls(FamilyProcess(Parameters.unknown(num_coordinates), empty, np.empty(0)))
+        return cls(FamilyProcess(Parameters.unknown(num_coordinates), empty, np.empty(0)), fitted_from=fitted_from)
 
-    def told(self, points: Points, log_ratios: Floats, passes_to_come: int = 0) -> Knowledge:
+    def told(self, points: Points, log_ratios: Floats) -> Knowledge:
         """Return what is known after more points.
 
         Args:
             points: The points.
             log_ratios: Logarithms of the ratio of the latency of each to its roofline, shape (num_points,).
-            passes_to_come: How often each is measured again; the rough part is taken for what differs from time to time.
         """
-        left = np.append(self.scatter_left, np.full(len(points), 1 / (1 + passes_to_come)))
         process = self.process.told(points, log_ratios)
         count = len(process.known)
-        if count < self.num_fitted + max(MIN_POINTS, self.num_fitted // 4):
-            return replace(self, process=process, scatter_left=left)
-        return replace(self, process=process.refitted(), num_fitted=count, scatter_left=left)
+        of_one = np.bincount(process.known.operations).max(initial=0)
+        if count < self.num_fitted + max(MIN_POINTS, self.num_fitted // 4) or of_one < self.fitted_from:
+            return replace(self, process=process)
+        return replace(self, process=process.refitted(), num_fitted=count)
 
-    def imagined(self, points: Points, passes_to_come: int = 0) -> Knowledge:
+    def imagined(self, points: Points) -> Knowledge:
         """Return what would be known after more points that are just as predicted: nothing but where they lie."""
         mean, _ = self.process.predict(points)
-        left = np.append(self.scatter_left, np.full(len(points), 1 / (1 + passes_to_come)))
-        return replace(self, process=self.process.told(points, mean), believed=self.believed or self, scatter_left=left)
-
-    def at_last(self, points: Points) -> Floats:
-        """Return the covariance at points once what is known was measured in all passes, rough part left out, shape (n, n)."""
-        return self.process.covariance_where_rough_is(self.scatter_left, points)
+        return replace(self, process=self.process.told(points, mean), believed=self.believed or self)
 
     @cached_property
     def surprises(self) -> Floats:
@@ -128,7 +122,7 @@ def _half_normal(count: int) -> Floats:
 _BELIEVED = _DOUBT * _half_normal(_DOUBTS)
 
 
-def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags, scatter_left: float = 1.0) -> ExpectedError:
+def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Flags) -> ExpectedError:
     """Return the error that is expected at points that nobody measured; 0 where there is none.
 
     Args:
@@ -136,11 +130,10 @@ def expected_error(surprises: Floats, covariance: Floats, rough: float, left: Fl
         covariance: Of a sweep's points, rough part left out, shape (num_points, num_points).
         rough: Standard deviation of what no other point shares.
         left: Points that nobody measured, shape (num_points,).
-        scatter_left: Share of the rough part's variance that would be left of each point in the end, were it measured.
     """
     if not left.any():
         return ExpectedError(0.0, 0.0, 0.0, 0.0)
-    scatter = rough**2 * scatter_left + _JITTER
+    scatter = rough**2 + _JITTER
     at_last = 1 / np.diag(np.linalg.inv(covariance + np.eye(len(covariance)) * scatter))[left] - scatter
     deviations = [np.sqrt(smooth + rough**2 + _JITTER) for smooth in (np.diag(covariance)[left], at_last)]
     found = [np.quantile(np.outer(deviation, surprises), _QUANTILES) for deviation in deviations]

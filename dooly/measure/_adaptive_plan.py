@@ -1,21 +1,24 @@
-"""A plan that is made as it goes: corners first, then whatever is worth most, then the same points in the other passes.
+"""A plan that is made as it goes: corners first, then whatever is worth most, then the same points again where levels moved.
 
 Corners bound what records are good for, and tell the device's rates. Attention and what an engine does around its operations are
 measured there whatever is known, and so is all that no relative tells of; any other operation only where its sweep, once it may
 end, leaves it in doubt there: the largest sizes cost most.
 
-The first pass decides which points are measured; the others measure these again, in an order of their own, since a machine drifts
-by more within minutes than a sweep's target. What a store holds already counts as measured.
+The first pass decides which points are measured. A machine may drift by more within minutes than a sweep's target, so the second
+measures some of each operation's points again, drawn by chance. Where an operation takes as long as it did, that is all; others
+are measured again at all of their points, in all passes. What a store holds already counts as measured.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Generic
 
 from dbstore import JsonObject
 from dooly.catalog import PASSES, key_of
+from dooly.measure._passes import Passes, num_checked
 from dooly.measure._place_costs import PlaceCosts
 from dooly.measure._sampler import sampler_of
 from dooly.measure._tasks import AnyTask, shuffled
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
     from dbstore import Record
     from dooly.catalog import Key, Known
-    from dooly.measure._sampler import Latencies, Sampler
+    from dooly.measure._passes import LogRatios
+    from dooly.measure._sampler import Sampler
     from dooly.tracing import TracedOperation
 
     Floats = npt.NDArray[np.float64]
@@ -51,7 +55,7 @@ class Forecast:
     num_missing: int
     """Other operations."""
     num_wanted: int
-    """Records that are wanted, if all points lie where they are predicted."""
+    """Records that are wanted, if all points lie where they are predicted and no level moves."""
 
 
 class AdaptivePlan(Generic[AnyTask]):
@@ -65,7 +69,7 @@ class AdaptivePlan(Generic[AnyTask]):
         sizes: Floats,
         corners: Sequence[int],
         counts: Mapping[Key, Counter[JsonObject]],
-        measured: Mapping[Key, Latencies],
+        measured: Mapping[Key, Mapping[JsonObject, Sequence[float]]],
         others: Sequence[Known],
         target: float,
         make: MakeTask[AnyTask],
@@ -79,17 +83,14 @@ class AdaptivePlan(Generic[AnyTask]):
             sizes: Sizes of each place that its cost goes by, shape (num_places, num_sizes).
             corners: Places that bound all others.
             counts: How many records a store has of each operation's points.
-            measured: Their latencies.
+            measured: What passes found there, in nanoseconds, the first one first.
             others: Operations of the same families.
             target: Median relative error at which an operation's sweep ends.
             make: Makes a task.
         """
         self._operations, self._parts, self._places, self._make, self._target = operations, parts, places, make, target
-        self._counts = {key: Counter(counts.get(key, {})) for key in operations}
-        # What has disturbed records alone is measured again, and tells nothing before.
-        self._measured: dict[Key, dict[JsonObject, float]] = {
-            key: {point: ns for point, ns in measured.get(key, {}).items() if self._counts[key][point]} for key in operations
-        }
+        points = {key: {place[key] for place in places} for key in operations}
+        self._passes = Passes(points, counts, measured, target)
         self._others = others
         self.costs = PlaceCosts(sizes)
         self._waiting: set[tuple[str, JsonObject]] = set()
@@ -104,7 +105,7 @@ class AdaptivePlan(Generic[AnyTask]):
 
     def next(self) -> AnyTask | None:
         """Return the next task; None at the end, and where a delayed task is to be told first."""
-        if len(self._delayed) >= _MOST_DELAYED:
+        if self._later is None and len(self._delayed) >= _MOST_DELAYED:
             return None
         while self._corners:
             place = self._corners.pop()
@@ -117,14 +118,16 @@ class AdaptivePlan(Generic[AnyTask]):
                 return self._propose(*found)
             if self._delayed:
                 return None
+            self._later = []
+        if not self._later and not self._delayed:
             self._later = self._other_passes()
         return self._later.pop() if self._later else None
 
     def delayed(self, task: AnyTask, /) -> None:
-        """Take in that a task of the pass that decides is told later: it is not proposed again, and nothing is learnt of it."""
+        """Take in that a task is told later: it is not proposed again, and nothing is learnt of it."""
+        self._delayed.append(task)
         if task.number > 0:
             return
-        self._delayed.append(task)
         place, keys = next((place, keys) for proposed, place, keys in self._proposed if proposed is task)
         waiting = self._points_at(place, keys)
         self._waiting |= waiting
@@ -136,53 +139,52 @@ class AdaptivePlan(Generic[AnyTask]):
 
     def told(self, task: AnyTask, records: Sequence[Record], /) -> None:
         """Take in the records of a task."""
+        self._delayed = [other for other in self._delayed if other is not task]
+        for record in records:
+            for key in self._passes.told(record):
+                if self._sampler is not None and task.number == 0:
+                    self._sampler.told(key, JsonObject(record.point), record.median_ns if record.infeasible is None else None)
         if task.number > 0:
             return
         place, keys = next((place, keys) for proposed, place, keys in self._proposed if proposed is task)
         self._waiting -= self._points_at(place, keys)
         self._proposed = [other for other in self._proposed if other[0] is not task]
-        self._delayed = [other for other in self._delayed if other is not task]
-        for record in records:
-            point = JsonObject(record.point)
-            for key in (key for key in self._operations if key[0] == record.signature):
-                self._counts[key][point] += 1
-                if record.infeasible is None:
-                    self._measured[key][point] = record.median_ns
-                if self._sampler is not None:
-                    self._sampler.told(key, point, self._measured[key].get(point))
         feasible = [record for record in records if record.infeasible is None]
         if feasible:
             self.costs.told(place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
 
     def num_left(self) -> int:
-        """Return how many records are still wanted: of the pass that decides, no more than the other passes' share is known."""
+        """Return how many records are still wanted, as far as is known: sweeps go on, and levels may have moved."""
+        delayed = sum(len(task.missing) for task in self._delayed)
         if self._later is not None:
-            return sum(len(task.missing) for task in self._later)
-        wanted = sum(len(keys) for _, keys in self._corners_left()) + sum(len(task.missing) for task in self._delayed)
+            return delayed + sum(len(task.missing) for task in self._later)
+        wanted = sum(len(keys) for _, keys in self._corners_left()) + delayed
         at_corners = self._corners or (self._delayed and self._sampler is None)
         open_ = 0 if at_corners else len({*self.sampler.unfinished(), *self._doubted()})
-        return wanted + open_ + self._num_again()
+        return wanted + open_ + self._passes.num_again(self._log_ratios)
 
     def forecast(self) -> Forecast:
         """Return what is left as far as it can be told before: how many operations are known, and how many records are wanted.
 
         Where nothing was measured, nothing tells how soon sweeps end, and the whole grid is what they take at most.
         """
-        if not self._others and not any(self._measured.values()):
+        if not self._others and not any(self._passes.found.values()):
             points = {(key, place[key]) for place in self._places for key in self._operations}
             return Forecast(0, 0, len(self._operations), PASSES * len(points))
         sampler = self.sampler
         missing, by_family = len(sampler.unfinished()), len(sampler.told_by_family())
-        wanted = self._num_again() + PASSES * sampler.imagined(self._corners_left())
+        imagined = sampler.imagined(self._corners_left())
+        wanted = self._passes.num_again(self._log_ratios) + sum(count + num_checked(count) for count in imagined.values())
         return Forecast(len(self._operations) - missing, by_family, missing - by_family, wanted)
 
     @property
     def sampler(self) -> Sampler[Key]:
         """What decides, once the corners are measured."""
         if self._sampler is None:
-            self._sampler = sampler_of(self._operations, self._parts, self._places, self._measured, self._others, self._target)
-            for key, counts in self._counts.items():
-                for point in counts.keys() - self._measured[key].keys():
+            took = self._passes.means_ns()
+            self._sampler = sampler_of(self._operations, self._parts, self._places, took, self._others, self._target)
+            for key, counts in self._passes.counts.items():
+                for point in counts.keys() - took[key].keys():
                     self._sampler.told(key, point, None)
         return self._sampler
 
@@ -202,10 +204,9 @@ class AdaptivePlan(Generic[AnyTask]):
         key = max(errors, key=errors.__getitem__)
         return self._operations[key].name, errors[key]
 
-    def _num_again(self) -> int:
-        """Return how many records the other passes want of the points that are measured."""
-        counts = {(key[0], point): self._counts[key][point] for key, found in self._measured.items() for point in found}
-        return sum(max(0, PASSES - count) for count in counts.values())
+    @property
+    def _log_ratios(self) -> LogRatios | None:
+        return None if self._sampler is None else self._sampler.log_ratios
 
     def _propose(self, place: int, keys: tuple[Key, ...]) -> AnyTask:
         task = self._task(0, place, keys)
@@ -220,7 +221,7 @@ class AdaptivePlan(Generic[AnyTask]):
     def _lacking(self, place: int, keys: Collection[Key]) -> tuple[Key, ...]:
         """Return those of some operations that have no record of their point at a place, and wait for none."""
         points = self._places[place]
-        lacking = (key for key in self._operations if key in keys and not self._counts[key][points[key]])
+        lacking = (key for key in self._operations if key in keys and not self._passes.counts[key][points[key]])
         return tuple(key for key in lacking if (key[0], points[key]) not in self._waiting)
 
     def _points_at(self, place: int, keys: Collection[Key]) -> set[tuple[str, JsonObject]]:
@@ -252,35 +253,42 @@ class AdaptivePlan(Generic[AnyTask]):
         return None
 
     def _other_passes(self) -> list[AnyTask]:
-        """Return the tasks of the passes after the first, over the points that have a record, the last one first.
+        """Return the tasks of the passes after the first that are known to be wanted, the last one first.
 
-        Several places may share a point: the one that measures most a second comes next (the greedy cover of Chvatal, 1979).
+        Points that show whether levels stand come first, drawn by chance. All points of operations whose levels moved are then
+        covered by places that measure most a second (the greedy cover of Chvatal, 1979), since several may share a point.
         """
-        tasks = []
+        tasks, rng = [], Random(0)  # noqa: S311 - an order of work
         for number in range(1, PASSES):
-            due = {place: keys for place in range(len(self._places)) if (keys := self._due(number, place))}
+            lacking = self._passes.lacking(number, self._log_ratios)
+            told = {signature: self._passes.level_stands(signature, self._log_ratios) for signature in lacking}
+            unsure = Counter({signature: lacking[signature] for signature, stands in told.items() if stands is None})
+            lacking = unsure or lacking
+            due = {place: keys for place in range(len(self._places)) if (keys := self._due(number, place, lacking))}
             sharing: dict[tuple[str, JsonObject], set[int]] = {}
             for place, keys in due.items():
                 for again in self._points_at(place, keys):
                     sharing.setdefault(again, set()).add(place)
             while due:
-                place = max(due, key=lambda place: len(due[place]) / self.costs.at(place))
-                keys = due.pop(place)
+                place = rng.choice(list(due)) if unsure else max(due, key=lambda place: len(due[place]) / self.costs.at(place))
+                if not (keys := [key for key in due.pop(place) if lacking[key[0]]]):
+                    continue
                 tasks.append(self._task(number, place, keys))
                 done = self._points_at(place, keys)
+                lacking = lacking - Counter(signature for signature, _ in done)
                 for other in {other for again in done for other in sharing[again]} & due.keys():
                     due[other] = [key for key in due[other] if (key[0], self._places[other][key]) not in done]
                     if not due[other]:
                         del due[other]
         return shuffled(tasks)[::-1]
 
-    def _due(self, number: int, place: int) -> list[Key]:
-        """Return the operations whose point at a place has a record, and none of a pass; none where something cannot be run."""
+    def _due(self, number: int, place: int, lacking: Mapping[str, int]) -> list[Key]:
+        """Return the operations that lack a pass at a place's point; none where something cannot be run."""
         points = self._places[place]
-        known = [key for key in self._operations if self._counts[key][points[key]]]
-        if any(points[key] not in self._measured[key] for key in known):
+        known = [key for key in self._operations if self._passes.counts[key][points[key]]]
+        if any(points[key] not in self._passes.found[key] for key in known):
             return []
-        due = [key for key in known if self._counts[key][points[key]] <= number]
+        due = [key for key in known if lacking[key[0]] and self._passes.counts[key][points[key]] <= number]
         return list({(key[0], points[key]): key for key in reversed(due)}.values())[::-1]
 
 

@@ -116,20 +116,6 @@ class FamilyProcess:
         weights = cross @ self._precision
         return np.asarray(weights @ self.logs), np.asarray(prior - weights @ cross.T)
 
-    def covariance_where_rough_is(self, shares: Floats, points: Points) -> Floats:
-        """Return the covariance at points if less were rough of what is known, rough part of the points left out, shape (n, n).
-
-        Args:
-            shares: Share of the rough part's variance that is left of each known point, shape (num_known,).
-            points: The points.
-        """
-        prior = covariance(self.parameters, points, points)
-        if not len(self.known):
-            return prior
-        cross, total = covariance(self.parameters, points, self.known), covariance(self.parameters, self.known, self.known)
-        told = total + np.diag(shares * self.parameters.rough**2 + _JITTER)
-        return np.asarray(prior - cross @ np.linalg.solve(told, cross.T))
-
     def told(self, points: Points, logs: Floats) -> FamilyProcess:
         """Return the process that knows more points, with their logarithms of the ratio to the roofline, shape (num_points,)."""
         return replace(self, known=self.known.with_more(points), logs=np.concatenate([self.logs, logs]))

@@ -26,8 +26,8 @@ in one of 90 % that is made of other points' errors. Covered is told from 20 poi
 first."""
 _DRIFT_NOTE = """Two fixed pieces of work run beside each measurement. Where they take longer than at best, something slowed the
 machine down; what was measured then is marked, and counts only where there is nothing else."""
-_PASSES_NOTE = """Every point is measured in passes spread over the run. A value is a pass's median over that of the fastest
-pass at the same point."""
+_PASSES_NOTE = """Points are measured in passes spread over the run: a few again, or all where an operation's level moved. A
+value is a pass's median over that of the fastest pass at the same point."""
 _SHOWN = 24
 
 

@@ -116,29 +116,6 @@ def test_errors_are_as_large_as_surprises_say() -> None:
     assert once.median == pytest.approx(calm.median, rel=0.05)
 
 
-def test_more_passes_average_out_what_differs_from_time_to_time() -> None:
-    """Far from all that was measured more passes tell nothing; right beside it eight more leave a third of its scatter."""
-    known, points = (
-        Points(np.zeros((1, 1)), np.zeros(1, dtype=np.int64)),
-        Points(np.array([[0.0], [90.0]]), np.zeros(2, dtype=np.int64)),
-    )
-    once, often = (Knowledge.nothing(1).told(known, np.zeros(1), passes) for passes in (0, 8))
-    rough = once.process.parameters.rough
-    np.testing.assert_allclose(once.at_last(points), once.process.predict(points)[1], rtol=1e-9)
-    near_once, near_often = (knowledge.at_last(points)[0, 0] for knowledge in (once, often))
-    assert near_once == pytest.approx(rough**2, rel=0.01)
-    assert near_often == pytest.approx(rough**2 / 9, rel=0.01)
-    assert often.at_last(points)[1, 1] == pytest.approx(once.at_last(points)[1, 1], rel=0.01)
-
-
-def test_the_floor_is_of_points_measured_in_all_passes() -> None:
-    """Of two points that are the same, the other measured in nine passes leaves a third of its scatter; the own one stays."""
-    both, rough, everything = np.ones((2, 2)), 0.03, np.ones(2, dtype=bool)
-    found = expected_error(np.ones(4), both, rough, everything, 1 / 9)
-    assert found.floor == pytest.approx(rough * np.sqrt(1 + 1 / 9), rel=0.01)
-    assert found.median == pytest.approx(np.hypot(1, rough), rel=0.01)
-
-
 def test_surprises_are_those_of_points_left_out() -> None:
     """Each known point counts by what all others say of it; a point off the curve is a surprise, and imagined ones are none."""
     points, rows, logs = _points(0), np.arange(0, 60, 4), _law(0.1)

@@ -14,7 +14,7 @@ from dooly.catalog import (
     describe_module_environment,
     given_sizes,
     key_of,
-    latencies_of,
+    passes_of,
     point_at,
     record_counts,
     told_apart,
@@ -160,13 +160,13 @@ def _adaptive_plan(
     places = [{key: point_at(op.request_dims, sizes) for key, op in own.items()} for sizes in combinations]
     products = np.array([[float(prod(sizes.values())), *map(float, sizes.values())] for sizes in combinations])
     counts = {key: record_counts(store, key[0], environment) for key in own}
-    latencies = {key: latencies_of(store, key[0], environment) for key in own}
+    found = {key: passes_of(store, key[0], environment) for key in own}
     ends = dict.fromkeys((int(np.argmin(products[:, 0])), int(np.argmax(products[:, 0]))))
 
     def make(number: int, place: int, keys: Sequence[Key]) -> ModuleTask:
         return ModuleTask(number, combinations[place], tuple((key[0], places[place][key]) for key in keys))
 
-    return AdaptivePlan(own, operations, places, products, tuple(ends), counts, latencies, (), target_error, make)
+    return AdaptivePlan(own, operations, places, products, tuple(ends), counts, found, (), target_error, make)
 
 
 def plan_module_tasks(

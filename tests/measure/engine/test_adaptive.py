@@ -14,6 +14,7 @@ from dooly.catalog import measurement_batches, point_of, write_described, write_
 from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import PASSES
 from dooly.measure._adaptive_plan import Forecast
+from dooly.measure._passes import num_checked
 from dooly.measure._tasks import InfeasibleBatchError, infeasible_record, record_of, run_tasks
 from dooly.measure.engine._adaptive import adaptive_plan, corners, seconds_a_record
 from dooly.predict import BatchArrays
@@ -40,6 +41,8 @@ class _Laws:
     environment: str
     fails: int = 1 << 30
     disturbed: Callable[[int], bool] = lambda _number: False
+    drift: float = 0.0
+    """By how much a pass takes longer than the one before."""
     tasks: list[Task] = field(default_factory=list)
 
     def measure(self, task: Task) -> Sequence[Record]:
@@ -52,7 +55,7 @@ class _Laws:
         for operation in task.missing:
             width = operation.family_numbers[0] if operation.family_numbers else 1.0
             tokens = task.batch.num_tokens
-            took = 5000 + width * tokens * (1 + 0.2 * np.tanh(np.log(tokens) - 4))
+            took = (5000 + width * tokens * (1 + 0.2 * np.tanh(np.log(tokens) - 4))) * (1 + self.drift) ** task.number
             facts = {"others_cores": 0.0, "drift": float(disturbed), "wall_s": 1e-3 * tokens, "pass": task.number}
             facts["order"] = len(self.tasks)
             key = (operation.signature, self.environment)
@@ -116,14 +119,18 @@ def _num_points(operation: TracedOperation) -> int:
     return len({point_of(operation, batch) for batch in measurement_batches(SERVING)})
 
 
-def test_a_sweep_ends_early_and_its_points_are_measured_in_every_pass(
-    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+@pytest.mark.parametrize("drift", [0.0, 0.02, 0.05], ids=["calm", "within the target", "beyond the target"])
+def test_a_sweep_ends_early_and_is_measured_in_every_pass_where_its_level_moves(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment, drift: float
 ) -> None:
-    """A smooth operation takes a fraction of its grid, the corners among it, and each point of it three times."""
+    """A smooth operation takes a fraction of its grid, the corners among it; a few points twice, or all of them three times."""
     operation = member(64.0)
-    records = _profile(_Laws(store, environment.digest), [operation])
+    records = _profile(_Laws(store, environment.digest, drift=drift), [operation])
     counts = Counter(JsonObject(record.point) for record in records)
-    assert set(counts.values()) == {PASSES}
+    if drift > 0.03:
+        assert set(counts.values()) == {PASSES}
+    else:
+        assert Counter(counts.values()) == {1: len(counts) - num_checked(len(counts)), 2: num_checked(len(counts))}
     assert 3 <= len(counts) < _num_points(operation) / 2
     assert {JsonObject({"d0": 1}), JsonObject({"d0": 1024})} <= set(counts)
 
@@ -146,8 +153,8 @@ def test_what_is_done_is_not_done_again_unless_more_is_asked_for(
 def test_a_run_that_was_cut_off_is_finished_by_the_next(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
-    """After a budget that ends within the first pass, the rest is measured, and nothing four times."""
-    laws = _Laws(store, environment.digest)
+    """After a budget that ends within the first pass, the rest is measured, and nothing four times, though its level moves."""
+    laws = _Laws(store, environment.digest, drift=0.1)
     plan = adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03)
     for _ in range(3):
         task = plan.next()
@@ -289,10 +296,16 @@ def test_what_was_disturbed_decides_nothing(
 
 
 @pytest.mark.parametrize(("first", "num_points"), [(0, 1), (8, 2)], ids=["a corner", "later, two points of one operation"])
-def test_what_waits_to_be_measured_again_is_not_proposed_meanwhile(
-    member: Callable[[float], TracedOperation], store: Store, environment: Environment, first: int, num_points: int
+def test_what_waits_to_be_measured_again_is_not_proposed_meanwhile(  # noqa: PLR0913, PLR0917 - fixtures
+    member: Callable[[float], TracedOperation],
+    store: Store,
+    environment: Environment,
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+    num_points: int,
 ) -> None:
     """Nor is it at another corner; an operation over tokens here and over requests there may have two points in one batch."""
+    monkeypatch.setattr("dooly.measure._sampler._RUN_SLACK", 0.0)  # the sweep goes on for long
     by_tokens = member(64.0)
     by_reqs = replace(by_tokens, stage="logits", request_dims=("num_reqs",), request_bytes="64.0*num_reqs")
     laws = _Laws(store, environment.digest)
@@ -315,15 +328,15 @@ def test_what_waits_to_be_measured_again_is_not_proposed_meanwhile(
 def test_a_device_that_stays_disturbed_is_swept_all_the_same(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
-    """Its sweep ends before the grid does; later calls measure the points anew until each has had twice its passes."""
+    """Its sweep ends before the grid does; later calls measure points anew until enough of them have had twice their passes."""
     laws = _Laws(store, environment.digest, disturbed=lambda _number: True)
     records = _profile(laws, [member(64.0)])
     assert all(record.attributes["spoiled"] for record in records)
     assert len({JsonObject(record.point) for record in records}) < _num_points(member(64.0)) / 2
     assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() > 0
-    for _ in range(4):
+    for _ in range(8):
         _profile(laws, [member(64.0)])
     assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == 0
     counts = Counter(JsonObject(record.point) for record in store.read(member(64.0).signature, environment.digest))
-    assert min(counts.values()) >= 2 * PASSES
-    assert max(counts.values()) < 4 * PASSES
+    assert min(counts.values()) > 1
+    assert 2 * PASSES <= max(counts.values()) < 4 * PASSES

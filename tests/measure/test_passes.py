@@ -1,0 +1,105 @@
+"""What passes after the first measure: some points of each operation, and all of them where its level moved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dbstore import JsonObject, Record
+from dooly.catalog import PASSES
+from dooly.measure._passes import Passes, num_checked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+KEY = ("a", ())
+POINTS = [JsonObject({"d0": tokens}) for tokens in range(1, 21)]
+
+
+def _log_ratios(_key: tuple[str, tuple[str, ...]], _point: JsonObject, latency_ns: Sequence[float]) -> npt.NDArray[np.float64]:
+    return np.array(latency_ns) / 1000 - 1
+
+
+def _passes(later: list[float]) -> Passes:
+    """Return twenty points that took 1,000 ns, of which the first ones were measured again."""
+    found = {point: [1000.0, *again] for point, again in zip(POINTS, [[ns] for ns in later] + [[]] * 20, strict=False)}
+    counts = Counter({point: len(took) for point, took in found.items()})
+    return Passes({KEY: POINTS}, {KEY: counts}, {KEY: found}, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("later", "stands"),
+    [
+        ([1020.0] * 4, None),
+        ([1020.0] * 5, True),
+        ([1040.0] * 5, False),
+        ([960.0] * 5, False),
+        ([1000.0, 1040.0, 960.0, 1050.0, 970.0], True),
+        ([1000.0, 1000.0, 1000.0, 1100.0, 1100.0], False),
+    ],
+    ids=["too few", "within the target", "slower", "faster", "to and fro", "two in five are slower"],
+)
+def test_the_mean_over_points_tells_whether_a_level_stands(later: list[float], *, stands: bool | None) -> None:
+    """Of points that were measured again: a quarter of them all, by the mean."""
+    assert num_checked(len(POINTS)) == 5
+    assert _passes(later).level_stands("a", _log_ratios) is stands
+
+
+def test_until_levels_are_told_a_quarter_is_checked() -> None:
+    """What is checked already counts, and no further pass is wanted yet."""
+    assert _passes([]).lacking(1, _log_ratios) == {"a": 5}
+    assert _passes([1040.0] * 2).lacking(1, _log_ratios) == {"a": 3}
+    assert _passes([1040.0] * 5).lacking(1, None) == {}
+    assert _passes([]).lacking(2, _log_ratios) == {}
+
+
+def test_a_level_that_moved_wants_every_pass() -> None:
+    """Of all points, those that were measured twice once more."""
+    moved = _passes([1040.0] * 5)
+    assert moved.lacking(1, _log_ratios) == {"a": 15}
+    assert moved.lacking(2, _log_ratios) == {"a": 20}
+    assert moved.num_again(_log_ratios) == PASSES * 20 - 25
+    assert _passes([1020.0] * 5).num_again(_log_ratios) == 0
+
+
+def test_what_disturbed_records_alone_tell_does_not_count() -> None:
+    """A point without a record that counts is one to measure, in the first pass."""
+    passes = Passes({KEY: POINTS}, {KEY: Counter({POINTS[0]: 1})}, {KEY: {POINTS[0]: [1000.0], POINTS[1]: [3000.0]}}, 0.03)
+    assert passes.means_ns() == {KEY: {POINTS[0]: 1000.0}}
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_disturbed_checks_tell_nothing_of_levels(*, spoiled: bool) -> None:
+    """Five points that take twice as long the second time, and are known to have been disturbed, are checked and no more."""
+    passes = _passes([])
+    for point in POINTS[:5]:
+        passes.told(Record("a", "e" * 32, point, np.array([2000]), {"spoiled": spoiled, "pass": 1}))
+    assert passes.lacking(1, _log_ratios) == ({} if spoiled else {"a": 15})
+    assert passes.level_stands("a", _log_ratios) is (None if spoiled else False)
+
+
+def test_a_point_that_cannot_be_run_again_is_checked_at_another() -> None:
+    """It counts no more, and the check that failed is lacking."""
+    passes = _passes([1000.0] * 4)
+    assert passes.lacking(1, _log_ratios) == {"a": 1}
+    passes.told(Record("a", "e" * 32, POINTS[4], np.empty(0, dtype=np.int64), {"pass": 1}, infeasible="out of memory"))
+    assert passes.lacking(1, _log_ratios) == {"a": 1}
+
+
+def test_half_way_through_its_passes_a_level_is_not_judged_anew() -> None:
+    """Once a point was measured a third time, all are."""
+    passes = _passes([1001.0] * 6)
+    passes.told(Record("a", "e" * 32, POINTS[0], np.array([1001]), {"pass": 2}))
+    assert passes.lacking(1, _log_ratios) == {"a": 14}
+
+
+def test_points_beyond_the_limits_count_for_nothing() -> None:
+    """What a store holds of larger batches is not measured again at smaller limits."""
+    found = {point: [1000.0] for point in POINTS}
+    passes = Passes({KEY: POINTS[:4]}, {KEY: Counter(POINTS)}, {KEY: found}, 0.03)
+    assert passes.lacking(1, _log_ratios) == {"a": 3}
