@@ -125,7 +125,7 @@ class Grid:
     def took(self, store: Store) -> dict[str, Any]:
         """Return how many records of each pass a store holds, and the seconds that they took."""
         count, seconds = [0] * PASSES, [0.0] * PASSES
-        for name in self._known:
+        for name in sorted(self._known):
             for record in self.records(store, name):
                 number = int(str(record.attributes["pass"]))
                 count[number] += 1

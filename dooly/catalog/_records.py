@@ -112,16 +112,20 @@ def pass_medians(records: Sequence[Record]) -> Floats:
 
 def latencies_of(store: Store, signature: str, environment: str) -> dict[JsonObject, float]:
     """Return what an operation took at each point that was feasible, in nanoseconds."""
-    return {point: mean(found) for point, found in passes_of(store, signature, environment).items()}
+    return {point: mean(_latencies(found)) for point, found in _passes(_feasible(store, signature, environment)).items()}
 
 
 def passes_of(store: Store, signature: str, environment: str) -> dict[JsonObject, list[float]]:
-    """Return what each pass found at each point that was feasible, in nanoseconds, the first pass first."""
+    """Return what each pass that nothing disturbed found at each point, in nanoseconds, the first pass first."""
+    calm = [record for record in _feasible(store, signature, environment) if not record.attributes.get("spoiled")]
+    return {point: _latencies(sorted(found, key=itemgetter(0))) for point, found in _passes(calm).items()}
+
+
+def _feasible(store: Store, signature: str, environment: str) -> list[Record]:
     try:
-        records = [record for record in store.read(signature, environment) if record.infeasible is None]
+        return [record for record in store.read(signature, environment) if record.infeasible is None]
     except RecordNotFoundError:
-        return {}
-    return {point: _latencies(sorted(found, key=itemgetter(0))) for point, found in _passes(records).items()}
+        return []
 
 
 def repeatability(records: Sequence[Record]) -> float:

@@ -92,10 +92,15 @@ class Knowledge:
         """
         process = self.process.told(points, log_ratios)
         count = len(process.known)
-        of_one = np.bincount(process.known.operations).max(initial=0)
-        if count < self.num_fitted + max(MIN_POINTS, self.num_fitted // 4) or of_one < self.fitted_from:
-            return replace(self, process=process)
-        return replace(self, process=process.refitted(), num_fitted=count)
+        told = replace(self, process=process)
+        if count < self.num_fitted + max(MIN_POINTS, self.num_fitted // 4) or not told.may_be_fitted:
+            return told
+        return replace(told, process=process.refitted(), num_fitted=count)
+
+    @property
+    def may_be_fitted(self) -> bool:
+        """Whether one operation has as many points as it takes to fit parameters, imagined ones included."""
+        return bool(np.bincount(self.process.known.operations).max(initial=0) >= self.fitted_from)
 
     def imagined(self, points: Points) -> Knowledge:
         """Return what would be known after more points that are just as predicted: nothing but where they lie."""

@@ -5,8 +5,8 @@ measured there whatever is known, and so is all that no relative tells of; any o
 end, leaves it in doubt there: the largest sizes cost most.
 
 The first pass decides which points are measured. A machine may drift by more within minutes than a sweep's target, so the second
-measures some of each operation's points again, drawn by chance. Where an operation takes as long as it did, that is all; others
-are measured again at all of their points, in all passes. What a store holds already counts as measured.
+measures some of each operation's points again, at places drawn by chance. Where an operation takes as long as it did, that is
+all; others are measured again at all of their points, in all passes. What a store holds already counts as measured.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Forecast:
     num_missing: int
     """Other operations."""
     num_wanted: int
-    """Records that are wanted, if all points lie where they are predicted and no level moves."""
+    """Records that are wanted, if all points lie where they are predicted and no level moves; of nothing known, at most."""
 
 
 class AdaptivePlan(Generic[AnyTask]):
@@ -68,8 +68,7 @@ class AdaptivePlan(Generic[AnyTask]):
         places: Sequence[Mapping[Key, JsonObject]],
         sizes: Floats,
         corners: Sequence[int],
-        counts: Mapping[Key, Counter[JsonObject]],
-        measured: Mapping[Key, Mapping[JsonObject, Sequence[float]]],
+        passes: Passes,
         others: Sequence[Known],
         target: float,
         make: MakeTask[AnyTask],
@@ -82,15 +81,13 @@ class AdaptivePlan(Generic[AnyTask]):
             places: The point of each operation at each place.
             sizes: Sizes of each place that its cost goes by, shape (num_places, num_sizes).
             corners: Places that bound all others.
-            counts: How many records a store has of each operation's points.
-            measured: What passes found there, in nanoseconds, the first one first.
+            passes: What was measured of them.
             others: Operations of the same families.
             target: Median relative error at which an operation's sweep ends.
             make: Makes a task.
         """
         self._operations, self._parts, self._places, self._make, self._target = operations, parts, places, make, target
-        points = {key: {place[key] for place in places} for key in operations}
-        self._passes = Passes(points, counts, measured, target)
+        self._passes = passes
         self._others = others
         self.costs = PlaceCosts(sizes)
         self._waiting: set[tuple[str, JsonObject]] = set()
@@ -156,11 +153,13 @@ class AdaptivePlan(Generic[AnyTask]):
     def num_left(self) -> int:
         """Return how many records are still wanted, as far as is known: sweeps go on, and levels may have moved."""
         delayed = sum(len(task.missing) for task in self._delayed)
-        if self._later is not None:
+        if self._later or (self._later is not None and delayed):
             return delayed + sum(len(task.missing) for task in self._later)
         wanted = sum(len(keys) for _, keys in self._corners_left()) + delayed
         at_corners = self._corners or (self._delayed and self._sampler is None)
         open_ = 0 if at_corners else len({*self.sampler.unfinished(), *self._doubted()})
+        if not wanted + open_:
+            return sum(len(task.missing) for task in self._other_passes())
         return wanted + open_ + self._passes.num_again(self._log_ratios)
 
     def forecast(self) -> Forecast:
@@ -168,7 +167,7 @@ class AdaptivePlan(Generic[AnyTask]):
 
         Where nothing was measured, nothing tells how soon sweeps end, and the whole grid is what they take at most.
         """
-        if not self._others and not any(self._passes.found.values()):
+        if not self._others and not any(self._passes.latencies_ns.values()):
             points = {(key, place[key]) for place in self._places for key in self._operations}
             return Forecast(0, 0, len(self._operations), PASSES * len(points))
         sampler = self.sampler
@@ -181,7 +180,7 @@ class AdaptivePlan(Generic[AnyTask]):
     def sampler(self) -> Sampler[Key]:
         """What decides, once the corners are measured."""
         if self._sampler is None:
-            took = self._passes.means_ns()
+            took = self._passes.latencies_ns
             self._sampler = sampler_of(self._operations, self._parts, self._places, took, self._others, self._target)
             for key, counts in self._passes.counts.items():
                 for point in counts.keys() - took[key].keys():
@@ -255,8 +254,8 @@ class AdaptivePlan(Generic[AnyTask]):
     def _other_passes(self) -> list[AnyTask]:
         """Return the tasks of the passes after the first that are known to be wanted, the last one first.
 
-        Points that show whether levels stand come first, drawn by chance. All points of operations whose levels moved are then
-        covered by places that measure most a second (the greedy cover of Chvatal, 1979), since several may share a point.
+        Points that show whether levels stand come first, at places drawn by chance. All points of operations whose levels moved
+        are then covered by places that measure most a second (the greedy cover of Chvatal, 1979), since several may share one.
         """
         tasks, rng = [], Random(0)  # noqa: S311 - an order of work
         for number in range(1, PASSES):
@@ -280,13 +279,15 @@ class AdaptivePlan(Generic[AnyTask]):
                     due[other] = [key for key in due[other] if (key[0], self._places[other][key]) not in done]
                     if not due[other]:
                         del due[other]
+            if unsure:
+                break
         return shuffled(tasks)[::-1]
 
     def _due(self, number: int, place: int, lacking: Mapping[str, int]) -> list[Key]:
         """Return the operations that lack a pass at a place's point; none where something cannot be run."""
         points = self._places[place]
         known = [key for key in self._operations if self._passes.counts[key][points[key]]]
-        if any(points[key] not in self._passes.found[key] for key in known):
+        if any(points[key] not in self._passes.latencies_ns[key] for key in known):
             return []
         due = [key for key in known if lacking[key[0]] and self._passes.counts[key][points[key]] <= number]
         return list({(key[0], points[key]): key for key in reversed(due)}.values())[::-1]

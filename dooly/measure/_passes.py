@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dbstore import JsonObject
-from dooly.catalog import PASSES
+from dooly.catalog import PASSES, latencies_of, passes_of, record_counts
 from dooly.measure._adaptive import MIN_POINTS
 
 if TYPE_CHECKING:
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dbstore import Record
+    from dbstore import Record, Store
     from dooly.catalog import Key
 
     LogRatios = Callable[[Key, JsonObject, Sequence[float]], npt.NDArray[np.float64]]
     """Tells how far what an operation took at a point, time by time, lies from its closed forms."""
 
-_CHECK = 2
-"""Passes in which a level is told."""
 CHECKED = 0.25
 """Share of an operation's points that are measured a second time to see whether its level stands."""
 
@@ -43,25 +41,37 @@ class Passes:
         self,
         points: Mapping[Key, Collection[JsonObject]],
         counts: Mapping[Key, Counter[JsonObject]],
-        found: Mapping[Key, Mapping[JsonObject, Sequence[float]]],
+        latencies_ns: Mapping[Key, Mapping[JsonObject, float]],
+        calm_ns: Mapping[Key, Mapping[JsonObject, Sequence[float]]],
         target: float,
     ) -> None:
         """Take what a store knows.
 
         Args:
             points: The points of each operation that count.
-            counts: How many records that count there are of each operation's points.
-            found: What passes found there, in nanoseconds, the first one first.
+            counts: How many records that count there are of each point.
+            latencies_ns: What an operation takes at a point, in nanoseconds.
+            calm_ns: What passes that nothing disturbed found there, in nanoseconds, the first one first.
             target: Relative error at which an operation's sweep ends, within which a level stands.
         """
-        self._points = points
+        self._points, self._target = points, target
         self.counts = {key: Counter(counts.get(key, {})) for key in points}
         # What has disturbed records alone is measured again, and tells nothing before.
-        self.found: dict[Key, dict[JsonObject, list[float]]] = {
-            key: {point: list(took) for point, took in found.get(key, {}).items() if times[point] and point in points[key]}
+        self.latencies_ns: dict[Key, dict[JsonObject, float]] = {
+            key: {point: ns for point, ns in latencies_ns.get(key, {}).items() if times[point] and point in points[key]}
             for key, times in self.counts.items()
         }
-        self._target = target
+        self._calm_ns: dict[Key, dict[JsonObject, list[float]]] = {
+            key: {point: list(calm_ns[key][point]) for point in known if point in calm_ns.get(key, {})}
+            for key, known in self.latencies_ns.items()
+        }
+
+    @classmethod
+    def of_store(cls, store: Store, environment: str, points: Mapping[Key, Collection[JsonObject]], target: float) -> Passes:
+        """Return what a store knows of operations in an environment."""
+        counts = {key: record_counts(store, key[0], environment) for key in points}
+        latencies_ns = {key: latencies_of(store, key[0], environment) for key in points}
+        return cls(points, counts, latencies_ns, {key: passes_of(store, key[0], environment) for key in points}, target)
 
     def told(self, record: Record) -> tuple[Key, ...]:
         """Take in a record, and return the operations that it is of.
@@ -72,33 +82,30 @@ class Passes:
         keys = tuple(key for key, points in self._points.items() if key[0] == record.signature and point in points)
         for key in keys:
             self.counts[key][point] += 1
+            calm_ns = self._calm_ns[key]
             if record.infeasible is not None:
-                self.found[key].pop(point, None)
-            elif not (record.attributes.get("spoiled") and self.found[key].get(point)):
-                self.found[key].setdefault(point, []).append(record.median_ns)
+                self.latencies_ns[key].pop(point, None)
+                calm_ns.pop(point, None)
+            elif record.attributes.get("spoiled"):
+                self.latencies_ns[key].setdefault(point, record.median_ns)
+            else:
+                calm_ns.setdefault(point, []).append(record.median_ns)
+                self.latencies_ns[key][point] = mean(calm_ns[point])
         return keys
-
-    def means_ns(self) -> dict[Key, dict[JsonObject, float]]:
-        """Return what each operation takes at its points, in nanoseconds: the mean of its passes."""
-        return {key: {point: mean(took) for point, took in of.items()} for key, of in self.found.items()}
 
     def level_stands(self, signature: str, log_ratios: LogRatios | None) -> bool | None:
         """Tell whether later passes found what the first did, to within the target on average; None where too few points tell.
-
-        What was measured in a third pass had moved, and is not judged anew half way through its passes.
 
         Args:
             signature: The operation's.
             log_ratios: How far latencies lie from the closed forms; None where that is not known yet.
         """
         keys = [key for key in self.counts if key[0] == signature]
-        again = {point: (key, took) for key in keys for point, took in self.found[key].items() if len(took) > 1}
-        if any(len(took) > _CHECK for _, took in again.values()):
-            return False
+        again = {point: (key, took) for key in keys for point, took in self._calm_ns[key].items() if len(took) > 1}
         if log_ratios is None or not again or len(again) < num_checked(len(self._times(signature))):
             return None
         logs = [log_ratios(key, point, took) for point, (key, took) in again.items()]
-        return bool(abs(np.mean([second - first for first, second in logs])) <= self._target)
+        return bool(abs(np.mean([np.mean(later) - first for first, *later in logs])) <= self._target)
 
     def lacking(self, number: int, log_ratios: LogRatios | None) -> Counter[str]:
         """Return how many points of each signature a pass after the first is to measure, as far as that is known."""
@@ -118,7 +125,7 @@ class Passes:
     def _times(self, signature: str) -> dict[JsonObject, int]:
         """Return how often each feasible point of a signature was measured."""
         keys = [key for key in self.counts if key[0] == signature]
-        return {point: self.counts[key][point] for key in keys for point in self.found[key]}
+        return {point: self.counts[key][point] for key in keys for point in self.latencies_ns[key]}
 
 
 def num_checked(num_points: int) -> int:

@@ -207,9 +207,10 @@ class Sampler(Generic[AnyKey]):
         return self._has_enough(key) and self._outlook(key).error.is_within(self.target, self.slack)
 
     def _has_enough(self, key: AnyKey) -> bool:
-        feasible, known = self._feasible[key], self._knowledge.get(self.sweeps[key].family)
-        is_fitted = known is not None and known.num_fitted > 0
-        return is_fitted and bool((self._done[key] & feasible).sum() >= min(MIN_POINTS, feasible.sum()))
+        sweep, feasible = self.sweeps[key], self._feasible[key]
+        if not self._known(sweep.family, sweep.points).may_be_fitted:
+            return False
+        return bool((self._done[key] & feasible).sum() >= min(MIN_POINTS, feasible.sum()))
 
     def _outlook(self, key: AnyKey) -> Outlook:
         if key not in self._outlooks:

@@ -29,7 +29,13 @@ def _passes(later: list[float]) -> Passes:
     """Return twenty points that took 1,000 ns, of which the first ones were measured again."""
     found = {point: [1000.0, *again] for point, again in zip(POINTS, [[ns] for ns in later] + [[]] * 20, strict=False)}
     counts = Counter({point: len(took) for point, took in found.items()})
-    return Passes({KEY: POINTS}, {KEY: counts}, {KEY: found}, 0.03)
+    return Passes(
+        {KEY: POINTS}, {KEY: counts}, {KEY: {point: np.mean(took) for point, took in found.items()}}, {KEY: found}, 0.03
+    )
+
+
+def _record(ns: int, *, number: int, point: JsonObject = POINTS[0], spoiled: bool = False) -> Record:
+    return Record("a", "e" * 32, point, np.array([ns]), {"spoiled": spoiled, "pass": number})
 
 
 @pytest.mark.parametrize(
@@ -68,9 +74,21 @@ def test_a_level_that_moved_wants_every_pass() -> None:
 
 
 def test_what_disturbed_records_alone_tell_does_not_count() -> None:
-    """A point without a record that counts is one to measure, in the first pass."""
-    passes = Passes({KEY: POINTS}, {KEY: Counter({POINTS[0]: 1})}, {KEY: {POINTS[0]: [1000.0], POINTS[1]: [3000.0]}}, 0.03)
-    assert passes.means_ns() == {KEY: {POINTS[0]: 1000.0}}
+    """A point without a record that counts is one to measure, in the first pass; six disturbed ones are no level that moved."""
+    counts, latencies_ns = Counter({POINTS[0]: 1, POINTS[2]: PASSES}), dict.fromkeys(POINTS[:3], 3000.0)
+    passes = Passes({KEY: POINTS}, {KEY: counts}, {KEY: latencies_ns}, {KEY: {POINTS[0]: [3000.0]}}, 0.03)
+    assert passes.latencies_ns == {KEY: {POINTS[0]: 3000.0, POINTS[2]: 3000.0}}
+    assert passes.level_stands("a", _log_ratios) is None
+
+
+def test_a_calm_record_takes_the_place_of_disturbed_ones() -> None:
+    """Where the first pass was disturbed to the end, a calm second one is what the point takes, and no level that moved."""
+    passes = Passes({KEY: POINTS}, {}, {}, {}, 0.03)
+    passes.told(_record(3000, number=0, spoiled=True))
+    assert passes.latencies_ns[KEY] == {POINTS[0]: 3000.0}
+    passes.told(_record(1000, number=1))
+    assert passes.latencies_ns[KEY] == {POINTS[0]: 1000.0}
+    assert passes.level_stands("a", _log_ratios) is None
 
 
 @pytest.mark.parametrize("spoiled", [False, True])
@@ -78,7 +96,7 @@ def test_disturbed_checks_tell_nothing_of_levels(*, spoiled: bool) -> None:
     """Five points that take twice as long the second time, and are known to have been disturbed, are checked and no more."""
     passes = _passes([])
     for point in POINTS[:5]:
-        passes.told(Record("a", "e" * 32, point, np.array([2000]), {"spoiled": spoiled, "pass": 1}))
+        passes.told(_record(2000, point=point, number=1, spoiled=spoiled))
     assert passes.lacking(1, _log_ratios) == ({} if spoiled else {"a": 15})
     assert passes.level_stands("a", _log_ratios) is (None if spoiled else False)
 
@@ -91,15 +109,8 @@ def test_a_point_that_cannot_be_run_again_is_checked_at_another() -> None:
     assert passes.lacking(1, _log_ratios) == {"a": 1}
 
 
-def test_half_way_through_its_passes_a_level_is_not_judged_anew() -> None:
-    """Once a point was measured a third time, all are."""
-    passes = _passes([1001.0] * 6)
-    passes.told(Record("a", "e" * 32, POINTS[0], np.array([1001]), {"pass": 2}))
-    assert passes.lacking(1, _log_ratios) == {"a": 14}
-
-
 def test_points_beyond_the_limits_count_for_nothing() -> None:
     """What a store holds of larger batches is not measured again at smaller limits."""
     found = {point: [1000.0] for point in POINTS}
-    passes = Passes({KEY: POINTS[:4]}, {KEY: Counter(POINTS)}, {KEY: found}, 0.03)
+    passes = Passes({KEY: POINTS[:4]}, {KEY: Counter(POINTS)}, {KEY: dict.fromkeys(POINTS, 1000.0)}, {KEY: found}, 0.03)
     assert passes.lacking(1, _log_ratios) == {"a": 3}

@@ -13,10 +13,11 @@ import pytest
 from dbstore import JsonObject
 from dooly.catalog import LAYER, PASSES, STEP, Known, key_of, plain_linear
 from dooly.measure._adaptive_plan import AdaptivePlan
+from dooly.measure._passes import Passes
 from dooly.measure._sampler import Sampler, sampler_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dooly.catalog import Key
     from dooly.tracing import TracedOperation
@@ -33,6 +34,15 @@ def _latencies(n: int, k: int) -> dict[JsonObject, float]:
     tiles = {t: np.ceil(t / 128) * 128 for t in TOKENS}
     work = {t: 2 * tiles[t] * n * k / 8e5 + 2 * n * k / 4e3 for t in TOKENS}
     return {JsonObject({"d0": t}): float(3000 + work[t] * (1 + 0.1 * np.sin(np.log(n * k)))) for t in TOKENS}
+
+
+def _passes(
+    places: Sequence[Mapping[Key, JsonObject]],
+    counts: Mapping[Key, Counter[JsonObject]],
+    latencies_ns: Mapping[Key, Mapping[JsonObject, float]],
+    calm_ns: Mapping[Key, Mapping[JsonObject, Sequence[float]]] | None = None,
+) -> Passes:
+    return Passes({key: {place[key] for place in places} for key in counts}, counts, latencies_ns, calm_ns or {}, 0.03)
 
 
 def _num_drawn(new: tuple[int, int], others: list[Known]) -> tuple[int, Sampler[Key]]:
@@ -85,10 +95,11 @@ def test_a_whole_layer_counts_by_its_operations() -> None:
     layer = replace(product, signature="layer", name=LAYER, stage="engine", family="")
     operations = {key_of(op): op for op in (product, layer)}
     points, law = [JsonObject({"d0": t}) for t in TOKENS], _latencies(1024, 1024)
-    ends = {key: {point: [law[point]] for point in (points[0], points[-1])} for key in operations}
+    ends = {key: {point: law[point] for point in (points[0], points[-1])} for key in operations}
     counts = {key: Counter(dict.fromkeys(found, PASSES)) for key, found in ends.items()}
     places, sizes = [dict.fromkeys(operations, point) for point in points], np.array(TOKENS, dtype=np.float64)[:, None]
-    plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), counts, ends, (), 0.03, SimpleNamespace)
+    passes = _passes(places, counts, ends)
+    plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), passes, (), 0.03, SimpleNamespace)
     errors = plan.sampler.errors()
     assert errors[key_of(layer)] != pytest.approx(errors[key_of(product)])
     assert plan.error == pytest.approx(errors[key_of(product)])
@@ -141,7 +152,7 @@ def test_further_passes_run_the_places_that_measure_most_a_second(seconds: float
     places = [{key_of(left): x, key_of(right): z}, {key_of(left): z, key_of(right): y}, {key_of(left): x, key_of(right): y}]
     counts, ends = (
         {key_of(left): Counter({x: 2}), key_of(right): Counter({y: 2})},
-        {key_of(left): {x: [1e4, 2e4]}, key_of(right): {y: [1e4, 2e4]}},
+        {key_of(left): {x: 1.5e4}, key_of(right): {y: 1.5e4}},
     )
     operations, sizes = {key_of(op): op for op in (left, right)}, np.array([[1.0], [1.0], [seconds]])
     made = []
@@ -150,7 +161,8 @@ def test_further_passes_run_the_places_that_measure_most_a_second(seconds: float
         made.append((number, place, len(keys)))
         return SimpleNamespace(number=number, place=place, missing=keys)
 
-    plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), counts, ends, (), 0.03, make)
+    passes = _passes(places, counts, ends, {key: {point: [1e4, 2e4] for point in found} for key, found in ends.items()})
+    plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), passes, (), 0.03, make)
     for place in range(3):
         plan.costs.told(place, float(sizes[place, 0]))
     _ = plan.sampler  # by its closed forms levels are told
@@ -216,7 +228,7 @@ def test_a_corner_in_doubt_is_asked_for_once_the_sweep_may_end() -> None:
     known = [Known(_product(n, 4096), {p: law[p] * n / 1024 for p in points[:-1]}) for n in (512, 2048)]
     operation = _product(1024, 4096)
     key = key_of(operation)
-    own = {points[row]: [law[points[row]]] for row in (0, 2, 6)}
+    own = {points[row]: law[points[row]] for row in (0, 2, 6)}
     counts, places = {key: Counter(dict.fromkeys(own, PASSES))}, [{key: point} for point in points]
     sizes = np.array(tokens, dtype=np.float64)[:, None]
     made: list[tuple[int, int]] = []
@@ -225,7 +237,8 @@ def test_a_corner_in_doubt_is_asked_for_once_the_sweep_may_end() -> None:
         made.append((number, place))
         return SimpleNamespace(number=number, place=place, missing=keys)
 
-    plan = AdaptivePlan({key: operation}, (operation,), places, sizes, (0, 30), counts, {key: own}, known, 0.03, make)
+    passes = _passes(places, counts, {key: own})
+    plan = AdaptivePlan({key: operation}, (operation,), places, sizes, (0, 30), passes, known, 0.03, make)
     assert plan.sampler.next(plan.costs.at) is None
     assert plan.sampler.is_doubtful(key, points[30])
     assert not plan.sampler.is_doubtful(key, points[4])

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.catalog import key_of, measured_most, measurement_batches, passes_of, point_of, record_counts, related_operations
+from dooly.catalog import key_of, measured_most, measurement_batches, point_of, related_operations
 from dooly.measure._adaptive_plan import AdaptivePlan
+from dooly.measure._passes import Passes
 from dooly.measure.engine._profiler import Task
 from dooly.predict import BatchArrays
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from dbstore import JsonObject, Store
+    from dbstore import Store
     from dooly.batch import Batch
     from dooly.catalog import Key, Known
     from dooly.engines import ServingConfig
@@ -49,19 +49,18 @@ def adaptive_plan(  # noqa: PLR0913 - what to measure, within what, what is know
     arrays = BatchArrays.of(batches)
     work = arrays.attention(None)
     sizes = np.column_stack([arrays.num_tokens, work.decode_kv_tokens, work.prefill_pairs]).astype(np.float64)
-    counts: dict[Key, Counter[JsonObject]] = {}
-    found: dict[Key, dict[JsonObject, list[float]]] = {}
+    points = {key: {place[key] for place in places} for key in own}
+    passes = Passes(points, {}, {}, {}, target)
     others: list[Known] = []
     if environment is not None:
-        counts = {key: record_counts(store, key[0], environment) for key in own}
-        found = {key: passes_of(store, key[0], environment) for key in own}
+        passes = Passes.of_store(store, environment, points, target)
         others = measured_most(related_operations(operations, store, environment), store, environment)
 
     def make(number: int, place: int, keys: Sequence[Key]) -> Task:
         return Task(number, batches[place], tuple(own[key] for key in keys))
 
     parts = operations if parts is None else parts
-    return AdaptivePlan(own, parts, places, sizes, corners(arrays, batches), counts, found, others, target, make)
+    return AdaptivePlan(own, parts, places, sizes, corners(arrays, batches), passes, others, target, make)
 
 
 def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from dooly.catalog import (
     describe_module_environment,
     given_sizes,
     key_of,
-    passes_of,
     point_at,
     record_counts,
     told_apart,
@@ -24,6 +23,7 @@ from dooly.catalog import (
 from dooly.errors import InvalidInputError, spell
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
+from dooly.measure._passes import Passes
 from dooly.measure._result import ProfileResult
 from dooly.measure._tasks import FixedPlan, run_tasks
 from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, refuse_other_branches, set_modes, state_kept
@@ -159,14 +159,14 @@ def _adaptive_plan(
     own = {key_of(operation): operation for operation in operations}
     places = [{key: point_at(op.request_dims, sizes) for key, op in own.items()} for sizes in combinations]
     products = np.array([[float(prod(sizes.values())), *map(float, sizes.values())] for sizes in combinations])
-    counts = {key: record_counts(store, key[0], environment) for key in own}
-    found = {key: passes_of(store, key[0], environment) for key in own}
+    points = {key: {place[key] for place in places} for key in own}
+    passes = Passes.of_store(store, environment, points, target_error)
     ends = dict.fromkeys((int(np.argmin(products[:, 0])), int(np.argmax(products[:, 0]))))
 
     def make(number: int, place: int, keys: Sequence[Key]) -> ModuleTask:
         return ModuleTask(number, combinations[place], tuple((key[0], places[place][key]) for key in keys))
 
-    return AdaptivePlan(own, operations, places, products, tuple(ends), counts, found, (), target_error, make)
+    return AdaptivePlan(own, operations, places, products, tuple(ends), passes, (), target_error, make)
 
 
 def plan_module_tasks(

@@ -150,6 +150,42 @@ def test_what_is_done_is_not_done_again_unless_more_is_asked_for(
     assert not {JsonObject(r.point) for r in first} & {JsonObject(r.point) for r in more}
 
 
+def test_a_run_that_ends_behind_its_checks_tells_what_is_left(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Of an operation whose level moved, all points in all passes, as the next run's plan tells it."""
+    laws = _Laws(store, environment.digest, drift=0.1)
+    plan = adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03)
+    while (task := plan.next()) is not None and task.number < 2:
+        plan.told(task, laws.measure(task))
+        if task.number == 1 and not plan._later:
+            break
+    left = plan.num_left()
+    num_points = len({JsonObject(r.point) for r in store.read(member(64.0).signature, environment.digest)})
+    assert left == PASSES * num_points - num_points - num_checked(num_points)
+    assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == left
+
+
+def test_levels_are_seen_before_anything_is_measured_a_third_time(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Beside an operation that moved and lacks passes, a new one is checked first; no pass is left out, and none comes twice."""
+    laws = _Laws(store, environment.digest, drift=0.1)
+    plan = adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03)
+    while (task := plan.next()) is not None and task.number < 2:
+        plan.told(task, laws.measure(task))
+    first = len(laws.tasks)
+    _profile(laws, [member(64.0), member(256.0)])
+    later = [task for task in laws.tasks[first:] if task.number > 0]
+    new = [place for place, task in enumerate(later) if member(256.0) in task.missing and task.number == 1]
+    assert all(task.number == 1 for task in later[: new[0] + 1])
+    for width in (64.0, 256.0):
+        records = store.read(member(width).signature, environment.digest)
+        numbers = Counter((JsonObject(record.point), record.attributes["pass"]) for record in records)
+        assert set(numbers.values()) == {1}
+        assert {number for _, number in numbers} == set(range(PASSES))
+
+
 def test_a_run_that_was_cut_off_is_finished_by_the_next(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
@@ -238,6 +274,8 @@ def test_a_forecast_tells_what_is_known_and_what_is_wanted(
     assert beside.num_known == 1
     assert beside.num_by_family + beside.num_missing == 1
     assert 0 < beside.num_wanted < PASSES * _num_points(new)
+    strange = forecast(new, replace(member(96.0), family="e" * 32))
+    assert 0 < strange.num_wanted < _num_points(new)
     assert seconds_a_record(store, {environment.digest}) == pytest.approx(
         np.mean([float(str(r.attributes["wall_s"])) for r in store.read(new.signature, environment.digest)])
     )

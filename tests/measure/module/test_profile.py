@@ -79,7 +79,7 @@ def test_an_adaptive_sweep_leaves_combinations_out(traced: Traced, tmp_path: Pat
     counts = Counter(JsonObject(record.point) for record in store.read(whole.signature, environment))
     ends = ({"batch": 1, "seq": 2}, {"batch": 6, "seq": 16})
     assert {point_at(whole.request_dims, sizes) for sizes in ends} <= set(counts)
-    assert min(counts.values()) >= 2  # of three points each is measured again
+    assert sum(count > 1 for count in counts.values()) >= 3  # whether its level stands
 
 
 def test_what_is_there_is_not_measured_again(traced: Traced, profiled: Store) -> None:
