@@ -13,7 +13,7 @@ from dbstore import Environment, JsonObject, Record, Store
 from dooly.catalog import measurement_batches, point_of, write_described, write_traced
 from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import PASSES
-from dooly.measure._adaptive_plan import Forecast
+from dooly.measure._adaptive_plan import AdaptivePlan, Forecast
 from dooly.measure._passes import num_checked
 from dooly.measure._tasks import InfeasibleBatchError, infeasible_record, record_of, run_tasks
 from dooly.measure.engine._adaptive import adaptive_plan, corners, seconds_a_record
@@ -115,6 +115,16 @@ def _profile(laws: _Laws, operations: Sequence[TracedOperation], target: float =
     return run_tasks(laws, plan, None, lambda *_: None)[0]
 
 
+def _checked(laws: _Laws, operation: TracedOperation) -> AdaptivePlan[Task]:
+    """Measure an operation until its level is told, and return the plan of that."""
+    plan = adaptive_plan((operation,), SERVING, laws.store, laws.environment, 0.03)
+    while (task := plan.next()) is not None:
+        plan.told(task, laws.measure(task))
+        if task.number == 1 and not plan._later:
+            break
+    return plan
+
+
 def _num_points(operation: TracedOperation) -> int:
     return len({point_of(operation, batch) for batch in measurement_batches(SERVING)})
 
@@ -154,13 +164,7 @@ def test_a_run_that_ends_behind_its_checks_tells_what_is_left(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
     """Of an operation whose level moved, all points in all passes, as the next run's plan tells it."""
-    laws = _Laws(store, environment.digest, drift=0.1)
-    plan = adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03)
-    while (task := plan.next()) is not None and task.number < 2:
-        plan.told(task, laws.measure(task))
-        if task.number == 1 and not plan._later:
-            break
-    left = plan.num_left()
+    left = _checked(_Laws(store, environment.digest, drift=0.1), member(64.0)).num_left()
     num_points = len({JsonObject(r.point) for r in store.read(member(64.0).signature, environment.digest)})
     assert left == PASSES * num_points - num_points - num_checked(num_points)
     assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == left
@@ -171,9 +175,7 @@ def test_levels_are_seen_before_anything_is_measured_a_third_time(
 ) -> None:
     """Beside an operation that moved and lacks passes, a new one is checked first; no pass is left out, and none comes twice."""
     laws = _Laws(store, environment.digest, drift=0.1)
-    plan = adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03)
-    while (task := plan.next()) is not None and task.number < 2:
-        plan.told(task, laws.measure(task))
+    _checked(laws, member(64.0))
     first = len(laws.tasks)
     _profile(laws, [member(64.0), member(256.0)])
     later = [task for task in laws.tasks[first:] if task.number > 0]
