@@ -10,41 +10,25 @@ what the machine did in between is in them.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from interval_coverage import batches_at
+from measured_grid import MeasuredGrid
 from profiling_measured import LIMITS, quantiles, step_errors
 
-from dbstore import Record, Store
-from dooly.catalog import (
-    PASSES,
-    STEP,
-    latencies_of,
-    measurement_batches,
-    point_of,
-    profiled_model,
-    write_described,
-    write_traced,
-)
+from dbstore import Store
+from dooly.catalog import PASSES, STEP, measurement_batches
 from dooly.engines import find_model
-from dooly.measure import TARGET_ERROR
-from dooly.measure._tasks import run_tasks
-from dooly.measure.engine._adaptive import adaptive_plan
 from dooly.predict import load_latency_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
-
+    from dbstore import Environment, Record
     from dooly.batch import Batch
-    from dooly.engines import ServingConfig
+    from dooly.engines import ModelSource, ServingConfig
     from dooly.measure.engine._profiler import Task
-    from dooly.predict import FittedOperation
-    from dooly.tracing import TracedModel, TracedOperation
 
 
 def replay(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[str, Any]:
@@ -52,22 +36,18 @@ def replay(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[st
     into, rows = Store.open("memory://replayed", "a"), []
     for name in names:
         model = find_model(name)
-        grid = Store.open(state / f"alone-{model.name}")
-        traced, environment = profiled_model(grid, model, serving, None)
-        write_described(into, environment, traced)
-        write_traced(into, model, serving, traced, environment)
-        measured = Grid(grid, traced, environment.digest, into)
-        plan = adaptive_plan(traced.operations, serving, into, environment.digest, TARGET_ERROR)
-        run_tasks(measured, plan, None, lambda _done, _left: None)
+        grid = CostedGrid(Store.open(state / f"alone-{model.name}"), model, serving, None, into)
+        grid.sweep()
+        if grid.num_refused:
+            raise SystemExit(f"error: the grid of {model.name} lacks {grid.num_refused} batches of today's")
         whole = [(number, batch) for number in range(PASSES) for batch in measurement_batches(serving)]
-        errors = step_errors(model, grid, into, serving)
-        latency = load_latency_model(into, model, serving)
-        of_operations = np.concatenate([operation_errors(fitted, grid, into) for fitted in latency.operations])
-        (median, p90), operations = quantiles(errors), quantiles(of_operations)
+        errors = step_errors(model, grid.store, into, serving)
+        of_operations = [grid.errors(fitted, into) for fitted in load_latency_model(into, model, serving).operations]
+        (median, p90), operations = quantiles(errors), quantiles(np.concatenate(of_operations))
         row = {
             "model": model.name,
-            "batches": [len(whole), measured.num_asked],
-            "seconds": [sum(measured.seconds(*run) for run in whole), measured.asked_s],
+            "batches": [len(whole), grid.num_asked],
+            "seconds": [sum(grid.seconds(*run) for run in whole), grid.asked_s],
             "steps": len(errors),
             "median": median,
             "p90": p90,
@@ -79,56 +59,35 @@ def replay(names: Sequence[str], state: Path, serving: ServingConfig) -> dict[st
     return {"schema": 1, "device": "cpu", "dtype": serving.dtype, **limits, "models": rows}
 
 
-def operation_errors(fitted: FittedOperation, grid: Store, into: Store) -> npt.NDArray[np.float64]:
-    """Return an operation's relative errors at the points that its sweep left out, shape (num_points,)."""
-    signature, (environment,) = fitted.operation.signature, grid.documents("environments")
-    took, held = latencies_of(grid, signature, environment), latencies_of(into, signature, environment)
-    points: list[Any] = [point for point in took if point not in held]
-    if not points:
-        return np.empty(0)
-    predicted_ns = fitted.latency.latency_ns(fitted.work, batches_at(fitted, points))
-    return np.abs(predicted_ns / np.array([took[point] for point in points]) - 1)
+class CostedGrid(MeasuredGrid):
+    """Tells besides what the batches took that a sweep asks for."""
 
-
-class Grid:
-    """Answers tasks with what was measured of a whole grid."""
-
-    def __init__(self, store: Store, traced: TracedModel, environment: str, into: Store) -> None:
-        """Take the store of the grid, the model that it is of, and the store that a sweep fills."""
-        self._into = into
-        self._known: dict[str, dict[tuple[Any, Any], Record]] = {}
+    def __init__(
+        self, store: Store, model: ModelSource, serving: ServingConfig, environment: Environment | None, into: Store
+    ) -> None:
+        """Take the grid, as `MeasuredGrid` does."""
+        super().__init__(store, model, serving, environment, into)
+        (self._step,) = (op for op in self.traced.operations if op.stage == "engine" and op.name == STEP)
         self._seconds: Counter[Any] = Counter()
-        (self._step,) = (op for op in traced.operations if op.stage == "engine" and op.name == STEP)
-        for name in {operation.signature for operation in traced.operations}:
-            records = sorted(store.read(name, environment), key=lambda record: not record.attributes["spoiled"])
-            # Of a point that was disturbed in a pass, the calm record comes last and stays.
-            self._known[name] = {(record.point, record.attributes["pass"]): record for record in records}
-            for record in self._known[name].values():
+        for known in self.known.values():
+            for record in (record for record in known.values() if record.infeasible is None):
                 self._seconds[record.attributes["order"]] += record.attributes["wall_s"]
         self.num_asked, self.asked_s = 0, 0.0
         """Batches that were asked for, and what they took."""
 
     def measure(self, task: Task) -> Sequence[Record]:
         """Return what the grid holds of a task, in its pass."""
-        found = [self._record(operation, task.number, task.batch) for operation in task.missing]
-        here = self._record(self._step, task.number, task.batch).attributes["order"]
-        elsewhere = (record.attributes["wall_s"] for record in found if record.attributes["order"] != here)
+        found = super().measure(task)
+        here = self._order(task.number, task.batch)
+        run = (record.attributes for record in found if record.infeasible is None)
+        elsewhere = (attributes["wall_s"] for attributes in run if attributes["order"] != here)
         self.num_asked += 1
         self.asked_s += self.seconds(task.number, task.batch) + sum(elsewhere)
-        records = [replace(record, attributes={**record.attributes, "spoiled": False}) for record in found]
-        self._into.write(*records)
-        return records
-
-    def give_up(self, task: Task, reason: str) -> Sequence[Record]:
-        """Refuse: a grid holds all that could be run."""
-        raise AssertionError(f"{task}: {reason}")
-
-    def compact(self) -> None:
-        """Leave the store as it is."""
+        return found
 
     def seconds(self, number: int, batch: Batch) -> float:
-        """Return what a batch took in a pass, with all operations that were measured there."""
-        return float(self._seconds[self._record(self._step, number, batch).attributes["order"]])
+        """Return what a batch took in a pass, with all operations that were measured there; 0 of one that could not be run."""
+        return float(self._seconds[self._order(number, batch)])
 
-    def _record(self, operation: TracedOperation, number: int, batch: Batch) -> Record:
-        return self._known[operation.signature][point_of(operation, batch), number]
+    def _order(self, number: int, batch: Batch) -> Any:  # noqa: ANN401 - an attribute of a record
+        return self.record(self._step, number, batch).attributes.get("order")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-INSIDE = {"block_products", "cross_model", "profiling_cost", "profiling_h200", "profiling_replayed", "profiling_sweeps"}
+INSIDE = {"block_products", "cross_model", "measured_grid", "profiling_cost", "profiling_replayed", "profiling_sweeps"}
 """Those that judge what families know one by one, or draw as a profile does without an engine, which nothing public does."""
 
 
