@@ -159,7 +159,9 @@ class Store:
     def write_document(self, kind: Kind, digest: str, document: Mapping[str, JSON]) -> None:
         """Add a document under a digest that the caller made; writing the same again does nothing.
 
-        Of traces and regressors the first stays: a digest stands for what they are made from, and any two serve alike.
+        Of traces and regressors the first stays: a digest stands for what they are made from, and any two serve alike. Of two
+        others under one digest the first stays as well where they differ in fields alone that the other lacks: versions of a
+        program may tell more or less beside what the digest is made from.
 
         Raises:
             InvalidRecordError: the document is not JSON, or is no `Environment` of this digest where kind is "environments".
@@ -171,7 +173,9 @@ class Store:
         if kind == "environments" and Environment.from_json(document).digest != digest:
             raise InvalidRecordError(f"{path}: the environment's digest is {Environment.from_json(document).digest}; use that")
         self._files.place(path, _sweeps.encode_document(path, frozen))
-        if kind not in _sweeps.DERIVED and frozen != self.read_document(kind, digest):
+        held = self.read_document(kind, digest)
+        both = held.keys() & frozen.keys()
+        if kind not in _sweeps.DERIVED and any(JsonObject({"": held[name]}) != JsonObject({"": frozen[name]}) for name in both):
             raise StoreError(f"{self._files.locate(path)}: holds another document; documents never change, use another digest")
 
     def read_document(self, kind: Kind, digest: str) -> dict[str, JSON]:

@@ -86,8 +86,7 @@ def write_described(store: Store, environment: Environment, traced: TracedModel)
     for operation in traced.operations:
         if operation.signature not in known:
             known.add(operation.signature)
-            family = {"family": operation.family, "family_numbers": list(operation.family_numbers)}
-            store.write_document("operations", operation.signature, dict(operation.canonical) | family)
+            store.write_document("operations", operation.signature, operation.canonical)
 
 
 def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:

@@ -203,6 +203,16 @@ class StoreContract:
         with pytest.raises(StoreError, match="holds another document"):
             store.write_document("operations", "o0", {"name": "b"})
 
+    def test_versions_may_tell_more_or_less_of_an_operation(self, store: Store, url: str) -> None:
+        """Two stores merge where one has a field beside what both have; what both have must be equal."""
+        other = Store.open(f"{url}-other", "a")
+        store.write_document("operations", "o0", {"nodes": [1, {"dim": "s0"}]})
+        other.write_document("operations", "o0", {"nodes": [1, {"dim": "s0"}], "family": "f"})
+        assert (store.merge(other), other.merge(store)) == (0, 0)
+        assert store.read_document("operations", "o0") == {"nodes": [1, {"dim": "s0"}]}
+        with pytest.raises(StoreError, match="holds another document"):
+            other.write_document("operations", "o0", {"nodes": [1, {"dim": "s1"}]})
+
     def test_a_regressor_can_go(self, store: Store, url: str) -> None:
         """It follows from the records; another may be written in its place, and whoever reads may not remove it."""
         store.write_document("regressors", "r0", {"weights": [1.0]})
