@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dooly.catalog._records import latencies_of
+from dooly.catalog._records import latencies_of, record_counts
 from dooly.tracing import TracedModel
 
 if TYPE_CHECKING:
@@ -47,8 +47,15 @@ def related_operations(operations: Sequence[TracedOperation], store: Store, envi
 
 
 def measured_most(operations: Sequence[TracedOperation], store: Store, environment: str) -> list[Known]:
-    """Return of each family of operations those that were measured at most points, with what they took; not too many."""
-    known = [Known(operation, latencies_of(store, operation.signature, environment)) for operation in operations]
+    """Return of each family of operations those that were measured at most points, with what they took; not too many.
+
+    A point that something disturbed each time tells nothing until it has been tried often enough, as `record_counts` has it.
+    """
+    known = []
+    for operation in operations:
+        counted = record_counts(store, operation.signature, environment)
+        took = latencies_of(store, operation.signature, environment)
+        known.append(Known(operation, {point: ns for point, ns in took.items() if counted[point]}))
     chosen: list[Known] = []
     for family in sorted({operation.family for operation in operations if operation.family}):
         members = [k for k in known if k.operation.family == family and k.latency_ns]

@@ -7,12 +7,16 @@ end, leaves it in doubt there: the largest sizes cost most.
 The first pass decides which points are measured. A machine may drift by more within minutes than a sweep's target, so the second
 measures some of each operation's points again, at places drawn by chance. Where an operation takes as long as it did, that is
 all; others are measured again at all of their points, in all passes. What a store holds already counts as measured.
+
+A place that cannot be run is closed. Other places may have the same points of some operations, as short contexts have those of
+linear layers: those are asked for next, the cheapest first. What no open place has is infeasible.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Generic
 
@@ -42,6 +46,21 @@ if TYPE_CHECKING:
 
 _MOST_DELAYED = 4
 """Tasks that wait to be measured again before they come first: what decides would else go on for long without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposal(Generic[AnyTask]):
+    task: AnyTask
+    place: int
+    keys: tuple[Key, ...]
+
+    @property
+    def number(self) -> int:
+        return self.task.number
+
+    @property
+    def missing(self) -> Sequence[object]:
+        return self.task.missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,42 +110,50 @@ class AdaptivePlan(Generic[AnyTask]):
         self._others = others
         self.costs = PlaceCosts(sizes)
         self._waiting: set[tuple[str, JsonObject]] = set()
+        self._places_of: dict[Key, dict[JsonObject, set[int]]] = {key: {} for key in operations}
+        for place, points in enumerate(places):
+            for key in operations:
+                self._places_of[key].setdefault(points[key], set()).add(place)
+        self._closed: set[int] = set()
+        for key, counts in passes.counts.items():
+            for point in counts.keys() - passes.latencies_ns[key].keys():
+                if len(where := self._places_of[key][point]) == 1:
+                    self._closed |= where
+        self._elsewhere: list[tuple[Key, JsonObject]] = []
         told = {known.operation.family for known in others if known.latency_ns}
         self._bounding = {key for key, op in operations.items() if _bounds(op) or op.family not in told}
         self._corners = [place for place in corners if self._lacking(place, self._bounding)]
         self._every_corner = tuple(corners)
         self._sampler: Sampler[Key] | None = None
-        self._later: list[AnyTask] | None = None
-        self._proposed: list[tuple[AnyTask, int, tuple[Key, ...]]] = []
+        self._later: list[_Proposal[AnyTask]] | None = None
+        self._proposed: list[_Proposal[AnyTask]] = []
         self._delayed: list[AnyTask] = []
 
     def next(self) -> AnyTask | None:
         """Return the next task; None at the end, and where a delayed task is to be told first."""
         if self._later is None and len(self._delayed) >= _MOST_DELAYED:
             return None
-        while self._corners:
-            place = self._corners.pop()
-            if keys := self._lacking(place, self._bounding):
-                return self._propose(place, keys)
+        if (first := self._next_elsewhere() or self._next_corner()) is not None:
+            return self._proposing(first)
         if self._later is None:
             if self._sampler is None and self._delayed:
                 return None  # corners tell the device's rates
             if (found := self.sampler.next(self.costs.at) or self._doubtful_corner()) is not None:
-                return self._propose(*found)
+                return self._proposing(self._proposal(0, *found))
             if self._delayed:
                 return None
             self._later = []
         if not self._later and not self._delayed:
             self._later = self._other_passes()
-        return self._later.pop() if self._later else None
+        return self._proposing(self._later.pop()) if self._later else None
 
     def delayed(self, task: AnyTask, /) -> None:
         """Take in that a task is told later: it is not proposed again, and nothing is learnt of it."""
         self._delayed.append(task)
         if task.number > 0:
             return
-        place, keys = next((place, keys) for proposed, place, keys in self._proposed if proposed is task)
-        waiting = self._points_at(place, keys)
+        proposal = self._proposed_as(task)
+        waiting = self._points_at(proposal.place, proposal.keys)
         self._waiting |= waiting
         if self._sampler is not None:
             for signature, point in waiting:
@@ -141,25 +168,37 @@ class AdaptivePlan(Generic[AnyTask]):
             for key in self._passes.told(record):
                 if self._sampler is not None and task.number == 0:
                     self._sampler.told(key, JsonObject(record.point), record.median_ns if record.infeasible is None else None)
+        proposal = self._proposed_as(task)
+        self._proposed.remove(proposal)
         if task.number > 0:
             return
-        place, keys = next((place, keys) for proposed, place, keys in self._proposed if proposed is task)
-        self._waiting -= self._points_at(place, keys)
-        self._proposed = [other for other in self._proposed if other[0] is not task]
+        self._waiting -= self._points_at(proposal.place, proposal.keys)
         feasible = [record for record in records if record.infeasible is None]
         if feasible:
-            self.costs.told(place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
+            self.costs.told(proposal.place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
+
+    def given_up(self, task: AnyTask, /) -> AnyTask:
+        """Close the place of a task, and return the task with those operations alone whose points no open place has."""
+        proposal = self._proposed_as(task)
+        self._closed.add(proposal.place)
+        if self._sampler is not None:
+            self._tell_infeasible(self._sampler)
+        points = self._places[proposal.place]
+        lost = tuple(key for key in proposal.keys if self._is_lost(key[0], points[key]))
+        if task.number == 0:
+            self._elsewhere += [(key, points[key]) for key in proposal.keys if key not in lost]
+        return self._proposal(task.number, proposal.place, lost).task
 
     def num_left(self) -> int:
         """Return how many records are still wanted, as far as is known: sweeps go on, and levels may have moved."""
         delayed = sum(len(task.missing) for task in self._delayed)
         if self._later or (self._later is not None and delayed):
-            return delayed + sum(len(task.missing) for task in self._later)
-        wanted = sum(len(keys) for _, keys in self._corners_left()) + delayed
+            return delayed + sum(len(proposal.missing) for proposal in self._later)
+        wanted = sum(len(keys) for _, keys in self._corners_left()) + delayed + len(self._elsewhere)
         at_corners = self._corners or (self._delayed and self._sampler is None)
         open_ = 0 if at_corners else len({*self.sampler.unfinished(), *self._doubted()})
         if not wanted + open_:
-            return sum(len(task.missing) for task in self._other_passes())
+            return sum(len(proposal.missing) for proposal in self._other_passes())
         return wanted + open_ + self._passes.num_again(self._log_ratios)
 
     def forecast(self) -> Forecast:
@@ -181,10 +220,10 @@ class AdaptivePlan(Generic[AnyTask]):
         """What decides, once the corners are measured."""
         if self._sampler is None:
             took = self._passes.latencies_ns
-            self._sampler = sampler_of(self._operations, self._parts, self._places, took, self._others, self._target)
-            for key, counts in self._passes.counts.items():
-                for point in counts.keys() - took[key].keys():
-                    self._sampler.told(key, point, None)
+            self._sampler = sampler_of(
+                self._operations, self._parts, self._places, took, self._others, self._target, closed=self._closed
+            )
+            self._tell_infeasible(self._sampler)
         return self._sampler
 
     @property
@@ -207,18 +246,57 @@ class AdaptivePlan(Generic[AnyTask]):
     def _log_ratios(self) -> LogRatios | None:
         return None if self._sampler is None else self._sampler.log_ratios
 
-    def _propose(self, place: int, keys: tuple[Key, ...]) -> AnyTask:
-        task = self._task(0, place, keys)
-        self._proposed.append((task, place, keys))
-        return task
+    def _proposing(self, proposal: _Proposal[AnyTask]) -> AnyTask:
+        self._proposed.append(proposal)
+        return proposal.task
 
-    def _task(self, number: int, place: int, keys: Sequence[Key]) -> AnyTask:
+    def _proposal(self, number: int, place: int, keys: tuple[Key, ...]) -> _Proposal[AnyTask]:
         """Return a task of operations at a place; those of one signature and one point are measured once."""
         distinct = {(key[0], self._places[place][key]): key for key in reversed(keys)}
-        return self._make(number, place, list(distinct.values())[::-1])
+        return _Proposal(self._make(number, place, list(distinct.values())[::-1]), place, keys)
+
+    def _proposed_as(self, task: AnyTask) -> _Proposal[AnyTask]:
+        return next(proposal for proposal in self._proposed if proposal.task is task)
+
+    def _next_corner(self) -> _Proposal[AnyTask] | None:
+        """Return a task of what is measured at a corner whatever is known."""
+        while self._corners:
+            place = self._corners.pop()
+            if keys := self._lacking(place, self._bounding):
+                return self._proposal(0, place, keys)
+        return None
+
+    def _next_elsewhere(self) -> _Proposal[AnyTask] | None:
+        """Return a task of what could not be run at one place and may be at another, the cheapest that has it."""
+        while self._elsewhere:
+            key, point = self._elsewhere[-1]
+            if not (places := sorted(self._places_of[key][point] - self._closed)):
+                self._elsewhere.pop()
+                continue
+            place = min(places, key=self.costs.at)
+            here = {key for key, point in self._elsewhere if self._places[place][key] == point}
+            self._elsewhere = [(key, point) for key, point in self._elsewhere if key not in here]
+            if keys := self._lacking(place, here):
+                return self._proposal(0, place, keys)
+        return None
+
+    def _is_lost(self, signature: str, point: JsonObject) -> bool:
+        """Tell whether no open place has a point of a signature."""
+        places = [self._places_of[key].get(point, set()) for key in self._operations if key[0] == signature]
+        return set().union(*places) <= self._closed
+
+    def _tell_infeasible(self, sampler: Sampler[Key]) -> None:
+        """Tell the sampler of points that could not be run, or that closed places alone have."""
+        for key, points in self._places_of.items():
+            known, counts = self._passes.latencies_ns[key], self._passes.counts[key]
+            for point, places in points.items():
+                if point not in known and (counts[point] or places <= self._closed):
+                    sampler.told(key, point, None)
 
     def _lacking(self, place: int, keys: Collection[Key]) -> tuple[Key, ...]:
-        """Return those of some operations that have no record of their point at a place, and wait for none."""
+        """Return those of some operations that have no record of their point at an open place, and wait for none."""
+        if place in self._closed:
+            return ()
         points = self._places[place]
         lacking = (key for key in self._operations if key in keys and not self._passes.counts[key][points[key]])
         return tuple(key for key in lacking if (key[0], points[key]) not in self._waiting)
@@ -240,57 +318,57 @@ class AdaptivePlan(Generic[AnyTask]):
 
     def _doubted(self) -> set[Key]:
         """Return the operations that are in doubt at some corner."""
-        corners = [self._places[place] for place in self._every_corner]
+        corners = [self._places[place] for place in self._every_corner if place not in self._closed]
         return {key for key in self._operations if any(self.sampler.is_doubtful(key, points[key]) for points in corners)}
 
     def _doubtful_corner(self) -> tuple[int, tuple[Key, ...]] | None:
         """Return a corner with the operations that are in doubt there."""
         for place in self._every_corner:
             points = self._places[place]
+            if place in self._closed:
+                continue
             if keys := tuple(key for key in self._operations if self.sampler.is_doubtful(key, points[key])):
                 return place, keys
         return None
 
-    def _other_passes(self) -> list[AnyTask]:
+    def _other_passes(self) -> list[_Proposal[AnyTask]]:
         """Return the tasks of the passes after the first that are known to be wanted, the last one first.
 
-        Points that show whether levels stand come first, at places drawn by chance. All points of operations whose levels moved
-        are then covered by places that measure most a second (the greedy cover of Chvatal, 1979), since several may share one.
+        Points that show whether levels stand come first, drawn by chance, each at the cheapest place that has it. All points of
+        operations whose levels moved are then covered by places that measure most a second (the greedy cover of Chvatal, 1979),
+        since several may share one.
         """
-        tasks, rng = [], Random(0)  # noqa: S311 - an order of work
+        found, rng = [], Random(0)  # noqa: S311 - an order of work
         for number in range(1, PASSES):
             lacking = self._passes.lacking(number, self._log_ratios)
-            told = {signature: self._passes.level_stands(signature, self._log_ratios) for signature in lacking}
-            unsure = Counter({signature: lacking[signature] for signature, stands in told.items() if stands is None})
-            lacking = unsure or lacking
-            due = {place: keys for place in range(len(self._places)) if (keys := self._due(number, place, lacking))}
-            sharing: dict[tuple[str, JsonObject], set[int]] = {}
-            for place, keys in due.items():
-                for again in self._points_at(place, keys):
-                    sharing.setdefault(again, set()).add(place)
+            due = self._due(number, lacking)
+            told = {name for name in lacking if self._passes.level_stands(name, self._log_ratios) is not None}
+            if unsure := {name for name, _ in due} - told:
+                due = {point: keys for point, keys in due.items() if point[0] in unsure}
             while due:
-                place = rng.choice(list(due)) if unsure else max(due, key=lambda place: len(due[place]) / self.costs.at(place))
-                if not (keys := [key for key in due.pop(place) if lacking[key[0]]]):
-                    continue
-                tasks.append(self._task(number, place, keys))
-                done = self._points_at(place, keys)
-                lacking = lacking - Counter(signature for signature, _ in done)
-                for other in {other for again in done for other in sharing[again]} & due.keys():
-                    due[other] = [key for key in due[other] if (key[0], self._places[other][key]) not in done]
-                    if not due[other]:
-                        del due[other]
+                where = min(due[rng.choice(list(due))], key=self.costs.at) if unsure else self._most_a_second(due)
+                here = {point: keys[where] for point, keys in due.items() if where in keys}
+                found.append(self._proposal(number, where, tuple(here.values())))
+                lacking = lacking - Counter(name for name, _ in here)
+                due = {point: keys for point, keys in due.items() if point not in here and lacking[point[0]]}
             if unsure:
                 break
-        return shuffled(tasks)[::-1]
+        return shuffled(found)[::-1]
 
-    def _due(self, number: int, place: int, lacking: Mapping[str, int]) -> list[Key]:
-        """Return the operations that lack a pass at a place's point; none where something cannot be run."""
-        points = self._places[place]
-        known = [key for key in self._operations if self._passes.counts[key][points[key]]]
-        if any(points[key] not in self._passes.latencies_ns[key] for key in known):
-            return []
-        due = [key for key in known if lacking[key[0]] and self._passes.counts[key][points[key]] <= number]
-        return list({(key[0], points[key]): key for key in reversed(due)}.values())[::-1]
+    def _most_a_second(self, due: Mapping[tuple[str, JsonObject], Collection[int]]) -> int:
+        """Return the place that measures most points a second."""
+        counts = Counter(chain.from_iterable(due.values()))
+        return max(counts, key=lambda place: counts[place] / self.costs.at(place))
+
+    def _due(self, number: int, lacking: Mapping[str, int]) -> dict[tuple[str, JsonObject], dict[int, Key]]:
+        """Return the points that lack a pass, with the open places that have them and the operation that has it there."""
+        due: dict[tuple[str, JsonObject], dict[int, Key]] = {}
+        for key, points in self._places_of.items():
+            known, counts = self._passes.latencies_ns[key], self._passes.counts[key]
+            for point, places in points.items() if lacking[key[0]] else ():
+                if 0 < counts[point] <= number and point in known and (open_ := sorted(places - self._closed)):
+                    due.setdefault((key[0], point), {}).update(dict.fromkeys(open_, key))
+        return due
 
 
 def _bounds(operation: TracedOperation) -> bool:

@@ -8,19 +8,31 @@ from dooly.catalog import check_store
 from dooly.errors import InvalidInputError, spell
 
 
-def check_run(function: str, store: object, budget_s: object, progress: object) -> None:
-    """Check the store, the budget and the progress callback of a function that measures.
+def check_run(  # noqa: PLR0913 - what callers of measuring give
+    function: str, store: object, budget_s: object, target_error: object, progress: object, *, writes: bool = True
+) -> None:
+    """Check the store, the budget, the target and the progress callback of a function that measures.
 
     Raises:
-        InvalidInputError: One of them is something else.
+        InvalidInputError: One of them is something else, or the store is open for reading and the function writes.
     """
-    check_store(function, store)
-    is_number = isinstance(budget_s, Real) and not isinstance(budget_s, bool)
-    if budget_s is not None and not (is_number and budget_s >= 0):  # type: ignore[operator]  # NaN is no budget either
+    opened = check_store(function, store)
+    if writes and not opened.writable:
+        raise InvalidInputError(f"dooly.{function}: store: is open for reading; open it with mode='a' to write")
+    if budget_s is not None and not _is_at_least_zero(budget_s):
         raise InvalidInputError(
             f"dooly.{function}: budget_s: {spell(budget_s)} is no number of seconds of at least 0; None measures everything"
+        )
+    if not _is_at_least_zero(target_error):
+        raise InvalidInputError(
+            f"dooly.{function}: target_error: {spell(target_error)} is no relative error of at least 0; 0 measures the whole grid"
         )
     if not callable(progress):
         raise InvalidInputError(
             f"dooly.{function}: progress: {spell(progress)} is not callable; give a function of (done, planned), or leave it out"
         )
+
+
+def _is_at_least_zero(value: object) -> bool:
+    """Tell whether a value is a number of at least 0; NaN is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0

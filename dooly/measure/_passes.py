@@ -100,27 +100,35 @@ class Passes:
             signature: The operation's.
             log_ratios: How far latencies lie from the closed forms; None where that is not known yet.
         """
-        keys = [key for key in self.counts if key[0] == signature]
-        again = {point: (key, took) for key in keys for point, took in self._calm_ns[key].items() if len(took) > 1}
+        again = self._again(signature)
         if log_ratios is None or not again or len(again) < num_checked(len(self._times(signature))):
             return None
         logs = [log_ratios(key, point, took) for point, (key, took) in again.items()]
         return bool(abs(np.mean([np.mean(later) - first for first, *later in logs])) <= self._target)
 
     def lacking(self, number: int, log_ratios: LogRatios | None) -> Counter[str]:
-        """Return how many points of each signature a pass after the first is to measure, as far as that is known."""
+        """Return how many points of each signature a pass after the first is to measure, as far as that is known.
+
+        A check that was disturbed, or could not be run, tells nothing, and another point is measured in its place.
+        """
         lacking: Counter[str] = Counter()
         for signature in dict.fromkeys(signature for signature, *_ in self.counts):
             times = self._times(signature)
-            wanted = 0 if number > 1 else num_checked(len(times))
+            left = sum(count <= number for count in times.values())
             if self.level_stands(signature, log_ratios) is False:
-                wanted = len(times)
-            lacking[signature] = wanted - sum(count > number for count in times.values())
+                lacking[signature] = left
+            elif number == 1:
+                lacking[signature] = min(left, num_checked(len(times)) - len(self._again(signature)))
         return +lacking
 
     def num_again(self, log_ratios: LogRatios | None) -> int:
         """Return how many records the passes after the first want, as far as that is known."""
         return sum(self.lacking(number, log_ratios).total() for number in range(1, PASSES))
+
+    def _again(self, signature: str) -> dict[JsonObject, tuple[Key, list[float]]]:
+        """Return what passes that nothing disturbed found at points that they measured twice or more, with the operation."""
+        keys = [key for key in self.counts if key[0] == signature]
+        return {point: (key, took) for key in keys for point, took in self._calm_ns[key].items() if len(took) > 1}
 
     def _times(self, signature: str) -> dict[JsonObject, int]:
         """Return how often each feasible point of a signature was measured."""

@@ -18,7 +18,7 @@ from dooly.measure._wholes import over_parts
 from dooly.predict import Points, Rates, lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -78,6 +78,8 @@ class Sampler(Generic[AnyKey]):
     """By which share all that more points could tell must lower an error for a sweep that misses the target to go on."""
     fitted_from: int = 1
     """Points of one operation of a family from which on how the family behaves is fitted; before it is believed."""
+    closed: Collection[int] = ()
+    """Places that cannot be run, by number; more may become known."""
     _rows: dict[AnyKey, dict[Hashable, int]] = field(default_factory=dict, init=False)
     _done: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
     _feasible: dict[AnyKey, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False)
@@ -129,6 +131,8 @@ class Sampler(Generic[AnyKey]):
         open_ = self.unfinished()
         best, best_worth = None, 0.0
         for number, place in enumerate(self.places):
+            if number in self.closed:
+                continue
             wanted = tuple(k for k in open_ if k in place and self._may_ask(k, self._rows[k][place[k]]))
             worth = sum(float(self._outlook(k).gains[self._rows[k][place[k]]]) for k in wanted) / cost_s(number)
             if wanted and worth > best_worth:
@@ -272,6 +276,8 @@ def sampler_of(  # noqa: PLR0913, PLR0917 - what is to be measured, what is know
     measured: Mapping[Key, Latencies],
     others: Sequence[Known],
     target: float,
+    *,
+    closed: Collection[int] = (),
 ) -> Sampler[Key]:
     """Return the sampler of traced operations, over the roofline of what is known.
 
@@ -282,6 +288,7 @@ def sampler_of(  # noqa: PLR0913, PLR0917 - what is to be measured, what is know
         measured: What was measured of each operation before, by key.
         others: Operations of the same families.
         target: Median relative error at which an operation's sweep ends.
+        closed: Places that cannot be run.
     """
     own: list[tuple[TracedOperation, Any]] = [(operation, list(_rows_of(key, places))) for key, operation in operations.items()]
     beside: list[tuple[TracedOperation, Any]] = [(known.operation, list(known.latency_ns)) for known in others]
@@ -291,7 +298,7 @@ def sampler_of(  # noqa: PLR0913, PLR0917 - what is to be measured, what is know
     laid = lay_out(own + beside, rates)
     sweeps = over_parts(operations, parts, places, dict(zip(operations, laid, strict=False)), rates)
     beyond = list(zip(laid[len(own) :], took, strict=True))
-    return Sampler(sweeps, places, measured, beyond, target, _RUN_SLACK, _RUN_FITTED_FROM)
+    return Sampler(sweeps, places, measured, beyond, target, _RUN_SLACK, _RUN_FITTED_FROM, closed)
 
 
 def _rows_of(key: AnyKey, places: Sequence[Mapping[AnyKey, Hashable]]) -> dict[Hashable, int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dbstore import Record
 from dooly.errors import MeasurementError
-from dooly.measure.timers import is_out_of_memory, is_spoiled
+from dooly.measure.timers import disturbances, is_out_of_memory, is_spoiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +101,10 @@ class Plan(Protocol[AnyTask]):
         """Take in that a task was disturbed: what comes of it is told when it was measured again, once `next` has no other."""
         ...
 
+    def given_up(self, task: AnyTask, /) -> AnyTask:
+        """Take in that a task cannot be run, and return it with that alone which can be measured nowhere else."""
+        ...
+
     def num_left(self) -> int:
         """Return how many records are still wanted, as far as that is known."""
         ...
@@ -123,6 +127,10 @@ class FixedPlan(Generic[AnyTask]):
     def delayed(self, task: AnyTask, /) -> None:
         """Let a disturbance change nothing."""
 
+    def given_up(self, task: AnyTask, /) -> AnyTask:
+        """Return the task: a point's first batch, which it is planned at, is the least of those that have it."""
+        return task
+
     def num_left(self) -> int:
         """Return how many records the tasks left are of."""
         return sum(len(task.missing) for task in self._tasks)
@@ -136,10 +144,11 @@ def run_tasks(
 ) -> tuple[tuple[Record, ...], float]:
     """Run tasks, and return the records that stand and the seconds spent.
 
-    A task that runs out of memory, or whose batch the engine cannot run, is recorded as infeasible. What something disturbed is
-    told at once, in a warning of the logger `dooly.measure`, and measured once more when the plan has nothing else for now; no
-    more than a quarter of the tasks are, but four at least. The plan hears of that measurement alone; of the disturbed one only
-    where it stands: where there is no other, or none that was possible. The disturbed record stays in the store, marked.
+    Where a task runs out of memory, or the engine cannot run its batch, what no other task has is recorded as infeasible. What
+    something disturbed is told at once, in a warning of the logger `dooly.measure`, and measured once more when the plan has
+    nothing else for now; no more than a quarter of the tasks are, but four at least. The plan hears of that measurement alone; of
+    the disturbed one only where it stands: where there is no other, or none that was possible. The disturbed record stays in the
+    store, marked. However the run ends, what it wrote is folded.
 
     Args:
         measurer: What measures a task.
@@ -153,39 +162,41 @@ def run_tasks(
     num_again = 0
     begin = time.perf_counter()
     disturbances = _Disturbances()
-    while budget_s is None or time.perf_counter() - begin <= budget_s:
-        if (task := plan.next()) is not None:
-            found.append(_measured(measurer, task))
-            if disturbances.found_in(found[-1]):
-                waiting.append((len(found) - 1, task))
-                plan.delayed(task)
+    try:
+        while budget_s is None or time.perf_counter() - begin <= budget_s:
+            if (task := plan.next()) is not None:
+                found.append(_measured(measurer, plan, task))
+                if disturbances.found_in(found[-1]):
+                    waiting.append((len(found) - 1, task))
+                    plan.delayed(task)
+                else:
+                    plan.told(task, found[-1])
+            elif waiting:
+                place, task = waiting.popleft()
+                if num_again < max(_LEAST_AGAIN, ceil(_MOST_AGAIN * len(found))):
+                    num_again += 1
+                    found[place] = _measured_again(measurer, task, found[place])
+                    disturbances.found_in(found[place])
+                plan.told(task, found[place])
             else:
-                plan.told(task, found[-1])
-        elif waiting:
-            place, task = waiting.popleft()
-            if num_again < max(_LEAST_AGAIN, ceil(_MOST_AGAIN * len(found))):
-                num_again += 1
-                found[place] = _measured_again(measurer, task, found[place])
-                disturbances.found_in(found[place])
-            plan.told(task, found[place])
-        else:
-            break
-        done = sum(map(len, found))
-        progress(done, done + plan.num_left())
-    measurer.compact()
+                break
+            done = sum(map(len, found))
+            progress(done, done + plan.num_left())
+    finally:
+        measurer.compact()
     return tuple(chain.from_iterable(found)), time.perf_counter() - begin
 
 
-def _measured(measurer: Measurer[AnyTask], task: AnyTask) -> Sequence[Record]:
+def _measured(measurer: Measurer[AnyTask], plan: Plan[AnyTask], task: AnyTask) -> Sequence[Record]:
     """Measure a task, or record why it cannot be."""
     try:
         return measurer.measure(task)
     except InfeasibleBatchError as error:
-        return measurer.give_up(task, str(error))
+        return measurer.give_up(plan.given_up(task), str(error))
     except (MemoryError, RuntimeError) as error:  # torch reports it as the latter
         if not is_out_of_memory(error):
             raise
-        return measurer.give_up(task, f"out of memory: {str(error).partition(chr(10))[0]}")
+        return measurer.give_up(plan.given_up(task), f"out of memory: {str(error).partition(chr(10))[0]}")
 
 
 def _measured_again(measurer: Measurer[AnyTask], task: AnyTask, first: Sequence[Record]) -> Sequence[Record]:
@@ -211,10 +222,8 @@ class _Disturbances:
         spoiled = next((record.attributes for record in records if record.attributes.get("spoiled")), None)
         if spoiled is not None and not self._disturbed:
             _LOGGER.warning(
-                "the device is disturbed: others keep %.1f cores busy, and a fixed piece of work takes %.0f %% longer than at "
-                "best; what is measured now is marked, and measured again later",
-                spoiled["others_cores"] or 0.0,
-                100 * spoiled.get("drift", 0.0),
+                "the device is disturbed: %s; what is measured now is marked, and measured again later",
+                " and ".join(disturbances(spoiled)),
             )
         elif spoiled is None and self._disturbed:
             _LOGGER.warning("the device is undisturbed again")

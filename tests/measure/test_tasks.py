@@ -75,9 +75,11 @@ def test_what_cannot_run_is_recorded_and_the_sweep_goes_on(error: Exception, rea
 
 
 def test_other_errors_end_the_sweep() -> None:
-    """A measurement that fails for no want of room is not taken for an infeasible one."""
+    """A measurement that fails for no want of room is not taken for an infeasible one; what was written before is folded."""
+    measurer = _Measurer(MeasurementError("broken"))
     with pytest.raises(MeasurementError, match="broken"):
-        run_tasks(_Measurer(MeasurementError("broken")), [_Task(0, 8)], None, lambda *_: None)
+        run_tasks(measurer, [_Task(0, 8)], None, lambda *_: None)
+    assert measurer.compacted
 
 
 class _DisturbedMeasurer(_Measurer):
@@ -146,6 +148,10 @@ class _Heard:
     def delayed(self, task: _Task, /) -> None:
         """Keep its size."""
         self.delayed_sizes.append(task.size)
+
+    def given_up(self, task: _Task, /) -> _Task:
+        """Return it: no other measures the same."""
+        return task
 
     def num_left(self) -> int:
         """Return how many tasks are left."""

@@ -72,8 +72,9 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     Raises:
         UnsupportedModelError: The engine does not know the model.
         EngineError: The engine does not start.
-        InvalidInputError: `store` is no open store, `budget_s` no number of seconds, or several ranks are asked for, or kernels
-            of mixtures of experts that the engine does not choose by itself.
+        InvalidInputError: `store` is no open store, or open for reading and this is no dry run; `budget_s` is no number of
+            seconds, or `target_error` no relative error; or several ranks are asked for, or kernels of mixtures of experts that
+            the engine does not choose by itself.
 
     Examples:
         >>> model, store = dooly.find_model("smollm2-135m"), dooly.Store.open("db", "a")
@@ -81,7 +82,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         >>> planned.num_measured, planned.num_left > 0
         (0, True)
     """
-    check_run("profile", store, budget_s, progress)
+    check_run("profile", store, budget_s, target_error, progress, writes=not dry_run)
     serving = serving or ServingConfig()
     serving.require_one_rank()
     check_kernels(serving)

@@ -123,9 +123,9 @@ class Profiler:
 
     def compact(self) -> None:
         """Fold each operation's one-point records into one group, so that reading is fast; drop fits of other code."""
-        for operation in self._operations:
-            if self._store.points(operation.signature, self._environment):
-                self._store.compact(operation.signature, self._environment)
+        for signature in sorted({operation.signature for operation in self._operations}):
+            if self._store.points(signature, self._environment):
+                self._store.compact(signature, self._environment)
         drop_fits_of_other_code(self._store)
 
     def _replay(self, runner: BatchRunner, operations: set[Key]) -> Replay:

@@ -87,7 +87,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
         raise InvalidInputError(
             f"dooly.profile_module: traced: {spell(traced)} is no traced module; give dooly.trace(module), called once"
         )
-    check_run("profile_module", store, budget_s, progress)
+    check_run("profile_module", store, budget_s, target_error, progress)
     table = with_whole_module(told_apart(traced.traced, store))
     sizes_by_name = given_sizes(table, request_dims)
     combinations = [dict(zip(sizes_by_name, sizes, strict=True)) for sizes in product(*sizes_by_name.values())]

@@ -4,7 +4,7 @@ from dooly.measure.timers._choice import timer_for
 from dooly.measure.timers._contention import CONTENDED_CORES, Contention
 from dooly.measure.timers._rounds import MAX_ROUNDS, MIN_ROUNDS, is_tight
 from dooly.measure.timers._timer import Call, CpuTimer, PreparedCalls, Timer, Timing, is_out_of_memory
-from dooly.measure.timers._watch import MOST_DRIFT, Watch, is_spoiled
+from dooly.measure.timers._watch import MOST_DRIFT, Watch, disturbances, is_spoiled
 
 __all__ = [
     "CONTENDED_CORES",
@@ -18,6 +18,7 @@ __all__ = [
     "Timer",
     "Timing",
     "Watch",
+    "disturbances",
     "is_out_of_memory",
     "is_spoiled",
     "is_tight",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dooly.device import cache_bytes, native_dtype
 from dooly.measure.timers._contention import CONTENDED_CORES, Contention
@@ -95,12 +95,23 @@ class Watch:
         return found
 
 
-def is_spoiled(facts: Mapping[str, JSON]) -> bool:
+def is_spoiled(facts: Mapping[str, Any]) -> bool:
     """Tell whether something disturbed a measurement, by what `Watch.facts` and a GPU's clocks say of it."""
-    drifted = facts.get("drift", 0.0) > MOST_DRIFT
+    return bool(disturbances(facts))
+
+
+def disturbances(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what disturbed a measurement, a clause each, by what `Watch.facts` and a GPU's clocks say of it."""
+    others, drift, throttling = facts["others_cores"] or 0.0, facts.get("drift", 0.0), facts.get("throttling")
+    found = []
     # What launches a GPU's work takes another core; workers that measure other GPUs of the machine each keep one busy.
-    is_crowded = facts.get("idle_cores", 0.0) < _SPARE_CORES
-    return bool(drifted or ((facts["others_cores"] or 0.0) > CONTENDED_CORES and is_crowded) or facts.get("throttling"))
+    if others > CONTENDED_CORES and facts.get("idle_cores", 0.0) < _SPARE_CORES:
+        found.append(f"others keep {others:.1f} cores busy")
+    if drift > MOST_DRIFT:
+        found.append(f"a fixed piece of work takes {drift:.0%} longer than at best".replace("%", " %"))
+    if throttling:
+        found.append(f"the GPU holds its clocks down ({', '.join(throttling)})")
+    return tuple(found)
 
 
 def _kernels(device: torch.device) -> list[Call]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dbstore import Environment, JsonObject, Record, Store
+from dooly.batch import Batch
 from dooly.catalog import measurement_batches, point_of, write_described, write_traced
 from dooly.engines import ModelSource, ServingConfig
 from dooly.measure import PASSES
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from dooly.batch import Batch
     from dooly.measure.engine._profiler import Task
     from dooly.tracing import TracedOperation
 
@@ -39,7 +39,7 @@ class _Laws:
 
     store: Store
     environment: str
-    fails: int = 1 << 30
+    refuses: Callable[[Batch], bool] = lambda _batch: False
     disturbed: Callable[[int], bool] = lambda _number: False
     drift: float = 0.0
     """By how much a pass takes longer than the one before."""
@@ -49,7 +49,7 @@ class _Laws:
         """Take what the law says."""
         disturbed = self.disturbed(len(self.tasks))
         self.tasks.append(task)
-        if task.batch.num_tokens >= self.fails:
+        if self.refuses(task.batch):
             raise InfeasibleBatchError("batch: too large")
         records = []
         for operation in task.missing:
@@ -221,18 +221,21 @@ def laws(
 
 
 def test_another_model_of_known_families_needs_less(
-    member: Callable[[float], TracedOperation], laws: tuple[_Laws, list[TracedOperation]], environment: Environment
+    member: Callable[[float], TracedOperation],
+    laws: tuple[_Laws, list[TracedOperation]],
+    environment: Environment,
+    tmp_path: Path,
 ) -> None:
     """Of a family that the store knows by four members, a fifth takes fewer points than it does in an empty store."""
     beside = len(_profile(laws[0], [member(128.0)]))
-    store_alone = Store.open("memory://adaptive-alone", "a")
+    store_alone = Store.open(tmp_path / "alone", "a")
     store_alone.write_document("environments", environment.digest, environment.to_json())
     alone = len(_profile(_Laws(store_alone, environment.digest), [member(128.0)]))
     assert beside < alone
 
 
 def test_corners_are_measured_of_what_bounds_a_model_and_of_what_no_relative_tells(
-    member: Callable[[float], TracedOperation], laws: tuple[_Laws, list[TracedOperation]]
+    member: Callable[[float], TracedOperation], laws: tuple[_Laws, list[TracedOperation]], tmp_path: Path
 ) -> None:
     """The member of a known family waits until its sweep has ended; state that sees contexts, and a strange family, do not."""
     seeing = replace(member(3.0), signature="c" * 32, family="c" * 32, stateful=True)
@@ -242,7 +245,7 @@ def test_corners_are_measured_of_what_bounds_a_model_and_of_what_no_relative_tel
     tasks = [plan.next() for _ in corners(BatchArrays.of(batches), batches)]
     assert all(task is not None and known not in task.missing for task in tasks)
     assert {op.signature for task in tasks if task is not None for op in task.missing} == {seeing.signature, strange.signature}
-    alone = adaptive_plan((known,), SERVING, Store.open("memory://nothing-known", "a"), laws[0].environment, 0.03).next()
+    alone = adaptive_plan((known,), SERVING, Store.open(tmp_path / "nothing", "a"), laws[0].environment, 0.03).next()
     assert alone is not None
     assert alone.missing == (known,)
 
@@ -288,12 +291,46 @@ def test_a_batch_that_cannot_be_realised_is_left_out_and_the_sweep_goes_on(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
     """Points of infeasible batches are recorded as such once, tried no more, and the others are measured."""
-    records = _profile(_Laws(store, environment.digest, fails=256), [member(64.0)])
+    records = _profile(_Laws(store, environment.digest, refuses=lambda batch: batch.num_tokens >= 256), [member(64.0)])
     refused = Counter(JsonObject(r.point) for r in records if r.infeasible is not None)
     assert refused
     assert set(refused.values()) == {1}
     assert len({r.point["d0"] for r in records if r.infeasible is None}) >= 3
     assert adaptive_plan((member(64.0),), SERVING, store, environment.digest, 0.03).num_left() == 0
+
+
+def test_what_a_refused_batch_shares_with_others_is_measured_at_those(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Of a cache too small for the longest contexts: attention there is infeasible, products of as many rows are not."""
+
+    def refuses(batch: Batch) -> bool:
+        return sum(batch.num_computed_tokens) > 4096
+
+    attention = replace(
+        member(3.0),
+        signature="c" * 32,
+        family="c" * 32,
+        stateful=True,
+        request_dims=("num_tokens", "kv_tokens", "query_key_pairs"),
+    )
+    logits = replace(member(16.0), stage="logits", request_dims=("num_reqs",), request_bytes="16.0*num_reqs")
+    operations = (member(64.0), logits, attention)
+    laws = _Laws(store, environment.digest, refuses=refuses)
+    _profile(laws, operations)
+    refused = {batch: refuses(batch) for batch in measurement_batches(SERVING)}
+    for operation in operations:
+        records = store.read(operation.signature, environment.digest)
+        infeasible = {JsonObject(record.point) for record in records if record.infeasible is not None}
+        feasible = {point_of(operation, batch) for batch, is_refused in refused.items() if not is_refused}
+        assert not infeasible & feasible
+        assert bool(infeasible) == (operation is attention)
+    assert point_of(logits, Batch((1,) * 32, (1,) * 32)) in {
+        JsonObject(r.point) for r in store.read(logits.signature, environment.digest)
+    }
+    asked = Counter(task.batch for task in laws.tasks if refuses(task.batch))
+    assert set(asked.values()) == {1}
+    assert adaptive_plan(operations, SERVING, store, environment.digest, 0.03).num_left() == 0
 
 
 def test_corners_bound_all_batches() -> None:
@@ -313,10 +350,10 @@ def test_corners_bound_all_batches() -> None:
 
 @pytest.mark.parametrize("moments", [{0, 1}, {4}, {2, 5, 6}], ids=["corners", "one", "several"])
 def test_what_was_disturbed_decides_nothing(
-    member: Callable[[float], TracedOperation], store: Store, environment: Environment, moments: set[int]
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment, tmp_path: Path, moments: set[int]
 ) -> None:
-    """Values three times as large, each repeated undisturbed, end a sweep no later, and leave what is expected as it is."""
-    calm_store = Store.open(f"memory://calm-{len(moments)}", "a")
+    """Values three times as large, each repeated undisturbed, end a sweep within the target, four points later at most."""
+    calm_store = Store.open(tmp_path / "calm", "a")
     calm_store.write_document("environments", environment.digest, environment.to_json())
     errors, points = [], []
     for laws in (

@@ -10,8 +10,9 @@ import torch
 
 from dbstore import JsonObject, Store
 from dooly.catalog import PASSES, describe_module_environment, point_at, with_whole_module
+from dooly.engines import find_model
 from dooly.errors import InvalidInputError
-from dooly.measure import profile_module
+from dooly.measure import profile, profile_module
 from dooly.measure.module._profile import plan_module_tasks
 from dooly.measure.module._profiler import module_copies
 from dooly.measure.timers import Watch
@@ -232,6 +233,8 @@ def test_sizes_may_be_any_integers(traced: Traced, profiled: Store) -> None:
         ({"store": None}, "store: None is no open store; give dbstore.Store.open(PATH), with mode 'a' to measure"),
         ({"budget_s": "60"}, "budget_s: '60' is no number of seconds of at least 0; None measures everything"),
         ({"budget_s": -1}, "budget_s: -1 is no number of seconds of at least 0; None measures everything"),
+        ({"target_error": float("nan")}, "target_error: nan is no relative error of at least 0; 0 measures the whole grid"),
+        ({"target_error": -0.03}, "target_error: -0.03 is no relative error of at least 0; 0 measures the whole grid"),
         ({"budget_s": float("nan")}, "budget_s: nan is no number of seconds of at least 0; None measures everything"),
         ({"progress": None}, "progress: None is not callable; give a function of (done, planned), or leave it out"),
     ],
@@ -242,6 +245,16 @@ def test_wrong_arguments_are_refused(traced: Traced, profiled: Store, wrong: dic
     with pytest.raises(InvalidInputError) as caught:
         profile_module(**arguments)
     assert str(caught.value) == f"dooly.profile_module: {message}"
+
+
+def test_a_store_that_is_open_for_reading_is_refused_at_once(traced: Traced, tmp_path: Path) -> None:
+    """Before a module is measured or an engine is started; a dry run needs no more."""
+    Store.open(tmp_path / "db", "a")
+    store, message = Store.open(tmp_path / "db"), "store: is open for reading; open it with mode='a' to write"
+    with pytest.raises(InvalidInputError, match=message):
+        profile_module(traced, store, request_dims=SIZES)
+    with pytest.raises(InvalidInputError, match=message):
+        profile(find_model("smollm2-135m"), store)
 
 
 def test_copies_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from dooly.measure.timers import MOST_DRIFT, Call, CpuTimer, Watch, _watch, is_spoiled
+from dooly.measure.timers import MOST_DRIFT, Call, CpuTimer, Watch, _watch, disturbances, is_spoiled
 from dooly.measure.timers._contention import Cores
 
 if TYPE_CHECKING:
@@ -127,3 +127,20 @@ def test_a_real_device_is_watched() -> None:
     watch = Watch(CpuTimer(), CPU)
     watch.begin()
     assert min(watch.facts()["products_ns"]) > 1000
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"others_cores": 0.0, "drift": 0.0, "throttling": []}, ()),
+        ({"others_cores": None, "drift": 0.0}, ()),
+        ({"others_cores": 1.5, "drift": 0.0}, ("others keep 1.5 cores busy",)),
+        ({"others_cores": 0.0, "drift": 0.75}, ("a fixed piece of work takes 75 % longer than at best",)),
+        ({"others_cores": 0.0, "drift": 0.01, "throttling": ["power cap"]}, ("the GPU holds its clocks down (power cap)",)),
+    ],
+    ids=["nothing", "too early to tell", "others", "drift", "throttling"],
+)
+def test_the_cause_of_a_disturbance_is_told(facts: dict[str, Any], told: tuple[str, ...]) -> None:
+    """Each by what it is, and nothing beside it; where there is none, nothing is spoiled."""
+    assert disturbances(facts) == told
+    assert is_spoiled(facts) == bool(told)
