@@ -1,7 +1,12 @@
-"""A whole grid that was measured, in all passes, from which a sweep draws what it asks for."""
+"""A whole grid that was measured, in all passes, from which a sweep draws what it asks for.
+
+A record says what its batch took, in equal parts for all that was measured there. Whoever asks for fewer operations of a batch
+pays for more than their parts, since the batch runs all the same, and for less than all of it: a sweep's seconds lie between.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +55,11 @@ class MeasuredGrid:
             records = sorted(store.read(name, self.environment.digest), key=lambda r: not r.attributes.get("spoiled"))
             calm = [replace(record, attributes={**record.attributes, "spoiled": False}) for record in records]
             self.known[name] = {(record.point, record.attributes["pass"]): record for record in calm}
-        self.num_refused = 0
-        """Tasks that the grid could not answer."""
+        self._whole_s: Counter[Any] = Counter()
+        for record in self._feasible():
+            self._whole_s[_run_of(record)] += record.attributes["wall_s"]
+        self.num_refused, self.num_asked, self.asked_s = 0, 0, 0.0
+        """Tasks that the grid could not answer, tasks that it answered, and what their whole batches took."""
         self.describe(into)
 
     def describe(self, into: Store) -> None:
@@ -67,11 +75,18 @@ class MeasuredGrid:
     def measure(self, task: Task) -> Sequence[Record]:
         """Return what the grid holds of a task, in its pass; what it lacks could not be run.
 
+        Of what it measured at other batches of the same points the parts count, and of the batch of most of it the whole.
+
         Raises:
             InfeasibleBatchError: The grid holds no such batch.
         """
         found = [self.record(operation, task.number, task.batch) for operation in task.missing]
         self.into.write(*found)
+        runs = Counter(_run_of(record) for record in found if record.infeasible is None)
+        if runs:
+            (batch, _), *_ = runs.most_common(1)
+            self.num_asked += 1
+            self.asked_s += self._whole_s[batch] + sum(run[1] * count for run, count in runs.items() if run != batch)
         return found
 
     def give_up(self, task: Task, reason: str) -> Sequence[Record]:
@@ -82,6 +97,14 @@ class MeasuredGrid:
 
     def compact(self) -> None:
         """Leave the store as it is."""
+
+    @property
+    def took_s(self) -> float:
+        """What the grid took, in seconds, in all passes."""
+        return float(sum(record.attributes["wall_s"] for record in self._feasible()))
+
+    def _feasible(self) -> list[Any]:
+        return [record for known in self.known.values() for record in known.values() if record.infeasible is None]
 
     def record(self, operation: TracedOperation, number: int, batch: Batch) -> Record:
         """Return what was measured of an operation at a batch in a pass.
@@ -104,3 +127,8 @@ class MeasuredGrid:
             return np.empty(0)
         predicted_ns = fitted.latency.latency_ns(fitted.work, batches_at(fitted, points))
         return np.abs(predicted_ns / np.array([took[point] for point in points]) - 1)
+
+
+def _run_of(record: Record) -> tuple[Any, float]:
+    """Return what tells in which run of a batch a record was measured: its pass, and what each record of that batch took."""
+    return record.attributes["pass"], float(str(record.attributes["wall_s"]))

@@ -4,10 +4,10 @@
 
 `benchmarks/groundtruth/h200` holds the records of Llama 3.1 8B: every batch of the grid on an eager engine, in all three passes,
 with single operations in CUDA graphs. A sweep into an empty store draws from them, pass by pass, by the rule of `dooly profile`;
-what it takes is what its records took there. Beside it stands the grid of the first pass alone, as tools measure it that profile
-each model on a fixed grid: its errors are of the points that the sweep left out, fitted by the same predictors to all but a fifth
-of the grid's, one fifth after the other. Parts of it, drawn by chance, tell what fewer points would do. Errors are against the
-mean of all passes.
+what it takes lies between what its records took there and what the batches took that they were measured in. Beside it stands the
+grid of the first pass alone, as tools measure it that profile each model on a fixed grid: its errors are of the points that the
+sweep left out, fitted by the same predictors to all but a fifth of the grid's, one fifth after the other. Parts of it, drawn by
+chance, tell what fewer points would do; their seconds are of records. Errors are against the mean of all passes.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def compare(grid: MeasuredGrid) -> dict[str, Any]:
         | {
             "operations": quantiles(np.concatenate(list(swept.values()))),
             "steps": quantiles(step_errors(grid.model, grid.store, grid.into, grid.serving, grid.environment)),
+            "batches": grid.num_asked,
+            "at_most_s": grid.asked_s,
             "refused": grid.num_refused,
         },
         "thinned": [_thinned(grid, share) for share in _SHARES],

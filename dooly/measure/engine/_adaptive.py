@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from dooly.catalog import Key, Known
     from dooly.engines import ServingConfig
     from dooly.tracing import TracedOperation
+
+
+_ROUNDING = 1e-9
+_APART = 4
+"""Batches that are measured first have less than so many times as many tokens as the next smaller of them."""
 
 
 def adaptive_plan(  # noqa: PLR0913 - what to measure, within what, what is known, and how far to go
@@ -64,7 +70,11 @@ def adaptive_plan(  # noqa: PLR0913 - what to measure, within what, what is know
 
 
 def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:
-    """Return the batches that bound all others: fewest tokens, and most tokens, requests, positions and query-key pairs."""
+    """Return the batches that bound all others, and some between whose numbers of tokens lie less than a factor of 4 apart.
+
+    Bounds are fewest tokens, and most tokens, requests, positions and query-key pairs. Into the widest gap between their numbers
+    of tokens comes the first batch that is nearest to its middle, and so on: what bends there is told by nothing else so early.
+    """
     work = arrays.attention(None)
     longest = (arrays.new + arrays.computed).max(axis=1)
     has_decodes = np.array([batch.num_new_requests < batch.num_reqs for batch in batches])
@@ -77,7 +87,21 @@ def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:
         work.decode_kv_tokens,
         work.prefill_pairs,
     ]
-    return tuple(dict.fromkeys(int(np.argmax(values)) for values in most))
+    bounds = list(dict.fromkeys(int(np.argmax(values)) for values in most))
+    return (*bounds, *_between(bounds, np.log(arrays.num_tokens)))
+
+
+def _between(bounds: Sequence[int], logs: npt.NDArray[np.float64]) -> list[int]:
+    """Return batches into the gaps between others, by logarithms of their numbers of tokens, shape (num_batches,)."""
+    found: list[int] = []
+    known = np.unique(logs[list(bounds)])
+    for below, above in pairwise(known):
+        within = np.flatnonzero((logs > below) & (logs < above))
+        if len(within) and above - below > np.log(_APART) - _ROUNDING:
+            middle = int(within[np.argmin(abs(logs[within] - (below + above) / 2))])
+            ends = [int(np.argmin(abs(logs - end))) for end in (below, above)]
+            found += [middle, *_between([ends[0], middle], logs), *_between([middle, ends[1]], logs)]
+    return found
 
 
 def seconds_a_record(store: Store, environments: set[str]) -> float | None:
