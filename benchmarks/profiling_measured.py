@@ -2,7 +2,8 @@
 
 `python benchmarks/profiling_cost.py --device cpu --state DIR MODEL...` runs it. Each model is profiled alone into a store of its
 own, at every point of the grid and in all passes, and then into one store with the others, to the target error. The state keeps
-stores and seconds: what has ended is not run again, which would measure once more what was disturbed. Errors are those of whole
+stores and seconds: what has ended is not run again, which would measure once more what was disturbed, and what was cut off is
+refused, since nobody knows what it took. Errors are those of whole
 steps at batches of which the adaptive store holds no step, against what the whole grid measured there.
 """
 
@@ -67,15 +68,23 @@ def quantiles(errors: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _profiled(model: ModelSource, state: Path, store: str, serving: ServingConfig, target: float) -> float:
-    """Profile a model into a store of the state, unless that has ended, and return the seconds that it took."""
+    """Profile a model into a store of the state, unless that has ended, and return the seconds that it took.
+
+    Raises:
+        SystemExit: It was begun and cut off.
+    """
     state.mkdir(parents=True, exist_ok=True)
     ledger = state / "seconds.json"
-    seconds: dict[str, float] = json.loads(ledger.read_text()) if ledger.is_file() else {}
+    seconds: dict[str, float | None] = json.loads(ledger.read_text()) if ledger.is_file() else {}
     key = f"{store}/{model.name}"
     if key not in seconds:
+        ledger.write_text(json.dumps(seconds | {key: None}, indent=1) + "\n")
         seconds[key] = profile(model, Store.open(state / store, "a"), serving, target_error=target).measuring_s
         ledger.write_text(json.dumps(seconds, indent=1) + "\n")
-    return seconds[key]
+    took_s = seconds[key]
+    if took_s is None:
+        raise SystemExit(f"error: {state}: {key} was cut off, so nobody knows what it took; begin with another --state")
+    return took_s
 
 
 def step_errors(

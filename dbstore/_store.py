@@ -60,10 +60,12 @@ class Store:
         Raises:
             StoreNotFoundError: mode is "r" and there is no store.
             SchemaVersionError: the store has another layout than this version reads.
-            StoreError: the place holds something else than a latency store.
+            StoreError: the place holds something else than a latency store, or is empty text.
         """
         if mode not in ("r", "a"):
             raise StoreError(f"Store.open: mode must be 'r' or 'a', got {mode!r}")
+        if isinstance(place, str) and not place.strip():
+            raise StoreError("Store.open: the place is empty; give a folder or a URL")
         files = open_files(place)
         shown = files.locate("")
         root = files.read([GROUP])

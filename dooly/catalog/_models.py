@@ -103,9 +103,11 @@ def _trace_digest(model: ModelSource, serving: ServingConfig) -> str:
         settings += [serving.quantization, serving.kv_cache_dtype]
     if serving.enforce_eager is False:
         settings.append("compiled")
-    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **engine_variables(serving.engine)}
+    cores = len(os.sched_getaffinity(0))
+    # What starts workers may name the threads that there are without it.
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)), **engine_variables(serving.engine)}
     gpus = [(gpu.name, gpu.driver, gpu.limits) for gpu in visible_gpus()]
-    machine = [cpu_name(), platform.release(), len(os.sched_getaffinity(0)), variables, gpus]
+    machine = [cpu_name(), platform.release(), cores, variables, gpus]
     found = [trace_version(), model.digest, settings, versions, _torch_build(), machine]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import lzma
+import os
 from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
@@ -126,7 +127,7 @@ def _has_engine(serving: ServingConfig) -> bool:
 def write_table(table: TracedModel, model: ModelSource, file: Path) -> None:
     """Write a table with the configuration it is of; it appears whole or not at all."""
     document = json.dumps({"config": model.digest, "traced": table.to_json()}, separators=(",", ":"))
-    aside = file.with_name(f"{file.name}.part")
+    aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # others may write the same table
     aside.write_bytes(lzma.compress(document.encode()))
     aside.replace(file)
 

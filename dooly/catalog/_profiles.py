@@ -81,9 +81,19 @@ def _nothing_found(store: Store, model: ModelSource, serving: ServingConfig) -> 
     compiled = " --no-enforce-eager" if serving.enforce_eager is False else ""
     engine = "" if serving.engine == ServingConfig().engine else f" --engine {serving.engine}"
     flags = f"--dtype {serving.dtype}{quantised}{cache}{backend}{compiled}{engine}"
+    others = " and ".join(sorted(_dtypes(store, model) - {serving.dtype}))
+    instead = f"it holds one in {others}: ask for that with --dtype, or " if others else ""
     return MissingOperationError(
-        f"{model.name}: the store holds no profile of this model with {flags}; run `dooly profile {model.name} {flags}` on it"
+        f"{model.name}: the store holds no profile of this model with {flags}; {instead}run `dooly profile {model.name} {flags}` "
+        "on it"
     )
+
+
+def _dtypes(store: Store, model: ModelSource) -> set[str]:
+    """Return the element types in which a store holds a model."""
+    documents: list[Any] = [store.read_document("traces", name) for name in store.documents("traces")]
+    digests = {document["environment"] for document in documents if document["config"] == model.digest}
+    return {str(store.read_document("environments", digest)["dtype"]) for digest in digests}
 
 
 def _recency(document: Mapping[str, Any]) -> tuple[bool, float, int]:

@@ -33,7 +33,7 @@ _MANY_DISTURBED = 0.1
 _NO_PASS = -1
 """Number of the pass of records that tell none, as those of other tools."""
 MOST_ATTEMPTS = 2 * PASSES
-"""How often a point is measured at most, where something keeps disturbing it."""
+"""How often a point was measured from which on its disturbed records count too; a run that began before may add some."""
 
 
 def record_counts(store: Store, signature: str, environment: str) -> Counter[JsonObject]:

@@ -33,6 +33,7 @@ def profile(  # noqa: PLR0913 - one argument an option
         float,
         typer.Option(
             min=0,
+            max=1,
             metavar="SHARE",
             help="End an operation's sweep where its latency is known to this median relative error; 0 measures a whole grid.",
         ),
@@ -108,7 +109,7 @@ def _warn_if_unsteady(result: ProfileResult) -> None:
     if result.num_unsteady > _MANY_UNSTEADY * result.num_measured:
         typer.echo(
             f"dooly: warning: {result.model}: {result.num_unsteady} of {result.num_measured} points are unsteady, as when "
-            "another process competes for the cores; stop it and profile into a new --db PATH",
+            "another process competes for the cores; once it has stopped, the same command measures anew what was disturbed",
             err=True,
         )
 
@@ -130,6 +131,8 @@ def _show_forecasts(results: list[ProfileResult]) -> None:
     for r in results:
         f = r.forecast
         known = ("-", "-", "-") if f is None else (f.num_known, f.num_by_family, f.num_missing)
-        seconds = "unknown" if r.forecast_s is None else f"{r.forecast_s:.0f}"
-        table.add_row(r.model, *map(str, (r.num_operations, *known, r.num_points, r.num_left)), seconds)
+        # Where nothing is known, nothing tells how soon sweeps end.
+        most = "at most " if f is not None and f.num_known == f.num_by_family == 0 else ""
+        seconds = "unknown" if r.forecast_s is None else f"{most}{r.forecast_s:.0f}"
+        table.add_row(r.model, *map(str, (r.num_operations, *known, r.num_points)), f"{most}{r.num_left}", seconds)
     show(table)

@@ -38,7 +38,7 @@ TAIL = 10 / 3
 MIN_POINTS = 3
 """Of each operation, however well its family knows it: a level and a slope that are its own show in no fewer."""
 SLACK = 0.1
-"""A sweep ends too where all that more points could tell lowers the error by less than this."""
+"""A sweep ends too where its error is by less than this share above what all more points would leave of it."""
 _DOUBT, _DOUBTS = 1.5, 8
 """How many times larger than expected errors are taken to be before any surprise tells, and as how many surprises that counts."""
 _QUANTILES = (0.5, 0.9)
@@ -59,7 +59,7 @@ class ExpectedError:
     """The 90th percentile that would be left."""
 
     def is_within(self, target: float, slack: float = SLACK) -> bool:
-        """Tell whether a sweep may end: the error is below the target, or more points would lower it by less than `slack`."""
+        """Tell whether a sweep may end: the error is below the target, or above its floor by no more than `slack` of that."""
         median, p90 = max(target, (1 + slack) * self.floor), max(TAIL * target, (1 + slack) * self.floor_p90)
         return self.median <= median and self.p90 <= p90
 

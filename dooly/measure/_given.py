@@ -23,9 +23,10 @@ def check_run(  # noqa: PLR0913 - what callers of measuring give
         raise InvalidInputError(
             f"dooly.{function}: budget_s: {spell(budget_s)} is no number of seconds of at least 0; None measures everything"
         )
-    if not _is_at_least_zero(target_error):
+    if not (_is_at_least_zero(target_error) and float(target_error) <= 1):  # type: ignore[arg-type]  # a number by now
         raise InvalidInputError(
-            f"dooly.{function}: target_error: {spell(target_error)} is no relative error of at least 0; 0 measures the whole grid"
+            f"dooly.{function}: target_error: {spell(target_error)} is no relative error from 0 to 1; 0.03 is 3 %, and 0 "
+            "measures the whole grid"
         )
     if not callable(progress):
         raise InvalidInputError(

@@ -35,12 +35,14 @@ AnyKey = TypeVar("AnyKey", bound="Hashable")
 
 _RUN_SLACK = 0.4
 """`slack` of what an engine or a module runs. Chosen on whole grids that were measured: of Llama 3.1 8B on an H200, by
-`benchmarks/profiling_h200.py`, where sweeps take 10.8 s, 14.4 at a slack of 0.2 and 8.5 at 0.5, and operations are 2.6, 2.6 and
-2.8 % off where nobody measured; and of two small models on a restless CPU, by `benchmarks/profiling_replayed.py`."""
+`benchmarks/profiling_h200.py`, where sweeps took 10.8 s, 14.4 at a slack of 0.2 and 8.5 at 0.5, and operations were 2.6, 2.6 and
+2.8 % off where nobody measured, before corners left no gaps; and of two small models on a restless CPU, by
+`benchmarks/profiling_replayed.py`."""
 _RUN_FITTED_FROM = 6
 """`fitted_from` of what an engine or a module runs: there operations of one family are measured at the same few corners first, of
 which the roofline's rates are taken, so that they tell next to nothing of what lies between. Chosen on the grid of Llama 3.1 8B
-on an H200, by `benchmarks/profiling_h200.py`: products were 7 to 15 % off after three points each, and are 2 to 5 % after ten."""
+on an H200, by `benchmarks/profiling_h200.py`: products were 7 to 15 % off after three points each, and 2 to 5 % after seven,
+before corners left no gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Sampler(Generic[AnyKey]):
     target: float
     """Median relative error at which an operation's sweep ends."""
     slack: float = SLACK
-    """By which share all that more points could tell must lower an error for a sweep that misses the target to go on."""
+    """How far above its floor the error of a sweep that misses the target must be for the sweep to go on, relative."""
     fitted_from: int = 1
     """Points of one operation of a family from which on how the family behaves is fitted; before it is believed."""
     closed: Collection[int] = ()

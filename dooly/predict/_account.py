@@ -53,8 +53,9 @@ class Account:
     @property
     def provenance(self) -> Mapping[Source, float]:
         """Share of all seconds priced so far by where they are from, as `StepLatency` has it."""
-        total_ns = max(sum(self.priced_ns.values()), 1.0)
-        return {source: nanoseconds / total_ns for source, nanoseconds in self.priced_ns.items()}
+        sizes_ns = {source: abs(nanoseconds) for source, nanoseconds in self.priced_ns.items()}
+        total_ns = max(sum(sizes_ns.values()), 1.0)
+        return {source: nanoseconds / total_ns for source, nanoseconds in sizes_ns.items()}
 
     @property
     def extrapolated_share(self) -> float | None:

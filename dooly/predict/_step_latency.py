@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -50,7 +50,8 @@ class StepLatency:
     provenance: Mapping[Source, float]
     """Share of the seconds that is from records of the very operations (`measured`), from others of their families, from what
     these say of most of a sparse sweep, or from records less a kernel that the engine joins with another (`family`), or from
-    bytes over a measured bandwidth, and of a plain module beyond what was measured (`estimated`); they add up to 1."""
+    bytes over a measured bandwidth, and of a plain module beyond what was measured (`estimated`). What is negative counts by its
+    size; they add up to 1."""
     by_source_s: Mapping[tuple[str, Source], float] = field(default_factory=dict)
     """Seconds of each operation apart by where they are from: what a collective takes may be known otherwise than its layer."""
     sustained_s: float | None = None
@@ -102,7 +103,7 @@ class StepLatencies:
     @property
     def provenance(self) -> Mapping[Source, Floats]:
         """Share of each step's seconds by where they are from, as `StepLatency` has it."""
-        return _shares(self.by_source_s, self.seconds)
+        return _shares(self.by_source_s)
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -118,7 +119,7 @@ class StepLatencies:
             float(self.uncertainty_s[index]),
             _by_name(by_source_s),
             bool(self.extrapolated[index]),
-            _shares(by_source_s, seconds),
+            _shares(by_source_s),
             by_source_s,
             None if self.sustained_s is None else float(self.sustained_s[index]),
         )
@@ -132,9 +133,10 @@ def _by_name(by_source_s: Mapping[tuple[str, Source], _Seconds]) -> dict[str, _S
     return parts
 
 
-def _shares(by_source_s: Mapping[tuple[str, Source], _Seconds], seconds: _Seconds) -> dict[Source, _Seconds]:
-    """Return the share of the seconds by where they are from."""
-    shares: dict[Source, _Seconds] = dict.fromkeys(SOURCES, 0.0 * seconds)
+def _shares(by_source_s: Mapping[tuple[str, Source], _Seconds]) -> dict[Source, _Seconds]:
+    """Return the share of the seconds by where they are from, negative ones by their size."""
+    total: Any = sum(abs(latency_s) for latency_s in by_source_s.values())
+    shares: dict[Source, Any] = dict.fromkeys(SOURCES, 0.0 * total)
     for (_name, source), latency_s in by_source_s.items():
-        shares[source] = shares[source] + latency_s / seconds
+        shares[source] = shares[source] + abs(latency_s) / total
     return shares

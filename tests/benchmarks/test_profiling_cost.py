@@ -93,3 +93,14 @@ def test_what_nobody_drew_decides_on_no_draw(monkeypatch: pytest.MonkeyPatch) ->
     left = ~np.isin(np.arange(60), places)
     assert 3 <= len(places) < 48
     assert drawn(np.where(left & (np.arange(60) % 2 == 0), latency_ns / 4, latency_ns)) == places
+
+
+def test_what_was_cut_off_is_no_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A profile of which the ledger has the start alone is refused; one that ended is not run again."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    measured = importlib.import_module("profiling_measured")
+    model = measured.find_model("smollm2-135m")
+    (tmp_path / "seconds.json").write_text(json.dumps({"alone/smollm2-135m": 12.5, "together/smollm2-135m": None}))
+    assert measured._profiled(model, tmp_path, "alone", None, 0.0) == 12.5
+    with pytest.raises(SystemExit, match="together/smollm2-135m was cut off"):
+        measured._profiled(model, tmp_path, "together", None, 0.03)

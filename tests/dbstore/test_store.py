@@ -6,7 +6,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import fsspec
 import numpy as np
@@ -407,6 +407,15 @@ def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
         Store.open(tmp_path / "store")
     with pytest.raises(StoreError, match="needs a folder, found a file"):
         Store.open(tmp_path / "store", "a")
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_no_place_is_no_store(mode: Literal["r", "a"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty text does not stand for the current folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="the place is empty; give a folder or a URL"):
+        Store.open(" ", mode)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_protocol() -> None:

@@ -77,8 +77,9 @@ def test_links_and_ranks_are_not_a_profile_s(store: Store, model: ModelSource, s
 
 
 def test_another_element_type_was_not_profiled(store: Store, model: ModelSource, serving: ServingConfig) -> None:
-    """Records in bfloat16 do not price steps in float32."""
-    with pytest.raises(MissingOperationError, match="no profile of this model with --dtype float32"):
+    """Records in bfloat16 do not price steps in float32, and the message says what the store holds."""
+    message = "no profile of this model with --dtype float32; it holds one in bfloat16: ask for that with --dtype, or run `dooly"
+    with pytest.raises(MissingOperationError, match=message):
         load_latency_model(store, model, replace(serving, dtype="float32"))
 
 

@@ -14,6 +14,7 @@ from dooly.engines import find_model
 from dooly.errors import InvalidInputError, OutOfDomainError
 from dooly.predict import BatchArrays, LatencyModel, default_serving, load_latency_model
 from dooly.predict._step_latency import StepLatencies
+from dooly.predict._step_parts import StepPart
 
 BATCHES = (
     Batch((1,) * 7, (33, 90, 200, 14, 60, 301, 5)),
@@ -39,6 +40,18 @@ def test_a_decode_run_agrees_with_its_steps(latency: LatencyModel, contexts: lis
     steps = [Batch((1,) * len(contexts), tuple(c + i for c in contexts)) for i in range(num_steps)]
     run = latency.decode_run_ns(np.array(contexts), num_steps)
     assert run.tolist() == [latency.step_ns(batch) for batch in steps]
+
+
+def test_shares_are_of_sizes() -> None:
+    """Layers that take less than their operations make no share negative, and none larger than all."""
+    parts = [
+        StepPart("q_proj", "family", np.array([3e6, 1e6]), np.zeros(2)),
+        StepPart("layer", "measured", np.array([-1e6, 1e6]), np.zeros(2)),
+    ]
+    steps = StepLatencies.of(parts, np.zeros(2, dtype=bool))
+    assert steps.seconds.tolist() == pytest.approx([2e-3, 2e-3])
+    assert [share.tolist() for share in (steps.provenance["family"], steps.provenance["measured"])] == [[0.75, 0.5], [0.25, 0.5]]
+    assert dict(steps[0].provenance) == {"measured": 0.25, "family": 0.75, "estimated": 0.0}
 
 
 def test_many_steps_are_priced_as_one_by_one(latency: LatencyModel) -> None:

@@ -21,6 +21,7 @@ from dooly.catalog import (
 from dooly.device import cache_bytes, cache_room_bytes
 from dooly.dtypes import item_bytes
 from dooly.engines import ModelSource, ServingConfig, start_engine
+from dooly.errors import InvalidInputError, spell
 from dooly.measure._adaptive import TARGET_ERROR
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
@@ -72,9 +73,9 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     Raises:
         UnsupportedModelError: The engine does not know the model.
         EngineError: The engine does not start.
-        InvalidInputError: `store` is no open store, or open for reading and this is no dry run; `budget_s` is no number of
-            seconds, or `target_error` no relative error; or several ranks are asked for, or kernels of mixtures of experts that
-            the engine does not choose by itself.
+        InvalidInputError: `model` is no model; `store` is no open store, or open for reading and this is no dry run; `budget_s`
+            is no number of seconds, or `target_error` no relative error; or several ranks are asked for, or kernels of mixtures
+            of experts that the engine does not choose by itself.
 
     Examples:
         >>> model, store = dooly.find_model("smollm2-135m"), dooly.Store.open("db", "a")
@@ -82,6 +83,8 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         >>> planned.num_measured, planned.num_left > 0
         (0, True)
     """
+    if not isinstance(model, ModelSource):
+        raise InvalidInputError(f"dooly.profile: model: {spell(model)} is no model; give what dooly.find_model returns")
     check_run("profile", store, budget_s, target_error, progress, writes=not dry_run)
     serving = serving or ServingConfig()
     serving.require_one_rank()
