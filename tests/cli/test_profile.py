@@ -29,7 +29,8 @@ def test_a_dry_run_makes_no_store(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["smollm2-135m"])
-    _, num_operations, num_known, by_family, missing, num_points, wanted, seconds = row
+    _, num_operations, num_known, by_family, missing, num_points, *most, wanted, seconds = row
+    assert most == ["at", "most"]  # nothing is known, so that nothing tells how soon sweeps end
     assert int(num_operations) > 5
     assert (num_known, by_family, missing, seconds) == ("0", "0", num_operations, "unknown")
     assert 0 < int(wanted) <= int(num_points)
