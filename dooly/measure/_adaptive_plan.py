@@ -5,7 +5,7 @@ measured there whatever is known, and so is all that no relative tells of; any o
 end, leaves it in doubt there: the largest sizes cost most.
 
 The first pass decides which points are measured. A machine may drift by more within minutes than a sweep's target, so the second
-measures some of each operation's points again, at places drawn by chance. Where an operation takes as long as it did, that is
+measures some of each operation's points again, drawn by chance. Where an operation takes as long as it did, that is
 all; others are measured again at all of their points, in all passes. What a store holds already counts as measured.
 
 A place that cannot be run is closed. Other places may have the same points of some operations, as short contexts have those of
@@ -115,9 +115,9 @@ class AdaptivePlan(Generic[AnyTask]):
             for key in operations:
                 self._places_of[key].setdefault(points[key], set()).add(place)
         self._closed: set[int] = set()
-        for key, counts in passes.counts.items():
-            for point in counts.keys() - passes.latencies_ns[key].keys():
-                if len(where := self._places_of[key][point]) == 1:
+        for key, points_of in self._places_of.items():
+            for point, where in points_of.items():
+                if len(where) == 1 and passes.counts[key][point] and point not in passes.latencies_ns[key]:
                     self._closed |= where
         self._elsewhere: list[tuple[Key, JsonObject]] = []
         told = {known.operation.family for known in others if known.latency_ns}
@@ -275,7 +275,7 @@ class AdaptivePlan(Generic[AnyTask]):
                 continue
             place = min(places, key=self.costs.at)
             here = {key for key, point in self._elsewhere if self._places[place][key] == point}
-            self._elsewhere = [(key, point) for key, point in self._elsewhere if key not in here]
+            self._elsewhere = [(key, point) for key, point in self._elsewhere if self._places[place][key] != point]
             if keys := self._lacking(place, here):
                 return self._proposal(0, place, keys)
         return None

@@ -89,7 +89,6 @@ def test_a_sweep_takes_a_part_of_the_grid_and_nothing_else(measured: Any, enviro
         held = {(record.point, record.attributes["pass"]): record for record in records}
         assert len(held) == len(records)
         assert all(known[key].samples_ns.tolist() == record.samples_ns.tolist() for key, record in held.items())
-        assert not any(record.attributes.get("spoiled") for record in records)
         assert any(record.infeasible for record in records)
         taken += len(records)
     assert 0 < taken < sum(map(len, measured.known.values())) / 3

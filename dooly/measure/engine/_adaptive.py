@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,21 +87,18 @@ def corners(arrays: BatchArrays, batches: Sequence[Batch]) -> tuple[int, ...]:
         work.decode_kv_tokens,
         work.prefill_pairs,
     ]
-    bounds = list(dict.fromkeys(int(np.argmax(values)) for values in most))
-    return (*bounds, *_between(bounds, np.log(arrays.num_tokens)))
+    bounds = dict.fromkeys(int(np.argmax(values)) for values in most)
+    logs = np.log(arrays.num_tokens)
+    return (*bounds, *chain.from_iterable(_between(*gap, logs) for gap in pairwise(np.unique(logs[list(bounds)]))))
 
 
-def _between(bounds: Sequence[int], logs: npt.NDArray[np.float64]) -> list[int]:
-    """Return batches into the gaps between others, by logarithms of their numbers of tokens, shape (num_batches,)."""
-    found: list[int] = []
-    known = np.unique(logs[list(bounds)])
-    for below, above in pairwise(known):
-        within = np.flatnonzero((logs > below) & (logs < above))
-        if len(within) and above - below > np.log(_APART) - _ROUNDING:
-            middle = int(within[np.argmin(abs(logs[within] - (below + above) / 2))])
-            ends = [int(np.argmin(abs(logs - end))) for end in (below, above)]
-            found += [middle, *_between([ends[0], middle], logs), *_between([middle, ends[1]], logs)]
-    return found
+def _between(below: float, above: float, logs: npt.NDArray[np.float64]) -> list[int]:
+    """Return batches into a gap, by logarithms of their numbers of tokens, shape (num_batches,), and of those at its ends."""
+    within = np.flatnonzero((logs > below) & (logs < above))
+    if not len(within) or above - below < np.log(_APART) - _ROUNDING:
+        return []
+    middle = int(within[np.argmin(abs(logs[within] - (below + above) / 2))])
+    return [middle, *_between(below, logs[middle], logs), *_between(logs[middle], above, logs)]
 
 
 def seconds_a_record(store: Store, environments: set[str]) -> float | None:

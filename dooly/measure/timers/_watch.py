@@ -108,7 +108,7 @@ def disturbances(facts: Mapping[str, Any]) -> tuple[str, ...]:
     if others > CONTENDED_CORES and facts.get("idle_cores", 0.0) < _SPARE_CORES:
         found.append(f"others keep {others:.1f} cores busy")
     if drift > MOST_DRIFT:
-        found.append(f"a fixed piece of work takes {drift:.0%} longer than at best".replace("%", " %"))
+        found.append(f"a fixed piece of work takes {100 * drift:.0f} % longer than at best")
     if throttling:
         found.append(f"the GPU holds its clocks down ({', '.join(throttling)})")
     return tuple(found)

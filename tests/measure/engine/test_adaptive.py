@@ -339,6 +339,19 @@ def test_what_a_refused_batch_shares_with_others_is_measured_at_those(
     assert adaptive_plan(operations, SERVING, store, environment.digest, 0.03).num_left() == 0
 
 
+def test_what_was_measured_beyond_the_limits_is_left_alone(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """A store that was filled at larger limits, infeasible batches among them, serves a profile at smaller ones."""
+    laws = _Laws(store, environment.digest, refuses=lambda batch: batch.num_tokens > 800)
+    _profile(laws, [member(64.0)])
+    smaller = replace(SERVING, max_model_len=256, max_num_batched_tokens=256, max_num_seqs=8)
+    before = len(laws.tasks)
+    run_tasks(laws, adaptive_plan((member(64.0),), smaller, store, environment.digest, 0.03), None, lambda *_: None)
+    assert all(task.batch.num_tokens <= 256 for task in laws.tasks[before:])
+    assert adaptive_plan((member(64.0),), smaller, store, environment.digest, 0.03).num_left() == 0
+
+
 def test_corners_bound_all_batches() -> None:
     """No batch has more tokens, requests, positions of one request, cached positions or query-key pairs than the corners."""
     batches = measurement_batches(SERVING)
