@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
-from random import Random
 from typing import TYPE_CHECKING, Generic
 
 from dbstore import JsonObject
 from dooly.catalog import PASSES, key_of
+from dooly.measure._other_passes import places_again
 from dooly.measure._passes import Passes, num_checked
-from dooly.measure._place_costs import PlaceCosts
+from dooly.measure._places import Places
 from dooly.measure._sampler import sampler_of
 from dooly.measure._tasks import AnyTask, shuffled
 from dooly.measure._wholes import is_whole
@@ -105,20 +104,15 @@ class AdaptivePlan(Generic[AnyTask]):
             target: Median relative error at which an operation's sweep ends.
             make: Makes a task.
         """
-        self._operations, self._parts, self._places, self._make, self._target = operations, parts, places, make, target
+        self._operations, self._parts, self._make, self._target = operations, parts, make, target
         self._passes = passes
         self._others = others
-        self.costs = PlaceCosts(sizes)
-        self._waiting: set[tuple[str, JsonObject]] = set()
-        self._places_of: dict[Key, dict[JsonObject, set[int]]] = {key: {} for key in operations}
-        for place, points in enumerate(places):
-            for key in operations:
-                self._places_of[key].setdefault(points[key], set()).add(place)
-        self._closed: set[int] = set()
-        for key, points_of in self._places_of.items():
-            for point, where in points_of.items():
+        self.places = Places(places, operations, sizes)
+        for key, points in self.places.of.items():
+            for point, where in points.items():
                 if len(where) == 1 and passes.counts[key][point] and point not in passes.latencies_ns[key]:
-                    self._closed |= where
+                    self.places.closed |= where
+        self._waiting: set[tuple[str, JsonObject]] = set()
         self._elsewhere: list[tuple[Key, JsonObject]] = []
         told = {known.operation.family for known in others if known.latency_ns}
         self._bounding = {key for key, op in operations.items() if _bounds(op) or op.family not in told}
@@ -138,7 +132,7 @@ class AdaptivePlan(Generic[AnyTask]):
         if self._later is None:
             if self._sampler is None and self._delayed:
                 return None  # corners tell the device's rates
-            if (found := self.sampler.next(self.costs.at) or self._doubtful_corner()) is not None:
+            if (found := self.sampler.next(self.places.costs.at) or self._doubtful_corner()) is not None:
                 return self._proposing(self._proposal(0, *found))
             if self._delayed:
                 return None
@@ -153,7 +147,7 @@ class AdaptivePlan(Generic[AnyTask]):
         if task.number > 0:
             return
         proposal = self._proposed_as(task)
-        waiting = self._points_at(proposal.place, proposal.keys)
+        waiting = self.places.points_at(proposal.place, proposal.keys)
         self._waiting |= waiting
         if self._sampler is not None:
             for signature, point in waiting:
@@ -172,19 +166,19 @@ class AdaptivePlan(Generic[AnyTask]):
         self._proposed.remove(proposal)
         if task.number > 0:
             return
-        self._waiting -= self._points_at(proposal.place, proposal.keys)
+        self._waiting -= self.places.points_at(proposal.place, proposal.keys)
         feasible = [record for record in records if record.infeasible is None]
         if feasible:
-            self.costs.told(proposal.place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
+            self.places.costs.told(proposal.place, sum(float(str(record.attributes["wall_s"])) for record in feasible))
 
     def given_up(self, task: AnyTask, /) -> AnyTask:
         """Close the place of a task, and return the task with those operations alone whose points no open place has."""
         proposal = self._proposed_as(task)
-        self._closed.add(proposal.place)
+        self.places.closed.add(proposal.place)
         if self._sampler is not None:
             self._tell_infeasible(self._sampler)
-        points = self._places[proposal.place]
-        lost = tuple(key for key in proposal.keys if self._is_lost(key[0], points[key]))
+        points = self.places.points[proposal.place]
+        lost = tuple(key for key in proposal.keys if self.places.have_lost(key[0], points[key]))
         if task.number == 0:
             self._elsewhere += [(key, points[key]) for key in proposal.keys if key not in lost]
         return self._proposal(task.number, proposal.place, lost).task
@@ -207,7 +201,7 @@ class AdaptivePlan(Generic[AnyTask]):
         Where nothing was measured, nothing tells how soon sweeps end, and the whole grid is what they take at most.
         """
         if not self._others and not any(self._passes.latencies_ns.values()):
-            points = {(key, place[key]) for place in self._places for key in self._operations}
+            points = {(key, place[key]) for place in self.places.points for key in self._operations}
             return Forecast(0, 0, len(self._operations), PASSES * len(points))
         sampler = self.sampler
         missing, by_family = len(sampler.unfinished()), len(sampler.told_by_family())
@@ -221,7 +215,7 @@ class AdaptivePlan(Generic[AnyTask]):
         if self._sampler is None:
             took = self._passes.latencies_ns
             self._sampler = sampler_of(
-                self._operations, self._parts, self._places, took, self._others, self._target, closed=self._closed
+                self._operations, self._parts, self.places.points, took, self._others, self._target, closed=self.places.closed
             )
             self._tell_infeasible(self._sampler)
         return self._sampler
@@ -252,7 +246,7 @@ class AdaptivePlan(Generic[AnyTask]):
 
     def _proposal(self, number: int, place: int, keys: tuple[Key, ...]) -> _Proposal[AnyTask]:
         """Return a task of operations at a place; those of one signature and one point are measured once."""
-        distinct = {(key[0], self._places[place][key]): key for key in reversed(keys)}
+        distinct = {(key[0], self.places.points[place][key]): key for key in reversed(keys)}
         return _Proposal(self._make(number, place, list(distinct.values())[::-1]), place, keys)
 
     def _proposed_as(self, task: AnyTask) -> _Proposal[AnyTask]:
@@ -270,46 +264,37 @@ class AdaptivePlan(Generic[AnyTask]):
         """Return a task of what could not be run at one place and may be at another, the cheapest that has it."""
         while self._elsewhere:
             key, point = self._elsewhere[-1]
-            if not (places := sorted(self._places_of[key][point] - self._closed)):
+            if not (places := self.places.open_at(key, point)):
                 self._elsewhere.pop()
                 continue
-            place = min(places, key=self.costs.at)
-            here = {key for key, point in self._elsewhere if self._places[place][key] == point}
-            self._elsewhere = [(key, point) for key, point in self._elsewhere if self._places[place][key] != point]
+            place = min(places, key=self.places.costs.at)
+            here = {key for key, point in self._elsewhere if self.places.points[place][key] == point}
+            self._elsewhere = [(key, point) for key, point in self._elsewhere if self.places.points[place][key] != point]
             if keys := self._lacking(place, here):
                 return self._proposal(0, place, keys)
         return None
 
-    def _is_lost(self, signature: str, point: JsonObject) -> bool:
-        """Tell whether no open place has a point of a signature."""
-        places = [self._places_of[key].get(point, set()) for key in self._operations if key[0] == signature]
-        return set().union(*places) <= self._closed
-
     def _tell_infeasible(self, sampler: Sampler[Key]) -> None:
         """Tell the sampler of points that could not be run, or that closed places alone have."""
-        for key, points in self._places_of.items():
+        for key, points in self.places.of.items():
             known, counts = self._passes.latencies_ns[key], self._passes.counts[key]
             for point, places in points.items():
-                if point not in known and (counts[point] or places <= self._closed):
+                if point not in known and (counts[point] or places <= self.places.closed):
                     sampler.told(key, point, None)
 
     def _lacking(self, place: int, keys: Collection[Key]) -> tuple[Key, ...]:
         """Return those of some operations that have no record of their point at an open place, and wait for none."""
-        if place in self._closed:
+        if place in self.places.closed:
             return ()
-        points = self._places[place]
+        points = self.places.points[place]
         lacking = (key for key in self._operations if key in keys and not self._passes.counts[key][points[key]])
         return tuple(key for key in lacking if (key[0], points[key]) not in self._waiting)
-
-    def _points_at(self, place: int, keys: Collection[Key]) -> set[tuple[str, JsonObject]]:
-        """Return the points of operations at a place, with their signatures: one may have several there."""
-        return {(key[0], self._places[place][key]) for key in keys}
 
     def _corners_left(self) -> list[tuple[int, tuple[Key, ...]]]:
         """Return the corners measured whatever is known, with the operations that lack a record there, each point once."""
         left, planned = [], set()
         for place in self._corners:
-            points = self._places[place]
+            points = self.places.points[place]
             keys = tuple(key for key in self._lacking(place, self._bounding) if (key, points[key]) not in planned)
             planned |= {(key, points[key]) for key in keys}
             if keys:
@@ -318,57 +303,22 @@ class AdaptivePlan(Generic[AnyTask]):
 
     def _doubted(self) -> set[Key]:
         """Return the operations that are in doubt at some corner."""
-        corners = [self._places[place] for place in self._every_corner if place not in self._closed]
+        corners = [self.places.points[place] for place in self._every_corner if place not in self.places.closed]
         return {key for key in self._operations if any(self.sampler.is_doubtful(key, points[key]) for points in corners)}
 
     def _doubtful_corner(self) -> tuple[int, tuple[Key, ...]] | None:
         """Return a corner with the operations that are in doubt there."""
         for place in self._every_corner:
-            points = self._places[place]
-            if place in self._closed:
+            points = self.places.points[place]
+            if place in self.places.closed:
                 continue
             if keys := tuple(key for key in self._operations if self.sampler.is_doubtful(key, points[key])):
                 return place, keys
         return None
 
     def _other_passes(self) -> list[_Proposal[AnyTask]]:
-        """Return the tasks of the passes after the first that are known to be wanted, the last one first.
-
-        Points that show whether levels stand come first, drawn by chance, each at the cheapest place that has it. All points of
-        operations whose levels moved are then covered by places that measure most a second (the greedy cover of Chvatal, 1979),
-        since several may share one.
-        """
-        found, rng = [], Random(0)  # noqa: S311 - an order of work
-        for number in range(1, PASSES):
-            lacking = self._passes.lacking(number, self._log_ratios)
-            due = self._due(number, lacking)
-            told = {name for name in lacking if self._passes.level_stands(name, self._log_ratios) is not None}
-            if unsure := {name for name, _ in due} - told:
-                due = {point: keys for point, keys in due.items() if point[0] in unsure}
-            while due:
-                where = min(due[rng.choice(list(due))], key=self.costs.at) if unsure else self._most_a_second(due)
-                here = {point: keys[where] for point, keys in due.items() if where in keys}
-                found.append(self._proposal(number, where, tuple(here.values())))
-                lacking = lacking - Counter(name for name, _ in here)
-                due = {point: keys for point, keys in due.items() if point not in here and lacking[point[0]]}
-            if unsure:
-                break
-        return shuffled(found)[::-1]
-
-    def _most_a_second(self, due: Mapping[tuple[str, JsonObject], Collection[int]]) -> int:
-        """Return the place that measures most points a second."""
-        counts = Counter(chain.from_iterable(due.values()))
-        return max(counts, key=lambda place: counts[place] / self.costs.at(place))
-
-    def _due(self, number: int, lacking: Mapping[str, int]) -> dict[tuple[str, JsonObject], dict[int, Key]]:
-        """Return the points that lack a pass, with the open places that have them and the operation that has it there."""
-        due: dict[tuple[str, JsonObject], dict[int, Key]] = {}
-        for key, points in self._places_of.items():
-            known, counts = self._passes.latencies_ns[key], self._passes.counts[key]
-            for point, places in points.items() if lacking[key[0]] else ():
-                if 0 < counts[point] <= number and point in known and (open_ := sorted(places - self._closed)):
-                    due.setdefault((key[0], point), {}).update(dict.fromkeys(open_, key))
-        return due
+        """Return the tasks of the passes after the first that are known to be wanted, the last one first."""
+        return shuffled([self._proposal(*again) for again in places_again(self._passes, self.places, self._log_ratios)])[::-1]
 
 
 def _bounds(operation: TracedOperation) -> bool:

@@ -164,7 +164,7 @@ def test_further_passes_run_the_places_that_measure_most_a_second(seconds: float
     passes = _passes(places, counts, ends, {key: {point: [1e4, 2e4] for point in found} for key, found in ends.items()})
     plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), passes, (), 0.03, make)
     for place in range(3):
-        plan.costs.told(place, float(sizes[place, 0]))
+        plan.places.costs.told(place, float(sizes[place, 0]))
     _ = plan.sampler  # by its closed forms levels are told
     plan._other_passes()
     assert sorted(made) == [(2, place, 2 // len(where)) for place in where]
@@ -239,7 +239,7 @@ def test_a_corner_in_doubt_is_asked_for_once_the_sweep_may_end() -> None:
 
     passes = _passes(places, counts, {key: own})
     plan = AdaptivePlan({key: operation}, (operation,), places, sizes, (0, 30), passes, known, 0.03, make)
-    assert plan.sampler.next(plan.costs.at) is None
+    assert plan.sampler.next(plan.places.costs.at) is None
     assert plan.sampler.is_doubtful(key, points[30])
     assert not plan.sampler.is_doubtful(key, points[4])
     plan.next()
