@@ -79,6 +79,7 @@ def profile(  # noqa: PLR0913 - one argument an option
                 _fit(source, store, serving)
         results.append(result)
         _warn_if_unsteady(result)
+        _note_what_is_out_of_reach(result, target_error)
     (_show_forecasts if dry_run else _show)(results)
 
 
@@ -102,6 +103,7 @@ def _open(db: str, *, dry_run: bool) -> Store:
     try:
         return Store.open(db, "r" if dry_run else "a")
     except StoreNotFoundError:
+        typer.echo(f"dooly: note: {db} holds no store yet; this is of an empty one", err=True)
         return Store.open("memory://dooly-dry-run", "a")
 
 
@@ -110,6 +112,23 @@ def _warn_if_unsteady(result: ProfileResult) -> None:
         typer.echo(
             f"dooly: warning: {result.model}: {result.num_unsteady} of {result.num_measured} points are unsteady, as when "
             "another process competes for the cores; once it has stopped, the same command measures anew what was disturbed",
+            err=True,
+        )
+
+
+def _note_what_is_out_of_reach(result: ProfileResult, target: float) -> None:
+    """Say which points cannot be measured, and why sweeps ended above their target."""
+    if result.num_infeasible:
+        typer.echo(
+            f"dooly: note: {result.model}: {result.num_infeasible} points cannot be run here, as for want of memory; "
+            "simulations of as large batches extrapolate",
+            err=True,
+        )
+    error, floor = result.expected_error, result.floor
+    if error is not None and floor is not None and error > target and result.num_measured and not result.num_left:
+        typer.echo(
+            f"dooly: note: {result.model}: sweeps ended at {error:.1%}, above the target of {target:.1%}, as the whole grid "
+            f"would still be {floor:.1%} off: latencies scatter, or jump from one size to the next",
             err=True,
         )
 

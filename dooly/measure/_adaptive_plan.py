@@ -223,10 +223,12 @@ class AdaptivePlan(Generic[AnyTask]):
     @property
     def error(self) -> float | None:
         """Relative error expected of a step where nobody measured; None before the corners are measured."""
-        counts: Counter[Key] = Counter()
-        for part in self._parts:
-            counts[key_of(part)] += 0 if is_whole(part) else part.count
-        return None if self._sampler is None else self._sampler.error(counts)
+        return None if self._sampler is None else self._sampler.error(self._counts())
+
+    @property
+    def floor(self) -> float | None:
+        """What would be left of that error if all points were measured; None before the corners are measured."""
+        return None if self._sampler is None else self._sampler.floor(self._counts())
 
     @property
     def known_least(self) -> tuple[str, float] | None:
@@ -239,6 +241,13 @@ class AdaptivePlan(Generic[AnyTask]):
     @property
     def _log_ratios(self) -> LogRatios | None:
         return None if self._sampler is None else self._sampler.log_ratios
+
+    def _counts(self) -> Counter[Key]:
+        """Return how often a step runs each operation, 0 of one whose time others make up."""
+        counts: Counter[Key] = Counter()
+        for part in self._parts:
+            counts[key_of(part)] += 0 if is_whole(part) else part.count
+        return counts
 
     def _proposing(self, proposal: _Proposal[AnyTask]) -> AnyTask:
         self._proposed.append(proposal)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from dbstore import JsonObject
+from dooly.measure._adaptive_plan import AdaptivePlan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dbstore import Record
     from dooly.measure._adaptive_plan import Forecast
+    from dooly.measure._tasks import Plan
+    from dooly.tracing import TracedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +46,36 @@ class ProfileResult:
     """Seconds that this takes, by what the records of the environment took; None where there are none."""
     known_least: tuple[str, float] | None = None
     """The operation of the largest expected error, by name, and that error; None where a whole grid is measured."""
+    floor: float | None = None
+    """What would be left of `expected_error` if all points were measured: noise, and jumps from one size to the next."""
+    num_infeasible: int = 0
+    """Points that turned out now to be infeasible, as for want of memory; each counts once."""
+
+
+def result_of(
+    traced: TracedModel, num_points: int, plan: Plan[Any], records: Sequence[Record] = (), seconds: float = 0.0
+) -> ProfileResult:
+    """Return what a run comes to.
+
+    Args:
+        traced: What was profiled.
+        num_points: Points of its whole grid.
+        plan: What proposed the tasks, told of all that were run.
+        records: What was measured.
+        seconds: Seconds that it took.
+    """
+    sweeps = plan if isinstance(plan, AdaptivePlan) else None
+    return ProfileResult(
+        traced.model,
+        len({operation.signature for operation in traced.operations}),
+        num_points,
+        sum(record.infeasible is None for record in records),
+        sum(bool(record.attributes.get("unsteady")) for record in records),
+        plan.num_left(),
+        seconds,
+        expected_error=None if sweeps is None else sweeps.error,
+        num_spoiled=sum(bool(record.attributes.get("spoiled")) for record in records),
+        known_least=None if sweeps is None else sweeps.known_least,
+        floor=None if sweeps is None else sweeps.floor,
+        num_infeasible=len({(r.signature, JsonObject(r.point)) for r in records if r.infeasible is not None}),
+    )

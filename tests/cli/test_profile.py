@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dooly.cli._profile import _note_what_is_out_of_reach
+from dooly.measure import ProfileResult
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,7 +30,7 @@ def test_a_dry_run_makes_no_store(tmp_path: Path) -> None:
     """`--dry-run` tells what is missing and how many points that takes, and leaves no store where there was none."""
     command = [sys.executable, "-m", "dooly", "profile", "smollm2-135m", "--db", str(tmp_path / "db"), "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, f"dooly: note: {tmp_path / 'db'} holds no store yet; this is of an empty one\n")
     (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["smollm2-135m"])
     _, num_operations, num_known, by_family, missing, num_points, *most, wanted, seconds = row
     assert most == ["at", "most"]  # nothing is known, so that nothing tells how soon sweeps end
@@ -35,3 +38,24 @@ def test_a_dry_run_makes_no_store(tmp_path: Path) -> None:
     assert (num_known, by_family, missing, seconds) == ("0", "0", num_operations, "unknown")
     assert 0 < int(wanted) <= int(num_points)
     assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, 0.02, floor=0.01), ""),
+        (
+            ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, 0.052, floor=0.049),
+            "sweeps ended at 5.2%, above the target of 3.0%, as the whole grid would still be 4.9% off",
+        ),
+        (ProfileResult("made-up", 6, 90, 40, 0, 3, 7.0, 0.052, floor=0.049), ""),
+        (ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, num_infeasible=2), "2 points cannot be run here"),
+    ],
+    ids=["within the target", "above it", "cut off", "too large"],
+)
+def test_what_is_out_of_reach_is_said(result: ProfileResult, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why a sweep ended above its target, and what could not be run; of what a budget cut off the column `left` tells."""
+    _note_what_is_out_of_reach(result, 0.03)
+    err = capsys.readouterr().err
+    assert said in err
+    assert bool(err) is bool(said)

@@ -129,6 +129,18 @@ def test_a_changed_environment_has_a_profile_of_its_own(
         load_latency_model(store, model, SERVING, replace(seen[0], num_threads=10))
 
 
+def test_a_spent_budget_starts_no_engine(model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several models the first may take all seconds there are: the others are planned, and nothing more."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(profile_module, "start_engine", refuse)
+    result = profile(model, Store.open(tmp_path / "db", "a"), SERVING, budget_s=0)
+    assert (result.num_measured, result.measuring_s) == (0, 0)
+    assert result.num_left > 0
+
+
 def test_a_killed_profile_leaves_a_clean_store(db: Path, killed: int) -> None:
     """After `kill -9` the store verifies, and holds what was measured until then."""
     assert killed > 0

@@ -25,7 +25,7 @@ from dooly.errors import InvalidInputError, spell
 from dooly.measure._adaptive import TARGET_ERROR
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
-from dooly.measure._result import ProfileResult
+from dooly.measure._result import ProfileResult, result_of
 from dooly.measure._tasks import FixedPlan, run_tasks
 from dooly.measure.engine._adaptive import adaptive_plan, seconds_a_record
 from dooly.measure.engine._profiler import Profiler, Task, plan_tasks
@@ -33,9 +33,9 @@ from dooly.tracing import layer_counts, layer_of
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from dbstore import JsonObject, Record, Store
+    from dbstore import JsonObject, Store
     from dooly.engines import Engine
     from dooly.measure._tasks import Plan
     from dooly.tracing import TracedModel
@@ -62,7 +62,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         model: The model to profile.
         store: An open, writable store.
         serving: The engine's limits, which bound the batches.
-        budget_s: Seconds to measure at most; None measures everything.
+        budget_s: Seconds to measure at most; None measures everything, and 0 starts no engine.
         target_error: Median relative error at which the sweep of an operation ends: what is expected where nobody measured, by
             how far measured points lie from what the others tell of each; 0 measures every point of the grid.
         share: Which of how many equal parts of the operations to measure, counted from 0, where several workers fill one store.
@@ -94,8 +94,9 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     plans = [_plan(found, share, serving, store, digest, target_error) for found, digest in known]
     plans = plans or [_plan(traced, share, serving, store, None, target_error)]
     plan = max(plans, key=lambda plan: plan.num_left())
-    if dry_run or plan.num_left() == 0:
-        result = _result(traced, serving, plan, (), 0.0)
+    num_points = _num_points(traced, serving)
+    if dry_run or budget_s == 0 or plan.num_left() == 0:
+        result = result_of(traced, num_points, plan)
         if not dry_run or not isinstance(plan, AdaptivePlan):
             return result
         forecast, each_s = plan.forecast(), seconds_a_record(store, {digest for _, digest in known})
@@ -114,25 +115,12 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
             progress(done, total)
 
         records, seconds = run_tasks(profiler, plan, budget_s, told)
-        return _result(traced, serving, plan, records, seconds)
+        return result_of(traced, num_points, plan, records, seconds)
 
 
-def _result(
-    traced: TracedModel, serving: ServingConfig, plan: Plan[Task], records: Sequence[Record], seconds: float
-) -> ProfileResult:
-    everything = plan_tasks(traced.operations, serving, lambda _signature, _point: 0)
-    return ProfileResult(
-        traced.model,
-        len({op.signature for op in traced.operations}),
-        sum(len(t.missing) for t in everything),
-        sum(record.infeasible is None for record in records),
-        sum(bool(record.attributes.get("unsteady")) for record in records),
-        plan.num_left(),
-        seconds,
-        plan.error if isinstance(plan, AdaptivePlan) else None,
-        sum(bool(record.attributes.get("spoiled")) for record in records),
-        known_least=plan.known_least if isinstance(plan, AdaptivePlan) else None,
-    )
+def _num_points(traced: TracedModel, serving: ServingConfig) -> int:
+    """Return how many points the whole grid has, in all passes."""
+    return sum(len(task.missing) for task in plan_tasks(traced.operations, serving, lambda _signature, _point: 0))
 
 
 def _part(traced: TracedModel, share: tuple[int, int]) -> TracedModel:

@@ -24,7 +24,7 @@ from dooly.errors import InvalidInputError, spell
 from dooly.measure._adaptive_plan import AdaptivePlan
 from dooly.measure._given import check_run
 from dooly.measure._passes import Passes
-from dooly.measure._result import ProfileResult
+from dooly.measure._result import result_of
 from dooly.measure._tasks import FixedPlan, run_tasks
 from dooly.measure.module._profiler import ModuleProfiler, ModuleTask, refuse_other_branches, set_modes, state_kept
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from dbstore import JsonObject, Record, Store
     from dooly.catalog import Key
+    from dooly.measure._result import ProfileResult
     from dooly.measure._tasks import Plan
     from dooly.measure.module._profiler import ModuleKey
     from dooly.tracing import Traced, TracedModel, TracedOperation
@@ -60,7 +61,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
         traced: The module, after a call with example arguments.
         store: An open, writable store.
         request_dims: Sizes to measure of each request dimension, by its name in `traced.traced`.
-        budget_s: Seconds to measure at most; None measures everything.
+        budget_s: Seconds to measure at most; None measures everything, and 0 nothing.
         target_error: Median relative error at which the sweep of an operation ends: what is expected where nobody measured, by
             how far measured points lie from what the others tell of each; 0 measures every combination.
         progress: Called with (points done, points planned) after each combination.
@@ -100,7 +101,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
         plan = _adaptive_plan(table.operations, combinations, store, environment.digest, target_error)
     records: tuple[Record, ...] = ()
     seconds = 0.0
-    if plan.num_left():
+    if budget_s != 0 and plan.num_left():
         refuse_other_branches(table.model, traced.captured, analysis.origins, combinations)
         with state_kept(traced.module):
             set_modes(traced.module, traced.most_general.training)  # copies are made in them
@@ -108,7 +109,7 @@ def profile_module(  # noqa: PLR0913 - what to measure, and how far to go
             write_described(store, environment, table)
             records, seconds = run_tasks(profiler, plan, budget_s, progress)
     num_points = _num_points(plan_module_tasks(combinations, keys_at, lambda _signature, _point: 0))
-    return _result(table, num_points, plan, records, seconds)
+    return result_of(table, num_points, plan, records, seconds)
 
 
 def _keys(plain: TracedModel, table: TracedModel, analysis: Analysis) -> Callable[[Mapping[str, int]], list[ModuleKey]]:
@@ -128,24 +129,6 @@ def _keys(plain: TracedModel, table: TracedModel, analysis: Analysis) -> Callabl
         return [*found, (whole.signature, point_at(whole.request_dims, sizes))]
 
     return keys_at
-
-
-def _result(
-    table: TracedModel, num_points: int, plan: Plan[ModuleTask], records: Sequence[Record], seconds: float
-) -> ProfileResult:
-    """Return what a run comes to."""
-    return ProfileResult(
-        table.model,
-        len({op.signature for op in table.operations}),
-        num_points,
-        sum(record.infeasible is None for record in records),
-        sum(bool(record.attributes.get("unsteady")) for record in records),
-        plan.num_left(),
-        seconds,
-        plan.error if isinstance(plan, AdaptivePlan) else None,
-        sum(bool(record.attributes.get("spoiled")) for record in records),
-        known_least=plan.known_least if isinstance(plan, AdaptivePlan) else None,
-    )
 
 
 def _adaptive_plan(

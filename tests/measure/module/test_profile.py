@@ -76,6 +76,8 @@ def test_an_adaptive_sweep_leaves_combinations_out(traced: Traced, tmp_path: Pat
     assert 0 < result.num_measured < result.num_points / 2
     assert result.num_left == 0
     assert result.expected_error is not None
+    assert result.floor is not None
+    assert 0 <= result.floor <= result.expected_error
     environment = describe_module_environment(traced.module).digest
     whole = with_whole_module(traced.traced).operations[-1]
     counts = Counter(JsonObject(record.point) for record in store.read(whole.signature, environment))
@@ -133,7 +135,7 @@ def test_out_of_memory_is_a_record(modules: ModuleType, tmp_path: Path) -> None:
     traced(torch.randn(3, 1))
     store = Store.open(tmp_path / "db", "a")
     result = profile_module(traced, store, request_dims={"rows": (4, 1 << 24)})
-    assert (result.num_measured, result.num_left) == (result.num_points // 2, 0)
+    assert (result.num_measured, result.num_infeasible, result.num_left) == (result.num_points // 2, 2, 0)
     (signature,) = {op.signature for op in traced.traced.operations}
     (environment,) = store.documents("environments")
     found = {record.point["d0"]: record.infeasible for record in store.read(signature, environment)}
