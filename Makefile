@@ -13,8 +13,8 @@ LIMITS   ?= --max-model-len 512 --max-num-batched-tokens 512 --max-num-seqs 16
 GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=512-1536,output=64-192
 WORKLOAD ?= closed:concurrency=4,requests=40,prompt=64-256,output=16-64,seed=0
 
-# Rooms whose tests time nothing: those that need no engine run two at a time.
-TOGETHER := $(addprefix tests/,adapters benchmarks catalog cli imports kv predict prices report scripts searching simulation tracing validation)
+# Rooms whose tests time nothing, and so run two at a time; those that start engines keep a file in one process, which shares them.
+TOGETHER := $(addprefix tests/,adapters benchmarks catalog cli engines imports kv predict prices report scripts searching simulation tracing)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-fast lint format types docs dist clean
@@ -42,9 +42,10 @@ quickstart: $(STAMP) ## ask for a 70 B model on four H200s, then measure a small
 
 test: $(STAMP) ## run all tests that need no GPU; those of the passes must reach every branch of them
 	$(BIN)/python -m pytest tests/passes --cov
-	$(BIN)/python -m pytest -m 'not gpu and not engine' -n 2 $(TOGETHER)
-	$(BIN)/python -m pytest -m engine $(TOGETHER)
-	$(BIN)/python -m pytest -m 'not gpu' --ignore=tests/passes $(TOGETHER:%=--ignore=%)
+	$(BIN)/python -m pytest -m 'not gpu and not engine' -n 2 $(TOGETHER) tests/validation
+	$(BIN)/python -m pytest -m 'engine and not gpu' -n 2 --dist loadfile $(TOGETHER)
+	$(BIN)/python -m pytest -m 'engine and not gpu' tests/validation
+	$(BIN)/python -m pytest -m 'not gpu' --ignore=tests/passes --ignore=tests/validation $(TOGETHER:%=--ignore=%)
 
 test-fast: $(STAMP) ## run the tests that need neither a GPU nor the engine
 	$(BIN)/python -m pytest -m 'not gpu and not engine'

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     LogRatios = Callable[[Key, JsonObject, Sequence[float]], npt.NDArray[np.float64]]
     """Tells how far what an operation took at a point, time by time, lies from its closed forms."""
 
+_CHANCE = 0.05
+"""How likely differences that chance explains are taken for a level that moved. To want more points where chance is not ruled out
+costs as much as measuring all three times: on the grid of a small model on two cores 41 s, 46 without a test, and 34 like this
+(`benchmarks/profiling_replayed.py`), steps 4.5, 2.7 and 3.7 % off."""
 CHECKED = 0.25
 """Share of an operation's points that are measured a second time to see whether its level stands."""
 
@@ -96,6 +100,9 @@ class Passes:
     def level_stands(self, signature: str, log_ratios: LogRatios | None) -> bool | None:
         """Tell whether later passes found what the first did, to within the target on average; None where too few points tell.
 
+        Points scatter. Beyond the target a level stands all the same where as many points of one that did not move come out as
+        far more often than once in twenty times (Student's t over pairs of passes). Of a single point the difference tells.
+
         Args:
             signature: The operation's.
             log_ratios: How far latencies lie from the closed forms; None where that is not known yet.
@@ -104,7 +111,8 @@ class Passes:
         if log_ratios is None or not again or len(again) < num_checked(len(self._times(signature))):
             return None
         logs = [log_ratios(key, point, took) for point, (key, took) in again.items()]
-        return bool(abs(np.mean([np.mean(later) - first for first, *later in logs])) <= self._target)
+        moved = np.array([np.mean(later) - first for first, *later in logs])
+        return bool(abs(moved.mean()) <= max(self._target, _by_chance(moved)))
 
     def lacking(self, number: int, log_ratios: LogRatios | None) -> Counter[str]:
         """Return how many points of each signature a pass after the first is to measure, as far as that is known.
@@ -134,6 +142,15 @@ class Passes:
         """Return how often each feasible point of a signature was measured."""
         keys = [key for key in self.counts if key[0] == signature]
         return {point: self.counts[key][point] for key in keys for point in self.latencies_ns[key]}
+
+
+def _by_chance(moved: npt.NDArray[np.float64]) -> float:
+    """Return how far from 0 the mean of differences, shape (num_points,), comes out once in twenty times where none is."""
+    from scipy.special import stdtrit
+
+    if len(moved) == 1:
+        return 0.0
+    return float(stdtrit(len(moved) - 1, 1 - _CHANCE / 2) * moved.std(ddof=1) / np.sqrt(len(moved)))
 
 
 def num_checked(num_points: int) -> int:

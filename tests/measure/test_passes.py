@@ -46,14 +46,31 @@ def _record(ns: int, *, number: int, point: JsonObject = POINTS[0], spoiled: boo
         ([1040.0] * 5, False),
         ([960.0] * 5, False),
         ([1000.0, 1040.0, 960.0, 1050.0, 970.0], True),
-        ([1000.0, 1000.0, 1000.0, 1100.0, 1100.0], False),
+        ([1000.0, 1000.0, 1000.0, 1100.0, 1100.0], True),
+        ([1050.0, 1050.0, 1080.0, 1100.0, 1100.0], False),
     ],
-    ids=["too few", "within the target", "slower", "faster", "to and fro", "two in five are slower"],
+    ids=["too few", "within the target", "slower", "faster", "to and fro", "two in five are slower", "all are slower"],
 )
 def test_the_mean_over_points_tells_whether_a_level_stands(later: list[float], *, stands: bool | None) -> None:
-    """Of points that were measured again: a quarter of them all, by the mean."""
+    """Of points that were measured again: a quarter of them all, by the mean, beyond how they scatter."""
     assert num_checked(len(POINTS)) == 5
     assert _passes(later).level_stands("a", _log_ratios) is stands
+
+
+@pytest.mark.parametrize(("later", "stands"), [([1040.0], False), ([1020.0], True)])
+def test_of_a_single_point_the_difference_tells(later: list[float], *, stands: bool) -> None:
+    """Nothing shows how an operation scatters that has one point."""
+    counts, found = Counter({POINTS[0]: 2}), {POINTS[0]: [1000.0, *later]}
+    passes = Passes({KEY: POINTS}, {KEY: counts}, {KEY: {POINTS[0]: 1020.0}}, {KEY: found}, 0.03)
+    assert passes.level_stands("a", _log_ratios) is stands
+
+
+def test_as_many_levels_are_taken_to_move_by_chance_as_are_said_to() -> None:
+    """Of operations that scatter by a tenth and keep their level, one in twenty, whatever their number of points."""
+    rng, moved = np.random.default_rng(0), 0
+    for _ in range(400):
+        moved += _passes((1000 + 100 * rng.standard_normal(5)).tolist()).level_stands("a", _log_ratios) is False
+    assert 0.02 < moved / 400 < 0.08
 
 
 def test_until_levels_are_told_a_quarter_is_checked() -> None:
