@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,6 @@ from dbstore._survey import Problem, StoreInfo, survey, verify
 from dbstore._sweeps import KINDS, SCHEMA_VERSION, Kind
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping, Sequence
 
 
@@ -60,10 +60,12 @@ class Store:
         Raises:
             StoreNotFoundError: mode is "r" and there is no store.
             SchemaVersionError: the store has another layout than this version reads.
-            StoreError: the place holds something else than a latency store, or is empty text.
+            StoreError: the place holds something else than a latency store, is empty text, or no place at all.
         """
         if mode not in ("r", "a"):
             raise StoreError(f"Store.open: mode must be 'r' or 'a', got {mode!r}")
+        if not isinstance(place, str | os.PathLike | Files):
+            raise StoreError(f"Store.open: {place!r} is no place; give a folder or a URL")
         if isinstance(place, str) and not place.strip():
             raise StoreError("Store.open: the place is empty; give a folder or a URL")
         files = open_files(place)

@@ -117,18 +117,22 @@ def _warn_if_unsteady(result: ProfileResult) -> None:
 
 
 def _note_what_is_out_of_reach(result: ProfileResult, target: float) -> None:
-    """Say which points cannot be measured, and why sweeps ended above their target."""
+    """Say what cannot be measured, and why sweeps ended above their target."""
     if result.num_infeasible:
         typer.echo(
-            f"dooly: note: {result.model}: {result.num_infeasible} points cannot be run here, as for want of memory; "
+            f"dooly: note: {result.model}: points that cannot be run here, as for want of memory: {result.num_infeasible}; "
             "simulations of as large batches extrapolate",
             err=True,
         )
-    error, floor = result.expected_error, result.floor
-    if error is not None and floor is not None and error > target and result.num_measured and not result.num_left:
+    floor = result.least_floor
+    if result.known_least is None or floor is None or result.num_left or not result.num_measured:
+        return
+    name, error = result.known_least
+    if error > target:
+        why = "latencies scatter, or jump from one size to the next" if floor > target else "more would hardly pay"
         typer.echo(
-            f"dooly: note: {result.model}: sweeps ended at {error:.1%}, above the target of {target:.1%}, as the whole grid "
-            f"would still be {floor:.1%} off: latencies scatter, or jump from one size to the next",
+            f"dooly: note: {result.model}: {name} is known to {error:.1%}, with a target of {target:.1%}; by all points but "
+            f"one that would be {floor:.1%}: {why}",
             err=True,
         )
 
@@ -150,8 +154,7 @@ def _show_forecasts(results: list[ProfileResult]) -> None:
     for r in results:
         f = r.forecast
         known = ("-", "-", "-") if f is None else (f.num_known, f.num_by_family, f.num_missing)
-        # Where nothing is known, nothing tells how soon sweeps end.
-        most = "at most " if f is not None and f.num_known == f.num_by_family == 0 else ""
+        most = "at most " if f is not None and f.is_most else ""
         seconds = "unknown" if r.forecast_s is None else f"{most}{r.forecast_s:.0f}"
         table.add_row(r.model, *map(str, (r.num_operations, *known, r.num_points)), f"{most}{r.num_left}", seconds)
     show(table)

@@ -5,8 +5,9 @@ measured there whatever is known, and so is all that no relative tells of; any o
 end, leaves it in doubt there: the largest sizes cost most.
 
 The first pass decides which points are measured. A machine may drift by more within minutes than a sweep's target, so the second
-measures some of each operation's points again, drawn by chance. Where an operation takes as long as it did, that is
-all; others are measured again at all of their points, in all passes. What a store holds already counts as measured.
+measures some of each operation's points again, at the cheapest places of points drawn by chance. Where an operation takes as
+long as it did, that is all; others are measured again at all of their points, and once more where the second pass bears out the
+first's checks. What a store holds already counts as measured.
 
 A place that cannot be run is closed. Other places may have the same points of some operations, as short contexts have those of
 linear layers: those are asked for next, the cheapest first. What no open place has is infeasible.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from dbstore import Record
     from dooly.catalog import Key, Known
+    from dooly.measure._adaptive import ExpectedError
     from dooly.measure._passes import LogRatios
     from dooly.measure._sampler import Sampler
     from dooly.tracing import TracedOperation
@@ -73,7 +75,9 @@ class Forecast:
     num_missing: int
     """Other operations."""
     num_wanted: int
-    """Records that are wanted, if all points lie where they are predicted and no level moves; of nothing known, at most."""
+    """Records that are wanted, if all points lie where they are predicted and no level moves."""
+    is_most: bool = False
+    """Whether it is the whole grid instead, all that could be wanted: of nothing known nothing tells how soon sweeps end."""
 
 
 class AdaptivePlan(Generic[AnyTask]):
@@ -108,10 +112,6 @@ class AdaptivePlan(Generic[AnyTask]):
         self._passes = passes
         self._others = others
         self.places = Places(places, operations, sizes)
-        for key, points in self.places.of.items():
-            for point, where in points.items():
-                if len(where) == 1 and passes.counts[key][point] and point not in passes.latencies_ns[key]:
-                    self.places.closed |= where
         self._waiting: set[tuple[str, JsonObject]] = set()
         self._elsewhere: list[tuple[Key, JsonObject]] = []
         told = {known.operation.family for known in others if known.latency_ns}
@@ -120,6 +120,7 @@ class AdaptivePlan(Generic[AnyTask]):
         self._every_corner = tuple(corners)
         self._sampler: Sampler[Key] | None = None
         self._later: list[_Proposal[AnyTask]] | None = None
+        self._number = 0
         self._proposed: list[_Proposal[AnyTask]] = []
         self._delayed: list[AnyTask] = []
 
@@ -137,9 +138,11 @@ class AdaptivePlan(Generic[AnyTask]):
             if self._delayed:
                 return None
             self._later = []
-        if not self._later and not self._delayed:
+        ends = not self._later or self._later[-1].number > self._number
+        if ends and not self._delayed:  # what a pass tells decides on the next
             self._later = self._other_passes()
-        return self._proposing(self._later.pop()) if self._later else None
+            self._number = self._later[-1].number if self._later else self._number
+        return None if not self._later or (ends and self._delayed) else self._proposing(self._later.pop())
 
     def delayed(self, task: AnyTask, /) -> None:
         """Take in that a task is told later: it is not proposed again, and nothing is learnt of it."""
@@ -198,11 +201,11 @@ class AdaptivePlan(Generic[AnyTask]):
     def forecast(self) -> Forecast:
         """Return what is left as far as it can be told before: how many operations are known, and how many records are wanted.
 
-        Where nothing was measured, nothing tells how soon sweeps end, and the whole grid is what they take at most.
+        Where nothing was measured, that is the whole grid.
         """
         if not self._others and not any(self._passes.latencies_ns.values()):
-            points = {(key, place[key]) for place in self.places.points for key in self._operations}
-            return Forecast(0, 0, len(self._operations), PASSES * len(points))
+            points = {(key[0], place[key]) for place in self.places.points for key in self._operations}
+            return Forecast(0, 0, len(self._operations), PASSES * len(points), is_most=True)
         sampler = self.sampler
         missing, by_family = len(sampler.unfinished()), len(sampler.told_by_family())
         imagined = sampler.imagined(self._corners_left())
@@ -223,31 +226,22 @@ class AdaptivePlan(Generic[AnyTask]):
     @property
     def error(self) -> float | None:
         """Relative error expected of a step where nobody measured; None before the corners are measured."""
-        return None if self._sampler is None else self._sampler.error(self._counts())
+        counts: Counter[Key] = Counter()
+        for part in self._parts:
+            counts[key_of(part)] += 0 if is_whole(part) else part.count
+        return None if self._sampler is None else self._sampler.error(counts)
 
     @property
-    def floor(self) -> float | None:
-        """What would be left of that error if all points were measured; None before the corners are measured."""
-        return None if self._sampler is None else self._sampler.floor(self._counts())
-
-    @property
-    def known_least(self) -> tuple[str, float] | None:
+    def known_least(self) -> tuple[str, ExpectedError] | None:
         """The operation of the largest expected error, by name, and that error; None before the corners are measured."""
         if self._sampler is None or not (errors := self._sampler.errors()):
             return None
-        key = max(errors, key=errors.__getitem__)
+        key = max(errors, key=lambda key: errors[key].median)
         return self._operations[key].name, errors[key]
 
     @property
     def _log_ratios(self) -> LogRatios | None:
         return None if self._sampler is None else self._sampler.log_ratios
-
-    def _counts(self) -> Counter[Key]:
-        """Return how often a step runs each operation, 0 of one whose time others make up."""
-        counts: Counter[Key] = Counter()
-        for part in self._parts:
-            counts[key_of(part)] += 0 if is_whole(part) else part.count
-        return counts
 
     def _proposing(self, proposal: _Proposal[AnyTask]) -> AnyTask:
         self._proposed.append(proposal)
@@ -304,8 +298,8 @@ class AdaptivePlan(Generic[AnyTask]):
         left, planned = [], set()
         for place in self._corners:
             points = self.places.points[place]
-            keys = tuple(key for key in self._lacking(place, self._bounding) if (key, points[key]) not in planned)
-            planned |= {(key, points[key]) for key in keys}
+            keys = tuple(key for key in self._lacking(place, self._bounding) if (key[0], points[key]) not in planned)
+            planned |= self.places.points_at(place, keys)
             if keys:
                 left.append((place, keys))
         return left

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from dbstore import Store
@@ -63,7 +62,8 @@ def profile_on_ray(  # noqa: PLR0913 - one argument an option of `dooly profile`
 def combined(results: Sequence[ProfileResult]) -> ProfileResult:
     """Return the result of all shares: what they measured and left together, in as long as the slowest took."""
     errors = [result.expected_error for result in results if result.expected_error is not None]
-    least = [result.known_least for result in results if result.known_least is not None]
+    least = [(result.known_least, result.least_floor) for result in results if result.known_least is not None]
+    known_least, floor = max(least, key=lambda found: found[0][1], default=(None, None))
     return replace(
         results[0],
         num_measured=sum(result.num_measured for result in results),
@@ -72,7 +72,9 @@ def combined(results: Sequence[ProfileResult]) -> ProfileResult:
         num_left=sum(result.num_left for result in results),
         measuring_s=max(result.measuring_s for result in results),
         expected_error=max(errors, default=None),
-        known_least=max(least, key=itemgetter(1), default=None),
+        known_least=known_least,
+        least_floor=floor,
+        num_infeasible=sum(result.num_infeasible for result in results),
     )
 
 

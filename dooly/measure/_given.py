@@ -34,6 +34,20 @@ def check_run(  # noqa: PLR0913 - what callers of measuring give
         )
 
 
+def check_share(function: str, share: object) -> None:
+    """Check a part of equal ones.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    match share:
+        case (int(number), int(count)) if 0 <= number < count:
+            return
+    raise InvalidInputError(
+        f"dooly.{function}: share: {spell(share)} is no part of equal ones; give (number, count), the number from 0 to count - 1"
+    )
+
+
 def _is_at_least_zero(value: object) -> bool:
     """Tell whether a value is a number of at least 0; NaN is none."""
     return isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0

@@ -1,4 +1,4 @@
-"""Where the passes after the first measure: at points drawn by chance, and at all points of what moved."""
+"""Where the passes after the first measure: at the cheapest places of points drawn by chance, and at all points of what moved."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 def places_again(passes: Passes, places: Places, log_ratios: LogRatios | None) -> list[tuple[int, int, tuple[Key, ...]]]:
     """Return the passes after the first that are known to be wanted: number, place, and the operations to measure there.
 
-    Points that show whether levels stand come first, drawn by chance, each at the cheapest place that has it. All points of
-    operations whose levels moved are then covered by places that measure most a second (the greedy cover of Chvatal, 1979), since
-    several may share one.
+    What shows whether levels stand comes first: a point drawn by chance, at the cheapest place that has it, and whatever else is
+    to be checked and has a point there; then another. All points of operations whose levels moved are then covered by places that
+    measure most a second (the greedy cover of Chvatal, 1979), since several may share one.
     """
     found, rng = [], Random(0)  # noqa: S311 - an order of work
+    levels = passes.levels(log_ratios)
     for number in range(1, PASSES):
         lacking = passes.lacking(number, log_ratios)
         due = _due(passes, places, number, lacking)
-        told = {name for name in lacking if passes.level_stands(name, log_ratios) is not None}
-        if unsure := {name for name, _ in due} - told:
+        if unsure := {name for name, _ in due if levels[name] is None}:
             due = {point: keys for point, keys in due.items() if point[0] in unsure}
         while due:
             where = min(due[rng.choice(list(due))], key=places.costs.at) if unsure else _most_a_second(places, due)

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     """Tells how far what an operation took at a point, time by time, lies from its closed forms."""
 
 _CHANCE = 0.05
-"""How likely differences that chance explains are taken for a level that moved. To want more points where chance is not ruled out
-costs as much as measuring all three times: on the grid of a small model on two cores 41 s, 46 without a test, and 34 like this
-(`benchmarks/profiling_replayed.py`), steps 4.5, 2.7 and 3.7 % off."""
+"""How likely a level that stands is taken for one that moved, for each operation."""
+_LEAST_FREEDOM = 4
+"""Degrees of freedom from which on differences tell how they scatter."""
 CHECKED = 0.25
 """Share of an operation's points that are measured a second time to see whether its level stands."""
 
@@ -97,22 +97,28 @@ class Passes:
                 self.latencies_ns[key][point] = mean(calm_ns[point])
         return keys
 
-    def level_stands(self, signature: str, log_ratios: LogRatios | None) -> bool | None:
-        """Tell whether later passes found what the first did, to within the target on average; None where too few points tell.
+    def levels(self, log_ratios: LogRatios | None) -> dict[str, bool | None]:
+        """Tell of each signature whether its level stands; None where too few points tell.
 
-        Points scatter. Beyond the target a level stands all the same where as many points of one that did not move come out as
-        far more often than once in twenty times (Student's t over pairs of passes). Of a single point the difference tells.
+        A level counts as moved where later passes found more or less than the first by more than the target, on average over the
+        points that they measured, and by more than a mean of so many comes out by chance once in twenty times (Student's t). How
+        points scatter about the means of their operations is told by all operations together, since each has few. Less than that
+        is not told apart from noise, and counts as standing.
 
         Args:
-            signature: The operation's.
             log_ratios: How far latencies lie from the closed forms; None where that is not known yet.
         """
-        again = self._again(signature)
-        if log_ratios is None or not again or len(again) < num_checked(len(self._times(signature))):
-            return None
-        logs = [log_ratios(key, point, took) for point, (key, took) in again.items()]
-        moved = np.array([np.mean(later) - first for first, *later in logs])
-        return bool(abs(moved.mean()) <= max(self._target, _by_chance(moved)))
+        signatures = dict.fromkeys(signature for signature, *_ in self.counts)
+        if log_ratios is None:
+            return dict.fromkeys(signatures)
+        moved = {name: self._moved(name, log_ratios) for name in signatures}
+        by_chance = _by_chance(list(moved.values()))
+        return {
+            name: None
+            if not len(found) or len(found) < num_checked(len(self._times(name)))
+            else bool(abs(found.mean()) <= max(self._target, by_chance / np.sqrt(len(found))))
+            for name, found in moved.items()
+        }
 
     def lacking(self, number: int, log_ratios: LogRatios | None) -> Counter[str]:
         """Return how many points of each signature a pass after the first is to measure, as far as that is known.
@@ -120,10 +126,10 @@ class Passes:
         A check that was disturbed, or could not be run, tells nothing, and another point is measured in its place.
         """
         lacking: Counter[str] = Counter()
-        for signature in dict.fromkeys(signature for signature, *_ in self.counts):
+        for signature, stands in self.levels(log_ratios).items():
             times = self._times(signature)
             left = sum(count <= number for count in times.values())
-            if self.level_stands(signature, log_ratios) is False:
+            if stands is False:
                 lacking[signature] = left
             elif number == 1:
                 lacking[signature] = min(left, num_checked(len(times)) - len(self._again(signature)))
@@ -132,6 +138,11 @@ class Passes:
     def num_again(self, log_ratios: LogRatios | None) -> int:
         """Return how many records the passes after the first want, as far as that is known."""
         return sum(self.lacking(number, log_ratios).total() for number in range(1, PASSES))
+
+    def _moved(self, signature: str, log_ratios: LogRatios) -> npt.NDArray[np.float64]:
+        """Return how far later passes were above the first at points measured again, in logarithms, shape (num_points,)."""
+        logs = [log_ratios(key, point, took) for point, (key, took) in self._again(signature).items()]
+        return np.array([np.mean(later) - first for first, *later in logs])
 
     def _again(self, signature: str) -> dict[JsonObject, tuple[Key, list[float]]]:
         """Return what passes that nothing disturbed found at points that they measured twice or more, with the operation."""
@@ -144,13 +155,18 @@ class Passes:
         return {point: self.counts[key][point] for key in keys for point in self.latencies_ns[key]}
 
 
-def _by_chance(moved: npt.NDArray[np.float64]) -> float:
-    """Return how far from 0 the mean of differences, shape (num_points,), comes out once in twenty times where none is."""
+def _by_chance(moved: Sequence[npt.NDArray[np.float64]]) -> float:
+    """Return how far from 0 a difference comes out by chance, by those of all operations, each of shape (num_points,).
+
+    A mean of several does so by that over the root of their number. Where too few tell, it is 0: the target alone decides.
+    """
     from scipy.special import stdtrit
 
-    if len(moved) == 1:
+    away = np.concatenate([np.empty(0), *(found - found.mean() for found in moved if len(found))])
+    freedom = len(away) - sum(1 for found in moved if len(found))
+    if freedom < _LEAST_FREEDOM:
         return 0.0
-    return float(stdtrit(len(moved) - 1, 1 - _CHANCE / 2) * moved.std(ddof=1) / np.sqrt(len(moved)))
+    return float(stdtrit(freedom, 1 - _CHANCE / 2) * np.sqrt(np.sum(away**2) / freedom))
 
 
 def num_checked(num_points: int) -> int:

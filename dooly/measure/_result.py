@@ -46,10 +46,10 @@ class ProfileResult:
     """Seconds that this takes, by what the records of the environment took; None where there are none."""
     known_least: tuple[str, float] | None = None
     """The operation of the largest expected error, by name, and that error; None where a whole grid is measured."""
-    floor: float | None = None
-    """What would be left of `expected_error` if all points were measured: noise, and jumps from one size to the next."""
+    least_floor: float | None = None
+    """What that error would be at a point if all others of that operation were measured; None where a whole grid is."""
     num_infeasible: int = 0
-    """Points that turned out now to be infeasible, as for want of memory; each counts once."""
+    """Points that could be measured in no pass of this call, as for want of memory; each counts once."""
 
 
 def result_of(
@@ -65,17 +65,21 @@ def result_of(
         seconds: Seconds that it took.
     """
     sweeps = plan if isinstance(plan, AdaptivePlan) else None
+    num_left = plan.num_left()
+    least = None if sweeps is None else sweeps.known_least
+    feasible = {(record.signature, JsonObject(record.point)): False for record in records}
+    feasible |= {(record.signature, JsonObject(record.point)): True for record in records if record.infeasible is None}
     return ProfileResult(
         traced.model,
         len({operation.signature for operation in traced.operations}),
         num_points,
         sum(record.infeasible is None for record in records),
         sum(bool(record.attributes.get("unsteady")) for record in records),
-        plan.num_left(),
+        num_left,
         seconds,
         expected_error=None if sweeps is None else sweeps.error,
         num_spoiled=sum(bool(record.attributes.get("spoiled")) for record in records),
-        known_least=None if sweeps is None else sweeps.known_least,
-        floor=None if sweeps is None else sweeps.floor,
-        num_infeasible=len({(r.signature, JsonObject(r.point)) for r in records if r.infeasible is not None}),
+        known_least=None if least is None else (least[0], least[1].median),
+        least_floor=None if least is None else least[1].floor,
+        num_infeasible=list(feasible.values()).count(False),
     )

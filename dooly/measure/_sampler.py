@@ -197,21 +197,14 @@ class Sampler(Generic[AnyKey]):
         Args:
             counts: How often a step runs each operation, 0 of one whose time others make up; None where it runs each once.
         """
-        return self._of_a_step(counts, lambda error: error.median)
-
-    def floor(self, counts: Mapping[AnyKey, int] | None = None) -> float:
-        """Return what would be left of the error of a step if all points were measured."""
-        return self._of_a_step(counts, lambda error: error.floor)
-
-    def _of_a_step(self, counts: Mapping[AnyKey, int] | None, median: Callable[[ExpectedError], float]) -> float:
         runs = {key: 1 if counts is None else counts[key] for key in self.sweeps}
         total_ns = sum(count * self._outlook(key).latency_ns for key, count in runs.items())
-        off_ns = sum(count * self._outlook(key).judged_ns * median(self._outlook(key).error) for key, count in runs.items())
+        off_ns = sum(count * self._outlook(key).judged_ns * self._outlook(key).error.median for key, count in runs.items())
         return off_ns / total_ns if total_ns else 0.0
 
-    def errors(self) -> dict[AnyKey, float]:
-        """Return the median relative error that is expected of each, a step's rest beside the closed forms of its operations."""
-        return {k: self._outlook(k).error.median for k in self.sweeps}
+    def errors(self) -> dict[AnyKey, ExpectedError]:
+        """Return the relative error that is expected of each, a step's rest beside the closed forms of its operations."""
+        return {k: self._outlook(k).error for k in self.sweeps}
 
     def _may_ask(self, key: AnyKey, row: int) -> bool:
         return not self._done[key][row] and (key, row) not in self._delayed

@@ -218,7 +218,9 @@ class _Disturbances:
         self._disturbed = False
 
     def found_in(self, records: Sequence[Record]) -> bool:
-        """Tell whether records are spoiled."""
+        """Tell whether records are spoiled; what could not be run tells nothing."""
+        if all(record.infeasible is not None for record in records):
+            return False
         spoiled = next((record.attributes for record in records if record.attributes.get("spoiled")), None)
         if spoiled is not None and not self._disturbed:
             _LOGGER.warning(

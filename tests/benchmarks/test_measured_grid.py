@@ -81,7 +81,7 @@ def measured(load_script: Callable[[str], Any], grid: Store, environment: Enviro
 
 
 def test_a_sweep_takes_a_part_of_the_grid_and_nothing_else(measured: Any, environment: Environment) -> None:  # noqa: ANN401
-    """Each record that it keeps is one of the grid's, undisturbed; batches that could not be run are told as such."""
+    """Each record that it keeps is one of the grid's; batches that could not be run are told as such."""
     measured.sweep()
     taken = 0
     for name, known in measured.known.items():

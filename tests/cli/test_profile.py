@@ -43,15 +43,19 @@ def test_a_dry_run_makes_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        (ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, 0.02, floor=0.01), ""),
+        (ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, known_least=("norm", 0.02), least_floor=0.01), ""),
         (
-            ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, 0.052, floor=0.049),
-            "sweeps ended at 5.2%, above the target of 3.0%, as the whole grid would still be 4.9% off",
+            ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, known_least=("norm", 0.052), least_floor=0.049),
+            "norm is known to 5.2%, with a target of 3.0%; by all points but one that would be 4.9%: latencies scatter",
         ),
-        (ProfileResult("made-up", 6, 90, 40, 0, 3, 7.0, 0.052, floor=0.049), ""),
-        (ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, num_infeasible=2), "2 points cannot be run here"),
+        (
+            ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, known_least=("norm", 0.04), least_floor=0.029),
+            "norm is known to 4.0%, with a target of 3.0%; by all points but one that would be 2.9%: more would hardly pay",
+        ),
+        (ProfileResult("made-up", 6, 90, 40, 0, 3, 7.0, known_least=("norm", 0.052), least_floor=0.049), ""),
+        (ProfileResult("made-up", 6, 90, 40, 0, 0, 7.0, num_infeasible=2), "cannot be run here, as for want of memory: 2;"),
     ],
-    ids=["within the target", "above it", "cut off", "too large"],
+    ids=["within the target", "scatter", "slack", "cut off", "too large"],
 )
 def test_what_is_out_of_reach_is_said(result: ProfileResult, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Why a sweep ended above its target, and what could not be run; of what a budget cut off the column `left` tells."""

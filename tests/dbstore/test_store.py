@@ -410,11 +410,18 @@ def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["r", "a"])
-def test_no_place_is_no_store(mode: Literal["r", "a"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("place", "said"), [(" ", "the place is empty"), (None, "None is no place"), (1, "1 is no place")])
+def test_no_place_is_no_store(
+    place: Any,  # noqa: ANN401 - what type checkers refuse
+    said: str,
+    mode: Literal["r", "a"],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Empty text does not stand for the current folder."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreError, match="the place is empty; give a folder or a URL"):
-        Store.open(" ", mode)
+    with pytest.raises(StoreError, match=f"{said}; give a folder or a URL"):
+        Store.open(place, mode)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -189,8 +189,18 @@ def test_each_operation_is_in_one_share(operation: Callable[..., TracedOperation
     assert _part(traced, (7, 8)).operations == ()
 
 
+@pytest.mark.parametrize("share", [(3, 2), (-1, 2), (0, 0), (1,), 2, ("0", "1")])
+def test_what_is_no_share_is_refused(share: Any, tmp_path: Path) -> None:  # noqa: ANN401 - what type checkers refuse
+    """A part that is not there would measure nothing, and say that nothing is left."""
+    store, model = Store.open(tmp_path / "db", "a"), ModelSource("made-up", tmp_path)
+    with pytest.raises(InvalidInputError, match=r"dooly\.profile: share: .* is no part of equal ones"):
+        profile(model, store, share=share)
+
+
 def test_results_of_shares_add_up() -> None:
     """Points add up, seconds and errors are the largest."""
-    first = ProfileResult("made-up", 6, 90, 40, 1, 0, 7.0, 0.02)
-    second = ProfileResult("made-up", 6, 90, 30, 2, 5, 9.0, None)
-    assert combined([first, second]) == ProfileResult("made-up", 6, 90, 70, 3, 5, 9.0, 0.02)
+    first = ProfileResult("made-up", 6, 90, 40, 1, 0, 7.0, 0.02, known_least=("a", 0.1), least_floor=0.05, num_infeasible=2)
+    second = ProfileResult("made-up", 6, 90, 30, 2, 5, 9.0, 0.01, known_least=("b", 0.2), least_floor=0.01, num_infeasible=1)
+    third = ProfileResult("made-up", 6, 90, 20, 0, 0, 8.0)
+    both = ProfileResult("made-up", 6, 90, 90, 3, 5, 9.0, 0.02, known_least=("b", 0.2), least_floor=0.01, num_infeasible=3)
+    assert combined([first, second, third]) == both

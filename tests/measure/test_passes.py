@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 KEY = ("a", ())
-POINTS = [JsonObject({"d0": tokens}) for tokens in range(1, 21)]
+POINTS = [JsonObject({"d0": tokens}) for tokens in range(1, 49)]
 
 
 def _log_ratios(_key: tuple[str, tuple[str, ...]], _point: JsonObject, latency_ns: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.array(latency_ns) / 1000 - 1
 
 
-def _passes(later: list[float]) -> Passes:
-    """Return twenty points that took 1,000 ns, of which the first ones were measured again."""
-    found = {point: [1000.0, *again] for point, again in zip(POINTS, [[ns] for ns in later] + [[]] * 20, strict=False)}
-    counts = Counter({point: len(took) for point, took in found.items()})
-    return Passes(
-        {KEY: POINTS}, {KEY: counts}, {KEY: {point: np.mean(took) for point, took in found.items()}}, {KEY: found}, 0.03
-    )
+def _passes(*later: list[float], num_points: int = 20, target: float = 0.03) -> Passes:
+    """Return operations a, b and so on, each of as many points, of 1,000 ns, of which the first ones were measured again."""
+    points = POINTS[:num_points]
+    found = {
+        (name, ()): {point: [1000.0, *again] for point, again in zip(points, [[ns] for ns in took] + [[]] * 48, strict=False)}
+        for name, took in zip("abcdefgh", later, strict=False)
+    }
+    counts = {key: Counter({point: len(took) for point, took in own.items()}) for key, own in found.items()}
+    means = {key: {point: float(np.mean(took)) for point, took in own.items()} for key, own in found.items()}
+    return Passes(dict.fromkeys(found, points), counts, means, found, target)
 
 
 def _record(ns: int, *, number: int, point: JsonObject = POINTS[0], spoiled: bool = False) -> Record:
@@ -52,25 +55,33 @@ def _record(ns: int, *, number: int, point: JsonObject = POINTS[0], spoiled: boo
     ids=["too few", "within the target", "slower", "faster", "to and fro", "two in five are slower", "all are slower"],
 )
 def test_the_mean_over_points_tells_whether_a_level_stands(later: list[float], *, stands: bool | None) -> None:
-    """Of points that were measured again: a quarter of them all, by the mean, beyond how they scatter."""
-    assert num_checked(len(POINTS)) == 5
-    assert _passes(later).level_stands("a", _log_ratios) is stands
+    """Of points that were measured again: a quarter of them all, by the mean, beyond what comes out by chance."""
+    assert num_checked(20) == 5
+    assert _passes(later).levels(_log_ratios) == {"a": stands}
+    assert _passes(later).levels(None) == {"a": None}
 
 
-@pytest.mark.parametrize(("later", "stands"), [([1040.0], False), ([1020.0], True)])
-def test_of_a_single_point_the_difference_tells(later: list[float], *, stands: bool) -> None:
-    """Nothing shows how an operation scatters that has one point."""
-    counts, found = Counter({POINTS[0]: 2}), {POINTS[0]: [1000.0, *later]}
-    passes = Passes({KEY: POINTS}, {KEY: counts}, {KEY: {POINTS[0]: 1020.0}}, {KEY: found}, 0.03)
-    assert passes.level_stands("a", _log_ratios) is stands
+@pytest.mark.parametrize(("later", "stands"), [([1040.0], False), ([1020.0], True), ([1500.0, 1700.0], False)])
+def test_where_too_few_points_tell_how_they_scatter_the_target_decides(later: list[float], *, stands: bool) -> None:
+    """Of an operation of one point or two, alone."""
+    assert _passes(later, num_points=len(later)).levels(_log_ratios) == {"a": stands}
 
 
-def test_as_many_levels_are_taken_to_move_by_chance_as_are_said_to() -> None:
-    """Of operations that scatter by a tenth and keep their level, one in twenty, whatever their number of points."""
-    rng, moved = np.random.default_rng(0), 0
-    for _ in range(400):
-        moved += _passes((1000 + 100 * rng.standard_normal(5)).tolist()).level_stands("a", _log_ratios) is False
-    assert 0.02 < moved / 400 < 0.08
+def test_how_points_scatter_is_told_by_all_operations_together() -> None:
+    """Three points that are slower by half moved beside steady operations, and may not have where others go as far to and fro."""
+    moved, steady, restless = [1500.0, 1650.0, 1350.0], [1000.0, 1100.0, 900.0], [300.0, 1000.0, 1700.0]
+    assert _passes(moved, steady, steady, num_points=12).levels(_log_ratios) == {"a": False, "b": True, "c": True}
+    assert _passes(moved, restless, restless, num_points=12).levels(_log_ratios) == {"a": True, "b": True, "c": True}
+
+
+@pytest.mark.parametrize("num_points", [12, 20, 48])
+def test_as_many_levels_are_taken_to_move_by_chance_as_are_said_to(num_points: int) -> None:
+    """Of eight operations whose points scatter by a tenth and keep their level one in twenty, whatever their number of points."""
+    rng, num_moved, times = np.random.default_rng(0), 0, 200
+    for _ in range(times):
+        later = 1000 + 100 * rng.standard_normal((8, num_checked(num_points)))
+        num_moved += list(_passes(*later.tolist(), num_points=num_points, target=0).levels(_log_ratios).values()).count(False)
+    assert 0.035 < num_moved / (8 * times) < 0.065
 
 
 def test_until_levels_are_told_a_quarter_is_checked() -> None:
@@ -95,7 +106,7 @@ def test_what_disturbed_records_alone_tell_does_not_count() -> None:
     counts, latencies_ns = Counter({POINTS[0]: 1, POINTS[2]: PASSES}), dict.fromkeys(POINTS[:3], 3000.0)
     passes = Passes({KEY: POINTS}, {KEY: counts}, {KEY: latencies_ns}, {KEY: {POINTS[0]: [3000.0]}}, 0.03)
     assert passes.latencies_ns == {KEY: {POINTS[0]: 3000.0, POINTS[2]: 3000.0}}
-    assert passes.level_stands("a", _log_ratios) is None
+    assert passes.levels(_log_ratios) == {"a": None}
 
 
 def test_a_calm_record_takes_the_place_of_disturbed_ones() -> None:
@@ -105,7 +116,7 @@ def test_a_calm_record_takes_the_place_of_disturbed_ones() -> None:
     assert passes.latencies_ns[KEY] == {POINTS[0]: 3000.0}
     passes.told(_record(1000, number=1))
     assert passes.latencies_ns[KEY] == {POINTS[0]: 1000.0}
-    assert passes.level_stands("a", _log_ratios) is None
+    assert passes.levels(_log_ratios) == {"a": None}
 
 
 @pytest.mark.parametrize("spoiled", [False, True])
@@ -115,7 +126,7 @@ def test_disturbed_checks_tell_nothing_of_levels(*, spoiled: bool) -> None:
     for point in POINTS[:5]:
         passes.told(_record(2000, point=point, number=1, spoiled=spoiled))
     assert passes.lacking(1, _log_ratios) == ({"a": 5} if spoiled else {"a": 15})
-    assert passes.level_stands("a", _log_ratios) is (None if spoiled else False)
+    assert passes.levels(_log_ratios) == {"a": None if spoiled else False}
 
 
 def test_a_point_that_cannot_be_run_again_is_checked_at_another() -> None:

@@ -82,7 +82,7 @@ def test_the_error_of_a_step_counts_operations_by_their_time() -> None:
     sampler = sampler_of(products, (), places, {large: _latencies(8192, 8192)}, (), 0.03)
     for t in TOKENS[::8]:
         sampler.told(small, JsonObject({"d0": t}), 3000.0 * (3 if t % 2 else 1))
-    errors = sampler.errors()
+    errors = {key: error.median for key, error in sampler.errors().items()}
     assert errors[large] == 0.0  # all of its points are known
     assert errors[small] > 0.05
     assert 0 < sampler.error() < errors[small] / 20
@@ -100,7 +100,7 @@ def test_a_whole_layer_counts_by_its_operations() -> None:
     places, sizes = [dict.fromkeys(operations, point) for point in points], np.array(TOKENS, dtype=np.float64)[:, None]
     passes = _passes(places, counts, ends)
     plan = AdaptivePlan(operations, tuple(operations.values()), places, sizes, (), passes, (), 0.03, SimpleNamespace)
-    errors = plan.sampler.errors()
+    errors = {key: error.median for key, error in plan.sampler.errors().items()}
     assert errors[key_of(layer)] != pytest.approx(errors[key_of(product)])
     assert plan.error == pytest.approx(errors[key_of(product)])
 

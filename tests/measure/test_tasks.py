@@ -83,18 +83,20 @@ def test_other_errors_end_the_sweep() -> None:
 
 
 class _DisturbedMeasurer(_Measurer):
-    """Is disturbed at the moments given, counted from 0."""
+    """Is disturbed at the moments given, counted from 0, and cannot run the task of one."""
 
-    def __init__(self, moments: set[int]) -> None:
+    def __init__(self, moments: set[int], refused: int | None = None) -> None:
         super().__init__(MeasurementError("none"))
-        self.moments = moments
+        self.moments, self.refused = moments, refused
         self.sizes: list[int] = []
         self.written: list[Record] = []
 
     def measure(self, task: _Task) -> tuple[Record, ...]:
         """Take twice as long where something disturbs."""
-        disturbed = len(self.sizes) in self.moments
+        disturbed, refused = len(self.sizes) in self.moments, len(self.sizes) == self.refused
         self.sizes.append(task.size)
+        if refused:
+            raise InfeasibleBatchError("too large")
         facts = {"others_cores": 0.0, "drift": 1.0 if disturbed else 0.0, "order": len(self.sizes)}
         self.written.append(record_of(KEY, JsonObject({"d0": task.size}), [task.size * (1 + disturbed)] * 3, facts))
         return (self.written[-1],)
@@ -117,6 +119,12 @@ def test_what_was_disturbed_is_told_and_measured_again(caplog: pytest.LogCapture
     assert done[-1] == (8, 8)
     points, latency_ns = medians(measurer.written)
     assert {point["d0"]: ns for point, ns in zip(points, latency_ns, strict=True)} == {size: size for size in range(1, 9)}
+
+
+def test_what_cannot_be_run_ends_no_disturbance(caplog: pytest.LogCaptureFixture) -> None:
+    """Between two disturbed tasks one that is infeasible says nothing of the device."""
+    run_tasks(_DisturbedMeasurer({2, 4}, refused=3), [_Task(0, size) for size in range(1, 9)], None, lambda *_: None)
+    assert len(caplog.records) == 2
 
 
 def test_a_device_that_stays_disturbed_costs_a_quarter_more(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ from dooly.engines import ModelSource, ServingConfig, start_engine
 from dooly.errors import InvalidInputError, spell
 from dooly.measure._adaptive import TARGET_ERROR
 from dooly.measure._adaptive_plan import AdaptivePlan
-from dooly.measure._given import check_run
+from dooly.measure._given import check_run, check_share
 from dooly.measure._result import ProfileResult, result_of
 from dooly.measure._tasks import FixedPlan, run_tasks
 from dooly.measure.engine._adaptive import adaptive_plan, seconds_a_record
@@ -74,8 +74,8 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
         UnsupportedModelError: The engine does not know the model.
         EngineError: The engine does not start.
         InvalidInputError: `model` is no model; `store` is no open store, or open for reading and this is no dry run; `budget_s`
-            is no number of seconds, or `target_error` no relative error; or several ranks are asked for, or kernels of mixtures
-            of experts that the engine does not choose by itself.
+            is no number of seconds, `target_error` no relative error, or `share` no part of equal ones; several ranks are asked
+            for, or kernels of mixtures of experts that the engine does not choose by itself.
 
     Examples:
         >>> model, store = dooly.find_model("smollm2-135m"), dooly.Store.open("db", "a")
@@ -86,6 +86,7 @@ def profile(  # noqa: PLR0913 - one argument an option of `dooly profile`
     if not isinstance(model, ModelSource):
         raise InvalidInputError(f"dooly.profile: model: {spell(model)} is no model; give what dooly.find_model returns")
     check_run("profile", store, budget_s, target_error, progress, writes=not dry_run)
+    check_share("profile", share)
     serving = serving or ServingConfig()
     serving.require_one_rank()
     check_kernels(serving)

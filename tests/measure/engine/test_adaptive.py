@@ -278,7 +278,7 @@ def test_a_forecast_tells_what_is_known_and_what_is_wanted(
         return adaptive_plan(operations, SERVING, store, environment.digest, 0.03).forecast()
 
     new = member(64.0)
-    assert forecast(new) == Forecast(0, 0, 1, PASSES * _num_points(new))
+    assert forecast(new) == Forecast(0, 0, 1, PASSES * _num_points(new), is_most=True)
     _profile(_Laws(store, environment.digest), [new])
     assert forecast(new) == Forecast(1, 0, 0, 0)
     beside = forecast(new, member(96.0))

@@ -76,8 +76,9 @@ def test_an_adaptive_sweep_leaves_combinations_out(traced: Traced, tmp_path: Pat
     assert 0 < result.num_measured < result.num_points / 2
     assert result.num_left == 0
     assert result.expected_error is not None
-    assert result.floor is not None
-    assert 0 <= result.floor <= result.expected_error
+    assert result.known_least is not None
+    assert result.least_floor is not None
+    assert 0 <= result.least_floor <= result.known_least[1]
     environment = describe_module_environment(traced.module).digest
     whole = with_whole_module(traced.traced).operations[-1]
     counts = Counter(JsonObject(record.point) for record in store.read(whole.signature, environment))
