@@ -68,7 +68,9 @@ def test_no_operation_lies_within_another(tmp_path: Path, monkeypatch: pytest.Mo
     step, layer = (max((op for op in own if op.name == name), key=lambda op: op.count) for name in (STEP, LAYER))
     assert layer.count > 1
     steps, layers = (_num_samples(store.read(op.signature, environment)) for op in (step, layer))
-    assert layers == {key: steps[key] for key in layers}
+    both = steps.keys() & layers.keys()  # of each its own level decides on further passes
+    assert both
+    assert {key: layers[key] for key in both} == {key: steps[key] for key in both}
     assert load_latency_model(store, model, SERVING).step_ns(Batch((1,), (16,))) > 0
 
 
