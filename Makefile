@@ -14,7 +14,7 @@ GPU_WORKLOAD ?= closed:concurrency=32,requests=320,prompt=512-1536,output=64-192
 WORKLOAD ?= closed:concurrency=4,requests=40,prompt=64-256,output=16-64,seed=0
 
 # Rooms whose tests time nothing, and so run two at a time; those that start engines keep a file in one process, which shares them.
-TOGETHER := $(addprefix tests/,adapters benchmarks catalog cli engines imports kv predict prices report scripts searching simulation tracing)
+TOGETHER := $(addprefix tests/,adapters benchmarks catalog cli dbstore engines imports kv predict prices report scripts searching simulation tracing)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-fast lint format types docs dist clean
