@@ -65,7 +65,7 @@ def result_of(
         seconds: Seconds that it took.
     """
     sweeps = plan if isinstance(plan, AdaptivePlan) else None
-    num_left = plan.num_left()
+    num_left = plan.num_left()  # first: it brings to mind what is known of sweeps, of which the rest is told
     least = None if sweeps is None else sweeps.known_least
     feasible = {(record.signature, JsonObject(record.point)): False for record in records}
     feasible |= {(record.signature, JsonObject(record.point)): True for record in records if record.infeasible is None}

@@ -194,6 +194,18 @@ def test_levels_are_seen_before_anything_is_measured_a_third_time(
         assert {number for _, number in numbers} == set(range(PASSES))
 
 
+def test_a_second_pass_that_does_not_bear_out_the_checks_ends_it(
+    member: Callable[[float], TracedOperation], store: Store, environment: Environment
+) -> None:
+    """Three checks that are 5 % slower, beside seven points that are not, cost one pass and no third."""
+    laws = _Laws(store, environment.digest, drift=0.05)
+    assert _checked(laws, member(64.0)).num_left() > 0
+    laws.drift = 0.0
+    _profile(laws, [member(64.0)])
+    counts = Counter(JsonObject(r.point) for r in store.read(member(64.0).signature, environment.digest))
+    assert set(counts.values()) == {2}
+
+
 def test_a_run_that_was_cut_off_is_finished_by_the_next(
     member: Callable[[float], TracedOperation], store: Store, environment: Environment
 ) -> None:
